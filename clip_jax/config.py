@@ -1,0 +1,118 @@
+"""A config is calls written down: complete, printable, rebuilt from JSON, made by `build`."""
+
+import difflib
+import functools
+import importlib
+import inspect
+import json
+import types
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ml_collections import config_dict
+from ml_collections.config_dict import ConfigDict
+
+from clip_jax.errors import UserError
+
+
+def call(fn: Callable, **kwargs: Any) -> ConfigDict:
+  """Writes down the call `fn(**kwargs)`, every default filled in, to be made later by `build`.
+
+  Arguments without a default may be left out, if whoever builds the call passes them.
+
+  Raises:
+    UserError: `fn` has no argument of that name; says which it has and the likely meant one.
+  """
+  target = fn.__init__ if inspect.isclass(fn) else fn  # NNX's metaclass hides a class's signature.
+  parameters = {n: p for n, p in inspect.signature(target).parameters.items() if n != "self"}
+  for name in kwargs:
+    if name not in parameters:
+      close = difflib.get_close_matches(name, parameters, 1)
+      raise UserError(
+          f"{fn.__qualname__} has no argument {name!r}; it has {', '.join(parameters)}."
+          + (f" Did you mean {close[0]!r}?" if close else ""))
+  # Made from the class, not from an instance, so annotations may still be strings.
+  hints = typing.get_type_hints(target)
+  defaults = {n: _default(p.default, hints.get(n))
+              for n, p in parameters.items() if p.default is not p.empty}
+  return ConfigDict({"fn": f"{fn.__module__}:{fn.__qualname__}", **defaults, **kwargs})
+
+
+def _default(value, hint):
+  """`value`, or where it is None, a placeholder that the command line can still fill."""
+  if value is not None:
+    return value
+  kinds = [k for k in typing.get_args(hint) if k is not types.NoneType]
+  plain = len(kinds) == 1 and kinds[0] in (int, float, str, bool)
+  return config_dict.placeholder(kinds[0]) if plain else None
+
+
+def build(spec: ConfigDict, **context: Any) -> Any:
+  """Makes the call that `call` wrote down, inner calls first.
+
+  Args:
+    spec: what `call` returned, or its JSON round trip.
+    **context: arguments known only now (`rngs=`, `model=`); passed to the outermost call.
+  """
+  arguments = {name: _built(value) for name, value in spec.items() if name != "fn"}
+  return function(spec.fn)(**arguments, **context)
+
+
+def function(name: str) -> Callable:
+  """The function or class that `"module:qualified.name"` names."""
+  module, _, path = name.partition(":")
+  return functools.reduce(getattr, path.split("."), importlib.import_module(module))
+
+
+def _built(value):
+  if isinstance(value, ConfigDict):
+    return build(value) if "fn" in value else {k: _built(v) for k, v in value.items()}
+  if isinstance(value, (tuple, list)):
+    return tuple(_built(v) for v in value)
+  return value
+
+
+def to_json(config: ConfigDict) -> str:
+  """The whole config as indented JSON, keys sorted."""
+  return json.dumps(json.loads(config.to_json_best_effort()), indent=2, sort_keys=True)
+
+
+def from_json(text: str, *, trust: tuple[str, ...] = ()) -> ConfigDict:
+  """The config that `to_json` wrote.
+
+  A config that lies in a checkpoint comes from whoever made the checkpoint, and building it calls
+  what it names. So it may name this package, and beyond it only what the user vouches for.
+
+  Args:
+    text: JSON.
+    trust: names of further modules that it may call.
+
+  Raises:
+    UserError: it names code outside `clip_jax` and `trust`.
+  """
+  config = ConfigDict(_tupled(json.loads(text)))
+  for name in sorted(set(_functions(config))):
+    module = name.partition(":")[0]
+    if module.split(".")[0] != "clip_jax" and module not in trust:
+      raise UserError(
+          f"The config calls {name}, which is not part of clip_jax. If you trust where the config "
+          f"comes from, name the module: trust=({module!r},), or --trust={module} in a command.")
+  return config
+
+
+def _functions(value) -> Iterator[str]:
+  if isinstance(value, ConfigDict):
+    for name, inner in value.items():
+      if name == "fn":
+        yield inner
+      yield from _functions(inner)
+  elif isinstance(value, (tuple, list)):
+    for inner in value:
+      yield from _functions(inner)
+
+
+def _tupled(value):
+  if isinstance(value, dict):
+    return {k: _tupled(v) for k, v in value.items()}
+  return tuple(map(_tupled, value)) if isinstance(value, list) else value
