@@ -24,16 +24,14 @@ def call(fn: Callable, **kwargs: Any) -> ConfigDict:
   Raises:
     UserError: `fn` has no argument of that name; says which it has and the likely meant one.
   """
-  target = fn.__init__ if inspect.isclass(fn) else fn  # NNX's metaclass hides a class's signature.
-  parameters = {n: p for n, p in inspect.signature(target).parameters.items() if n != "self"}
+  parameters = _parameters(fn)
   for name in kwargs:
     if name not in parameters:
       close = difflib.get_close_matches(name, parameters, 1)
       raise UserError(
           f"{fn.__qualname__} has no argument {name!r}; it has {', '.join(parameters)}."
           + (f" Did you mean {close[0]!r}?" if close else ""))
-  # Made from the class, not from an instance, so annotations may still be strings.
-  hints = typing.get_type_hints(target)
+  hints = typing.get_type_hints(_target(fn))
   defaults = {n: _default(p.default, hints.get(n))
               for n, p in parameters.items() if p.default is not p.empty}
   return ConfigDict({"fn": f"{fn.__module__}:{fn.__qualname__}", **defaults, **kwargs})
@@ -53,10 +51,21 @@ def build(spec: ConfigDict, **context: Any) -> Any:
 
   Args:
     spec: what `call` returned, or its JSON round trip.
-    **context: arguments known only now (`rngs=`, `model=`); passed to the outermost call.
+    **context: values known only now (`rngs=`, `model=`, `total_steps=`). Each goes to every call,
+      inner ones included, that has an argument of that name and no value for it.
+
+  Raises:
+    UserError: an argument without a default has no value.
   """
-  arguments = {name: _built(value) for name, value in spec.items() if name != "fn"}
-  return function(spec.fn)(**arguments, **context)
+  fn = function(spec.fn)
+  arguments = {name: _built(value, context) for name, value in spec.items() if name != "fn"}
+  for name, parameter in _parameters(fn).items():
+    if name not in arguments and name in context:
+      arguments[name] = context[name]
+    elif name not in arguments and parameter.default is parameter.empty:
+      raise UserError(f"{spec.fn} needs a value for its argument {name!r}: call("
+                      f"{fn.__name__}, {name}=...) in the config.")
+  return fn(**arguments)
 
 
 def function(name: str) -> Callable:
@@ -65,12 +74,24 @@ def function(name: str) -> Callable:
   return functools.reduce(getattr, path.split("."), importlib.import_module(module))
 
 
-def _built(value):
+def _built(value, context):
   if isinstance(value, ConfigDict):
-    return build(value) if "fn" in value else {k: _built(v) for k, v in value.items()}
+    if "fn" in value:
+      return build(value, **context)
+    return {k: _built(v, context) for k, v in value.items()}
   if isinstance(value, (tuple, list)):
-    return tuple(_built(v) for v in value)
+    return tuple(_built(v, context) for v in value)
   return value
+
+
+def _parameters(fn):
+  target = _target(fn)
+  return {n: p for n, p in inspect.signature(target).parameters.items()
+          if n != "self" and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+
+
+def _target(fn):
+  return fn.__init__ if inspect.isclass(fn) else fn  # NNX's metaclass hides a class's signature.
 
 
 def to_json(config: ConfigDict) -> str:
@@ -91,7 +112,7 @@ def from_json(text: str, *, trust: tuple[str, ...] = ()) -> ConfigDict:
   Raises:
     UserError: it names code outside `clip_jax` and `trust`.
   """
-  config = ConfigDict(_tupled(json.loads(text)))
+  config = _from_plain(json.loads(text))
   for name in sorted(set(_functions(config))):
     module = name.partition(":")[0]
     if module.split(".")[0] != "clip_jax" and module not in trust:
@@ -112,7 +133,8 @@ def _functions(value) -> Iterator[str]:
       yield from _functions(inner)
 
 
-def _tupled(value):
+def _from_plain(value):
+  """Dicts to ConfigDicts, those inside lists too; lists to tuples."""
   if isinstance(value, dict):
-    return {k: _tupled(v) for k, v in value.items()}
-  return tuple(map(_tupled, value)) if isinstance(value, list) else value
+    return ConfigDict({k: _from_plain(v) for k, v in value.items()})
+  return tuple(map(_from_plain, value)) if isinstance(value, list) else value

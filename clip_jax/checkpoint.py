@@ -1,0 +1,99 @@
+"""Checkpoints: the train state and the complete config. The data position is the step."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections.config_dict import ConfigDict
+import orbax.checkpoint as ocp
+
+from clip_jax import config as config_lib
+from clip_jax.errors import UserError
+from clip_jax.step import TrainState
+
+
+class Checkpoints:
+  """The checkpoints of one run, in a folder of their own; saved in the background.
+
+  A save that is cut off leaves the ones before it as they were.
+  """
+
+  def __init__(self, folder: Path | str, *, keep: int = 2):
+    """Args: `folder` is made when missing; the `keep` newest checkpoints are kept."""
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells its every step otherwise.
+    self.folder = Path(folder).absolute()
+    self.manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(
+        max_to_keep=keep, cleanup_tmp_directories=True, create=True))
+
+  def latest(self) -> int | None:
+    """Step of the newest complete checkpoint."""
+    return self.manager.latest_step()
+
+  def save(self, step: int, state: TrainState, config: ConfigDict):
+    """Starts to save; the arrays may be given away at once, for they are copied first."""
+    self.manager.save(step, args=ocp.args.Composite(
+        state=ocp.args.StandardSave(as_dict(state)),
+        config=ocp.args.JsonSave(config_lib.to_json(config))))
+
+  def restore(self, abstract: TrainState, step: int | None = None) -> TrainState:
+    """The train state saved at `step` (the newest).
+
+    Args:
+      abstract: shapes, dtypes and shardings to restore to; the mesh may be another than it was.
+
+    Raises:
+      UserError: the checkpoint is of another model; says which arrays differ.
+    """
+    step = self.latest() if step is None else step
+    saved = self.manager.item_metadata(step)["state"].tree
+    check_same(_shapes(saved), _shapes(as_dict(abstract)), f"{self.folder / str(step)}")
+    restored = self.manager.restore(step, args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(as_dict(abstract))))["state"]
+    return TrainState(**restored)
+
+  def config(self, step: int | None = None, *, trust: tuple[str, ...] = ()) -> ConfigDict:
+    """The config that the checkpoint was trained with."""
+    step = self.latest() if step is None else step
+    restored = self.manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
+    return config_lib.from_json(restored["config"], trust=trust)
+
+  def wait(self):
+    """Returns when what was started is saved."""
+    self.manager.wait_until_finished()
+
+  def close(self):
+    """Waits, and lets go of the folder."""
+    self.manager.close()
+
+
+def as_dict(state: TrainState) -> dict[str, Any]:
+  """The fields of a train state by name."""
+  return {name: getattr(state, name) for name in ("step", "params", "stats", "opt_state")}
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+  flat = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))[0]
+  return {"/".join(_name(k) for k in path): tuple(x.shape) for path, x in flat}
+
+
+def _name(key) -> str:
+  for attribute in ("key", "name", "idx"):
+    if hasattr(key, attribute):
+      return str(getattr(key, attribute))
+  return str(key)
+
+
+def check_same(saved: dict[str, tuple], wanted: dict[str, tuple], where: str, *, most: int = 5):
+  """Raises unless two sets of arrays have the same names and shapes; says what differs."""
+  misshapen = [f"{n}: {saved[n]} there, {wanted[n]} here"
+               for n in wanted if n in saved and saved[n] != wanted[n]]
+  missing = [f"{n}: not there, {wanted[n]} here" for n in wanted if n not in saved]
+  extra = [f"{n}: {saved[n]} there, not here" for n in saved if n not in wanted]
+  differences = misshapen + missing + extra
+  if differences:
+    more = f"\n  ... and {len(differences) - most} more" if len(differences) > most else ""
+    raise UserError(
+        f"The checkpoint {where} is of another model; {len(differences)} arrays differ:\n  "
+        + "\n  ".join(differences[:most]) + more
+        + "\nUse the config it was trained with (config.json beside it), or another --workdir.")

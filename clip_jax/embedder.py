@@ -1,0 +1,91 @@
+"""A model with its own preprocessing and tokenizer: images and texts in, unit vectors out."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+import functools
+import itertools
+from typing import Any
+
+from flax import nnx
+import jax
+from jax.sharding import Mesh
+import numpy as np
+
+from clip_jax.errors import UserError
+from clip_jax.interfaces import Tokenizer
+from clip_jax.model import TwoTowers
+from clip_jax.sharding import make_mesh, replicated, rows, to_device
+
+
+class Embedder:
+  """Encodes pictures and sentences with a trained model.
+
+  Attributes:
+    model: the two towers.
+    tokenize: list of str -> int32 [B, L].
+    preprocess: encoded bytes, a PIL image or uint8 [H, W, 3] -> uint8 of the model's size.
+    scale, bias: what turns a product of unit vectors into a logit: scale * z_image @ z_text + bias.
+  """
+
+  def __init__(self, model: TwoTowers, preprocess: Callable[[Any], np.ndarray],
+               tokenize: Tokenizer, *, scale: float = 100.0, bias: float = 0.0,
+               mesh: Mesh | None = None, batch_size: int = 256, threads: int = 8):
+    """Args: as the attributes; `batch_size` is rounded up to what `mesh` (all devices) divides."""
+    self.model, self.preprocess, self.tokenize = model, preprocess, tokenize
+    self.scale, self.bias = scale, bias
+    self.mesh = mesh or make_mesh()
+    self.batch_size = -(-batch_size // self.mesh.size) * self.mesh.size
+    self.threads = threads
+
+  def encode_image(self, images: np.ndarray | Iterable[Any]) -> np.ndarray:
+    """Unit vectors of images, float32 [n, E].
+
+    Args:
+      images: uint8 [n, H, W, 3], or any number of encoded bytes, PIL images or uint8 arrays.
+    """
+    with ThreadPoolExecutor(self.threads) as pool:
+      made = (np.stack(list(pool.map(self.preprocess, piece)))
+              for piece in _batched(images, self.batch_size))
+      return self._encoded("encode_image", made)
+
+  def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+    """Unit vectors of texts, float32 [n, E]."""
+    if isinstance(texts, str):
+      raise UserError(f"encode_text takes a list of texts, not one: encode_text([{texts!r}]).")
+    return self._encoded("encode_text", map(self.tokenize, _batched(texts, self.batch_size)))
+
+  def _encoded(self, method, batches):
+    """All rows of all batches, each batch filled up so that few programs serve every number."""
+    graphdef, arrays = nnx.split(self.model)
+    out = []
+    with jax.set_mesh(self.mesh):
+      for batch in batches:
+        n = len(batch)
+        size = min(self.batch_size, max(self.mesh.size, 1 << (n - 1).bit_length()))
+        filled = np.zeros((-(-size // self.mesh.size) * self.mesh.size, *batch.shape[1:]),
+                          batch.dtype)
+        filled[:n] = batch
+        z = _program(method, graphdef, self.mesh)(arrays, self._on_device(filled))
+        out.append(np.asarray(z)[:n])
+    if not out:
+      raise UserError("There is nothing to encode: an empty list was given.")
+    return np.concatenate(out)
+
+  def _on_device(self, batch):
+    share = len(batch) // jax.process_count()
+    start = share * jax.process_index()
+    return to_device({"x": batch[start:start + share]}, self.mesh)["x"]
+
+
+@functools.lru_cache(maxsize=16)
+def _program(method: str, graphdef: Any, mesh: Mesh):
+  """The compiled encoder of one model structure on one mesh; every process gets every row."""
+  def encode(arrays, x):
+    return getattr(nnx.merge(graphdef, arrays), method)(x)
+  return jax.jit(encode, in_shardings=(None, rows(mesh)), out_shardings=replicated(mesh))
+
+
+def _batched(items: Iterable[Any], n: int) -> Iterator[list[Any]]:
+  items = iter(items)
+  while piece := list(itertools.islice(items, n)):
+    yield piece

@@ -1,0 +1,106 @@
+"""What a config file returns: every section of a training run, each a call, none left out."""
+
+import dataclasses
+from typing import Any
+
+from ml_collections.config_dict import ConfigDict
+
+from clip_jax.config import build, call
+from clip_jax.errors import UserError
+from clip_jax.interfaces import Objective, Source
+from clip_jax.sharding import make_mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """What is trained on, and how it is read.
+
+  Attributes:
+    source: the records.
+    views: makes an example of a record.
+    batch_size: examples in the global batch, B.
+    threads: that make batches ahead in each process.
+    workers: processes that make batches ahead on each host; 0 makes them in this one.
+  """
+  source: Source
+  views: Any
+  batch_size: int = 256
+  threads: int = 16
+  workers: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+  """How long to train, and what happens on the way.
+
+  Attributes:
+    steps, samples, epochs: the length of the run; exactly one of them.
+    microbatches: pieces that the batch is embedded in, one after the other; same gradient, less
+      memory.
+    log_every, eval_every, save_every: in steps; 0 is never (the end always evaluates and saves).
+    keep: checkpoints kept, the newest.
+    wandb: Weights & Biases project that logs go to as well.
+  """
+  steps: int | None = None
+  samples: int | None = None
+  epochs: float | None = None
+  microbatches: int = 1
+  log_every: int = 50
+  eval_every: int = 0
+  save_every: int = 1000
+  keep: int = 2
+  wandb: str | None = None
+
+  def total_steps(self, *, batch_size: int, examples: int) -> int:
+    """The length of the run in steps, rounded up so that no sample asked for is missing."""
+    given = {n: getattr(self, n) for n in ("steps", "samples", "epochs")
+             if getattr(self, n) is not None}
+    if len(given) != 1:
+      raise UserError(
+          "The length of the run is one of steps, samples and epochs; given are "
+          f"{', '.join(f'{n}={v}' for n, v in given.items()) or 'none'}. Set exactly one, as in "
+          "--config.train.steps=1000 (and leave the others out of the config).")
+    samples = self.samples if self.samples is not None else (self.epochs or 0) * examples
+    steps = self.steps if self.steps is not None else -int(-samples // batch_size)
+    if steps < 1:
+      raise UserError(f"A run of {steps} steps does nothing; {given} is too little.")
+    return steps
+
+
+def experiment(*, data: ConfigDict, model: ConfigDict, objective: ConfigDict,
+               optimizer: ConfigDict, train: ConfigDict, mesh: ConfigDict | None = None,
+               augment: dict[str, ConfigDict] | None = None,
+               evaluators: dict[str, ConfigDict] | None = None,
+               final_evaluators: dict[str, ConfigDict] | None = None,
+               seed: int = 0) -> ConfigDict:
+  """The config of a training run.
+
+  Args:
+    data: a call of `Data`.
+    model: a call of `TwoTowers`.
+    objective, optimizer: calls of what their packages hold.
+    train: a call of `Training`.
+    mesh: a call of `sharding.make_mesh`; data-parallel over all devices by default.
+    augment: what happens to batch entries on the device, calls by the entry's name.
+    evaluators: asked every `train.eval_every` steps, calls by the name that their metrics get.
+    final_evaluators: asked at the end of the run.
+    seed: of the data order, the initial parameters, and everything random on the way.
+  """
+  return ConfigDict(dict(
+      seed=seed, data=data, augment=augment or {}, model=model, objective=objective,
+      optimizer=optimizer, mesh=mesh or call(make_mesh), train=train,
+      evaluators=evaluators or {}, final_evaluators=final_evaluators or {}))
+
+
+def build_all(specs: ConfigDict) -> dict[str, Any]:
+  """Builds each of a dict of calls."""
+  return {name: build(spec) for name, spec in specs.items()}
+
+
+def check_inputs(objective: Objective, outputs: tuple[str, ...]):
+  """Raises unless the pipeline makes every batch entry that the objective reads."""
+  missing = [name for name in objective.inputs if name not in outputs]
+  if missing:
+    raise UserError(
+        f"{type(objective).__name__} reads {', '.join(objective.inputs)} and the pipeline makes "
+        f"{', '.join(outputs)}. Add to config.data.views.images: {', '.join(missing)}.")

@@ -1,0 +1,78 @@
+"""Flags of the commands: `--config=FILE --config.a.b=value` beside plain ones."""
+
+import difflib
+from pathlib import Path
+import re
+import sys
+from types import SimpleNamespace
+
+from absl import flags as absl_flags
+from ml_collections import config_flags
+
+from clip_jax.errors import UserError
+
+
+def parse(arguments: list[str], text: str, *, config: bool = False, strings: tuple[str, ...] = (),
+          switches: tuple[str, ...] = ()) -> SimpleNamespace:
+  """The values of flags by name, the config with its replacements made and locked.
+
+  Args:
+    arguments: of the command line, without the program's name.
+    text: printed for --help.
+    config: whether there is a --config.
+    strings: flags that take a value, None when not given.
+    switches: flags that are there or not.
+
+  Raises:
+    UserError: a flag or a name in the config that does not exist, with the likely meant one; a
+      config file that is missing.
+  """
+  if {"--help", "-h", "-help"} & set(arguments):
+    print(text.rstrip())
+    sys.exit(0)
+  values = absl_flags.FlagValues()
+  for name in strings:
+    absl_flags.DEFINE_string(name, None, "", flag_values=values)
+  for name in switches:
+    absl_flags.DEFINE_bool(name, False, "", flag_values=values)
+  if config:
+    _check_config(arguments)
+    config_flags.DEFINE_config_file("config", flag_values=values)
+  known = (*strings, *switches, *(("config",) if config else ()))
+  for argument in arguments:
+    _check_name(argument, known)
+  try:
+    extra = values(["clip_jax", *arguments])[1:]
+  except (absl_flags.Error, AttributeError, KeyError, TypeError) as e:
+    raise UserError(_readable(e)) from e
+  if extra:
+    raise UserError(f"{extra[0]!r} is not a flag; flags look like --name=value.")
+  return SimpleNamespace(**{name: values[name].value for name in known})
+
+
+def _check_config(arguments):
+  given = [a.partition("=")[2] for a in arguments if a.startswith("--config=")]
+  if not given:
+    raise UserError("Which config? Set --config=FILE, as in --config=configs/quickstart.py.")
+  path = Path(given[-1].partition(":")[0])
+  if not path.is_file():
+    near = sorted(p.stem for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.stem, near, 1)
+    raise UserError(f"There is no config file {path}."
+                    + (f" Did you mean {path.with_name(close[0] + '.py')}?" if close else
+                       f" In {path.parent} there are: {', '.join(near) or 'none'}."))
+
+
+def _check_name(argument, known):
+  name = re.match(r"--?([^=.]*)", argument)
+  if name and name[1] and name[1].removeprefix("no") not in known and name[1] not in known:
+    close = difflib.get_close_matches(name[1], known, 1)
+    raise UserError(f"There is no flag --{name[1]}; there are "
+                    f"{', '.join('--' + n for n in known)}."
+                    + (f" Did you mean --{close[0]}?" if close else ""))
+
+
+def _readable(error) -> str:
+  """The message of an error of the flag library, without its quotes and repetitions."""
+  message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+  return message.strip().strip("'\"")

@@ -1,0 +1,236 @@
+"""What towers are made of: linear, norm, attention, blocks, the scanned stack, patches, positions.
+
+Parameters are float32; `dtype` is what a layer computes in. Kernels are [in, ..., out], so that
+heads have an axis of their own, which tensor parallelism splits.
+"""
+
+from collections.abc import Callable
+import math
+
+from flax import nnx
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+from clip_jax.errors import UserError
+from clip_jax.sharding import on_rows
+
+Initializer = Callable[..., jax.Array]
+
+# Big_vision's `gelu` is the tanh form, OpenAI's later models' the exact one, their first ones' quick.
+ACTIVATIONS = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+}
+
+# What the backward pass keeps of a block: everything, the results of products, or its input alone.
+REMAT = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def one_of(table: dict, name: str, what: str):
+  """`table[name]`, or an error that lists what there is."""
+  if name not in table:
+    raise UserError(f"{what} {name!r} does not exist; there are {', '.join(map(repr, table))}.")
+  return table[name]
+
+
+def glorot(fan_in: int, fan_out: int) -> Initializer:
+  """Uniform with the variance 2 / (fan_in + fan_out), for kernels whose shape hides their fans.
+
+  Source: Glorot & Bengio 2010, eq. 16.
+  """
+  limit = math.sqrt(6 / (fan_in + fan_out))
+  return lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -limit, limit)
+
+
+class Linear(nnx.Module):
+  """`x @ kernel + bias` over the last axes of x.
+
+  Args:
+    inputs, outputs: shapes of the contracted and of the new axes; a number is one axis.
+    init: initializer of the kernel; Glorot uniform by default.
+  """
+
+  def __init__(self, inputs: int | tuple[int, ...], outputs: int | tuple[int, ...], *,
+               bias: bool = True, init: Initializer | None = None, dtype: str = "float32",
+               rngs: nnx.Rngs):
+    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    init = init or glorot(math.prod(inputs), math.prod(outputs))
+    self.kernel = nnx.Param(init(rngs.params(), inputs + outputs))
+    self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
+    self.contracted = len(inputs)
+    self.dtype = dtype
+
+  def __call__(self, x):
+    n = self.contracted
+    kernel = self.kernel[...].astype(self.dtype)
+    x = lax.dot_general(
+        x.astype(self.dtype), kernel, ((range(x.ndim - n, x.ndim), range(n)), ((), ())))
+    return x if self.bias is None else x + self.bias[...].astype(self.dtype)
+
+
+class LayerNorm(nnx.Module):
+  """Normalises the last axis to mean 0 and deviation 1, in float32."""
+
+  def __init__(self, width: int, *, epsilon: float = 1e-6, dtype: str = "float32"):
+    self.scale = nnx.Param(jnp.ones(width))
+    self.bias = nnx.Param(jnp.zeros(width))
+    self.epsilon, self.dtype = epsilon, dtype
+
+  def __call__(self, x):
+    x = x.astype(jnp.float32)
+    x = x - x.mean(-1, keepdims=True)
+    x = x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon)
+    return (x * self.scale[...] + self.bias[...]).astype(self.dtype)
+
+
+class Attention(nnx.Module):
+  """Multi-head attention of a sequence to itself, with one product for queries, keys and values."""
+
+  def __init__(self, width: int, heads: int, *, dtype: str = "float32", rngs: nnx.Rngs):
+    check_heads(width, heads)
+    # As if the three were separate [D, D] kernels.
+    self.qkv = Linear(width, (3, heads, width // heads), init=glorot(width, width), dtype=dtype,
+                      rngs=rngs)
+    self.out = Linear((heads, width // heads), width, dtype=dtype, rngs=rngs)
+
+  def __call__(self, x, mask=None):
+    """[B, N, D] -> [B, N, D]; `mask`, bool [B or 1, 1, N, N], is True where a query may look."""
+    qkv = self.qkv(x)                                                       # [B, N, 3, heads, D/h]
+    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    return self.out(jax.nn.dot_product_attention(q, k, v, mask=mask))
+
+
+def check_heads(width: int, heads: int):
+  """Raises unless the heads share the width evenly."""
+  if width % heads:
+    raise UserError(f"width {width} is not divisible by {heads} heads.")
+
+
+class Mlp(nnx.Module):
+  """Two layers with an activation between them."""
+
+  def __init__(self, width: int, hidden: int, *, activation: str = "gelu_tanh",
+               dtype: str = "float32", rngs: nnx.Rngs):
+    one_of(ACTIVATIONS, activation, "activation")
+    self.up = Linear(width, hidden, dtype=dtype, rngs=rngs)
+    self.down = Linear(hidden, width, dtype=dtype, rngs=rngs)
+    self.activation = activation
+
+  def __call__(self, x):
+    return self.down(ACTIVATIONS[self.activation](self.up(x)))
+
+
+class Block(nnx.Module):
+  """A pre-norm transformer block."""
+
+  def __init__(self, width: int, heads: int, mlp: int, *, activation: str = "gelu_tanh",
+               dtype: str = "float32", rngs: nnx.Rngs):
+    self.norm_attention = LayerNorm(width, dtype=dtype)
+    self.attention = Attention(width, heads, dtype=dtype, rngs=rngs)
+    self.norm_mlp = LayerNorm(width, dtype=dtype)
+    self.mlp = Mlp(width, mlp, activation=activation, dtype=dtype, rngs=rngs)
+
+  def __call__(self, x, mask=None):
+    """[B, N, D] -> [B, N, D]."""
+    x = x + self.attention(self.norm_attention(x), mask)
+    return on_rows(x + self.mlp(self.norm_mlp(x)))
+
+
+class Stack(nnx.Module):
+  """`depth` blocks in a row, stored stacked: every parameter has a leading [depth] axis.
+
+  One block is compiled, whatever the depth.
+
+  Args:
+    make_block: makes a block from `nnx.Rngs`.
+    remat: what the backward pass keeps of a block, a name in `REMAT`.
+    unroll: blocks per turn of the compiled loop; `depth` compiles every block by itself.
+  """
+
+  def __init__(self, make_block: Callable[[nnx.Rngs], nnx.Module], depth: int, *,
+               remat: str = "none", unroll: int = 1, rngs: nnx.Rngs):
+    self.blocks = jax.vmap(lambda key: make_block(nnx.Rngs(key)))(
+        jax.random.split(rngs.params(), depth))
+    one_of(REMAT, remat, "remat")
+    self.remat, self.unroll = remat, unroll
+
+  def __call__(self, x, mask=None):
+    """[B, N, D] -> [B, N, D]."""
+    def apply(x, block):
+      return block(x, mask), None
+    if self.remat != "none":
+      apply = jax.checkpoint(apply, policy=REMAT[self.remat], prevent_cse=False)
+    return lax.scan(apply, on_rows(x), self.blocks, unroll=self.unroll)[0]
+
+
+class MapHead(nnx.Module):
+  """Attention of one learned query to all tokens, then a residual MLP.
+
+  Source: Zhai et al. 2022 (Scaling ViT), sec. 3.2, as in big_vision: no residual around attention.
+  """
+
+  def __init__(self, width: int, heads: int, mlp: int, *, activation: str = "gelu_tanh",
+               dtype: str = "float32", rngs: nnx.Rngs):
+    check_heads(width, heads)
+    self.probe = nnx.Param(glorot(1, width)(rngs.params(), (width,)))
+    self.query = Linear(width, (heads, width // heads), dtype=dtype, rngs=rngs)
+    self.key_value = Linear(width, (2, heads, width // heads), init=glorot(width, width),
+                            dtype=dtype, rngs=rngs)
+    self.out = Linear((heads, width // heads), width, dtype=dtype, rngs=rngs)
+    self.norm = LayerNorm(width, dtype=dtype)
+    self.mlp = Mlp(width, mlp, activation=activation, dtype=dtype, rngs=rngs)
+
+  def __call__(self, x, mask=None):
+    """[B, N, D] -> [B, D]; `mask`, bool [B, N], is True at tokens to look at."""
+    B = len(x)
+    query = jnp.broadcast_to(self.query(self.probe[...]), (B, 1, *self.query.kernel.shape[1:]))
+    key_value = self.key_value(x)                                           # [B, N, 2, heads, D/h]
+    mask = None if mask is None else mask[:, None, None, :]
+    x = self.out(jax.nn.dot_product_attention(
+        query, key_value[:, :, 0], key_value[:, :, 1], mask=mask))[:, 0]    # [B, D]
+    return x + self.mlp(self.norm(x))
+
+
+def patches(image: jax.Array, size: int) -> jax.Array:
+  """[B, H, W, C] -> [B, N, size * size * C], row by row; a strided convolution's input."""
+  B, H, W, C = image.shape
+  if H % size or W % size:
+    raise UserError(f"An image of {H} x {W} does not divide into patches of {size} x {size}.")
+  image = image.reshape(B, H // size, size, W // size, size, C)
+  return image.transpose(0, 1, 3, 2, 4, 5).reshape(B, -1, size * size * C)
+
+
+def some_of(x: jax.Array, keep: float, key: jax.Array) -> jax.Array:
+  """A random subset of each example's tokens, another one for each: [B, N, D] -> [B, K, D].
+
+  K = max(1, int(N * keep)), as FLIP rounds (Li et al. 2023, sec. 3). Order is not kept: positions
+  have been added before.
+
+  Args:
+    key: one key per example, [B].
+  """
+  N = x.shape[1]
+  noise = jax.vmap(lambda k: jax.random.uniform(k, (N,)))(key)              # [B, N]
+  kept = lax.top_k(noise, max(1, int(N * keep)))[1]                         # [B, K]
+  return jnp.take_along_axis(x, kept[:, :, None], axis=1)
+
+
+def sincos2d(rows: int, columns: int, width: int, *, temperature: float = 10_000.0) -> np.ndarray:
+  """Fixed position embeddings of a grid, float32 [rows * columns, width].
+
+  Source: Chen et al. 2021 (MoCo v3), as in big_vision: frequencies i / (width / 4 - 1); the form of
+  MAE and FLIP divides by width / 4 and is another embedding.
+  """
+  if width % 4:
+    raise UserError(f"sincos2d positions need a width divisible by 4, not {width}.")
+  omega = temperature ** (-np.arange(width // 4) / (width // 4 - 1))
+  y, x = np.mgrid[:rows, :columns].reshape(2, -1, 1) * omega                # [N, width / 4] each
+  return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1).astype(np.float32)

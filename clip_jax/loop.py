@@ -1,0 +1,277 @@
+"""The training loop: step after step, and what happens between steps."""
+
+from collections.abc import Iterator
+import os
+from pathlib import Path
+import signal
+import time
+from typing import Any
+
+from flax import nnx
+import jax
+from ml_collections.config_dict import ConfigDict
+
+from clip_jax import config as config_lib
+from clip_jax import sharding
+from clip_jax.checkpoint import Checkpoints
+from clip_jax.data.crops import Resize
+from clip_jax.data.pipeline import Examples, batches
+from clip_jax.embedder import Embedder
+from clip_jax.errors import UserError
+from clip_jax.flops import multiply_adds, parameters
+from clip_jax.parts import Parts, prepare
+from clip_jax.report import Report, table
+
+PREEMPTED = 75  # Exit code: saved after SIGTERM, start me again.
+DAMAGED_SHARE = 0.01
+DAMAGED_AFTER = 1000  # Examples to see before the share of damaged ones means anything.
+
+
+def run(config: ConfigDict, workdir: Path | str) -> int:
+  """Trains what `config` describes in `workdir`, from its newest checkpoint if it has one.
+
+  Returns:
+    Exit code: 0, or `PREEMPTED` when SIGTERM came and the state was saved.
+
+  Raises:
+    UserError: said before anything is compiled, but for damage in the data.
+  """
+  workdir = writable(Path(workdir))
+  parts = prepare(config)
+  stop = Stop()
+  with jax.set_mesh(parts.mesh):
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=parts.training.keep)
+    start = checkpoints.latest() or 0
+    if jax.process_index() == 0:
+      (workdir / "config.json").write_text(config_lib.to_json(config) + "\n")
+    report = Report(workdir, total_steps=parts.total_steps, start_step=start,
+                    writes=jax.process_index() == 0, wandb=parts.training.wandb)
+    for line in summary(parts, workdir, start):
+      report.note(line)
+    if start:
+      state = checkpoints.restore(parts.state)
+    else:
+      shardings = jax.tree.map(lambda x: x.sharding, parts.state)
+      state = jax.jit(parts.make, static_argnums=0, out_shardings=shardings)(config.seed)
+    if start < parts.total_steps:
+      state = train(parts, state, start, checkpoints, report, stop)
+    if stop.asked and int(state.step) < parts.total_steps:
+      report.note(f"SIGTERM: saved at step {int(state.step)}; the same command goes on from there.")
+      report.close()
+      checkpoints.close()
+      return PREEMPTED
+    finish(parts, state, start, checkpoints, report, workdir)
+  return 0
+
+
+def train(parts: Parts, state: Any, start: int, checkpoints: Checkpoints, report: Report,
+          stop: "Stop") -> Any:
+  """The state after the last step; or, once `stop.asked`, after the next save."""
+  training, config = parts.training, parts.config
+  train_step = parts.train_step
+  feed = Feed(parts, start)
+  log = Log(parts, report, feed, start)
+  for step in range(start + 1, parts.total_steps + 1):
+    with jax.transfer_guard("disallow"):
+      state, metrics = train_step(state, feed.batch)
+    if step < parts.total_steps:
+      feed.advance()  # While the device is busy with the step just started.
+    log.add(metrics)
+    last = step == parts.total_steps
+    if last or step == start + 1 or due(step, training.log_every):
+      log.write(step)
+    if not last and due(step, training.eval_every):
+      report.log(step, evaluate(parts.evaluators, embedder(parts, state)))
+      log.restart_clock()
+    if not last and (stop.asked or due(step, training.save_every)):
+      checkpoints.save(step, state, config)
+    if stop.asked:
+      break
+  checkpoints.wait()
+  feed.report_damage(report)
+  return state
+
+
+def finish(parts, state, start, checkpoints, report, workdir):
+  """Evaluates the end of a run, shows it, and saves."""
+  total, again = parts.total_steps, start >= parts.total_steps
+  if again:
+    report.note(f"This run was done at step {start}; here is its evaluation.")
+  trained = embedder(parts, state)
+  evaluators = {**parts.evaluators, **parts.final_evaluators}
+  results = evaluate(evaluators, trained)
+  if not again:
+    # The checkpoint comes last: where it is, everything before it was written.
+    report.log(total, results)
+    checkpoints.save(total, state, parts.config)
+  checkpoints.close()
+  if results:
+    report.note(table([(name, f"{value:.2f}".rstrip("0").rstrip("."))
+                       for name, value in results.items()], header=("evaluation", "value")))
+  report.close()
+  for name, evaluator in parts.final_evaluators.items():
+    if hasattr(evaluator, "picture") and jax.process_index() == 0:
+      evaluator.picture(trained).save(workdir / f"{name}.png")
+  for path in ("config.json", "metrics.jsonl", "tensorboard", "checkpoints",
+               *(f"{name}.png" for name in parts.final_evaluators)):
+    if (workdir / path).exists():
+      report.note(f"  {workdir / path}")
+
+
+def evaluate(evaluators: dict[str, Any], model: Embedder) -> dict[str, float]:
+  """What all evaluators say, by `evaluator/metric`."""
+  return {f"{name}/{metric}": value for name, evaluator in evaluators.items()
+          for metric, value in evaluator(model).items()}
+
+
+def embedder(parts: Parts, state: Any) -> Embedder:
+  """The model of a train state with the preprocessing and the tokenizer of its config."""
+  learner = nnx.merge(parts.graphdef, state.params, state.stats)
+  return Embedder(learner.model, Resize(parts.learner.model.image.image_size),
+                  parts.data.views.tokenizer, mesh=parts.mesh)
+
+
+def due(step: int, every: int) -> bool:
+  """Whether something that happens every so many steps happens at this one; 0 is never."""
+  return every > 0 and step % every == 0
+
+
+class Feed:
+  """Batches on the device, one ahead of the step; counts the wait and the damaged records.
+
+  Attributes:
+    batch: the next batch, global arrays.
+    waited: seconds waited for the host pipeline so far.
+    damaged: where records that could not be read lie in the source.
+  """
+
+  def __init__(self, parts: Parts, start: int):
+    data = parts.data
+    self.mesh, self.inputs = parts.mesh, parts.learner.objective.inputs
+    self.batches: Iterator = iter(batches(
+        Examples(data.source, data.views, seed=parts.config.seed), batch_size=data.batch_size,
+        start=start, host=jax.process_index(), hosts=jax.process_count(), threads=data.threads,
+        workers=data.workers))
+    self.waited, self.seen, self.replaced, self.damaged = 0.0, 0, 0, set()
+    self.advance()
+
+  def advance(self):
+    """Makes `batch` the next one."""
+    begun = time.perf_counter()
+    batch = next(self.batches)
+    self.waited += time.perf_counter() - begun
+    self.batch = sharding.to_device({name: batch[name] for name in self.inputs}, self.mesh)
+    replaced = batch["replaced"] > 0
+    self.seen, self.replaced = self.seen + len(replaced), self.replaced + int(replaced.sum())
+    self.damaged.update(batch["damaged"][replaced].tolist())
+
+  def check(self):
+    """Raises when too many of the records seen were damaged."""
+    if self.seen >= DAMAGED_AFTER and self.replaced > DAMAGED_SHARE * self.seen:
+      raise UserError(
+          f"{self.replaced} of {self.seen} records could not be read, more than "
+          f"{DAMAGED_SHARE:.0%}; they are number {self.list_damaged(50)} of the source. Repair or "
+          "leave them out, then start again: the run goes on from its last checkpoint.")
+
+  def list_damaged(self, most: int) -> str:
+    """The places of the first `most` damaged records, and how many there are beside them."""
+    first, rest = sorted(self.damaged)[:most], len(self.damaged) - most
+    return ", ".join(map(str, first)) + (f" and {rest} more" if rest > 0 else "")
+
+  def report_damage(self, report: Report):
+    """Says at the end which records were replaced."""
+    if self.damaged:
+      report.note(f"{len(self.damaged)} damaged records were replaced by others, {self.replaced} "
+                  f"times in {self.seen}; they are number {self.list_damaged(20)} of the source.")
+
+
+class Log:
+  """Metrics kept on the device until a line is due, then fetched in one transfer."""
+
+  def __init__(self, parts: Parts, report: Report, feed: Feed, start: int):
+    self.parts, self.report, self.feed, self.step = parts, report, feed, start
+    self.metrics, self.before = None, None
+    self.restart_clock()
+
+  def restart_clock(self):
+    """Leaves what happened since the last line out of the speed."""
+    self.begun, self.waited = time.perf_counter(), self.feed.waited
+
+  def add(self, metrics: dict):
+    """Takes the metrics of a step just started; waits for the step before it, and no longer."""
+    # At most two steps are under way, so that their batches do not fill the device.
+    jax.block_until_ready(self.before)
+    self.before = self.metrics = metrics
+
+  def write(self, step: int):
+    """One line: the metrics of the last step and the speed since the line before."""
+    values = {f"train/{name}": float(x) for name, x in jax.device_get(self.metrics).items()}
+    elapsed = time.perf_counter() - self.begun
+    images = (step - self.step) * self.parts.data.batch_size
+    values["train/images_per_second"] = images / elapsed
+    values["train/data_wait"] = min(1.0, (self.feed.waited - self.waited) / elapsed)
+    values["train/epoch"] = step * self.parts.data.batch_size / len(self.parts.data.source)
+    self.report.log(step, values)
+    self.step = step
+    self.feed.check()
+    self.restart_clock()
+
+
+class Stop:
+  """Remembers that SIGTERM came, for the loop to see at the next step."""
+
+  def __init__(self):
+    self.asked = False
+    try:
+      signal.signal(signal.SIGTERM, self._ask)
+    except ValueError:  # Not the main thread (a notebook's cell run by a server): nothing to catch.
+      pass
+
+  def _ask(self, *_):
+    self.asked = True
+
+
+def writable(workdir: Path) -> Path:
+  """`workdir`, made if missing.
+
+  Raises:
+    UserError: nothing can be written there.
+  """
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    probe = workdir / f".write-test-{os.getpid()}"
+    probe.touch()
+    probe.unlink()
+  except OSError as e:
+    raise UserError(f"Nothing can be written to --workdir={workdir}: {e.strerror}. Name a folder "
+                    "that you may write to.") from e
+  return workdir.absolute()
+
+
+def summary(parts: Parts, workdir: Path, start: int) -> list[str]:
+  """What is about to be done, a few lines for a person."""
+  data, config, model = parts.data, parts.config, parts.learner.model
+  samples = parts.total_steps * data.batch_size
+  forward = multiply_adds(lambda state, batch: forward_pass(parts, state, batch),
+                          parts.state, parts.batch)
+  devices = jax.devices()
+  return [
+      f"data       {len(data.source):,} records, each seen {samples / len(data.source):.1f} times",
+      f"model      {parameters(parts.state.params) / 1e6:.1f} M parameters: image "
+      f"{parameters(nnx.state(model.image)) / 1e6:.1f} M, text "
+      f"{parameters(nnx.state(model.text)) / 1e6:.1f} M",
+      f"objective  {config.objective.fn.rpartition(':')[2]} on batches of {data.batch_size}",
+      f"compute    {forward / data.batch_size / 1e9:.2f} G multiply-adds forward an example, "
+      f"{6 * forward / 1e12:.2f} TFLOP a step, {6 * forward * parts.total_steps:.1e} in all",
+      f"devices    {len(devices)} x {devices[0].device_kind}, mesh "
+      + " x ".join(f"{name}={n}" for name, n in parts.mesh.shape.items()),
+      f"steps      {parts.total_steps:,}" + (f", from step {start:,} on" if start else ""),
+      f"workdir    {workdir}",
+  ]
+
+
+def forward_pass(parts: Parts, state: Any, batch: dict) -> jax.Array:
+  """The loss of a batch; to count what it takes."""
+  learner = nnx.merge(parts.graphdef, state.params, state.stats)
+  key = jax.random.split(jax.random.key(0), parts.data.batch_size)
+  return learner.objective.loss(learner.objective.embed(learner.model, batch, train=True, key=key))

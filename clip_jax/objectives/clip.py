@@ -1,0 +1,46 @@
+"""CLIP's objective: find each image's text among all, and each text's image."""
+
+import math
+
+from flax import nnx
+import jax.numpy as jnp
+
+from clip_jax import losses
+
+
+class Clip(nnx.Module):
+  """Symmetric softmax over the global batch, with a learned temperature.
+
+  Args:
+    temperature: where the temperature starts.
+    max_scale: where the scale, one over the temperature, stops; it acts on the parameter after the
+      update, so the gradient never dies.
+    keep_patches: share of the patches that the image tower sees in training (FLIP).
+    block: rows of the B x B matrix of similarities in memory at once; all of them by default.
+
+  Source: Radford et al. 2021, sec. 2.3 and 2.5.
+  """
+
+  inputs = ("image", "tokens")
+
+  def __init__(self, *, temperature: float = 0.07, max_scale: float = 100.0,
+               keep_patches: float = 1.0, block: int | None = None):
+    self.log_scale = nnx.Param(jnp.float32(-math.log(temperature)), at_least=0.0,
+                               at_most=math.log(max_scale))
+    self.keep_patches, self.block = keep_patches, block
+
+  def embed(self, model, batch, *, train, key):
+    """Unit vectors of images and texts, [B, E] each."""
+    keep = self.keep_patches if train else 1.0
+    return {
+        "image": model.encode_image(batch["image"], train=train, keep=keep, key=key),
+        "text": model.encode_text(batch["tokens"], train=train),
+    }
+
+  def loss(self, embeddings):
+    """float32 [], nats; and the share of images and texts whose partner is nearest."""
+    z_image, z_text = embeddings["image"], embeddings["text"]
+    scale = jnp.exp(self.log_scale[...])
+    loss = losses.info_nce(z_image, z_text, scale, block=self.block)
+    return loss, {"clip/loss": loss, "clip/scale": scale,
+                  **losses.accuracies(z_image, z_text, block=self.block)}

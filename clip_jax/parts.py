@@ -1,0 +1,101 @@
+"""A config, built and checked, before a device does anything."""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+from flax import nnx
+import jax
+import numpy as np
+from ml_collections.config_dict import ConfigDict
+
+from clip_jax import model as model_lib
+from clip_jax import sharding, step as step_lib
+from clip_jax.config import build
+from clip_jax.data.pipeline import Examples
+from clip_jax.experiment import build_all, check_inputs
+from clip_jax.optim import kept_within
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+  """A config, built and checked, with nothing on a device yet.
+
+  Attributes:
+    config: what it was built from.
+    data, training, evaluators, final_evaluators, augment: the built sections.
+    mesh: of all devices.
+    make: (seed) -> the train state before the first step; traceable.
+    graphdef: structure of the learner.
+    learner: the learner, with shapes for arrays.
+    optimizer: bounds of learned scalars included.
+    state: the train state, with shapes, dtypes and shardings for arrays.
+    total_steps: length of the run.
+  """
+  config: ConfigDict
+  data: Any
+  training: Any
+  evaluators: dict[str, Any]
+  final_evaluators: dict[str, Any]
+  augment: dict[str, Any]
+  mesh: jax.sharding.Mesh
+  make: Callable
+  graphdef: Any
+  learner: model_lib.Learner
+  optimizer: Any
+  state: step_lib.TrainState
+  total_steps: int
+
+  @property
+  def train_step(self) -> Callable:
+    """The jitted step: compiled once, its state donated."""
+    step = step_lib.make_train_step(
+        self.graphdef, self.optimizer, seed=self.config.seed, augment=self.augment,
+        microbatches=self.training.microbatches)
+    shardings = jax.tree.map(lambda x: x.sharding, self.state)
+    return jax.jit(step, donate_argnums=0,
+                   in_shardings=(shardings, sharding.rows(self.mesh)),
+                   out_shardings=(shardings, sharding.replicated(self.mesh)))
+
+  @property
+  def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of what the step reads of a batch."""
+    example = Examples(self.data.source, self.data.views, seed=self.config.seed)[0]
+    on_rows = sharding.rows(self.mesh)
+    return {name: jax.ShapeDtypeStruct((self.data.batch_size, *np.shape(example[name])),
+                                       np.asarray(example[name]).dtype, sharding=on_rows)
+            for name in self.learner.objective.inputs}
+
+
+def prepare(config: ConfigDict) -> Parts:
+  """Builds and checks everything that can be checked without a device doing anything.
+
+  Raises:
+    UserError: parts do not fit each other or the devices; says which and what to set.
+  """
+  data, training = build(config.data), build(config.train)
+  mesh = build(config.mesh)
+  sharding.check_divisible(data.batch_size, devices=mesh.size, microbatches=training.microbatches)
+  total_steps = training.total_steps(batch_size=data.batch_size, examples=len(data.source))
+
+  def make_learner(key):
+    rngs = nnx.Rngs(key)
+    model = build(config.model, rngs=rngs)
+    return model_lib.Learner(model, build(config.objective, model=model, rngs=rngs))
+
+  learner = jax.eval_shape(make_learner, jax.random.key(0))
+  check_inputs(learner.objective, data.views.outputs)
+  model_lib.check_tokens(learner.model.text, data.views.tokenizer)
+  graphdef = model_lib.split(learner)[0]
+  optimizer = kept_within(build(config.optimizer, total_steps=total_steps),
+                          model_lib.bounds(learner))
+
+  def make(seed):
+    return step_lib.create(make_learner(jax.random.key(seed)), optimizer)
+
+  shapes = jax.eval_shape(make, 0)
+  state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+                       shapes, sharding.state_shardings(shapes, mesh))
+  return Parts(config, data, training, build_all(config.evaluators),
+               build_all(config.final_evaluators), build_all(config.augment), mesh, make,
+               graphdef, learner, optimizer, state, total_steps)

@@ -1,0 +1,93 @@
+"""The vision transformer."""
+
+import math
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from clip_jax import layers
+from clip_jax.errors import UserError
+from clip_jax.sharding import on_rows
+from clip_jax.towers.sizes import transformer_size
+
+POOLS = ("gap", "tok", "map")
+POSITIONS = ("learned", "sincos2d")
+
+
+class Vit(nnx.Module):
+  """Patches, positions, a stack of pre-norm blocks, a norm, and one vector out of it.
+
+  Args:
+    size: a name in `towers.sizes`; `width`, `depth`, `mlp`, `heads` replace its numbers.
+    patch: side of a patch in pixels.
+    image_size: side, or (height, width), of the images in pixels.
+    pool: "gap", the mean of the patches; "tok", a class token (it has no position, and is never
+      dropped); "map", attention of a learned query.
+    positions: "learned", or "sincos2d" (fixed, the form of MoCo v3).
+    activation: a name in `layers.ACTIVATIONS`.
+    dtype: what the tower computes in; parameters are float32 all the same.
+    remat: what the backward pass keeps of a block, a name in `layers.REMAT`.
+    unroll: blocks per turn of the compiled loop over blocks.
+
+  Source: Dosovitskiy et al. 2021; sizes, heads and initial values as in big_vision.
+  """
+
+  def __init__(self, *, size: str = "B", patch: int = 16, image_size: int | tuple[int, int] = 224,
+               pool: str = "gap", positions: str = "learned", width: int | None = None,
+               depth: int | None = None, mlp: int | None = None, heads: int | None = None,
+               activation: str = "gelu_tanh", dtype: str = "bfloat16", remat: str = "none",
+               unroll: int = 1, rngs: nnx.Rngs):
+    for name, value, known in (("pool", pool, POOLS), ("positions", positions, POSITIONS)):
+      if value not in known:
+        raise UserError(f"Vit has no {name} {value!r}; there are {', '.join(known)}.")
+    width, depth, mlp, heads = transformer_size(size, width, depth, mlp, heads)
+    height, across = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if height % patch or across % patch:
+      raise UserError(f"An image of {height} x {across} does not divide into patches of {patch} x "
+                      f"{patch}. Nearest height that does: {max(1, round(height / patch)) * patch}.")
+    grid = (height // patch, across // patch)
+    N = math.prod(grid)
+    self.width, self.patch, self.image_size, self.pool = width, patch, (height, across), pool
+    self.dtype = dtype
+    self.embedding = layers.Linear(patch * patch * 3, width, dtype=dtype, rngs=rngs)
+    if positions == "learned":
+      self.positions = nnx.Param(
+          jax.random.normal(rngs.params(), (N, width)) / math.sqrt(width))
+    else:
+      self.positions = Fixed(jnp.asarray(layers.sincos2d(*grid, width)))
+    if pool == "tok":
+      self.class_token = nnx.Param(jnp.zeros(width))
+    self.stack = layers.Stack(
+        lambda rngs: layers.Block(width, heads, mlp, activation=activation, dtype=dtype, rngs=rngs),
+        depth, remat=remat, unroll=unroll, rngs=rngs)
+    self.norm = layers.LayerNorm(width, dtype=dtype)
+    if pool == "map":
+      self.head = layers.MapHead(width, heads, mlp, activation=activation, dtype=dtype, rngs=rngs)
+
+  def __call__(self, image, *, train=False, keep=1.0, key=None):
+    """float [B, H, W, 3] -> [B, D].
+
+    Args:
+      keep: share of the patches kept, another random subset for each image (FLIP).
+      key: one key per image, [B]; needed when keep < 1.
+    """
+    if image.shape[1:3] != self.image_size:
+      raise UserError(f"This Vit was made for images of {self.image_size[0]} x "
+                      f"{self.image_size[1]} and got {image.shape[1]} x {image.shape[2]}. Set "
+                      "image_size of the tower and size of the crop to the same.")
+    x = self.embedding(layers.patches(image, self.patch))                   # [B, N, D]
+    x = x + self.positions[...].astype(self.dtype)
+    if keep < 1:
+      x = layers.some_of(x, keep, key)                                      # [B, K, D]
+    if self.pool == "tok":
+      token = jnp.broadcast_to(self.class_token[...].astype(self.dtype), (len(x), 1, self.width))
+      x = jnp.concatenate([token, x], axis=1)                               # [B, K + 1, D]
+    x = self.norm(self.stack(x))
+    if self.pool == "gap":
+      return on_rows(x.mean(axis=1))
+    return on_rows(x[:, 0] if self.pool == "tok" else self.head(x))
+
+
+class Fixed(nnx.Variable):
+  """An array that is neither trained nor updated, but belongs to the model."""

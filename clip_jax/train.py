@@ -1,0 +1,34 @@
+"""Trains: python -m clip_jax.train --config=FILE --workdir=DIR [--config.a.b=value ...]."""
+
+from clip_jax import cli
+
+HELP = """Trains the model that a config file describes.
+
+  python -m clip_jax.train --config=configs/quickstart.py --workdir=DIR [--config.a.b=value ...]
+
+  --config=FILE[:ARGUMENT]   a Python file with get_config(), and a string for it
+  --config.a.b=VALUE         replaces a value of the config; --print shows all there are
+  --workdir=DIR              everything is written here; a run that lies here is gone on with
+  --print                    prints the complete config and does nothing
+
+Exit codes: 0 done, 2 a mistake in what was asked for, 75 saved after SIGTERM: start me again.
+"""
+
+
+def main(arguments: list[str]) -> int:
+  """Runs the command; returns its exit code."""
+  from clip_jax.flags import parse
+  flags = parse(arguments, HELP, config=True, strings=("workdir",), switches=("print",))
+  if flags.print:
+    from clip_jax.config import to_json
+    print(to_json(flags.config))
+    return 0
+  from clip_jax.errors import UserError
+  if not flags.workdir:
+    raise UserError("Where should the run be written? Set --workdir=DIR.")
+  from clip_jax.loop import run
+  return run(flags.config, flags.workdir)
+
+
+if __name__ == "__main__":
+  cli.command(main)

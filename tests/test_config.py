@@ -1,0 +1,80 @@
+"""Configs are calls written down."""
+
+import pytest
+
+from clip_jax import config
+from clip_jax.config import build, call
+from clip_jax.errors import UserError
+from clip_jax.objectives.clip import Clip
+from clip_jax.towers.vit import Vit
+
+
+def area(width, height=2, *, depth: int | None = None):
+  return width * height * (depth or 1)
+
+
+def both(first, second, seed):
+  return first, second, seed
+
+
+def seeded(seed):
+  return seed
+
+
+def test_a_call_holds_every_default():
+  assert call(area, width=3).to_dict() == {"fn": f"{__name__}:area", "width": 3, "height": 2,
+                                           "depth": None}
+
+
+def test_a_call_is_made_by_build_inner_calls_first():
+  assert build(call(both, first=call(area, width=3), second=(call(area, width=5), 7), seed=1)) == (
+      6, (10, 7), 1)
+
+
+def test_context_goes_to_every_call_that_has_a_place_for_it():
+  assert build(call(both, first=call(seeded), second=call(seeded, seed=9)), seed=5) == (5, 9, 5)
+
+
+def test_a_default_of_none_can_be_replaced():
+  spec = call(area, width=3)
+  spec.depth = 4
+  assert build(spec) == 24
+
+
+def test_a_default_of_none_keeps_its_type():
+  with pytest.raises(TypeError):
+    call(area, width=3).depth = "deep"
+
+
+def test_a_wrong_name_is_an_error_that_knows_the_right_one():
+  with pytest.raises(UserError, match="no argument 'patches'; it has size, patch.*mean 'patch'"):
+    call(Vit, patches=16)
+
+
+def test_a_missing_value_is_an_error():
+  with pytest.raises(UserError, match="needs a value for its argument 'width'"):
+    build(call(area))
+
+
+def test_a_config_survives_json():
+  spec = call(Vit, image_size=(32, 64))
+  again = config.from_json(config.to_json(spec))
+  assert again.to_dict() == spec.to_dict()
+  assert again.image_size == (32, 64)
+
+
+def test_a_loaded_config_calls_this_package_alone():
+  text = config.to_json(call(both, first=call(Clip), second=1, seed=2))
+  with pytest.raises(UserError, match=r"both, which is not part of clip_jax.*--trust="):
+    config.from_json(text)
+  assert config.from_json(text, trust=(__name__,)).second == 1
+
+
+def test_calls_in_a_tuple_survive_json():
+  text = config.to_json(call(both, first=(call(area, width=3), 1), second=2, seed=3))
+  assert build(config.from_json(text, trust=(__name__,))) == ((6, 1), 2, 3)
+
+
+def test_a_loaded_config_cannot_hide_a_call_in_a_list():
+  with pytest.raises(UserError, match="os:system"):
+    config.from_json('{"steps": [{"inner": {"fn": "os:system", "command": "true"}}]}')

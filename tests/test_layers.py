@@ -1,0 +1,141 @@
+"""Layers against dumber versions of themselves."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clip_jax import layers
+from clip_jax.errors import UserError
+from tiny import largest_difference
+
+
+def normal(*shape, seed=0):
+  return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def test_attention_is_softmax_of_scaled_products():
+  attention = layers.Attention(8, 2, rngs=nnx.Rngs(0))
+  x = normal(3, 5, 8)
+  qkv = np.asarray(attention.qkv.kernel[...])
+  out = np.asarray(attention.out.kernel[...])
+  expected = np.zeros_like(x)
+  for b in range(3):
+    for h in range(2):
+      q, k, v = (x[b] @ qkv[:, i, h] for i in range(3))
+      weights = np.exp(q @ k.T / np.sqrt(4))
+      expected[b] += weights / weights.sum(1, keepdims=True) @ v @ out[h]
+  np.testing.assert_allclose(attention(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_masked_tokens_do_not_matter():
+  attention = layers.Attention(8, 2, rngs=nnx.Rngs(0))
+  x = normal(1, 5, 8)
+  mask = (np.arange(5) < 3)[None, None, None].repeat(5, axis=2)
+  changed = x.copy()
+  changed[:, 3:] += 1
+  np.testing.assert_array_equal(attention(x, mask)[:, :3], attention(changed, mask)[:, :3])
+
+
+def test_layer_norm_has_mean_zero_and_deviation_one():
+  x = normal(4, 16) * 5 + 3
+  z = layers.LayerNorm(16)(x)
+  np.testing.assert_allclose(z, (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True),
+                             rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("remat", layers.REMAT)
+@pytest.mark.parametrize("unroll", [1, 3])
+def test_a_stack_is_its_blocks_one_after_the_other(remat, unroll):
+  make = lambda rngs: layers.Block(8, 2, 16, rngs=rngs)
+  stack = layers.Stack(make, 3, remat=remat, unroll=unroll, rngs=nnx.Rngs(1))
+  x = normal(2, 5, 8)
+
+  def one_by_one(blocks, x):
+    for i in range(3):
+      x = jax.tree.map(lambda p: p[i], blocks)(x)
+    return x
+
+  loss = lambda blocks, x: jnp.square(one_by_one(blocks, x)).sum()
+  expected = jax.value_and_grad(loss, argnums=1)(stack.blocks, x)
+  got = jax.value_and_grad(lambda stack, x: jnp.square(stack(x)).sum(), argnums=1)(stack, x)
+  np.testing.assert_allclose(got[0], expected[0], rtol=1e-5)
+  np.testing.assert_allclose(got[1], expected[1], rtol=1e-3, atol=1e-4)
+
+
+def test_blocks_of_a_stack_start_different():
+  stack = layers.Stack(lambda rngs: layers.Block(8, 2, 16, rngs=rngs), 2, rngs=nnx.Rngs(1))
+  kernel = stack.blocks.mlp.up.kernel[...]
+  assert kernel.shape == (2, 8, 16)
+  assert largest_difference(kernel[0], kernel[1]) > 0.1
+
+
+def test_patches_are_those_of_a_strided_convolution():
+  image, kernel = normal(2, 8, 12, 3), normal(4 * 4 * 3, 5, seed=1)
+  expected = jax.lax.conv_general_dilated(
+      image, kernel.reshape(4, 4, 3, 5), (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+  np.testing.assert_allclose(layers.patches(image, 4) @ kernel, expected.reshape(2, 6, 5),
+                             rtol=1e-4, atol=1e-4)
+
+
+def test_patches_that_do_not_fit_are_an_error():
+  with pytest.raises(UserError, match="10 x 8 does not divide into patches of 4 x 4"):
+    layers.patches(jnp.zeros((1, 10, 8, 3)), 4)
+
+
+def test_each_image_keeps_its_own_random_patches():
+  x = np.arange(16, dtype=np.float32)[None, :, None].repeat(64, axis=0)     # A token is its number.
+  keys = jax.random.split(jax.random.key(0), 64)
+  kept = np.asarray(layers.some_of(x, 0.25, keys))[:, :, 0]
+  assert kept.shape == (64, 4)
+  assert all(len(set(row)) == 4 for row in kept)
+  assert len({tuple(sorted(row)) for row in kept}) > 50
+  counts = np.bincount(kept.astype(int).ravel(), minlength=16)
+  assert counts.min() > 3 and counts.max() < 35                             # 16 expected of each.
+  np.testing.assert_array_equal(kept[:8], layers.some_of(x[:8], 0.25, keys[:8])[:, :, 0])
+
+
+def test_at_least_one_patch_is_kept():
+  assert layers.some_of(jnp.zeros((2, 4, 3)), 0.1, jax.random.split(jax.random.key(0), 2)
+                        ).shape == (2, 1, 3)
+
+
+def test_sincos_positions_follow_moco_v3():
+  width, got = 16, layers.sincos2d(3, 5, 16)
+  for y in range(3):
+    for x in range(5):
+      for i in range(width // 4):
+        omega = 10_000 ** -(i / (width / 4 - 1))
+        row = got[y * 5 + x]
+        np.testing.assert_allclose(
+            [row[i], row[4 + i], row[8 + i], row[12 + i]],
+            [np.sin(x * omega), np.cos(x * omega), np.sin(y * omega), np.cos(y * omega)], atol=1e-6)
+
+
+def test_sincos_positions_need_a_width_divisible_by_four():
+  with pytest.raises(UserError, match="divisible by 4, not 18"):
+    layers.sincos2d(2, 2, 18)
+
+
+def test_heads_share_the_width():
+  with pytest.raises(UserError, match="width 10 is not divisible by 3 heads"):
+    layers.Attention(10, 3, rngs=nnx.Rngs(0))
+
+
+def test_unknown_names_list_the_known_ones():
+  with pytest.raises(UserError, match="activation 'relu' does not exist; there are 'gelu'"):
+    layers.Mlp(4, 8, activation="relu", rngs=nnx.Rngs(0))
+  with pytest.raises(UserError, match="remat 'some' does not exist; there are 'none', 'dots'"):
+    layers.Stack(lambda rngs: layers.Block(8, 2, 16, rngs=rngs), 1, remat="some", rngs=nnx.Rngs(0))
+
+
+def test_activations_are_what_they_are_called():
+  x = jnp.float32(1.5)
+  erf = 0.8663856
+  np.testing.assert_allclose(layers.ACTIVATIONS["gelu"](x), 0.75 * (1 + erf), rtol=1e-5)
+  np.testing.assert_allclose(
+      layers.ACTIVATIONS["gelu_tanh"](x),
+      0.75 * (1 + np.tanh(np.sqrt(2 / np.pi) * (1.5 + 0.044715 * 1.5**3))), rtol=1e-5)
+  np.testing.assert_allclose(layers.ACTIVATIONS["quick_gelu"](x), 1.5 / (1 + np.exp(-1.702 * 1.5)),
+                             rtol=1e-5)

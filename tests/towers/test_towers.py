@@ -1,0 +1,163 @@
+"""What holds for every tower."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clip_jax.config import build
+from clip_jax.errors import UserError
+from clip_jax.towers.sizes import SIZES
+from tiny import LENGTH, batch, image_tower, largest_difference, text_tower
+
+IMAGE_TOWERS = {
+    "vit-gap": image_tower(),
+    "vit-tok": image_tower(pool="tok", positions="sincos2d"),
+    "vit-map": image_tower(pool="map", remat="full"),
+    "vit-wide": image_tower(image_size=(16, 24), patch=4, width=48, heads=3),
+}
+TEXT_TOWERS = {
+    "last": text_tower(mask_padding=False),
+    "eot": text_tower(pool="eot", causal=True),
+    "mean": text_tower(pool="mean"),
+    "map": text_tower(pool="map"),
+}
+
+
+def pixels(spec, B=4):
+  height, width = (spec.image_size,) * 2 if isinstance(spec.image_size, int) else spec.image_size
+  return np.random.default_rng(0).normal(size=(B, height, width, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", IMAGE_TOWERS)
+def test_an_image_tower_makes_one_vector_an_image(name):
+  spec = IMAGE_TOWERS[name]
+  tower = build(spec, rngs=nnx.Rngs(0))
+  z = tower(pixels(spec))
+  assert z.shape == (4, tower.width) and z.dtype == jnp.float32
+  assert largest_difference(z[0], z[1]) > 1e-3
+
+
+@pytest.mark.parametrize("name", IMAGE_TOWERS)
+def test_an_image_tower_computes_in_bfloat16_with_float32_parameters(name):
+  spec = IMAGE_TOWERS[name].copy_and_resolve_references()
+  x = pixels(spec)
+  exact = build(spec, rngs=nnx.Rngs(0))(x)
+  spec.dtype = "bfloat16"
+  tower = build(spec, rngs=nnx.Rngs(0))
+  assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(nnx.state(tower, nnx.Param)))
+  z = tower(x)
+  assert z.dtype == jnp.bfloat16
+  np.testing.assert_allclose(z.astype(jnp.float32), exact, atol=0.1)
+
+
+@pytest.mark.parametrize("name", IMAGE_TOWERS)
+def test_an_image_does_not_see_the_others(name):
+  spec = IMAGE_TOWERS[name]
+  tower, x = build(spec, rngs=nnx.Rngs(0)), pixels(spec)
+  np.testing.assert_allclose(tower(x)[1:2], tower(x[1:2]), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", IMAGE_TOWERS)
+def test_dropping_patches_depends_on_the_key_and_on_nothing_else(name):
+  spec = IMAGE_TOWERS[name]
+  tower, x = build(spec, rngs=nnx.Rngs(0)), pixels(spec)
+  # Patches of one constant image differ only by position.
+  keys = jax.random.split(jax.random.key(0), len(x))
+  z = tower(x, train=True, keep=0.5, key=keys)
+  np.testing.assert_allclose(z[2:], tower(x[2:], train=True, keep=0.5, key=keys[2:]), atol=1e-5)
+  others = jax.random.split(jax.random.key(1), len(x))
+  assert largest_difference(z, tower(x, train=True, keep=0.5, key=others)) > 1e-3
+
+
+def test_keeping_every_patch_is_no_dropping():
+  tower, x = build(IMAGE_TOWERS["vit-gap"], rngs=nnx.Rngs(0)), pixels(IMAGE_TOWERS["vit-gap"])
+  np.testing.assert_array_equal(tower(x), tower(x, keep=1.0, key=None))
+
+
+def test_the_mean_of_patches_knows_where_they_are():
+  tower = build(IMAGE_TOWERS["vit-gap"], rngs=nnx.Rngs(0))
+  x = pixels(IMAGE_TOWERS["vit-gap"])
+  assert largest_difference(tower(x), tower(x[:, :, ::-1])) > 1e-3
+
+
+@pytest.mark.parametrize("name", TEXT_TOWERS)
+def test_a_text_tower_makes_one_vector_a_text(name):
+  tower = build(TEXT_TOWERS[name], rngs=nnx.Rngs(0))
+  z = tower(batch(4)["tokens"])
+  assert z.shape == (4, tower.width) and bool(jnp.isfinite(z).all())
+
+
+@pytest.mark.parametrize("name", ["eot", "mean", "map"])
+def test_padding_does_not_change_a_text(name):
+  tokens = np.zeros((1, LENGTH), np.int32)
+  tokens[0, :3] = 5, 6, 7
+  tower = build(TEXT_TOWERS[name], rngs=nnx.Rngs(0))
+  z = tower(tokens)
+  tower.positions[...] = tower.positions[...].at[3:].multiply(-1)
+  tower.embedding[...] = tower.embedding[...].at[0].multiply(-1)
+  np.testing.assert_allclose(tower(tokens), z, atol=1e-6)
+
+
+def test_a_word_with_number_zero_inside_a_text_is_no_padding():
+  tower = build(TEXT_TOWERS["mean"], rngs=nnx.Rngs(0))
+  tokens = np.zeros((2, LENGTH), np.int32)
+  tokens[:, :3] = (5, 0, 7), (5, 9, 7)
+  z = tower(tokens)
+  tower.embedding[...] = tower.embedding[...].at[0].multiply(-1)
+  assert largest_difference(tower(tokens)[0], z[0]) > 1e-4
+  np.testing.assert_allclose(tower(tokens)[1], z[1], atol=1e-6)
+
+
+def test_a_causal_tower_does_not_see_what_comes_after():
+  tower = build(text_tower(causal=True, pool="last"), rngs=nnx.Rngs(0))
+  tower.pool = "all"
+  early = np.full((1, LENGTH), 3, np.int32)
+  late = early.copy()
+  late[0, -1] = 4
+  embed = lambda tokens: tower.stack(
+      tower.embedding[...][tokens], tower._mask(tokens != 0))
+  np.testing.assert_allclose(embed(early)[:, :-1], embed(late)[:, :-1], atol=1e-6)
+  assert largest_difference(embed(early)[:, -1], embed(late)[:, -1]) > 1e-3
+
+
+@pytest.mark.parametrize("name", TEXT_TOWERS)
+def test_an_empty_text_is_a_number(name):
+  z = build(TEXT_TOWERS[name], rngs=nnx.Rngs(0))(np.zeros((2, LENGTH), np.int32))
+  assert bool(jnp.isfinite(z).all())
+
+
+# Published counts of parameters: Dosovitskiy et al. 2021 (table 1: B 86 M, L 307 M, H 632 M with
+# patch 16 or 14 at 224 px and without the classifier), DeiT (Ti 5.5 M, S 21.7 M without it).
+@pytest.mark.parametrize("size, patch, millions", [
+    ("Ti", 16, 5.5), ("S", 16, 21.7), ("B", 16, 85.8), ("L", 16, 303.3), ("H", 14, 630.8)])
+def test_sizes_have_the_published_number_of_parameters(size, patch, millions):
+  spec = image_tower(size=size, patch=patch, image_size=224, depth=None)
+  tower = jax.eval_shape(lambda key: build(spec, rngs=nnx.Rngs(key)), jax.random.key(0))
+  count = sum(np.prod(p.shape) for p in jax.tree.leaves(nnx.state(tower, nnx.Param)))
+  assert abs(count / 1e6 / millions - 1) < 0.01
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_heads_of_every_size_share_its_width(size):
+  width, _, _, heads = SIZES[size]
+  assert width % heads == 0
+
+
+def test_mistakes_are_said():
+  rngs = nnx.Rngs(0)
+  with pytest.raises(UserError, match="no transformer size 'XXL'; there are mu, Ti"):
+    build(image_tower(size="XXL"), rngs=rngs)
+  with pytest.raises(UserError, match="Vit has no pool 'max'; there are gap, tok, map"):
+    build(image_tower(pool="max"), rngs=rngs)
+  with pytest.raises(UserError, match="Vit has no positions 'none'"):
+    build(image_tower(positions="none"), rngs=rngs)
+  with pytest.raises(UserError, match="20 x 20 does not divide into patches of 8.*that does: 16"):
+    build(image_tower(image_size=20), rngs=rngs)
+  with pytest.raises(UserError, match="made for images of 16 x 16 and got 8 x 16"):
+    build(image_tower(), rngs=rngs)(jnp.zeros((1, 8, 16, 3)))
+  with pytest.raises(UserError, match="TextTransformer has no pool 'first'"):
+    build(text_tower(pool="first"), rngs=rngs)
+  with pytest.raises(UserError, match="made for 8 tokens and got 5"):
+    build(text_tower(), rngs=rngs)(jnp.zeros((1, 5), jnp.int32))
