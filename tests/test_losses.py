@@ -1,0 +1,305 @@
+"""Each loss against its paper's equation written as loops, and the blockwise form against the dense."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clip_jax import losses
+from clip_jax.errors import UserError
+
+jit = functools.partial(jax.jit, static_argnames="block")
+
+# name: (function, its learned scalars, for which it is called as function(z_a, z_b, *scalars)).
+LOSSES = {
+    "info_nce": (jit(losses.info_nce), (14.3,)),
+    "sigmoid_pairs": (jit(losses.sigmoid_pairs), (10.0, -10.0)),
+    "nt_xent": (jit(losses.nt_xent), (0.1,)),
+}
+every_loss = pytest.mark.parametrize("name", LOSSES)
+
+
+def embeddings(B, E=16, *, seed=0, noise=1.0):
+  """Unit rows z_a, and z_b near them; float64, so that the reference does not round."""
+  rng = np.random.default_rng(seed)
+  z_a = rng.normal(size=(B, E))
+  z_b = z_a + noise * rng.normal(size=(B, E))
+  return tuple(z / np.linalg.norm(z, axis=1, keepdims=True) for z in (z_a, z_b))
+
+
+def float32(*arrays):
+  return tuple(jnp.asarray(x, jnp.float32) for x in arrays)
+
+
+# The equations, one term at a time. `math.fsum` rounds once, so these are the exact values.
+
+
+def info_nce_by_loops(z_a, z_b, scale):
+  """-1/2B sum_i [log softmax_j(s a_i.b_j)_i + log softmax_j(s a_j.b_i)_i]."""
+  total = []
+  for x, y in ((z_a, z_b), (z_b, z_a)):
+    for i in range(len(x)):
+      positive = scale * math.fsum(x[i] * y[i])
+      rest = math.fsum(math.exp(scale * math.fsum(x[i] * y[j]) - positive)
+                       for j in range(len(y)) if j != i)
+      total.append(math.log1p(rest))
+  return math.fsum(total) / len(total)
+
+
+def sigmoid_pairs_by_loops(z_image, z_text, scale, bias):
+  """-1/B sum_i sum_j log sigmoid(z_ij (t x_i.y_j + b)), with z_ij = 1 on the diagonal, else -1."""
+  total = []
+  for i in range(len(z_image)):
+    for j in range(len(z_text)):
+      logit = scale * math.fsum(z_image[i] * z_text[j]) + bias
+      total.append(math.log1p(math.exp(-logit if i == j else logit)))
+  return math.fsum(total) / len(z_image)
+
+
+def nt_xent_by_loops(z_a, z_b, temperature):
+  """SimCLR's eq. 1, averaged over the 2B views; view k's other view is k + B modulo 2B."""
+  views, B = [*z_a, *z_b], len(z_a)
+  total = []
+  for i in range(2 * B):
+    own = (i + B) % (2 * B)
+    positive = math.fsum(views[i] * views[own]) / temperature
+    rest = math.fsum(math.exp(math.fsum(views[i] * views[k]) / temperature - positive)
+                     for k in range(2 * B) if k not in (i, own))
+    total.append(math.log1p(rest))
+  return math.fsum(total) / len(total)
+
+
+BY_LOOPS = {"info_nce": info_nce_by_loops, "sigmoid_pairs": sigmoid_pairs_by_loops,
+            "nt_xent": nt_xent_by_loops}
+
+
+def slope(f, arguments, k, direction, h=1e-5):
+  """Derivative of float64 `f` in its k-th argument along `direction`, by central differences."""
+  moved = lambda sign: f(*(x + sign * h * direction if i == k else x
+                           for i, x in enumerate(arguments)))
+  return (moved(1) - moved(-1)) / (2 * h)
+
+
+@every_loss
+@pytest.mark.parametrize("block", [None, 4])
+def test_a_loss_is_its_papers_equation(name, block):
+  f, scalars = LOSSES[name]
+  z_a, z_b = embeddings(12)
+  np.testing.assert_allclose(f(*float32(z_a, z_b), *scalars, block=block),
+                             BY_LOOPS[name](z_a, z_b, *scalars), rtol=1e-6)
+
+
+@every_loss
+@pytest.mark.parametrize("block", [None, 4])
+def test_a_gradient_is_the_slope_of_the_equation(name, block):
+  f, scalars = LOSSES[name]
+  arguments = (*embeddings(12), *map(np.float64, scalars))
+  gradients = jax.jit(jax.grad(functools.partial(f, block=block), range(len(arguments))))(
+      *float32(*arguments))
+  rng = np.random.default_rng(1)
+  for k, gradient in enumerate(gradients):
+    direction = rng.normal(size=np.shape(arguments[k]))
+    np.testing.assert_allclose(np.sum(gradient * direction),
+                               slope(BY_LOOPS[name], arguments, k, direction), rtol=2e-5)
+
+
+def test_info_nce_of_scale_0_is_log_B():
+  z_a, z_b = float32(*embeddings(24))
+  np.testing.assert_allclose(losses.info_nce(z_a, z_b, 0.0), math.log(24), rtol=1e-6)
+  np.testing.assert_allclose(losses.info_nce(z_a, z_b, 0.0, block=6), math.log(24), rtol=1e-6)
+
+
+def test_sigmoid_pairs_of_scale_and_bias_0_is_B_log_2():
+  z_a, z_b = float32(*embeddings(24))
+  np.testing.assert_allclose(losses.sigmoid_pairs(z_a, z_b, 0.0, 0.0), 24 * math.log(2), rtol=1e-6)
+
+
+def test_nt_xent_of_equal_views_is_the_log_of_the_candidates():
+  z = jnp.ones((24, 4)) / 2
+  np.testing.assert_allclose(losses.nt_xent(z, z, 0.1), math.log(2 * 24 - 1), rtol=1e-6)
+
+
+def test_a_single_pair_has_no_softmax_loss_and_no_gradient():
+  z = jnp.array([[0.6, 0.8]])
+  for f in (losses.info_nce, losses.nt_xent):
+    value, gradient = jax.jit(jax.value_and_grad(f))(z, z, 0.1)
+    assert value == 0 and not gradient.any()
+
+
+@every_loss
+@pytest.mark.parametrize("block", [1, 16])
+def test_blockwise_is_dense(name, block):
+  f, scalars = LOSSES[name]
+  arguments = float32(*embeddings(64, 32), *scalars)
+  n = range(len(arguments))
+  dense = jax.jit(jax.value_and_grad(f, n))(*arguments)
+  blockwise = jax.jit(jax.value_and_grad(functools.partial(f, block=block), n))(*arguments)
+  for x, y in zip(jax.tree.leaves(dense), jax.tree.leaves(blockwise)):
+    assert x.shape == y.shape and x.dtype == y.dtype == jnp.float32
+    np.testing.assert_array_less(jnp.linalg.norm(x - y), 1e-6 * jnp.linalg.norm(x))
+
+
+@every_loss
+def test_a_block_of_rows_may_lie_on_any_device(name):
+  """Block i takes every (B / block)-th row; the embedding's gradient must come back in order."""
+  f, scalars = LOSSES[name]
+  z_a, z_b = float32(*embeddings(24))
+  order = np.random.default_rng(2).permutation(24)
+  gradient = jax.jit(jax.grad(functools.partial(f, block=8)))
+  np.testing.assert_allclose(gradient(z_a[order], z_b[order], *scalars),
+                             gradient(z_a, z_b, *scalars)[order], atol=1e-6)
+
+
+@every_loss
+@pytest.mark.parametrize("block", [None, 8])
+def test_nothing_overflows_at_scale_100(name, block):
+  f = LOSSES[name][0]
+  scalars = {"info_nce": (100.0,), "sigmoid_pairs": (100.0, 0.0), "nt_xent": (0.01,)}[name]
+  z, _ = embeddings(32)
+  for z_b in (z, -z):          # Every positive logit +100, then -100: a loss near 0, then near 100.
+    arguments = float32(z, z_b, *scalars)
+    value, gradients = jax.jit(jax.value_and_grad(
+        functools.partial(f, block=block), range(len(arguments))))(*arguments)
+    np.testing.assert_allclose(value, BY_LOOPS[name](z, z_b, *scalars), rtol=2e-5)
+    assert all(jnp.isfinite(g).all() for g in gradients)
+
+
+@pytest.mark.parametrize("block", [None, 8])
+@pytest.mark.parametrize("name", ["info_nce", "nt_xent"])
+def test_a_small_loss_at_scale_100_keeps_its_digits(name, block):
+  """log(sum(exp)) - positive would be 0, or a multiple of 7.6e-6, the last digit of 100."""
+  z_a, z_b = embeddings(32, 64, noise=0.1)
+  scalar = {"info_nce": 100.0, "nt_xent": 0.01}[name]
+  expected = BY_LOOPS[name](z_a, z_b, scalar)
+  assert 0 < expected < 1e-12
+  f = LOSSES[name][0]
+  np.testing.assert_allclose(f(*float32(z_a, z_b), scalar, block=block), expected, rtol=1e-4)
+  assert jax.grad(f)(*float32(z_a, z_b), scalar, block=block).any()
+
+
+@pytest.mark.parametrize("block", [None, 4])
+def test_both_directions_carry_gradient(block):
+  """The trap of SLIP's code: an embedding must also learn from its role as others' candidate."""
+  z_a, z_b = float32(*embeddings(12))
+  a_finds_b = lambda z_a, z_b: -jax.nn.log_softmax(14.3 * z_a @ z_b.T, axis=1).trace() / 12
+  b_finds_a = lambda z_a, z_b: a_finds_b(z_b, z_a)
+  for side in (0, 1):
+    one, other = (jax.grad(f, side)(z_a, z_b) for f in (a_finds_b, b_finds_a))
+    assert jnp.linalg.norm(one - other) > 0.1 * jnp.linalg.norm(one)
+    np.testing.assert_allclose(
+        jax.grad(functools.partial(losses.info_nce, block=block), side)(z_a, z_b, 14.3),
+        (one + other) / 2, atol=1e-6)
+
+
+@every_loss
+def test_swapping_the_sides_changes_nothing(name):
+  f, scalars = LOSSES[name]
+  z_a, z_b = float32(*embeddings(12))
+  np.testing.assert_allclose(f(z_a, z_b, *scalars), f(z_b, z_a, *scalars), rtol=1e-6)
+
+
+@every_loss
+def test_half_precision_embeddings_are_compared_in_float32(name):
+  f, scalars = LOSSES[name]
+  halves = tuple(x.astype(jnp.bfloat16) for x in float32(*embeddings(12)))
+  value = f(*halves, *scalars)
+  assert value.dtype == jnp.float32
+  assert value == f(*(x.astype(jnp.float32) for x in halves), *scalars)
+
+
+@every_loss
+def test_blockwise_needs_a_fraction_of_the_memory(name):
+  """At B = 8,192 one B x B matrix is 268 MB. Compiled only."""
+  f, scalars = LOSSES[name]
+  z = jax.ShapeDtypeStruct((8192, 64), jnp.float32)
+  def temporaries(block):
+    step = jax.value_and_grad(functools.partial(f, block=block), range(2 + len(scalars)))
+    return jax.jit(step).lower(z, z, *scalars).compile().memory_analysis().temp_size_in_bytes
+  dense, blockwise, matrix = temporaries(None), temporaries(256), 4 * 8192**2
+  assert dense >= matrix
+  assert blockwise < matrix / 2 and blockwise < dense / 8
+
+
+@every_loss
+def test_products_are_float32_on_every_device(name):
+  f, scalars = LOSSES[name]
+  z = jnp.zeros((4, 8))
+  for block in (None, 2):
+    text = str(jax.make_jaxpr(jax.grad(functools.partial(f, block=block)))(z, z, *scalars))
+    assert text.count("dot_general[") == text.count("precision=(Precision.HIGHEST") > 0
+
+
+def test_accuracies_count_the_rows_that_find_their_own():
+  z_a = jnp.array([[1.0, 0], [0, 1], [0.6, 0.8], [-1, 0]])
+  z_b = jnp.array([[1.0, 0], [0.6, 0.8], [0, 1], [-1, 0]])
+  for block in (None, 1, 2):
+    a_to_b, b_to_a = losses.accuracies(z_a, z_b, block=block)
+    assert a_to_b == b_to_a == 0.5
+
+
+def test_the_two_accuracies_differ_where_the_directions_do():
+  z_a = jnp.array([[1.0, 0], [0.8, 0.6]])
+  z_b = jnp.array([[1.0, 0], [0.96, 0.28]])
+  # Both a's are nearest to b_0 or b_1: 1 > .96, and .936 > .8; b_1 is nearer to a_0 than to a_1.
+  assert [float(x) for x in losses.accuracies(z_a, z_b)] == [1.0, 0.5]
+
+
+@pytest.mark.parametrize("block", [None, 4])
+def test_accuracies_are_those_of_a_loop(block):
+  z_a, z_b = embeddings(32, 8, noise=1.5)
+  nearest = lambda x, y: np.mean([np.argmax(y @ x[i]) == i for i in range(len(x))])
+  expected = nearest(z_a, z_b), nearest(z_b, z_a)
+  assert 0 < min(expected) and max(expected) < 1
+  np.testing.assert_allclose(losses.accuracies(*float32(z_a, z_b), block=block), expected)
+
+
+@pytest.mark.parametrize("block", [None, 4])
+def test_nt_xent_accuracy_is_that_of_a_loop(block):
+  z_a, z_b = embeddings(32, 8)
+  views = np.concatenate([z_a, z_b])
+  similarity = views @ views.T - 9 * np.eye(64)
+  expected = np.mean(similarity.argmax(1) == (np.arange(64) + 32) % 64)
+  assert 0 < expected < 1
+  np.testing.assert_allclose(losses.nt_xent_accuracy(*float32(z_a, z_b), block=block), expected)
+
+
+@pytest.mark.parametrize("block", [None, 7])
+def test_collapsed_embeddings_are_all_ties_and_ties_lose(block):
+  z = jnp.tile(jnp.asarray(embeddings(1, 50)[0], jnp.float32), (35, 1))
+  assert losses.accuracies(z, z, block=block) == (0, 0)
+  assert losses.nt_xent_accuracy(z, z, block=block) == 0
+
+
+def test_accuracies_have_no_gradient():
+  z_a, z_b = float32(*embeddings(8))
+  assert not jax.grad(lambda z: sum(losses.accuracies(z, z_b)))(z_a).any()
+  assert not jax.grad(losses.nt_xent_accuracy)(z_a, z_b).any()
+
+
+FUNCTIONS = {**LOSSES, "accuracies": (losses.accuracies, ()),
+             "nt_xent_accuracy": (losses.nt_xent_accuracy, ())}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_block_that_does_not_divide_the_batch_is_refused_with_the_nearest_that_do(name):
+  f, scalars = FUNCTIONS[name]
+  z = jnp.zeros((96, 4))
+  with pytest.raises(UserError, match="block 20 does not divide the batch of 96 rows; nearest that "
+                                      "do: 16, 24. Set"):
+    f(z, z, *scalars, block=20)
+  with pytest.raises(UserError, match="block 0 .* nearest that do: 1. Set"):
+    f(z, z, *scalars, block=0)
+  with pytest.raises(UserError, match="block 100 .* nearest that do: 96. Set"):
+    f(z, z, *scalars, block=100)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_embeddings_of_different_shapes_are_refused(name):
+  f, scalars = FUNCTIONS[name]
+  with pytest.raises(UserError, match=r"\(4, 8\) and \(4, 6\) cannot be compared"):
+    f(jnp.zeros((4, 8)), jnp.zeros((4, 6)), *scalars)
+  with pytest.raises(UserError, match=r"\(4, 2, 3\) and \(4, 2, 3\) cannot be compared"):
+    f(jnp.zeros((4, 2, 3)), jnp.zeros((4, 2, 3)), *scalars)
