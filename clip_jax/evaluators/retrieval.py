@@ -1,0 +1,210 @@
+"""Retrieval: does a caption find its image among all images, and an image one of its captions?"""
+
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from clip_jax.data.decode import decode
+from clip_jax.errors import UserError
+from clip_jax.evaluators.examples import (
+    TIE, chunks, field, image_embeddings, places, text_embeddings)
+from clip_jax.interfaces import Embedder, Source
+
+
+class Retrieval:
+  """Recall in both directions, over any number of captions per image.
+
+  Image to text: a hit at k is an image with at least one of its own captions among the k captions
+  nearest to it. Text to image: a hit at k is a caption with its image among the k nearest. Ties
+  count against, because a model that gives everything one score has found nothing.
+  """
+
+  def __init__(self, source: Source, limit: int | None = None, block: int = 4096):
+    """Asks about the records of `source`.
+
+    Args:
+      source: records {"image": ..., "text": one caption or several}.
+      limit: ask only about this many records, spread evenly over the source; None for all.
+      block: rows and columns of scores made at a time; bounds the memory, not the answer.
+
+    Raises:
+      UserError: there is nothing to ask about.
+    """
+    self._source = source
+    self._places = places(source, limit)
+    self._block = block
+
+  def __call__(self, embedder: Embedder) -> dict[str, float]:
+    """`{image_to_text,text_to_image}_{r1,r5,r10}` in percent, `.._median_rank` (1 is best), counts.
+
+    Raises:
+      UserError: a record has no image, no text, or a text that is not one.
+    """
+    z_image, z_text, owner, _ = self._embed(embedder)
+    image_rank, text_rank = ranks(z_image, z_text, owner, block=self._block)
+    return {
+        **_summary("image_to_text", image_rank), **_summary("text_to_image", text_rank),
+        "examples": float(len(z_image)), "captions": float(len(z_text))}
+
+  def picture(self, embedder: Embedder, rows: int = 8) -> Image.Image:
+    """A contact sheet: captions spread evenly over the set, each with its five nearest images.
+
+    Raises:
+      UserError: as in the call.
+    """
+    z_image, z_text, owner, texts = self._embed(embedder)
+    image_rank, text_rank = ranks(z_image, z_text, owner, block=self._block)
+    sheet = []
+    for i in np.unique((np.arange(rows) * 2 + 1) * len(texts) // (2 * rows)):  # Middles of parts.
+      # Best first, and among equals the own image last, as its rank says.
+      order = np.argsort(-np.nan_to_num(z_image @ z_text[i], nan=-2.0), kind="stable")
+      order = np.insert(order[order != owner[i]], text_rank[i], owner[i])
+      sheet.append((texts[i], int(text_rank[i]), [self._image(j) for j in order[:5]],
+                    self._image(owner[i])))
+    forth, back = (_summary("", rank)["_r10"] for rank in (text_rank, image_rank))
+    return contact_sheet(
+        sheet, title=f"Captions and the five nearest of {len(z_image):,} images",
+        subtitle=f"R@10   text to image {forth:.1f} %     image to text {back:.1f} %     "
+                 f"text to image by chance {100 * min(1, 10 / len(z_image)):.1f} %")
+
+  def _image(self, i: int) -> np.ndarray:
+    image = self._source[int(self._places[i])]["image"]
+    return decode(image) if isinstance(image, bytes) else np.asarray(image)
+
+  def _embed(self, embedder: Embedder) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+    """z_image [n, E], z_text [m, E], the image that each text belongs to [m], the texts."""
+    z_image, own = [], []
+    for records in chunks(self._source, self._places):
+      own += [_captions(field(record, "text", place), place) for place, record in records]
+      z_image.append(image_embeddings(embedder, records))
+    texts = [text for captions in own for text in captions]
+    owner = np.repeat(np.arange(len(own)), [len(captions) for captions in own])
+    return np.concatenate(z_image), text_embeddings(embedder, texts), owner, texts
+
+
+def _captions(text: Any, place: int) -> list[str]:
+  texts = [text] if isinstance(text, str) else text
+  if (not isinstance(texts, (list, tuple)) or not texts
+      or not all(isinstance(t, str) for t in texts)):
+    raise UserError(
+        f"Record {place} has text {text!r}; expected a caption, or a list of at least one. Leave "
+        "records without a caption out of the source.")
+  return list(texts)
+
+
+def ranks(z_image: np.ndarray, z_text: np.ndarray, owner: np.ndarray, *,
+          block: int = 4096) -> tuple[np.ndarray, np.ndarray]:
+  """How many wrong candidates score at least as high as the right one; 0 is a hit at 1.
+
+  Scores are made a block by a block and counted: 100,000 images against 500,000 texts need the
+  memory of one block. What is not a number counts against, wherever it stands.
+
+  Args:
+    z_image, z_text: float32 [n, E], [m, E], unit length.
+    owner: int [m], the image that each text belongs to; every image has at least one text.
+    block: rows and columns of scores at a time.
+
+  Returns:
+    int64 [n], of each image: texts of other images that score at least as high as its best own one;
+    int64 [m], of each text: other images that score at least as high as its own one.
+  """
+  own = np.einsum("me,me->m", z_image[owner], z_text)  # Against each text's own image.
+  best = np.full(len(z_image), -np.inf, np.float32)
+  with np.errstate(invalid="ignore"):
+    np.maximum.at(best, owner, own)  # Passes NaN on, unlike fmax: one bad text spoils its image.
+  image_rank, text_rank = np.zeros(len(z_image), np.int64), np.zeros(len(z_text), np.int64)
+  for i in range(0, len(z_image), block):
+    for j in range(0, len(z_text), block):
+      rows, columns = slice(i, i + block), slice(j, j + block)
+      scores = z_image[rows] @ z_text[columns].T  # [block, block]
+      wrong = np.arange(len(z_image))[rows, None] != owner[None, columns]
+      # Not "scores >= ...", which is false of NaN: a diverged model would find everything.
+      image_rank[rows] += (wrong & ~(scores < best[rows, None] - TIE)).sum(1)
+      text_rank[columns] += (wrong & ~(scores < own[None, columns] - TIE)).sum(0)
+  return image_rank, text_rank
+
+
+def _summary(direction: str, rank: np.ndarray) -> dict[str, float]:
+  """Recall at 1, 5 and 10 in percent, and the median rank counted from 1."""
+  recalls = {f"{direction}_r{k}": 100 * float(np.mean(rank < k)) for k in (1, 5, 10)}
+  return {**recalls, f"{direction}_median_rank": 1 + float(np.median(rank))}
+
+
+# The contact sheet, in pixels.
+_CELL, _GAP, _MARGIN, _CAPTION, _HEAD = 128, 14, 28, 250, 132
+_PAPER, _CARD, _INK, _GREY, _LINE = "#f6f7f9", "#ffffff", "#1d2330", "#79808f", "#d3d7df"
+_GREEN, _AMBER = "#16a34a", "#d97706"
+
+
+def contact_sheet(rows: list[tuple[str, int, list[np.ndarray], np.ndarray]], *, title: str,
+                  subtitle: str) -> Image.Image:
+  """Draws captions with the images found for them; the right one is framed in green.
+
+  Args:
+    rows: of each caption: its text, the rank of the right image (0 is first), the nearest images,
+      best first, and the right image; images are uint8 [H, W, 3].
+    title, subtitle: the two lines above.
+
+  Returns:
+    An RGB image.
+  """
+  pitch = _CELL + _GAP
+  missed = _MARGIN + _CAPTION + 5 * pitch + 2 * _GAP  # Left edge of what should have been found.
+  width, height = missed + _CELL + _MARGIN, _HEAD + len(rows) * (pitch + _GAP) + _MARGIN - 2 * _GAP
+  sheet = Image.new("RGB", (width, height), _PAPER)
+  draw = ImageDraw.Draw(sheet)
+  large, middle, small = (ImageFont.load_default(size) for size in (26, 17, 14))
+  draw.text((_MARGIN, 24), title, _INK, large)
+  draw.text((_MARGIN, 62), subtitle, _GREY, middle)
+  for k in range(5):
+    x = _MARGIN + _CAPTION + k * pitch + _CELL // 2
+    draw.text((x, _HEAD - 22), f"{k + 1}", _GREY, small, anchor="mm")
+  draw.text((missed + _CELL // 2, _HEAD - 22), "right one, if missed", _GREY, small, anchor="mm")
+  for number, (text, rank, nearest, right) in enumerate(rows):
+    y = _HEAD + number * (pitch + _GAP)
+    draw.line((_MARGIN, y - _GAP, width - _MARGIN, y - _GAP), _LINE)
+    found = rank < len(nearest)
+    lines = _wrapped(draw, text, middle, _CAPTION - 2 * _GAP, 4)
+    for i, line in enumerate(lines):
+      draw.text((_MARGIN, y + 8 + i * 23), line, _INK, middle)
+    draw.text((_MARGIN, y + 14 + len(lines) * 23), f"rank {rank + 1:,}",
+              _GREEN if found else _AMBER, small)
+    for k, image in enumerate(nearest):
+      hit = k == rank
+      _paste(sheet, image, (_MARGIN + _CAPTION + k * pitch, y), _GREEN if hit else _LINE,
+             4 if hit else 1)
+    if not found:
+      _paste(sheet, right, (missed, y), _AMBER, 2)
+  return sheet
+
+
+def _paste(sheet: Image.Image, image: np.ndarray, corner: tuple[int, int], colour: str, line: int):
+  """A white card with a coloured frame, the whole image centred in it."""
+  x, y = corner
+  draw = ImageDraw.Draw(sheet)
+  draw.rounded_rectangle((x, y, x + _CELL - 1, y + _CELL - 1), 8, _CARD, colour, line)
+  picture = Image.fromarray(image)
+  scale = (_CELL - 16) / max(picture.size)
+  size = tuple(max(1, round(side * scale)) for side in picture.size)
+  sheet.paste(picture.resize(size, Image.Resampling.LANCZOS),
+              (x + (_CELL - size[0]) // 2, y + (_CELL - size[1]) // 2))
+
+
+def _wrapped(draw: ImageDraw.ImageDraw, text: str, font: Any, width: int, most: int) -> list[str]:
+  """`text` in at most `most` lines that fit into `width` pixels; what does not fit ends in dots."""
+  lines, rest = [], " ".join(text.split())
+  while rest and len(lines) < most:
+    count = len(rest)
+    while count > 1 and draw.textlength(rest[:count], font) > width:
+      count -= 1
+    if count < len(rest) and " " in rest[:count + 1].strip():
+      count = rest[:count + 1].rindex(" ")  # At a word's end, unless one word fills the line.
+    lines.append(rest[:count].strip())
+    rest = rest[count:].strip()
+  if rest:
+    last = lines[-1]
+    while last and draw.textlength(last + "...", font) > width:
+      last = last[:-1]
+    lines[-1] = last.rstrip() + "..."
+  return lines
