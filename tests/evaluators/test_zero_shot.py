@@ -1,0 +1,227 @@
+"""Zero-shot classification, against answers known by hand and a second, loop-written one."""
+
+import math
+
+import numpy as np
+import pytest
+
+from clip_jax.config import build, call, from_json, to_json
+from clip_jax.errors import UserError
+from clip_jax.evaluators.zero_shot import ZeroShot, class_embeddings, class_ranks
+
+
+class Table:
+  """Looks vectors up: images are their own vectors, texts have theirs by name."""
+
+  def __init__(self, z_text):
+    self.z_text, self.asked = z_text, []
+
+  def encode_image(self, images):
+    return np.asarray(images, np.float32)
+
+  def encode_text(self, texts):
+    self.asked += texts
+    return np.array([self.z_text[text] for text in texts], np.float32)
+
+
+class Hashed(Table):
+  """Gives every text a vector of its own."""
+
+  def __init__(self, width=8):
+    super().__init__({})
+    self.width = width
+
+  def encode_text(self, texts):
+    self.asked += texts
+    z = np.stack([np.random.default_rng(list(text.encode())).normal(size=self.width)
+                  for text in texts])
+    return (z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32)
+
+
+CAT, DOG = [1.0, 0.0], [0.0, 1.0]
+TWO = {"cat": CAT, "dog": DOG}
+
+
+def records(*pairs):
+  return [{"image": image, "label": label} for image, label in pairs]
+
+
+def test_the_nearest_class_is_chosen():
+  metrics = ZeroShot(records(([.9, .1], 0), ([.2, .8], 1), ([.3, .7], 0), ([0, 1], 1)),
+                     ("cat", "dog"))(Table(TWO))
+  assert metrics["top1"] == 75
+  assert metrics["examples"] == 4 and metrics["classes"] == 2 and metrics["chance"] == 50
+  assert metrics["standard_error"] == pytest.approx(100 * math.sqrt(.75 * .25 / 4))
+  assert "top5" not in metrics  # Of two classes five are always right.
+
+
+def test_the_mean_per_class_weighs_classes_alike():
+  metrics = ZeroShot(records(*[(CAT, 0)] * 9, (CAT, 1)), ("cat", "dog"))(Table(TWO))
+  assert metrics["top1"] == 90
+  assert metrics["mean_per_class"] == 50
+
+
+def by_loops(z_image, z_class, truth):
+  """Hits at 1 and 5, and the mean over classes, of the definition."""
+  hits = {1: [], 5: []}
+  for z, right in zip(z_image, truth):
+    score = [sum(float(a) * float(b) for a, b in zip(z, w)) for w in z_class]
+    rank = sum(s >= score[right] - 1e-6 for c, s in enumerate(score) if c != right)
+    for k in hits:
+      hits[k].append(rank < k)
+  per_class = [np.mean([h for h, t in zip(hits[1], truth) if t == c]) for c in sorted(set(truth))]
+  return 100 * np.mean(hits[1]), 100 * np.mean(hits[5]), 100 * np.mean(per_class)
+
+
+def test_the_numbers_are_those_of_the_loops(monkeypatch):
+  monkeypatch.setattr("clip_jax.evaluators.examples.CHUNK", 17)
+  monkeypatch.setattr("clip_jax.evaluators.zero_shot.CHUNK", 5)
+  rng = np.random.default_rng(0)
+  names, forms = tuple("abcdefgh"), ("{}", "a {}.", "the {} {}")
+  truth = np.concatenate([np.arange(8), rng.integers(0, 8, 50)])
+  embedder = Hashed()
+  z_class = []
+  for name in names:
+    z = np.mean([embedder.encode_text([f.replace("{}", name)])[0] for f in forms], 0)
+    z_class.append(z / np.linalg.norm(z))
+  z_image = np.array([z_class[t] + rng.normal(size=8) * .6 for t in truth])
+  metrics = ZeroShot(records(*zip(z_image, truth)), names, templates=forms)(embedder)
+  top1, top5, mean = by_loops(z_image, z_class, truth)
+  assert 20 < top1 < 90
+  assert (metrics["top1"], metrics["top5"], metrics["mean_per_class"]) == pytest.approx(
+      (top1, top5, mean))
+
+
+def test_a_class_is_the_normalised_mean_of_its_sentences():
+  table = Table({"a cat": [1, 0, 0], "the cat": [0, 1, 0],
+                 "a dog": [0, 0, 1], "the dog": [0, 0, 1]})
+  z = class_embeddings(table, [["a cat", "the cat"], ["a dog", "the dog"]])
+  np.testing.assert_allclose(z, [[.5 ** .5, .5 ** .5, 0], [0, 0, 1]], rtol=1e-6)
+
+
+def test_sentences_that_cancel_out_make_a_class_that_is_near_to_nothing():
+  z = class_embeddings(Table({"a": [1, 0], "b": [-1, 0]}), [["a", "b"]])
+  assert z.tolist() == [[0, 0]]
+
+
+def test_ties_count_against():
+  embedder = Table({f"{i}": [1, 0] for i in range(6)})
+  metrics = ZeroShot(records(*[([1, 0], i) for i in range(6)]), tuple("012345"))(embedder)
+  assert metrics["top1"] == metrics["top5"] == 0
+
+
+def test_two_classes_of_one_name_are_never_right():
+  metrics = ZeroShot(records((CAT, 0), (CAT, 1), (DOG, 2)), ("cat", "cat", "dog"))(Table(TWO))
+  assert metrics["top1"] == pytest.approx(100 / 3)
+
+
+@pytest.mark.parametrize("spoilt", ["image", "class", "both"])
+def test_a_diverged_model_knows_nothing(spoilt):
+  z = np.eye(7, dtype=np.float32)
+  nan = np.full_like(z, np.nan)
+  ranks = class_ranks(nan if spoilt != "class" else z, nan if spoilt != "image" else z,
+                      np.arange(7))
+  assert ranks.tolist() == [6] * 7
+
+
+def test_a_class_may_have_several_names():
+  embedder = Table({"cat": [1, 0], "kitty": [.6, .8], "dog": [-1, 0]})
+  source = records((CAT, "c"), ([-1, 0], "d"))
+  metrics = ZeroShot(source, {"c": ("cat", "kitty"), "d": "dog"})(embedder)
+  assert metrics["top1"] == 100
+  assert embedder.asked == ["cat", "kitty", "dog"]
+
+
+@pytest.mark.parametrize("label", [1, np.int64(1), np.array(1), "dog", b"dog", "1"])
+def test_a_label_is_a_place_or_a_name(label):
+  metrics = ZeroShot(records((CAT, 0), (DOG, label)), ("cat", "dog"))(Table(TWO))
+  assert metrics["top1"] == 100
+
+
+def test_names_that_look_like_places_are_names_when_the_label_is_text():
+  digits = Table({"1": CAT, "0": DOG})
+  assert ZeroShot(records((CAT, "1"), (DOG, "0")), ("1", "0"))(digits)["top1"] == 100
+  assert ZeroShot(records((CAT, 0), (DOG, 1)), ("1", "0"))(digits)["top1"] == 100
+
+
+def test_only_the_classes_given_compete():
+  source = [{"image": image, "wnid": label} for image, label in ((CAT, 281), (DOG, 207))]
+  metrics = ZeroShot(source, {281: "cat", 207: "dog"}, label="wnid")(Table(TWO))
+  assert metrics["top1"] == 100 and metrics["classes"] == 2
+
+
+def test_canonical_names_go_into_canonical_templates():
+  embedder = Hashed()
+  ZeroShot(records(([1] * 8, 0), ([1] * 8, 1)), ("Persian_cat", "St. Bernard"),
+           templates=("A photo of a {}.", "{}"), canonicalise=True)(embedder)
+  assert embedder.asked == [
+      "a photo of a persian cat", "persian cat", "a photo of a st bernard", "st bernard"]
+
+
+def test_names_and_templates_stay_as_they_are_otherwise():
+  embedder = Hashed()
+  ZeroShot(records(([1] * 8, 0), ([1] * 8, 1)), ("Persian_cat", "{braces}"),
+           templates="A photo of a {}.")(embedder)
+  assert embedder.asked == ["A photo of a Persian_cat.", "A photo of a {braces}."]
+
+
+def test_a_published_set_of_templates_goes_by_name():
+  embedder = Hashed()
+  ZeroShot(records(([1] * 8, 0), ([1] * 8, 1)), ("cat", "dog"), templates="openai_80")(embedder)
+  assert len(embedder.asked) == 160
+
+
+def test_a_limit_may_leave_classes_out_of_the_mean():
+  source = records(*[(CAT, 0)] * 5, *[(DOG, 1)] * 5, ([.6, .8], 2))
+  metrics = ZeroShot(source, ("cat", "dog", "fox"), limit=2)(Table({**TWO, "fox": [-1, 0]}))
+  assert metrics["examples"] == 2
+  assert metrics["mean_per_class"] == 100
+
+
+class Pairs(list):
+  """A source that a config can name."""
+
+  def __init__(self):
+    super().__init__(records((CAT, "c"), (DOG, "7")))
+
+
+def test_an_evaluator_survives_a_config_on_paper():
+  spec = call(ZeroShot, source=call(Pairs), classes={"c": ["cat"], "7": "dog"}, canonicalise=True)
+  again = from_json(to_json(spec), trust=(__name__,))
+  assert build(again)(Table(TWO)) == build(spec)(Table(TWO))
+
+
+def test_an_empty_set_says_so():
+  with pytest.raises(UserError, match="list has no records, so there is nothing to evaluate"):
+    ZeroShot([], ("cat", "dog"))
+
+
+def test_one_class_is_no_choice():
+  with pytest.raises(UserError, match="has 1 classes; expected at least two to choose from"):
+    ZeroShot(records((CAT, 0)), ("cat",))
+
+
+@pytest.mark.parametrize("names", [(), " ", ("cat", ""), (3,)])
+def test_a_class_without_a_name_says_so(names):
+  with pytest.raises(UserError, match="Class 'c' is called .*; expected a name, or several that"):
+    ZeroShot(records((CAT, "c")), {"c": names, "d": "dog"})
+
+
+def test_classes_without_images_are_named():
+  source = records((CAT, 0))
+  with pytest.raises(UserError, match="2 of 3 classes have no images, the first: 'dog', 'fox'"):
+    ZeroShot(source, ("cat", "dog", "fox"))(Table({**TWO, "fox": CAT}))
+
+
+def test_an_unknown_label_says_which_there_are():
+  evaluate = ZeroShot(records((CAT, "cat"), (DOG, "dogs")), ("cat", "dog"))
+  with pytest.raises(UserError, match="Record 1 has label 'dogs', which is none of the 2 classes: "
+                                      "cat, dog. Did you mean 'dog'"):
+    evaluate(Table(TWO))
+  with pytest.raises(UserError, match="has label -1, which is none of the 2 classes: cat, dog"):
+    ZeroShot(records((CAT, -1)), ("cat", "dog"))(Table(TWO))
+
+
+def test_a_missing_label_says_which_fields_there_are():
+  with pytest.raises(UserError, match="no field 'class'; it has 'image', 'label'"):
+    ZeroShot(records((CAT, 0)), ("cat", "dog"), label="class")(Table(TWO))
