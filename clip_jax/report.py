@@ -1,0 +1,246 @@
+"""What a run says while it runs: metrics.jsonl, TensorBoard, and the lines that a person reads."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import json
+import math
+import os
+from pathlib import Path
+import secrets
+import shutil
+import sys
+import textwrap
+import time
+from typing import Any, TextIO
+
+from clip_jax.errors import UserError
+
+_WIDTH = 100  # Of lines that go to a file.
+
+
+class Report:
+  """Writes the metrics of a run, each once, whatever restarts it goes through.
+
+  `workdir/metrics.jsonl` has one object a line, `{"step": 12, "train/loss": 3.2}`. A metric that is
+  not finite is null there, because JSON has no NaN; TensorBoard and the console show what it was.
+  On the console, a metric of the training step moves the progress line on, which a terminal shows
+  in place and a file gets every few seconds; the others (`<evaluator>/...`) get lines of their own.
+  """
+
+  def __init__(self, workdir: Path | str, total_steps: int, start_step: int = 0, *,
+               writes: bool = True, wandb: str | None = None, every_seconds: float = 10.0,
+               stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic):
+    """Opens the report, and forgets what was written after `start_step`: it will be made again.
+
+    Args:
+      workdir: the run's folder; made if missing.
+      total_steps: how long the whole run is.
+      start_step: how many steps were made before, by the run that this one continues.
+      writes: whether this process is the one that writes; the others' reports do nothing.
+      wandb: Weights & Biases project that metrics go to as well.
+      every_seconds: between two progress lines where they do not replace each other.
+      stream: the console; standard output by default.
+      clock: seconds, for the time left.
+
+    Raises:
+      UserError: the workdir cannot be written to, or `wandb` is asked for and not installed.
+    """
+    self._total, self._start, self._writes = total_steps, start_step, writes
+    self._every, self._clock = every_seconds, clock
+    self._stream = stream or sys.stdout
+    self._first = None  # Step and seconds of the first line.
+    self._shown = None  # Seconds of the last line shown.
+    self._line = ""  # The progress line that stands on the terminal.
+    self._file = self._tensorboard = self._wandb = None
+    if not writes:
+      return
+    path = Path(workdir) / "metrics.jsonl"
+    try:
+      path.parent.mkdir(parents=True, exist_ok=True)
+      self._wandb = _wandb_run(wandb, path.parent) if wandb else None
+      _forget(path, start_step)
+      self._file = path.open("a", encoding="utf-8")
+    except OSError as error:
+      raise UserError(
+          f"The workdir {str(workdir)!r} cannot be written to: {error.strerror}. Choose another "
+          "one with --workdir, or change its permissions.") from error
+    self._tensorboard = self._tensorboard_writer(path.parent / "tensorboard")
+
+  def _tensorboard_writer(self, path):
+    try:
+      import tensorboardX
+    except ImportError:
+      self.note("No TensorBoard events, as tensorboardX is missing: pip install tensorboardX.")
+      return None
+    # TensorBoard hides what an earlier, interrupted process wrote at this step or later.
+    return tensorboardX.SummaryWriter(
+        str(path), purge_step=self._start + 1 if self._start else 0, flush_secs=10)
+
+  def log(self, step: int, metrics: Mapping[str, float]):
+    """Writes metrics, each at most once a step.
+
+    Args:
+      step: steps made so far.
+      metrics: numbers by name. `train/loss`, `train/images_per_second` and `train/data_wait` (the
+        share of the time spent waiting for data) appear in the progress line.
+    """
+    if not self._writes:
+      return
+    values = {name: float(value) for name, value in metrics.items()}
+    line = {"step": int(step)} | {n: v if math.isfinite(v) else None for n, v in values.items()}
+    self._file.write(json.dumps(line, allow_nan=False) + "\n")
+    self._file.flush()  # A killed run loses at most the line being written.
+    if self._tensorboard:
+      for name, value in values.items():
+        self._tensorboard.add_scalar(name, value, int(step))
+    if self._wandb:
+      self._wandb.log(values, step=int(step))
+    others = {n: v for n, v in values.items() if not n.startswith("train/")}
+    if others:
+      self.note(_evaluation(step, others))
+    if len(others) < len(values):
+      self._progress(int(step), values)
+
+  def note(self, text: str):
+    """Prints whole lines, above the progress line if there is one."""
+    if not self._writes:
+      return
+    if self._line:
+      self._stream.write("\r\x1b[K")
+    self._stream.write(f"{text}\n{self._line}")
+    self._stream.flush()
+
+  def close(self):
+    """Ends the progress line and the files; lines can still be printed by `note`."""
+    if self._line:
+      self._stream.write("\n")
+      self._stream.flush()
+      self._line = ""
+    for part in (self._file, self._tensorboard):
+      if part:
+        part.close()
+    if self._wandb:
+      self._wandb.finish()
+    self._file = self._tensorboard = self._wandb = None
+
+  def __enter__(self) -> "Report":
+    return self
+
+  def __exit__(self, *_):
+    self.close()
+
+  def _progress(self, step, values):
+    now = self._clock()
+    # From the first line on: what is before it (compilation) is not coming again.
+    self._first = self._first or (step, now)
+    line = progress_line(step, self._total, values, self._time_left(step, now))
+    if self._stream.isatty():
+      # A line that wraps could not be replaced.
+      self._line = line[:shutil.get_terminal_size().columns - 1]
+      self._stream.write(f"\r\x1b[K{self._line}")
+      self._shown = now
+    elif self._shown is None or step >= self._total or now - self._shown >= self._every:
+      self._stream.write(line + "\n")
+      self._shown = now
+    self._stream.flush()
+
+  def _time_left(self, step, now):
+    first, then = self._first
+    return (now - then) / (step - first) * (self._total - step) if step > first else None
+
+
+def progress_line(step: int, total: int, values: Mapping[str, float],
+                  seconds_left: float | None) -> str:
+  """One line: how far, how well, how fast, how long still; None is not known yet."""
+  parts = [f"step {step:,}/{total:,}", f"{100 * step // max(total, 1)}%"]
+  if "train/loss" in values:
+    parts.append(f"loss {values['train/loss']:.3f}")
+  if "train/images_per_second" in values:
+    parts.append(f"images/s {number(values['train/images_per_second'])}")
+  if "train/data_wait" in values:
+    parts.append(f"data wait {100 * values['train/data_wait']:.0f}%")
+  if seconds_left is not None and step < total:
+    parts.append(f"time left {duration(seconds_left)}")
+  return "  ".join(parts)
+
+
+def _evaluation(step, values):
+  """The lines of one evaluation: each evaluator's metrics together."""
+  groups = {}
+  for name, value in values.items():
+    evaluator, _, metric = name.rpartition("/")
+    groups.setdefault(evaluator, []).append(f"{metric or name} {number(value)}".replace(" ", "\0"))
+  lines = []
+  for evaluator, parts in groups.items():
+    head = f"step {step:,}" + (f"  {evaluator}" if evaluator else "")
+    lines.append(textwrap.fill("  ".join(parts), _WIDTH, initial_indent=f"{head}  ",
+                               subsequent_indent="    ", break_on_hyphens=False))
+  return "\n".join(lines).replace("\0", " ")  # A name and its number stay on one line.
+
+
+def table(rows: Iterable[Sequence[Any]], header: Sequence[str]) -> str:
+  """Rows under a header, numbers (and what reads as one) to the right, a line in between."""
+  rows = [[number(x) if isinstance(x, (int, float)) else str(x) for x in row] for row in rows]
+  right = [bool(rows) and all(_reads_as_number(row[k]) for row in rows) for k in range(len(header))]
+  widths = [max(len(row[k]) for row in [list(header), *rows]) for k in range(len(header))]
+  aligned = ["  ".join(x.rjust(w) if r else x.ljust(w) for x, w, r in zip(row, widths, right))
+             for row in [list(header), ["-" * w for w in widths], *rows]]
+  return "\n".join(line.rstrip() for line in aligned)
+
+
+def _reads_as_number(text):
+  try:
+    float(text.replace(",", "").rstrip("%"))
+  except ValueError:
+    return False
+  return True
+
+
+def number(value: float) -> str:
+  """Four digits, or all before the point, in groups of three: 0.001235, 22.66, 1,234, 5,393."""
+  if math.isfinite(value) and abs(value) >= 999.95:
+    return f"{value:,.0f}"
+  return f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+  """The two largest units: 45 s, 3 min 20 s, 2 h 5 min, 3 d 4 h."""
+  whole = round(seconds)
+  for unit, size, next_unit, next_size in (
+      ("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+    if whole >= size:
+      rest = whole % size // next_size
+      return f"{whole // size} {unit}" + (f" {rest} {next_unit}" if rest else "")
+  return f"{whole} s"
+
+
+def _forget(path, step):
+  """Drops the lines of `path` after `step`, and a half-written last one; all of them at step 0."""
+  if not path.exists():
+    return
+  keep = [line for line in path.read_bytes().splitlines()
+          if step > 0 and _step(line) is not None and _step(line) <= step]
+  temporary = path.with_name(path.name + ".new")
+  temporary.write_bytes(b"".join(line + b"\n" for line in keep))
+  os.replace(temporary, path)  # Killed before it, the old file is whole; after it, the new one.
+
+
+def _step(line):
+  try:
+    return json.loads(line)["step"]
+  except (ValueError, KeyError, TypeError):
+    return None
+
+
+def _wandb_run(project, workdir):
+  try:
+    import wandb
+  except ImportError as error:
+    raise UserError(
+        f"Logging to the Weights & Biases project {project!r} was asked for, and wandb is not "
+        "installed. Install it (pip install wandb), or leave the project out of the config."
+    ) from error
+  identity = workdir / "wandb_id.txt"  # So that a resumed run continues its curves there.
+  if not identity.exists():
+    identity.write_text(secrets.token_hex(4))
+  return wandb.init(project=project, name=workdir.name, dir=str(workdir),
+                    id=identity.read_text().strip(), resume="allow")
