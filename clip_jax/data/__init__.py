@@ -1,0 +1,7 @@
+"""From files to batches: sources, subsets, views of records, and the order that they come in."""
+
+from clip_jax.data.pipeline import Examples, batches
+from clip_jax.data.records import ArrayRecord
+from clip_jax.data.subset import Subset
+
+__all__ = ["ArrayRecord", "Examples", "Subset", "batches"]

@@ -1,0 +1,68 @@
+"""Colours changed at random, on the host."""
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+from clip_jax.errors import UserError
+
+
+class ColourJitter:
+  """Brightness, contrast, saturation and hue changed in random order; `__call__(image, rng)`.
+
+  Each strength is the greatest change: a factor is uniform in [1 - strength, 1 + strength], the
+  hue moves by a uniform part of its circle in [-hue, hue].
+
+  Source: Chen et al. 2020 (SimCLR); the defaults are those of Mu et al. 2022 (SLIP). The operations
+  are Pillow's, so pixels are rounded after each one.
+  """
+
+  def __init__(self, brightness: float = 0.4, contrast: float = 0.4, saturation: float = 0.4,
+               hue: float = 0.1, probability: float = 0.8, grey: float = 0.2):
+    """Notes the strengths.
+
+    Args:
+      brightness, contrast, saturation: greatest change of each factor, in [0, 1].
+      hue: greatest turn of the colour circle, in [0, 0.5].
+      probability: of changing the four at all.
+      grey: probability of dropping the colours afterwards.
+
+    Raises:
+      UserError: a number out of its range.
+    """
+    ranges = (("brightness", brightness, 1), ("contrast", contrast, 1),
+              ("saturation", saturation, 1), ("hue", hue, 0.5), ("probability", probability, 1),
+              ("grey", grey, 1))
+    for name, value, most in ranges:
+      if not 0 <= value <= most:
+        raise UserError(f"{name} {value} is not between 0 and {most}.")
+    self.strengths = np.array([brightness, contrast, saturation, hue])
+    self.probability, self.grey = probability, grey
+
+  def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """uint8 [H, W, 3] -> uint8 [H, W, 3]."""
+    # All lots are drawn whatever they decide, so that each one always means the same.
+    change, drop = rng.random(2)
+    changes = self.strengths * rng.uniform(-1, 1, size=4)
+    order = rng.permutation(4)
+    picture = Image.fromarray(image)
+    if change < self.probability:
+      for i in order:
+        if self.strengths[i]:
+          picture = _OPERATIONS[i](picture, changes[i])
+    if drop < self.grey:
+      picture = picture.convert("L").convert("RGB")
+    return np.asarray(picture)
+
+
+def turned(picture: Image.Image, turn: float) -> Image.Image:
+  """The picture with its hue moved by `turn` of the colour circle (in steps of 1/256)."""
+  hue, saturation, value = picture.convert("HSV").split()
+  table = [(i + round(256 * turn)) % 256 for i in range(256)]
+  return Image.merge("HSV", (hue.point(table), saturation, value)).convert("RGB")
+
+
+_OPERATIONS = (
+    lambda picture, change: ImageEnhance.Brightness(picture).enhance(1 + change),
+    lambda picture, change: ImageEnhance.Contrast(picture).enhance(1 + change),
+    lambda picture, change: ImageEnhance.Color(picture).enhance(1 + change),
+    turned)

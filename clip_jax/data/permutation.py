@@ -1,0 +1,51 @@
+"""Seeded permutations of any size, that need no memory."""
+
+import math
+from typing import TypeVar
+
+import numpy as np
+
+Integers = TypeVar("Integers", int, np.ndarray)
+_MASK = 2**64 - 1
+
+
+def mixed(x: Integers) -> Integers:
+  """The bits of `x` (int below 2**64, or uint64 array), scattered.
+
+  Source: the finaliser of splitmix64, Steele et al. 2014.
+  """
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EB & _MASK
+  return x ^ (x >> 31)
+
+
+def permuted(i: Integers, n: int, *, seed: int) -> Integers:
+  """Where a seeded permutation of range(n) sends `i`.
+
+  A Feistel network over a * b >= n places, walked until it lands below n; a * b is so close to n
+  that this is nearly always at once. Six rounds: with fewer, neighbours stay correlated.
+
+  Args:
+    i: int, or uint64 array, in range(n).
+    n: size of the permutation, below 2**63.
+    seed: int, of which 64 bits count.
+  """
+  a = math.isqrt(n - 1) + 1
+  b = -(-n // a)
+  keys = [mixed(seed + r * 0x9E3779B97F4A7C15 & _MASK) for r in range(1, 7)]
+
+  def once(i):
+    x, y = i % a, i // a
+    for r in (0, 2, 4):
+      x = (x + mixed(y ^ keys[r]) % a) % a
+      y = (y + mixed(x ^ keys[r + 1]) % b) % b
+    return x + a * y
+
+  i = once(i)
+  if isinstance(i, np.ndarray):
+    while (outside := i >= n).any():
+      i[outside] = once(i[outside])
+  else:
+    while i >= n:
+      i = once(i)
+  return i

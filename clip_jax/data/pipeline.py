@@ -1,0 +1,150 @@
+"""From records to batches: one endless order, the same on any number of hosts, threads, processes.
+
+The example at a position is a function of (seed, position), and the batch at a step is that of the
+positions step * B to (step + 1) * B, so a step number is all there is to save.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+import weakref
+
+from absl import flags
+import grain
+import numpy as np
+
+from clip_jax.data.permutation import mixed, permuted
+from clip_jax.errors import UserError
+from clip_jax.interfaces import Source
+
+_MASK = 2**64 - 1
+
+
+class Examples:
+  """The endless sequence of examples: epoch after epoch, each in a new order, through `views`.
+
+  A record that cannot be read or decoded gives its place to the one half an epoch further on: the
+  next one would be twice in the same batch.
+
+  Attributes:
+    outputs: names of what an example holds, when `views` says its own.
+  """
+
+  def __init__(self, source: Source, views: Callable, *, seed: int = 0, tries: int = 100):
+    """Reads nothing yet.
+
+    Args:
+      source: the records.
+      views: (record, rng) -> dict of arrays.
+      seed: of the order and of all that is random in the views, at least 0.
+      tries: unreadable records in a row after which it gives up.
+
+    Raises:
+      UserError: no records, or a negative seed.
+    """
+    if len(source) < 1:
+      raise UserError(f"{type(source).__name__} has no records. Check its path or split.")
+    if seed < 0:
+      raise UserError(f"seed {seed} is negative. Set one from 0 on.")
+    self.source, self.views, self.seed, self.tries = source, views, seed, tries
+
+  @property
+  def outputs(self) -> tuple[str, ...]:
+    return (*self.views.outputs, "index", "replaced", "damaged")
+
+  def __len__(self) -> int:
+    return sys.maxsize
+
+  def index(self, position: int) -> int:
+    """The place in the source of the record at `position`, if it can be read."""
+    epoch, i = divmod(position, len(self.source))
+    return permuted(i, len(self.source), seed=mixed(mixed(self.seed & _MASK) + epoch & _MASK))
+
+  def __getitem__(self, position: int) -> dict[str, Any]:
+    """What `views` makes of the record, and besides:
+
+      index: int64 [], the record's place in the source.
+      replaced: int32 [], unreadable records tried before this one.
+      damaged: int64 [], the place of the first of these; -1 if there were none.
+
+    Raises:
+      UserError: `tries` records in a row cannot be read, or the views do not fit the source.
+    """
+    position = int(position)
+    damaged = -1
+    for replaced in range(self.tries):
+      index = self.index(position + replaced * (len(self.source) // 2 + 1))
+      rng = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, 0, position]))
+      try:
+        example = self.views(self.source[index], rng)
+      except UserError:
+        raise  # A wrong setting is wrong for every record.
+      except Exception as error:  # Whatever a reader or a decoder throws at broken bytes.
+        last = error
+        damaged = index if damaged < 0 else damaged
+        continue
+      return {**example, "index": np.int64(index), "replaced": np.int32(replaced),
+              "damaged": np.int64(damaged)}
+    raise UserError(
+        f"{self.tries} records in a row cannot be read (from position {position} on, the first is "
+        f"record {damaged}); the last: {last!r}. Check what the source holds.") from last
+
+
+def batches(examples: Examples, *, batch_size: int, start: int = 0, host: int = 0, hosts: int = 1,
+            threads: int = 16, workers: int = 0) -> Iterator[dict[str, np.ndarray]]:
+  """This host's rows of the global batches, without end.
+
+  Host h has the rows h * B / hosts to (h + 1) * B / hosts. Nothing is read before `start`.
+
+  Args:
+    examples: the endless sequence.
+    batch_size: B, of the global batch.
+    start: step of the first batch.
+    host, hosts: this one, and how many.
+    threads: that make batches ahead, in each process; 0 makes each one when it is asked for.
+    workers: processes that do so; 0 is this one.
+
+  Raises:
+    UserError: the batch cannot be split over the hosts, or a number is out of its range.
+  """
+  if hosts < 1 or not 0 <= host < hosts:
+    raise UserError(f"host {host} is not one of {hosts} hosts, counted from 0.")
+  if batch_size < 1 or batch_size % hosts:
+    near = [n * hosts for n in (batch_size // hosts, batch_size // hosts + 1) if n]
+    raise UserError(f"batch_size {batch_size} cannot be split over {hosts} hosts; nearest that can "
+                    f"be: {', '.join(map(str, near))}. Set --config.data.batch_size.")
+  for name, value in (("start", start), ("threads", threads), ("workers", workers)):
+    if value < 0:
+      raise UserError(f"{name} {value} is negative.")
+  rows = grain.MapDataset.source(examples).batch(batch_size // hosts)
+  ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, 1))
+  ours = rows[host + start * hosts::hosts].to_iter_dataset(ahead)
+  if not workers:
+    return iter(ours)
+  _allow_workers()
+  return _FromWorkers(iter(ours.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))))
+
+
+def _allow_workers():
+  """Lets Grain start processes outside of `absl.app.run`: in pytest, in notebooks."""
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()
+
+
+class _FromWorkers:
+  """Iterator over what Grain's processes make, that ends them when it ends or Python does."""
+
+  def __init__(self, batches):
+    self._batches = batches
+    self._close = weakref.finalize(self, batches.close)
+
+  def __iter__(self):
+    return self
+
+  def __next__(self):
+    # A copy, because the memory is shared with the process that wrote it, and what is left of it
+    # when Python exits is complained about at length.
+    return {name: np.array(values) for name, values in next(self._batches).items()}
+
+  def close(self):
+    self._close()
