@@ -1,4 +1,4 @@
-"""Contrastive losses and accuracies: pure functions of embeddings, dense or a block of rows at a time.
+"""Contrastive losses and accuracies, dense or a block of rows at a time; functions of embeddings.
 
 Every loss compares each of B rows with all B rows. With `block` it makes `block` rows of that B x B
 matrix at a time, in the forward and again in the backward pass, so it needs a few times
@@ -66,7 +66,7 @@ def sigmoid_pairs(z_image: jax.Array, z_text: jax.Array, scale: jax.Array | floa
     block: rows compared at a time, a divisor of B; all at once by default.
 
   Returns:
-    float32 [], summed over the B^2 pairs and divided by B, in nats; B log 2 when both scalars are 0.
+    float32 [], sum over the B^2 pairs divided by B, in nats; B log 2 when both scalars are 0.
 
   Raises:
     UserError: `block` does not divide B, or the shapes differ.

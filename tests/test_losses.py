@@ -1,4 +1,4 @@
-"""Each loss against its paper's equation written as loops, and the blockwise form against the dense."""
+"""Each loss against its paper's equation written as loops, and blockwise against dense."""
 
 import functools
 import math
