@@ -23,8 +23,13 @@ class Checkpoints:
     """Args: `folder` is made when missing; the `keep` newest checkpoints are kept."""
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells its every step otherwise.
     self.folder = Path(folder).absolute()
-    self.manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep, cleanup_tmp_directories=True, create=True))
+    self.manager = ocp.CheckpointManager(
+        self.folder,
+        options=ocp.CheckpointManagerOptions(
+            max_to_keep=keep, cleanup_tmp_directories=True, create=True),
+        # Named here, so that what lies there can be told before anything was saved or restored.
+        item_handlers={"state": ocp.StandardCheckpointHandler(),
+                       "config": ocp.JsonCheckpointHandler()})
 
   def latest(self) -> int | None:
     """Step of the newest complete checkpoint."""

@@ -106,8 +106,7 @@ def finish(parts, state, start, checkpoints, report, workdir):
     checkpoints.save(total, state, parts.config)
   checkpoints.close()
   if results:
-    report.note(table([(name, f"{value:.2f}".rstrip("0").rstrip("."))
-                       for name, value in results.items()], header=("evaluation", "value")))
+    report.note(table(results.items(), header=("evaluation", "value")))
   report.close()
   for name, evaluator in parts.final_evaluators.items():
     if hasattr(evaluator, "picture") and jax.process_index() == 0:

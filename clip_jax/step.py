@@ -112,6 +112,8 @@ def make_train_step(graphdef: Any, optimizer: optax.GradientTransformation, *, s
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = {"loss": loss, **metrics, "gradient_norm": optax.global_norm(gradients)}
+    if getattr(optimizer, "learning_rate", None):
+      metrics["learning_rate"] = optimizer.learning_rate(state.step)
     return TrainState(state.step + 1, params, stats, opt_state), metrics
 
   return train_step

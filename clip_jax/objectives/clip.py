@@ -42,5 +42,6 @@ class Clip(nnx.Module):
     z_image, z_text = embeddings["image"], embeddings["text"]
     scale = jnp.exp(self.log_scale[...])
     loss = losses.info_nce(z_image, z_text, scale, block=self.block)
-    return loss, {"clip/loss": loss, "clip/scale": scale,
-                  **losses.accuracies(z_image, z_text, block=self.block)}
+    image_to_text, text_to_image = losses.accuracies(z_image, z_text, block=self.block)
+    return loss, {"clip/scale": scale, "clip/image_to_text_accuracy": image_to_text,
+                  "clip/text_to_image_accuracy": text_to_image}

@@ -1,0 +1,110 @@
+"""What holds for every objective."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from clip_jax import sharding, step as step_lib
+from clip_jax.config import call
+from clip_jax.model import bounds, split
+from clip_jax.objectives.clip import Clip
+from clip_jax.optim import kept_within
+from tiny import batch, largest_difference, learner
+
+OBJECTIVES = {
+    "clip": call(Clip),
+    "clip-blockwise": call(Clip, block=4),
+    "clip-masked": call(Clip, keep_patches=0.5),
+}
+B = 16
+
+
+def trained(objective, *, mesh=None, microbatches=1, steps=3, optimizer=None):
+  """The state and the losses after some steps of SGD, on a mesh or on one device."""
+  optimizer = optimizer or optax.sgd(0.1)
+  made = learner(objective)
+  graphdef = split(made)[0]
+  step = step_lib.make_train_step(graphdef, optimizer, seed=3, microbatches=microbatches)
+  state = step_lib.create(made, optimizer)
+  losses = []
+  mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
+  with jax.set_mesh(mesh):
+    state = jax.device_put(state, sharding.state_shardings(state, mesh, smallest=64))
+    step = jax.jit(step, donate_argnums=0)
+    for i in range(steps):
+      state, metrics = step(state, sharding.to_device(batch(B, seed=i), mesh))
+      losses.append(float(metrics["loss"]))
+  return jax.device_get(state), losses
+
+
+@pytest.fixture(scope="module", params=OBJECTIVES)
+def plain(request):
+  """An objective, and what three plain steps on one device make of it."""
+  return OBJECTIVES[request.param], trained(OBJECTIVES[request.param])
+
+
+@pytest.mark.parametrize("microbatches", [2, 8])
+def test_the_accumulated_step_is_the_plain_step(plain, microbatches):
+  objective, (state, losses) = plain
+  accumulated, their_losses = trained(objective, microbatches=microbatches)
+  np.testing.assert_allclose(their_losses, losses, rtol=1e-5)
+  assert largest_difference(accumulated.params, state.params) < 2e-6
+
+
+@pytest.mark.parametrize("data, fsdp", [(8, 1), (2, 4)])
+def test_eight_devices_train_what_one_trains(plain, data, fsdp):
+  objective, (state, losses) = plain
+  sharded, their_losses = trained(objective, mesh=sharding.make_mesh(data, fsdp))
+  np.testing.assert_allclose(their_losses, losses, rtol=1e-5)
+  assert largest_difference(sharded.params, state.params) < 2e-6
+
+
+def test_accumulated_on_eight_devices_is_plain_on_one(plain):
+  objective, (state, losses) = plain
+  sharded, their_losses = trained(objective, mesh=sharding.make_mesh(2, 4), microbatches=2)
+  np.testing.assert_allclose(their_losses, losses, rtol=1e-5)
+  assert largest_difference(sharded.params, state.params) < 2e-6
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_one_batch_is_learned_by_heart(name):
+  made = learner(OBJECTIVES[name])
+  optimizer = kept_within(optax.adam(3e-3), bounds(made))
+  step = jax.jit(step_lib.make_train_step(split(made)[0], optimizer, seed=0))
+  state, data = step_lib.create(made, optimizer), batch(B)
+  state, first = step(state, data)
+  for _ in range(60):
+    state, last = step(state, data)
+  assert last["loss"] < 0.2 * first["loss"]
+
+
+def test_the_temperature_stops_at_its_bound_and_comes_back():
+  made = learner(call(Clip, max_scale=20.0))
+  optimizer = kept_within(optax.sgd(1.0), bounds(made))
+  _, params, _ = split(made)
+  at = lambda params: float(jnp.exp(params["objective"]["log_scale"]))
+  push = jax.tree.map(jnp.zeros_like, params)
+  push["objective"]["log_scale"] = jnp.float32(-5.0)
+  state = optimizer.init(params)
+  for _ in range(3):
+    updates, state = optimizer.update(push, state, params)
+    params = optax.apply_updates(params, updates)
+  np.testing.assert_allclose(at(params), 20.0, rtol=1e-6)
+  push["objective"]["log_scale"] = jnp.float32(0.5)
+  updates, state = optimizer.update(push, state, params)
+  np.testing.assert_allclose(at(optax.apply_updates(params, updates)), 20 * np.exp(-0.5), rtol=1e-5)
+
+
+def test_the_temperature_starts_where_clip_starts():
+  made = learner()
+  np.testing.assert_allclose(jnp.exp(made.objective.log_scale[...]), 1 / 0.07, rtol=1e-6)
+  assert bounds(made)["objective"]["log_scale"] == (0.0, pytest.approx(np.log(100)))
+
+
+def test_patches_are_kept_whole_in_evaluation():
+  made = learner(call(Clip, keep_patches=0.5))
+  data = batch(B)
+  z = made.objective.embed(made.model, data, train=False, key=None)
+  np.testing.assert_allclose(z["image"], made.model.encode_image(data["image"]), atol=1e-6)

@@ -1,0 +1,66 @@
+"""Saving and restoring, on this mesh and on another."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from clip_jax import sharding, step as step_lib
+from clip_jax.checkpoint import Checkpoints, check_same
+from clip_jax.config import call
+from clip_jax.errors import UserError
+from clip_jax.objectives.clip import Clip
+from ml_collections.config_dict import ConfigDict
+from tiny import image_tower, largest_difference, learner
+
+
+def abstract(state, mesh):
+  shardings = sharding.state_shardings(state, mesh, smallest=64)
+  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+                      state, shardings)
+
+
+def new_state(**changes):
+  return step_lib.create(learner(**changes), optax.adam(1e-3))
+
+
+def test_what_was_saved_on_one_device_is_restored_on_eight_bit_for_bit(tmp_path):
+  state, config = new_state(), ConfigDict({"objective": call(Clip)})
+  checkpoints = Checkpoints(tmp_path)
+  assert checkpoints.latest() is None
+  checkpoints.save(3, state, config)
+  checkpoints.close()
+  again = Checkpoints(tmp_path)
+  assert again.latest() == 3
+  restored = again.restore(abstract(state, sharding.make_mesh(2, 4)))
+  assert largest_difference(restored, state) == 0
+  kernel = restored.params["model"]["image"]["stack"]["blocks"]["mlp"]["up"]["kernel"]
+  assert len({str(s.index) for s in kernel.addressable_shards}) == 4
+  assert jax.tree.structure(restored) == jax.tree.structure(state)
+  assert again.config().to_dict() == config.to_dict()
+
+
+def test_only_the_newest_are_kept(tmp_path):
+  checkpoints = Checkpoints(tmp_path, keep=2)
+  for step in (1, 2, 3):
+    checkpoints.save(step, new_state(), ConfigDict({}))
+  checkpoints.close()
+  assert sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()) == [2, 3]
+
+
+def test_a_checkpoint_of_another_model_says_what_differs(tmp_path):
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(1, new_state(), ConfigDict({}))
+  other = new_state(image=image_tower(width=64))
+  with pytest.raises(UserError, match=r"of another model; .* arrays differ:\n.*there, .*here"):
+    checkpoints.restore(abstract(other, sharding.make_mesh()))
+  checkpoints.close()
+
+
+def test_differences_are_named_by_kind_and_the_rest_counted():
+  saved = {"a": (1,), "b": (2,), "c": (3,)}
+  wanted = {"a": (1,), "b": (4,), "d": (5,)}
+  with pytest.raises(UserError, match=r"(?s)3 arrays differ:\n  b: \(2,\) there, \(4,\) here\n"
+                     r"  d: not there.*and 1 more"):
+    check_same(saved, wanted, "x", most=2)
+  check_same(saved, dict(reversed(saved.items())), "x")
