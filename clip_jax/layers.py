@@ -158,14 +158,18 @@ class Stack(nnx.Module):
   def __init__(self, make_block: Callable[[nnx.Rngs], nnx.Module], depth: int, *,
                remat: str = "none", unroll: int = 1, rngs: nnx.Rngs):
     self.blocks = jax.vmap(lambda key: make_block(nnx.Rngs(key)))(
-        jax.random.split(rngs.params(), depth))
+        jax.random.split(rngs.params(), depth)) if depth else None
     one_of(REMAT, remat, "remat")
     self.remat, self.unroll = remat, unroll
 
   def __call__(self, x, mask=None):
     """[B, N, D] -> [B, N, D]."""
+    if self.blocks is None:
+      return x
+
     def apply(x, block):
       return block(x, mask), None
+
     if self.remat != "none":
       apply = jax.checkpoint(apply, policy=REMAT[self.remat], prevent_cse=False)
     return lax.scan(apply, on_rows(x), self.blocks, unroll=self.unroll)[0]

@@ -25,6 +25,9 @@ class TextTransformer(nnx.Module):
       not padding (the end token, where the tokenizer writes one); "mean", of the tokens that are
       not padding; "map", attention of a learned query to those.
     mask_padding: whether padding is hidden from attention. SigLIP, CLIPA and FLIP show it.
+    depth: of the stack; 0 makes it a bag of words, with pool "mean".
+    embedding_std: of the token embeddings at the start. OpenAI's 0.02 is for tens of thousands of
+      steps; where there are only hundreds, 0.2 gets further.
     activation, dtype, remat, unroll: as of `Vit`.
 
   Source: Radford et al. 2021, sec. 2.4; Zhai et al. 2023 for the form that sees both ways.
@@ -33,14 +36,16 @@ class TextTransformer(nnx.Module):
   def __init__(self, *, vocabulary: int = 32_000, length: int = 16, size: str = "B",
                causal: bool = False, pool: str = "last", mask_padding: bool = True,
                width: int | None = None, depth: int | None = None, mlp: int | None = None,
-               heads: int | None = None, activation: str = "gelu_tanh", dtype: str = "bfloat16",
-               remat: str = "none", unroll: int = 1, rngs: nnx.Rngs):
+               heads: int | None = None, embedding_std: float = 0.02,
+               activation: str = "gelu_tanh", dtype: str = "bfloat16", remat: str = "none",
+               unroll: int = 1, rngs: nnx.Rngs):
     if pool not in POOLS:
       raise UserError(f"TextTransformer has no pool {pool!r}; there are {', '.join(POOLS)}.")
     width, depth, mlp, heads = transformer_size(size, width, depth, mlp, heads)
     self.width, self.vocabulary, self.length = width, vocabulary, length
     self.causal, self.pool, self.mask_padding, self.dtype = causal, pool, mask_padding, dtype
-    self.embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), (vocabulary, width)))
+    self.embedding = nnx.Param(
+        embedding_std * jax.random.normal(rngs.params(), (vocabulary, width)))
     self.positions = nnx.Param(0.01 * jax.random.normal(rngs.params(), (length, width)))
     self.stack = layers.Stack(
         lambda rngs: layers.Block(width, heads, mlp, activation=activation, dtype=dtype, rngs=rngs),

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clip_jax.config import build
+from clip_jax.config import build, call
 from clip_jax.errors import UserError
+from clip_jax.towers.resnet import BitResnet, GroupNorm, StdConv
 from clip_jax.towers.sizes import SIZES
 from tiny import LENGTH, batch, image_tower, largest_difference, text_tower
 
@@ -15,6 +16,9 @@ IMAGE_TOWERS = {
     "vit-gap": image_tower(),
     "vit-tok": image_tower(pool="tok", positions="sincos2d"),
     "vit-map": image_tower(pool="map", remat="full"),
+    "resnet": call(BitResnet, stages=(1, 1), width=8, groups=4, image_size=32, dtype="float32"),
+    "resnet-small": call(BitResnet, stages=(1, 2), width=8, block="basic", stem="small", groups=4,
+                         image_size=16, dtype="float32", remat="full"),
     "vit-wide": image_tower(image_size=(16, 24), patch=4, width=48, heads=3),
 }
 TEXT_TOWERS = {
@@ -22,6 +26,7 @@ TEXT_TOWERS = {
     "eot": text_tower(pool="eot", causal=True),
     "mean": text_tower(pool="mean"),
     "map": text_tower(pool="map"),
+    "words": text_tower(pool="mean", depth=0),
 }
 
 
@@ -59,7 +64,7 @@ def test_an_image_does_not_see_the_others(name):
   np.testing.assert_allclose(tower(x)[1:2], tower(x[1:2]), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", IMAGE_TOWERS)
+@pytest.mark.parametrize("name", [name for name in IMAGE_TOWERS if "vit" in name])
 def test_dropping_patches_depends_on_the_key_and_on_nothing_else(name):
   spec = IMAGE_TOWERS[name]
   tower, x = build(spec, rngs=nnx.Rngs(0)), pixels(spec)
@@ -139,6 +144,35 @@ def test_sizes_have_the_published_number_of_parameters(size, patch, millions):
   assert abs(count / 1e6 / millions - 1) < 0.01
 
 
+# Kolesnikov et al. 2020: ResNet-50 25.6 M and ResNet-101 44.5 M with their classifiers of 2.05 M.
+@pytest.mark.parametrize("layers, millions", [(50, 23.5), (101, 42.5)])
+def test_resnets_have_the_published_number_of_parameters(layers, millions):
+  spec = call(BitResnet, layers=layers)
+  tower = jax.eval_shape(lambda key: build(spec, rngs=nnx.Rngs(key)), jax.random.key(0))
+  count = sum(np.prod(p.shape) for p in jax.tree.leaves(nnx.state(tower, nnx.Param)))
+  assert abs(count / 1e6 / millions - 1) < 0.01
+
+
+def test_group_norm_normalises_groups_of_channels_over_an_image():
+  x = np.random.default_rng(0).normal(2, 3, (2, 3, 4, 6)).astype(np.float32)
+  z = np.asarray(GroupNorm(6, 2)(x))
+  for b in range(2):
+    for group in (slice(0, 3), slice(3, 6)):
+      part = x[b, :, :, group]
+      np.testing.assert_allclose(z[b, :, :, group], (part - part.mean()) / part.std(), atol=1e-4)
+
+
+def test_a_standardised_kernel_has_mean_zero_and_keeps_the_variance():
+  conv = StdConv(4, 5, 3, rngs=nnx.Rngs(0))
+  conv.kernel[...] = 7 * conv.kernel[...] + 3
+  x = np.zeros((1, 5, 5, 4), np.float32)
+  x[0, 2, 2] = np.eye(4)[1]
+  # The response to a single one is the kernel, mirrored.
+  response = np.stack([np.asarray(conv(np.roll(x, c, axis=3)))[0, 1:4, 1:4] for c in range(4)])
+  np.testing.assert_allclose(response.mean((0, 1, 2)), 0, atol=1e-6)
+  np.testing.assert_allclose(np.square(response).sum((0, 1, 2)), 1, rtol=1e-4)
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_heads_of_every_size_share_its_width(size):
   width, _, _, heads = SIZES[size]
@@ -157,6 +191,16 @@ def test_mistakes_are_said():
     build(image_tower(image_size=20), rngs=rngs)
   with pytest.raises(UserError, match="made for images of 16 x 16 and got 8 x 16"):
     build(image_tower(), rngs=rngs)(jnp.zeros((1, 8, 16, 3)))
+  with pytest.raises(UserError, match="no layers=34; there are 26, 50, 101, 152. Or give stages"):
+    build(call(BitResnet, layers=34), rngs=rngs)
+  with pytest.raises(UserError, match="no block 'tall'"):
+    build(call(BitResnet, block="tall"), rngs=rngs)
+  with pytest.raises(UserError, match="no stem 'tiny'"):
+    build(call(BitResnet, stem="tiny"), rngs=rngs)
+  with pytest.raises(UserError, match="8 channels do not divide into 32 groups.*groups=8"):
+    build(call(BitResnet, stages=(1,), width=8), rngs=rngs)
+  with pytest.raises(UserError, match="drops patches, and a ResNet has none. Set keep_patches=1"):
+    build(IMAGE_TOWERS["resnet"], rngs=rngs)(pixels(IMAGE_TOWERS["resnet"]), keep=0.5)
   with pytest.raises(UserError, match="TextTransformer has no pool 'first'"):
     build(text_tower(pool="first"), rngs=rngs)
   with pytest.raises(UserError, match="made for 8 tokens and got 5"):

@@ -1,0 +1,177 @@
+"""Residual networks without BatchNorm: group normalisation and standardised kernels, as in BiT."""
+
+import math
+
+from flax import nnx
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from clip_jax.errors import UserError
+from clip_jax.layers import REMAT, one_of
+from clip_jax.sharding import on_rows
+
+# Layers -> blocks in each of the four stages, bottleneck blocks throughout.
+DEPTHS = {
+    26: (2, 2, 2, 2),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+
+
+class BitResnet(nnx.Module):
+  """A pre-activation ResNet of stages, each half as fine and twice as wide as the one before.
+
+  No example sees another in it, so it trains in microbatches and on any number of devices alike.
+
+  Args:
+    layers: 26, 50, 101 or 152; or None, with `stages` given.
+    stages: blocks in each stage, in place of `layers`.
+    width: channels of the first stage (a bottleneck's output has four times that).
+    block: "bottleneck", 1x1-3x3-1x1; or "basic", 3x3-3x3, for small images.
+    stem: "large", a 7x7 convolution and a pool, which make the image a quarter as fine; or "small",
+      a 3x3 convolution that makes it half as fine, for small images.
+    groups: of each normalisation.
+    image_size: side, or (height, width), of the images in pixels; only what evaluation resizes to.
+    dtype: what the tower computes in; parameters are float32 all the same.
+    remat: what the backward pass keeps of a block, a name in `layers.REMAT`.
+
+  Source: Kolesnikov et al. 2020 (BiT), sec. 3.1 and 4.1, after He et al. 2016 (v2).
+  """
+
+  def __init__(self, *, layers: int | None = 50, stages: tuple[int, ...] | None = None,
+               width: int = 64, block: str = "bottleneck", stem: str = "large", groups: int = 32,
+               image_size: int | tuple[int, int] = 224, dtype: str = "bfloat16",
+               remat: str = "none", rngs: nnx.Rngs):
+    if stages is None and layers not in DEPTHS:
+      raise UserError(f"BitResnet has no layers={layers}; there are "
+                      f"{', '.join(map(str, DEPTHS))}. Or give stages, as in stages=(2, 2, 2).")
+    if block not in BLOCKS:
+      raise UserError(f"BitResnet has no block {block!r}; there are {', '.join(BLOCKS)}.")
+    if stem not in ("large", "small"):
+      raise UserError(f"BitResnet has no stem {stem!r}; there are large, small.")
+    stages = tuple(stages or DEPTHS[layers])
+    self.image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    self.stem_kind, self.dtype, self.remat = stem, dtype, remat
+    one_of(REMAT, remat, "remat")
+    size = 7 if stem == "large" else 3
+    self.stem = StdConv(3, width, size, stride=2, dtype=dtype, rngs=rngs)
+    made, channels = [], width
+    for i, depth in enumerate(stages):
+      for j in range(depth):
+        one = BLOCKS[block](channels, width * 2**i, stride=2 if i > 0 and j == 0 else 1,
+                            groups=groups, dtype=dtype, rngs=rngs)
+        made.append(one)
+        channels = one.outputs
+    self.residuals = nnx.List(made)
+    self.norm = GroupNorm(channels, groups, dtype=dtype)
+    self.width = channels
+
+  def __call__(self, image, *, train=False, keep=1.0, key=None):
+    """float [B, H, W, 3] -> [B, D]."""
+    if keep < 1:
+      raise UserError(
+          f"keep={keep} drops patches, and a ResNet has none. Set keep_patches=1 of the objective, "
+          "or train a Vit; to save compute with a ResNet, use smaller images.")
+    x = self.stem(image)
+    if self.stem_kind == "large":
+      x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
+    for residual in self.residuals:
+      apply = lambda block, x: block(x)
+      if self.remat != "none":
+        apply = jax.checkpoint(apply, policy=REMAT[self.remat])
+      x = on_rows(apply(residual, x))
+    return on_rows(jax.nn.relu(self.norm(x)).mean(axis=(1, 2)))
+
+
+class StdConv(nnx.Module):
+  """A convolution without bias, whose kernel has mean 0 and deviation fan_in^-0.5 per output.
+
+  Source: Qiao et al. 2019 (weight standardisation), eq. 2 and 3, scaled so that variance is kept.
+  """
+
+  def __init__(self, inputs: int, outputs: int, size: int, *, stride: int = 1,
+               dtype: str = "float32", rngs: nnx.Rngs):
+    self.kernel = nnx.Param(jax.random.normal(rngs.params(), (size, size, inputs, outputs))
+                            / math.sqrt(size * size * inputs))
+    self.stride, self.dtype = stride, dtype
+
+  def __call__(self, x):
+    """[B, H, W, inputs] -> [B, H / stride, W / stride, outputs]."""
+    kernel = self.kernel[...]
+    fan_in = math.prod(kernel.shape[:3])
+    kernel = kernel - kernel.mean((0, 1, 2))
+    kernel = kernel * lax.rsqrt(jnp.square(kernel).mean((0, 1, 2)) * fan_in + 1e-8)
+    return lax.conv_general_dilated(
+        x.astype(self.dtype), kernel.astype(self.dtype), (self.stride, self.stride), "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+class GroupNorm(nnx.Module):
+  """Normalises groups of channels over the image, in float32.
+
+  Source: Wu & He 2018, eq. 7.
+  """
+
+  def __init__(self, width: int, groups: int, *, epsilon: float = 1e-5, dtype: str = "float32"):
+    if width % groups:
+      raise UserError(f"{width} channels do not divide into {groups} groups. Set groups to a "
+                      f"divisor of the width, as in groups={math.gcd(width, groups)}.")
+    self.scale = nnx.Param(jnp.ones(width))
+    self.bias = nnx.Param(jnp.zeros(width))
+    self.groups, self.epsilon, self.dtype = groups, epsilon, dtype
+
+  def __call__(self, x):
+    """[B, H, W, C] -> the same."""
+    grouped = x.astype(jnp.float32).reshape(*x.shape[:3], self.groups, -1)
+    grouped = grouped - grouped.mean((1, 2, 4), keepdims=True)
+    grouped = grouped * lax.rsqrt(
+        jnp.square(grouped).mean((1, 2, 4), keepdims=True) + self.epsilon)
+    return (grouped.reshape(x.shape) * self.scale[...] + self.bias[...]).astype(self.dtype)
+
+
+class _Residual(nnx.Module):
+  """x + f(norm(x)), where a block that changes the shape of x projects it first."""
+
+  def __init__(self, inputs: int, outputs: int, convolutions: tuple[tuple[int, int, int, int], ...],
+               *, groups: int, dtype: str, rngs: nnx.Rngs):
+    """Args: `convolutions`, (inputs, outputs, size, stride) of each."""
+    make = lambda c: StdConv(c[0], c[1], c[2], stride=c[3], dtype=dtype, rngs=rngs)
+    self.outputs = outputs
+    self.norms = nnx.List([GroupNorm(c[0], groups, dtype=dtype) for c in convolutions])
+    self.convolutions = nnx.List([make(c) for c in convolutions])
+    stride = math.prod(c[3] for c in convolutions)
+    self.shortcut = make((inputs, outputs, 1, stride)) if stride > 1 or inputs != outputs else None
+
+  def __call__(self, x):
+    """[B, H, W, inputs] -> [B, H / stride, W / stride, outputs]."""
+    y = jax.nn.relu(self.norms[0](x))
+    x = x if self.shortcut is None else self.shortcut(y)
+    y = self.convolutions[0](y)
+    for norm, convolution in zip(self.norms[1:], self.convolutions[1:]):
+      y = convolution(jax.nn.relu(norm(y)))
+    return x + y
+
+
+class Basic(_Residual):
+  """Two 3x3 convolutions."""
+
+  def __init__(self, inputs: int, width: int, *, stride: int, groups: int, dtype: str,
+               rngs: nnx.Rngs):
+    super().__init__(inputs, width, ((inputs, width, 3, stride), (width, width, 3, 1)),
+                     groups=groups, dtype=dtype, rngs=rngs)
+
+
+class Bottleneck(_Residual):
+  """1x1, 3x3, 1x1, with four times as many channels outside as inside."""
+
+  def __init__(self, inputs: int, width: int, *, stride: int, groups: int, dtype: str,
+               rngs: nnx.Rngs):
+    super().__init__(
+        inputs, 4 * width,
+        ((inputs, width, 1, 1), (width, width, 3, stride), (width, 4 * width, 1, 1)),
+        groups=groups, dtype=dtype, rngs=rngs)
+
+
+BLOCKS = {"basic": Basic, "bottleneck": Bottleneck}
