@@ -1,0 +1,164 @@
+"""Multiply-adds against formulas, and a ViT-B/32 against the number in its papers."""
+
+import math
+
+import jax
+from jax import lax
+from jax.experimental import pallas as pl
+import jax.numpy as jnp
+import pytest
+
+from clip_jax.errors import UserError
+from clip_jax.flops import multiply_adds, parameters
+
+shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)
+
+
+def test_a_matrix_product_is_the_product_of_its_three_lengths():
+  assert multiply_adds(jnp.matmul, shape(3, 5), shape(5, 7)) == 3 * 5 * 7
+
+
+def test_a_batched_product_counts_each_of_the_batch():
+  assert multiply_adds(jnp.matmul, shape(4, 3, 5), shape(4, 5, 7)) == 4 * 3 * 5 * 7
+  product = lambda x, y: jnp.einsum("bnhd,bmhd->bhnm", x, y)
+  assert multiply_adds(product, shape(2, 9, 4, 8), shape(2, 11, 4, 8)) == 2 * 4 * 9 * 11 * 8
+
+
+def test_elementwise_work_is_not_counted():
+  assert multiply_adds(lambda x: jax.nn.softmax(x * x + 1).sum(), shape(100, 100)) == 0
+
+
+def convolution(stride=1, groups=1, padding="SAME"):
+  return lambda x, w: lax.conv_general_dilated(
+      x, w, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"),
+      feature_group_count=groups)
+
+
+@pytest.mark.parametrize("stride, groups", [(1, 1), (2, 1), (4, 1), (1, 4), (2, 8)])
+def test_a_convolution_is_its_outputs_times_what_each_sums(stride, groups):
+  count = multiply_adds(convolution(stride, groups), shape(2, 16, 12, 8),
+                        shape(3, 5, 8 // groups, 24))
+  assert count == 2 * (16 // stride) * (12 // stride) * 24 * (3 * 5 * 8 // groups)
+
+
+@pytest.mark.parametrize("stride, groups, size", [(1, 1, 3), (2, 1, 2), (4, 1, 4), (2, 4, 2)])
+def test_a_convolutions_gradients_cost_as_much_as_the_convolution_each(stride, groups, size):
+  """Kernel as long as the stride, or stride 1: the zeros put between elements do not count."""
+  x, w = shape(2, 16, 16, 8), shape(size, size, 8 // groups, 24)
+  f = convolution(stride, groups)
+  gradient = jax.value_and_grad(lambda x, w: jnp.sin(f(x, w)).sum(), (0, 1))
+  assert multiply_adds(gradient, x, w) == 3 * multiply_adds(f, x, w)
+
+
+def test_a_scan_counts_as_often_as_it_turns():
+  def deep(x, w):
+    return lax.scan(lambda x, _: (x @ w, None), x, None, length=6)[0]
+  assert multiply_adds(deep, shape(3, 5), shape(5, 5)) == 6 * 3 * 5 * 5
+  stacked = lambda x, w: lax.scan(lambda x, w: (deep(x, w), None), x, w)[0]
+  assert multiply_adds(stacked, shape(3, 5), shape(4, 5, 5)) == 4 * 6 * 3 * 5 * 5
+
+
+def test_a_loop_with_fixed_bounds_counts_and_one_without_is_refused():
+  body = lambda _, x: x @ x
+  assert multiply_adds(lambda x: lax.fori_loop(0, 4, body, x), shape(5, 5)) == 4 * 125
+  with pytest.raises(UserError, match="A while loop holds products.*Use jax.lax.scan"):
+    multiply_adds(lambda x: lax.while_loop(lambda x: x[0, 0] < 1, lambda x: x @ x, x), shape(5, 5))
+
+
+def test_a_while_loop_without_products_is_free():
+  count = lambda x: lax.while_loop(lambda n: n < 9, lambda n: n + 1, 0) + x @ x
+  assert multiply_adds(count, shape(5, 5)) == 125
+
+
+def test_a_branch_counts_as_its_dearest_side():
+  f = lambda x, i: lax.switch(i, [lambda x: x, lambda x: x @ x @ x, lambda x: x @ x], x)
+  assert multiply_adds(f, shape(5, 5), jax.ShapeDtypeStruct((), jnp.int32)) == 2 * 125
+
+
+def test_calls_of_every_kind_are_looked_into():
+  @jax.custom_vjp
+  def square(x):
+    return x @ x
+  square.defvjp(lambda x: (x @ x, x), lambda x, g: (g @ x.T + x.T @ g,))
+  @jax.custom_jvp
+  def cube(x):
+    return x @ x @ x
+  cube.defjvp(lambda x, t: (cube(*x), t[0]))
+  x = shape(5, 5)
+  assert multiply_adds(jax.jit(jnp.matmul), x, x) == 125
+  assert multiply_adds(jax.checkpoint(jnp.matmul), x, x) == 125
+  assert multiply_adds(square, x) == 125
+  assert multiply_adds(cube, x) == 2 * 125
+  assert multiply_adds(jax.value_and_grad(lambda x: square(x).sum()), x) == 3 * 125
+  assert multiply_adds(jax.vmap(square), shape(7, 5, 5)) == 7 * 125
+
+
+def test_a_program_for_one_of_many_devices_counts_for_all():
+  mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+  split = jax.shard_map(jnp.matmul, mesh=mesh, in_specs=(jax.P("data"), jax.P()),
+                        out_specs=jax.P("data"), axis_names={"data"})
+  assert multiply_adds(jax.jit(split), shape(8, 5), shape(5, 7)) == 8 * 5 * 7
+
+
+def test_a_kernel_counts_once_for_each_point_of_its_grid():
+  def kernel(x, y, out):
+    out[...] = x[...] @ y[...]
+  blocked = pl.pallas_call(
+      kernel, grid=(4,), out_shape=shape(32, 16),
+      in_specs=[pl.BlockSpec((8, 5), lambda i: (i, 0)), pl.BlockSpec((5, 16), lambda i: (0, 0))],
+      out_specs=pl.BlockSpec((8, 16), lambda i: (i, 0)))
+  assert multiply_adds(blocked, shape(32, 5), shape(5, 16)) == 32 * 5 * 16
+
+
+def chain(x, weights):
+  for w in weights:
+    x = jnp.sin(x @ w)
+  return x.sum()
+
+
+def test_a_gradient_costs_twice_the_forward_pass():
+  x, weights = shape(16, 8), [shape(8, 32), shape(32, 64), shape(64, 4)]
+  forward = multiply_adds(chain, x, weights)
+  assert forward == 16 * (8 * 32 + 32 * 64 + 64 * 4)
+  assert multiply_adds(jax.value_and_grad(chain, (0, 1)), x, weights) == 3 * forward
+  # Nothing goes back through the first layer to a constant input.
+  assert multiply_adds(jax.value_and_grad(chain, 1), x, weights) == 3 * forward - 16 * 8 * 32
+
+
+def test_rematerialisation_counts_again():
+  x, weights = shape(16, 8), [shape(8, 8)] * 3
+  forward = multiply_adds(chain, x, weights)
+  again = jax.value_and_grad(jax.checkpoint(chain), (0, 1))
+  # The last product is not needed again: its input is what the others are made again for.
+  assert 3 * forward < multiply_adds(again, x, weights) <= 4 * forward
+
+
+def vit(image, patch, positions, blocks):
+  """A ViT's products with next to nothing between them."""
+  B, H, _, _ = image.shape
+  x = lax.conv_general_dilated(image, patch, (32, 32), "VALID",
+                               dimension_numbers=("NHWC", "HWIO", "NHWC"))
+  x = jnp.concatenate([jnp.zeros((B, 1, 768)), x.reshape(B, -1, 768)], axis=1) + positions
+
+  def block(x, w):
+    q, k, v = jnp.einsum("bnd,dthe->tbnhe", x, w["qkv"])
+    weights = jax.nn.softmax(jnp.einsum("bnhe,bmhe->bhnm", q, k))
+    x = x + jnp.einsum("bhnm,bmhe,hed->bnd", weights, v, w["out"])
+    return x + jax.nn.gelu(x @ w["up"]) @ w["down"], None
+
+  return lax.scan(block, x, blocks)[0][:, 0]
+
+
+def test_a_vit_b_32_takes_4_41_billion():
+  blocks = {"qkv": shape(12, 768, 3, 12, 64), "out": shape(12, 12, 64, 768),
+            "up": shape(12, 768, 3072), "down": shape(12, 3072, 768)}
+  arguments = shape(1, 224, 224, 3), shape(32, 32, 3, 768), shape(50, 768), blocks
+  count = multiply_adds(vit, *arguments)
+  N = 50
+  assert count == 49 * 3072 * 768 + 12 * (N * 12 * 768**2 + 2 * N * N * 768)
+  assert math.isclose(count, 4.41e9, rel_tol=0.01)
+  assert parameters(arguments[1:]) == 3072 * 768 + 50 * 768 + 12 * 12 * 768**2
+
+
+def test_parameters_are_the_elements_of_arrays_and_of_shapes():
+  assert parameters({"a": jnp.zeros((3, 4)), "b": [jnp.zeros(()), shape(5, 2)]}) == 12 + 1 + 10
