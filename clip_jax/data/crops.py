@@ -31,7 +31,7 @@ class RandomResizedCrop:
         and (0.08, 1) for the others.
       ratio: least and greatest width / height of the box.
       shrink: whether a JPEG of which the box is at least twice the size is decoded at 1/2, 1/4 or
-        1/8: 1.1 to 1.8 times as fast, and pixels differ by 0.2 to 0.8 of 255 on average. False
+        1/8: 1.1 to 1.8 times as fast, and pixels differ by 0.2 to 1.1 of 255 on average. False
         gives the pixels of decoding, cropping and resizing in Pillow, exactly.
 
     Raises:

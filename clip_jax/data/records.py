@@ -158,16 +158,12 @@ def _manifest(folder):
 def _count(file):
   """Number of records in a shard; its index is at its end, so this notices a truncated one."""
   reader = ArrayRecordReader(file, **_OPTIONS)
+  count = reader.num_records()  # 0 when it could not be read; then `close` says why.
   try:
-    if reader.ok():
-      return reader.num_records()
-    try:
-      reader.read([0])  # The reader keeps its reason to itself until it is asked for a record.
-      reason = "unknown reason"
-    except (RuntimeError, IndexError, ValueError) as error:
-      reason = str(error).partition(";")[0]
-  finally:
     reader.close()
+    return count
+  except RuntimeError as error:
+    reason = str(error).partition(";")[0]
   raise UserError(
       f"{file} ({os.path.getsize(file):,} bytes) is truncated or not an ArrayRecord file: "
       f"{reason}. Copy or prepare this shard again.")

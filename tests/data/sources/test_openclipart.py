@@ -1,0 +1,81 @@
+"""The embedded drawings: all there, all readable, and wrong only where it is asked for."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+from clip_jax.data.decode import decode
+from clip_jax.data.sources import openclipart
+from clip_jax.data.sources.openclipart import OpenClipart
+from clip_jax.errors import UserError
+
+
+def test_every_record_has_an_image_a_text_and_a_key_of_its_own():
+  keys = []
+  for split, count in (("train", 4562), ("val", 372), ("test", 459)):
+    source = OpenClipart(split)
+    assert len(source) == count
+    for record in source:
+      assert record["text"] and record["image"][8:12] == b"WEBP" and not record["swapped"]
+      assert source.classes[record["label"]] == record["subset"]
+      keys.append(record["key"])
+  assert len(set(keys)) == 5393
+
+
+def test_images_are_small_and_readable():
+  source = OpenClipart("test")
+  for i in range(0, len(source), 10):
+    image = decode(source[i]["image"])
+    assert image.ndim == 3 and max(image.shape[:2]) <= 96
+
+
+@pytest.mark.parametrize("field", openclipart.FIELDS)
+def test_every_field_falls_back_to_the_caption(field):
+  captions, source = OpenClipart("val"), OpenClipart("val", field)
+  records = captions.records
+  assert all(source[i]["text"] == (records[i][field] or captions[i]["text"])
+             for i in range(len(source)))
+
+
+def test_several_fields_are_a_list_of_their_number():
+  source = OpenClipart("val", ("title", "keywords", "description"))
+  assert all(len(record["text"]) == 3 and all(record["text"]) for record in source)
+  assert isinstance(OpenClipart("val", ("title",))[0]["text"], list)
+
+
+def test_swapped_texts_are_of_other_records_and_nested():
+  right = OpenClipart()
+  told = {share: [OpenClipart(swapped=share)[i] for i in range(0, 4562, 7)] for share in (.2, .4)}
+  swapped = {share: np.array([r["swapped"] for r in told[share]]) for share in told}
+  assert abs(swapped[.2].mean() - .2) < .05 and abs(swapped[.4].mean() - .4) < .05
+  assert (swapped[.4] >= swapped[.2]).all()
+  for i, record in zip(range(0, 4562, 7), told[.4]):
+    assert record["image"] == right[i]["image"]
+    if not record["swapped"]:
+      assert record["text"] == right[i]["text"]
+  other = [r["text"] != right[i]["text"] for i, r in zip(range(0, 4562, 7), told[.4]) if r["swapped"]]
+  assert np.mean(other) > .99
+
+
+def test_it_is_picklable():
+  source = OpenClipart("val", swapped=0.0)
+  assert pickle.loads(pickle.dumps(source))[3] == source[3]
+
+
+def test_the_files_with_their_licence_are_small():
+  files = [p for p in openclipart._FOLDER.parent.rglob("*") if p.is_file()]
+  assert sum(p.stat().st_size for p in files) < 13e6
+  assert {"LICENSE.txt", "README.md"} <= {p.name for p in openclipart._FOLDER.iterdir()}
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (dict(split="tests"), "no split 'tests'; it has train, val, test"),
+    (dict(caption="alt"), "no text field 'alt'; it has caption, caption_long, title"),
+    (dict(caption=("title", "alt", "x")), "no text field 'alt', 'x'"),
+    (dict(caption=()), "no text field"),
+    (dict(swapped=40), "swapped 40 is not a share"),
+    (dict(split="test", swapped=.4), "swapped 0.4 is for the train split only")])
+def test_a_wrong_argument_is_said(arguments, message):
+  with pytest.raises(UserError, match=message):
+    OpenClipart(**arguments)

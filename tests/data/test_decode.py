@@ -1,0 +1,142 @@
+"""Decoding: the same pixels as Pillow's for what it reads, and nothing for what is damaged."""
+
+import io
+
+import numpy as np
+from PIL import Image
+import pytest
+import simplejpeg
+
+from clip_jax.data import decode as decode_lib
+from clip_jax.data.decode import Picture, UnreadableImage, decode
+
+
+def scene(height=48, width=64):
+  """uint8 [H, W, 3], smooth, without symmetries."""
+  y, x = np.mgrid[:height, :width]
+  return np.stack([4 * x % 256, 5 * y, 2 * (x + y)], -1).astype(np.uint8)
+
+
+def encoded(image, format, **options):
+  out = io.BytesIO()
+  image.save(out, format, **options)
+  return out.getvalue()
+
+
+@pytest.mark.parametrize("format, options", [
+    ("JPEG", dict(quality=90)), ("JPEG", dict(quality=90, progressive=True)), ("PNG", {}),
+    ("WEBP", {}), ("BMP", {}), ("GIF", {}), ("TIFF", {})])
+def test_pixels_are_pillows(format, options):
+  data = encoded(Image.fromarray(scene()), format, **options)
+  np.testing.assert_array_equal(decode(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+def test_pixels_pass_unchanged():
+  image = scene()
+  assert decode(image) is image
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "1", "P"])
+def test_other_modes_become_rgb(mode):
+  image = Image.fromarray(scene()).convert(mode)
+  data = encoded(image, "PNG" if mode in ("1", "P") else "JPEG")
+  got = decode(data)
+  np.testing.assert_array_equal(got, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+  assert got.shape == (48, 64, 3)
+
+
+def test_sixteen_bits_are_scaled_to_eight():
+  wide = np.array([[0, 128, 129, 257 * 7, 65535, 65535 - 128]], np.uint16)
+  for format in ("PNG", "TIFF"):
+    got = decode(encoded(Image.fromarray(wide), format))
+    assert got[0, :, 0].tolist() == [0, 0, 1, 7, 255, 255], format
+    assert (got == got[..., :1]).all()
+
+
+def test_what_is_transparent_shows_white():
+  rgba = np.dstack([scene(), np.full((48, 64), 255, np.uint8)])
+  rgba[:10, ..., 3], rgba[10:20, ..., 3] = 0, 128
+  for format in ("PNG", "WEBP"):
+    got = decode(encoded(Image.fromarray(rgba), format, lossless=True)).astype(int)
+    assert (got[:10] == 255).all()
+    assert abs(got[10:20] - (scene()[10:20] * (128 / 255) + 255 * (127 / 255))).max() <= 1
+    assert (got[20:] == scene()[20:]).all()
+  palette = Image.fromarray(np.array([[0, 1]], np.uint8), mode="P")
+  palette.putpalette([9, 9, 9, 200, 0, 0])
+  assert decode(encoded(palette, "PNG", transparency=0)).tolist() == [[[255] * 3, [200, 0, 0]]]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_exif_orientation_is_applied(orientation, format):
+  turn = {1: lambda x: x, 2: lambda x: x[:, ::-1], 3: lambda x: x[::-1, ::-1], 4: lambda x: x[::-1],
+          5: lambda x: x.swapaxes(0, 1), 6: lambda x: np.rot90(x, -1),
+          7: lambda x: x[::-1, ::-1].swapaxes(0, 1), 8: lambda x: np.rot90(x)}[orientation]
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  data = encoded(Image.fromarray(scene()), format, exif=exif)
+  plain = decode(encoded(Image.fromarray(scene()), format))
+  picture = Picture(data)
+  np.testing.assert_array_equal(picture.pixels(), turn(plain))
+  assert (picture.height, picture.width) == turn(plain).shape[:2]
+
+
+def test_an_animation_gives_its_first_picture():
+  first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+  for format in ("GIF", "WEBP", "PNG"):
+    data = encoded(first, format, save_all=True, append_images=[second], lossless=True)
+    assert decode(data)[0, 0].tolist() == [255, 0, 0], format
+
+
+def test_shrunk_jpegs_have_the_size_asked_for():
+  data = simplejpeg.encode_jpeg(scene(203, 301), 90)
+  picture = Picture(data)
+  for shrink in (1, 2, 4, 8):
+    assert picture.pixels(shrink).shape == (-(-203 // shrink), -(-301 // shrink), 3)
+  assert picture.pixels(4) is picture.pixels(4)
+
+
+def test_only_plain_jpegs_shrink():
+  with pytest.raises(ValueError, match="full size only, not at 1/2"):
+    Picture(encoded(Image.fromarray(scene()), "PNG")).pixels(2)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_truncated_images_raise(format, mode):
+  data = encoded(Image.fromarray(scene(200, 200)).convert(mode), format)
+  for share in (.1, .5, .9):
+    with pytest.raises(UnreadableImage):
+      decode(data[:int(len(data) * share)])
+
+
+def test_flipped_bits_in_a_jpeg_raise_where_pillow_reads_on():
+  data = bytearray(simplejpeg.encode_jpeg(scene(200, 200), 90))
+  data[len(data) // 2:len(data) // 2 + 4] = b"\xff\x00\xff\xd9"
+  with pytest.raises(UnreadableImage):
+    decode(bytes(data))
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"\xff\xd8", b"RIFF\0\0\0\0WEBP", b"\x89PNG"])
+def test_what_is_no_image_raises(data):
+  with pytest.raises(UnreadableImage):
+    decode(data)
+
+
+def test_float_pixels_raise():
+  data = encoded(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF")
+  with pytest.raises(UnreadableImage, match="no agreed range"):
+    decode(data)
+
+
+@pytest.mark.parametrize("array", [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8)])
+def test_arrays_that_are_no_image_raise(array):
+  with pytest.raises(UnreadableImage, match="uint8 .H, W, 3., not"):
+    decode(array)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_a_decompression_bomb_raises_before_it_is_decoded(format, monkeypatch):
+  monkeypatch.setattr(decode_lib, "MAX_PIXELS", 48 * 64 - 1)
+  with pytest.raises(UnreadableImage, match="64 x 48 pixels, more than 3,071"):
+    Picture(encoded(Image.fromarray(scene()), format))

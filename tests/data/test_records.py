@@ -1,0 +1,120 @@
+"""ArrayRecord files: what is written is read, and what is missing or cut is said at once."""
+
+import json
+import pickle
+import re
+import threading
+
+import pytest
+
+from clip_jax.data import ArrayRecord
+from clip_jax.data.records import write
+from clip_jax.errors import UserError
+
+
+def records(n, start=0):
+  return [{"image": bytes([i % 256]) * 3000, "text": ["é", str(i)], "score": 0.5, "n": i}
+          for i in range(start, start + n)]
+
+
+@pytest.fixture
+def shards(tmp_path):
+  for i, count in enumerate((5, 1, 7)):
+    write(records(count, start=(0, 5, 6)[i]), str(tmp_path / f"x-0000{i}-of-00003.array_record"))
+  return tmp_path
+
+
+def test_records_come_back_in_order_over_all_shards(shards):
+  source = ArrayRecord(str(shards))
+  assert len(source) == 13
+  assert [source[i] for i in range(13)] == records(13)
+  assert list(source) == records(13)
+  assert len(source.files) == 3
+
+
+def test_a_file_a_folder_and_a_pattern_are_paths(shards):
+  assert len(ArrayRecord(str(shards / "x-00002-of-00003.array_record"))) == 7
+  assert len(ArrayRecord(str(shards / "x-0000[01]*"))) == 6
+  assert len(ArrayRecord(shards)) == 13
+
+
+def test_write_says_how_many_and_leaves_nothing_half_written(tmp_path):
+  path = tmp_path / "a.array_record"
+  assert write(records(3), str(path)) == 3
+
+  def broken():
+    yield from records(2)
+    raise RuntimeError("the disk is full")
+
+  with pytest.raises(RuntimeError, match="the disk is full"):
+    write(broken(), str(path))
+  assert len(ArrayRecord(str(path))) == 3
+  assert [p.name for p in tmp_path.iterdir()] == ["a.array_record"]
+  assert write(records(4), str(path), compression="zstd:9") == 4
+  assert list(ArrayRecord(str(path))) == records(4)
+
+
+def test_the_manifest_is_read_where_there_is_one(shards):
+  assert ArrayRecord(str(shards)).manifest == {}
+  (shards / "manifest.json").write_text(json.dumps({"count": 13}))
+  assert ArrayRecord(str(shards)).manifest == {"count": 13}
+  (shards / "manifest.json").write_text("{")
+  with pytest.raises(UserError, match="manifest.json is not JSON.*Write it again"):
+    ArrayRecord(str(shards))
+
+
+def test_a_source_is_picklable_and_safe_for_threads(shards):
+  source = pickle.loads(pickle.dumps(ArrayRecord(str(shards))))
+  wrong = []
+
+  def read():
+    wrong.extend(i for i in range(13) for _ in range(20) if source[i]["n"] != i)
+
+  threads = [threading.Thread(target=read) for _ in range(8)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert not wrong
+
+
+@pytest.mark.parametrize("i", [13, -1])
+def test_there_is_no_record_outside(shards, i):
+  with pytest.raises(IndexError, match=f"record {i} of 13"):
+    ArrayRecord(str(shards))[i]
+
+
+def test_a_missing_path_is_said(tmp_path):
+  with pytest.raises(UserError, match="No records at .*nothing-here.*clip_jax.prepare"):
+    ArrayRecord(str(tmp_path / "nothing-here*"))
+  (tmp_path / "readme.txt").write_text("hello")
+  with pytest.raises(UserError, match="No .*array_record files in .*holds readme.txt"):
+    ArrayRecord(str(tmp_path))
+
+
+def test_a_missing_shard_is_named(shards):
+  (shards / "x-00001-of-00003.array_record").unlink()
+  with pytest.raises(UserError, match="1 of 3 shards are missing in .*x-00001-of-00003"):
+    ArrayRecord(str(shards))
+
+
+@pytest.mark.parametrize("keep", [0, 100, 40_000, -1])
+def test_a_truncated_shard_is_named(tmp_path, keep):
+  path = tmp_path / "a.array_record"
+  write(records(50), str(path))
+  path.write_bytes(path.read_bytes()[:keep])
+  with pytest.raises(UserError, match=re.escape(str(path)) + ".* is truncated"):
+    ArrayRecord(str(path))
+
+
+def test_a_flipped_byte_is_noticed_when_its_record_is_read(tmp_path):
+  path = tmp_path / "a.array_record"
+  write(records(50), str(path))
+  content = bytearray(path.read_bytes())
+  at = content.index(bytes([7]) * 3000) + 1000
+  content[at] ^= 1
+  path.write_bytes(content)
+  source = ArrayRecord(str(path))
+  assert source[6] == records(50)[6]
+  with pytest.raises(RuntimeError, match="hash mismatch"):
+    source[7]
