@@ -135,16 +135,19 @@ class _FromWorkers:
   """Iterator over what Grain's processes make, that ends them when it ends or Python does."""
 
   def __init__(self, batches):
-    self._batches = batches
-    self._close = weakref.finalize(self, batches.close)
+    # In a list, so that nothing of Grain's is left to be taken down when Python exits, which it
+    # would complain about at length. So it would about arrays in shared memory: hence the copies.
+    self._batches = [batches]
+    self.close = weakref.finalize(self, _end, self._batches)
 
   def __iter__(self):
     return self
 
   def __next__(self):
-    # A copy, because the memory is shared with the process that wrote it, and what is left of it
-    # when Python exits is complained about at length.
-    return {name: np.array(values) for name, values in next(self._batches).items()}
+    if not self._batches:
+      raise StopIteration
+    return {name: np.array(values) for name, values in next(self._batches[0]).items()}
 
-  def close(self):
-    self._close()
+
+def _end(batches):
+  batches.pop().close()

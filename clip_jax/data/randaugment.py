@@ -11,11 +11,11 @@ MAGNITUDES = 10  # The published scale is 0 to 10.
 
 
 class RandAugment:
-  """`operations` of the fourteen, one after the other, drawn with replacement; `__call__(image, rng)`.
+  """Some of the fourteen, one after the other, drawn with replacement; `__call__(image, rng)`.
 
-  Strength grows with the magnitude for every operation, and signs are random. (In the published code
-  Posterize and Solarize run backwards, and the four enhancements go from a tenth of the factor at
-  magnitude 0 to 1.9 at 10, so that they do nothing in the middle.)
+  Strength grows with the magnitude for every operation, and signs are random. (In the published
+  code Posterize and Solarize run backwards, and the four enhancements go from a tenth of the factor
+  at magnitude 0 to 1.9 at 10, so that they do nothing in the middle.)
 
   Source: Cubuk et al. 2019, "RandAugment"; the ranges are those of AutoAugment (Cubuk et al. 2018).
   """

@@ -50,7 +50,8 @@ class SentencePiece:
                       f"shipped: {', '.join(SHIPPED)}. Train one with python -m clip_jax.prepare.")
     if length < 1 + bos + eos:
       raise UserError(f"length {length} leaves no room for text; at least {1 + bos + eos}.")
-    self.length, self.lower, self.bos, self.eos, self.sticky_eos = length, lower, bos, eos, sticky_eos
+    self.length, self.lower = length, lower
+    self.bos, self.eos, self.sticky_eos = bos, eos, sticky_eos
     self._proto = path.read_bytes()
     try:
       self._load()
@@ -63,8 +64,8 @@ class SentencePiece:
         raise UserError(f"The model {model} has no {name} piece. Set {name[0]}os=False, or train "
                         "one with python -m clip_jax.prepare.")
     if 0 in (pieces.unk_id(), pieces.bos_id(), pieces.eos_id()):
-      raise UserError(f"Piece 0 of the model {model} is {pieces.id_to_piece(0)!r}, and 0 is padding "
-                      "here. Train with pad_id=0, as python -m clip_jax.prepare does.")
+      raise UserError(f"Piece 0 of the model {model} is {pieces.id_to_piece(0)!r}, and 0 is "
+                      "padding here. Train with pad_id=0, as python -m clip_jax.prepare does.")
 
   def _load(self):
     self._processor = sentencepiece.SentencePieceProcessor(model_proto=self._proto)
@@ -176,7 +177,7 @@ def clip_vocabulary() -> dict[str, int]:
 
 @functools.cache
 def _clip_tokenizer():
-  """One for the process, made at the first text, so that a `ClipBpe` is cheap to make and to send."""
+  """One for the process, made at the first text: a `ClipBpe` is cheap to make and to send."""
   tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(
       clip_vocabulary(), clip_merges(), end_of_word_suffix="</w>"))
   tokenizer.normalizer = tokenizers.normalizers.Sequence([

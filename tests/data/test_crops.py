@@ -109,7 +109,8 @@ def test_squash_is_pillows_resize():
 
 
 @pytest.mark.parametrize("mode", ["squash", "crop"])
-@pytest.mark.parametrize("height, width, size", [(301, 203, 64), (120, 90, 200), (77, 240, (16, 32))])
+@pytest.mark.parametrize("height, width, size", [
+    (301, 203, 64), (120, 90, 200), (77, 240, (16, 32))])
 @pytest.mark.parametrize("central", [1.0, .875])
 def test_central_boxes_are_pillows_resize_of_that_box(mode, height, width, size, central):
   image = scene(height, width)

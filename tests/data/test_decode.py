@@ -28,7 +28,8 @@ def encoded(image, format, **options):
     ("WEBP", {}), ("BMP", {}), ("GIF", {}), ("TIFF", {})])
 def test_pixels_are_pillows(format, options):
   data = encoded(Image.fromarray(scene()), format, **options)
-  np.testing.assert_array_equal(decode(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+  expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+  np.testing.assert_array_equal(decode(data), expected)
 
 
 def test_pixels_pass_unchanged():

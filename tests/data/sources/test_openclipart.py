@@ -54,7 +54,8 @@ def test_swapped_texts_are_of_other_records_and_nested():
     assert record["image"] == right[i]["image"]
     if not record["swapped"]:
       assert record["text"] == right[i]["text"]
-  other = [r["text"] != right[i]["text"] for i, r in zip(range(0, 4562, 7), told[.4]) if r["swapped"]]
+  other = [r["text"] != right[i]["text"]
+           for i, r in zip(range(0, 4562, 7), told[.4]) if r["swapped"]]
   assert np.mean(other) > .99
 
 

@@ -1,0 +1,95 @@
+"""Views: what a record becomes, with random numbers that do not depend on the other views."""
+
+import numpy as np
+import pytest
+
+from clip_jax.data import decode as decode_lib
+from clip_jax.data.crops import RandomResizedCrop, Resize
+from clip_jax.data.flip import HorizontalFlip
+from clip_jax.data.sources.openclipart import OpenClipart
+from clip_jax.data.tokenizer import SentencePiece
+from clip_jax.data.views import ImageView, Views
+from clip_jax.errors import UserError
+
+TOKENIZER = SentencePiece()
+CROP = ImageView(RandomResizedCrop(32), [HorizontalFlip()])
+RECORD = {**OpenClipart("val")[5], "text": ["a red cat", "a blue dog", "a tree"]}
+
+
+def rng(seed=0):
+  return np.random.default_rng(seed)
+
+
+def text_of(example):
+  return TOKENIZER._processor.decode([int(t) for t in example["tokens"]])
+
+
+def test_an_example_holds_what_outputs_says():
+  views = Views({"image": CROP, "view_a": CROP}, TOKENIZER)
+  example = views(RECORD, rng())
+  assert tuple(example) == views.outputs == ("image", "view_a", "tokens")
+  assert example["image"].shape == (32, 32, 3) and example["image"].dtype == np.uint8
+  assert example["tokens"].shape == (16,) and example["tokens"].dtype == np.int32
+
+
+def test_another_view_changes_nothing_in_the_first():
+  one = Views({"image": CROP}, TOKENIZER)
+  three = Views({"view_b": CROP, "image": CROP, "view_a": CROP}, TOKENIZER)
+  for seed in range(5):
+    a, b = one(RECORD, rng(seed)), three(RECORD, rng(seed))
+    np.testing.assert_array_equal(a["image"], b["image"])
+    np.testing.assert_array_equal(a["tokens"], b["tokens"])
+    assert (b["view_a"] != b["view_b"]).any() and (b["image"] != b["view_a"]).any()
+
+
+def test_augmentations_come_in_order_after_the_crop():
+  seen = []
+
+  def note(name):
+    return lambda image, rng: (seen.append((name, image.shape)), image + 1)[1]
+
+  got = ImageView(Resize(8), (note("first"), note("second")))(np.zeros((4, 4, 3), np.uint8), rng())
+  assert seen == [("first", (8, 8, 3)), ("second", (8, 8, 3))] and (got == 2).all()
+
+
+def test_a_record_is_decoded_once(monkeypatch):
+  count = []
+  plain = decode_lib.Picture._decoded
+  monkeypatch.setattr(decode_lib.Picture, "_decoded",
+                      lambda *args: (count.append(1), plain(*args))[1])
+  Views({"image": CROP, "view_a": CROP, "view_b": CROP}, TOKENIZER)(RECORD, rng())
+  assert len(count) == 1
+
+
+def test_captions_are_drawn_as_asked_for():
+  def shares(captions):
+    views = Views({"image": ImageView(Resize(1))}, TOKENIZER, captions)
+    record = {**RECORD, "image": np.zeros((1, 1, 3), np.uint8)}
+    told = [text_of(views(record, rng(seed))) for seed in range(600)]
+    return [told.count(text) / 600 for text in RECORD["text"]]
+
+  np.testing.assert_allclose(shares("random"), [1 / 3] * 3, atol=.07)
+  np.testing.assert_allclose(shares("first"), [1, 0, 0])
+  np.testing.assert_allclose(shares((1, 0, 3)), [.25, 0, .75], atol=.07)
+
+
+def test_a_single_text_is_taken_whatever_the_policy():
+  for captions in ("random", "first", (.5, .5)):
+    views = Views({"image": CROP}, TOKENIZER, captions)
+    assert text_of(views({**RECORD, "text": "one dog"}, rng())) == "one dog"
+  assert text_of(Views({"image": CROP}, TOKENIZER)({**RECORD, "text": []}, rng())) == ""
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda: Views({}, TOKENIZER), "No image view. Give at least"),
+    (lambda: Views({"index": CROP}, TOKENIZER), "No image view can be named index"),
+    (lambda: Views({"image": CROP}, TOKENIZER, "last"), "captions 'last' is not"),
+    (lambda: Views({"image": CROP}, TOKENIZER, (0, 0)), r"captions \(0, 0\) is not"),
+    (lambda: Views({"image": CROP}, TOKENIZER, ()), r"captions \(\) is not"),
+    (lambda: Views({"image": CROP}, TOKENIZER, (1, 2))(RECORD, rng()),
+     "2 weights and a record has 3 texts"),
+    (lambda: Views({"image": CROP}, TOKENIZER)({"jpg": b"", "txt": ""}, rng()),
+     "no 'image' and no 'text'; it has 'jpg', 'txt'")])
+def test_a_wrong_argument_is_said(make, message):
+  with pytest.raises(UserError, match=message):
+    make()
