@@ -45,8 +45,8 @@ def test_several_fields_are_a_list_of_their_number():
 
 
 def test_swapped_texts_are_of_other_records_and_nested():
-  right = OpenClipart()
-  told = {share: [OpenClipart(swapped=share)[i] for i in range(0, 4562, 7)] for share in (.2, .4)}
+  right, some, more = (OpenClipart(swapped=share) for share in (0, .2, .4))
+  told = {.2: [some[i] for i in range(0, 4562, 7)], .4: [more[i] for i in range(0, 4562, 7)]}
   swapped = {share: np.array([r["swapped"] for r in told[share]]) for share in told}
   assert abs(swapped[.2].mean() - .2) < .05 and abs(swapped[.4].mean() - .4) < .05
   assert (swapped[.4] >= swapped[.2]).all()
