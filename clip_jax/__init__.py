@@ -1,3 +1,15 @@
 """clip_jax: train, compare and choose CLIP models when data and compute are limited."""
 
+import importlib
+
 __version__ = "0.1.0"
+
+_FROM = {"load": "loading", "call": "config", "build": "config"}
+__all__ = ["build", "call", "load"]
+
+
+def __getattr__(name: str):
+  # Only when asked for, so that `import clip_jax` costs nothing and starts no backend.
+  if name in _FROM:
+    return getattr(importlib.import_module(f"clip_jax.{_FROM[name]}"), name)
+  raise AttributeError(f"module 'clip_jax' has no attribute {name!r}")

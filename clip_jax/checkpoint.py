@@ -57,6 +57,26 @@ class Checkpoints:
         state=ocp.args.StandardRestore(as_dict(abstract))))["state"]
     return TrainState(**restored)
 
+  def restore_learner(self, params: dict, stats: dict, step: int | None = None) -> tuple[dict, dict]:
+    """Trained and other arrays of the learner alone, without the optimizer's.
+
+    Args:
+      params, stats: shapes, dtypes and shardings to restore to.
+
+    Raises:
+      UserError: the checkpoint is of another model; says which arrays differ.
+    """
+    step = self.latest() if step is None else step
+    folder = self.folder / str(step) / "state"
+    wanted = {"params": params, "stats": stats}
+    saved = self.manager.item_metadata(step)["state"].tree
+    check_same(_shapes({name: saved[name] for name in wanted}), _shapes(wanted), str(folder))
+    with ocp.PyTreeCheckpointer() as checkpointer:
+      restored = checkpointer.restore(folder, args=ocp.args.PyTreeRestore(
+          wanted, partial_restore=True,
+          restore_args=ocp.checkpoint_utils.construct_restore_args(wanted)))
+    return restored["params"], restored["stats"]
+
   def config(self, step: int | None = None, *, trust: tuple[str, ...] = ()) -> ConfigDict:
     """The config that the checkpoint was trained with."""
     step = self.latest() if step is None else step

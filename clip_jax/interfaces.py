@@ -57,6 +57,9 @@ class Objective(Protocol):
   def loss(self, embeddings: dict[str, jax.Array]) -> tuple[jax.Array, Metrics]:
     """float32 [] and scalars to log, from all rows at once."""
 
+  def logit(self) -> tuple[jax.Array, jax.Array]:
+    """(scale, bias) that turn a product of unit vectors into a logit; float32 [] each."""
+
 
 class Source(Protocol):
   """Random access to records; picklable. Grain's RandomAccessDataSource."""

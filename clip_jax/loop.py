@@ -14,13 +14,13 @@ from ml_collections.config_dict import ConfigDict
 from clip_jax import config as config_lib
 from clip_jax import sharding
 from clip_jax.checkpoint import Checkpoints
-from clip_jax.data.crops import Resize
 from clip_jax.data.pipeline import Examples, batches
 from clip_jax.embedder import Embedder
 from clip_jax.errors import UserError
 from clip_jax.flops import multiply_adds, parameters
+from clip_jax.loading import embedder_of
 from clip_jax.parts import Parts, prepare
-from clip_jax.report import Report, table
+from clip_jax.report import Report, number, table
 
 PREEMPTED = 75  # Exit code: saved after SIGTERM, start me again.
 DAMAGED_SHARE = 0.01
@@ -126,8 +126,7 @@ def evaluate(evaluators: dict[str, Any], model: Embedder) -> dict[str, float]:
 def embedder(parts: Parts, state: Any) -> Embedder:
   """The model of a train state with the preprocessing and the tokenizer of its config."""
   learner = nnx.merge(parts.graphdef, state.params, state.stats)
-  return Embedder(learner.model, Resize(parts.learner.model.image.image_size),
-                  parts.data.views.tokenizer, mesh=parts.mesh)
+  return embedder_of(learner, parts.data.views.tokenizer, mesh=parts.mesh)
 
 
 def due(step: int, every: int) -> bool:
@@ -260,8 +259,8 @@ def summary(parts: Parts, workdir: Path, start: int) -> list[str]:
       f"{parameters(nnx.state(model.image)) / 1e6:.1f} M, text "
       f"{parameters(nnx.state(model.text)) / 1e6:.1f} M",
       f"objective  {config.objective.fn.rpartition(':')[2]} on batches of {data.batch_size}",
-      f"compute    {forward / data.batch_size / 1e9:.2f} G multiply-adds forward an example, "
-      f"{6 * forward / 1e12:.2f} TFLOP a step, {6 * forward * parts.total_steps:.1e} in all",
+      f"compute    {number(forward / data.batch_size / 1e9)} G multiply-adds forward an example, "
+      f"{number(6 * forward / 1e12)} TFLOP a step, {6 * forward * parts.total_steps:.1e} FLOP in all",
       f"devices    {len(devices)} x {devices[0].device_kind}, mesh "
       + " x ".join(f"{name}={n}" for name, n in parts.mesh.shape.items()),
       f"steps      {parts.total_steps:,}" + (f", from step {start:,} on" if start else ""),

@@ -78,12 +78,7 @@ def prepare(config: ConfigDict) -> Parts:
   sharding.check_divisible(data.batch_size, devices=mesh.size, microbatches=training.microbatches)
   total_steps = training.total_steps(batch_size=data.batch_size, examples=len(data.source))
 
-  def make_learner(key):
-    rngs = nnx.Rngs(key)
-    model = build(config.model, rngs=rngs)
-    return model_lib.Learner(model, build(config.objective, model=model, rngs=rngs))
-
-  learner = jax.eval_shape(make_learner, jax.random.key(0))
+  learner = abstract_learner(config)
   check_inputs(learner.objective, data.views.outputs)
   model_lib.check_tokens(learner.model.text, data.views.tokenizer)
   graphdef = model_lib.split(learner)[0]
@@ -91,7 +86,7 @@ def prepare(config: ConfigDict) -> Parts:
                           model_lib.bounds(learner))
 
   def make(seed):
-    return step_lib.create(make_learner(jax.random.key(seed)), optimizer)
+    return step_lib.create(make_learner(config, jax.random.key(seed)), optimizer)
 
   shapes = jax.eval_shape(make, 0)
   state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -99,3 +94,15 @@ def prepare(config: ConfigDict) -> Parts:
   return Parts(config, data, training, build_all(config.evaluators),
                build_all(config.final_evaluators), build_all(config.augment), mesh, make,
                graphdef, learner, optimizer, state, total_steps)
+
+
+def make_learner(config: ConfigDict, key: jax.Array) -> model_lib.Learner:
+  """The model and the objective of a config, with their initial values."""
+  rngs = nnx.Rngs(key)
+  model = build(config.model, rngs=rngs)
+  return model_lib.Learner(model, build(config.objective, model=model, rngs=rngs))
+
+
+def abstract_learner(config: ConfigDict) -> model_lib.Learner:
+  """The same with shapes for arrays."""
+  return jax.eval_shape(lambda key: make_learner(config, key), jax.random.key(0))

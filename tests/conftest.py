@@ -7,3 +7,5 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 
 jax.config.update("jax_num_cpu_devices", 8)
+# What is compiled here runs once or twice, so compiling takes the time: half of it this way.
+jax.config.update("jax_disable_most_optimizations", True)

@@ -20,7 +20,8 @@ LAYERS = [
     ("embedder", "objectives"),
     ("step",),
     ("checkpoint", "evaluators", "experiment"),
-    ("parts", "load"),
+    ("parts",),
+    ("loading",),
     ("loop",),
     ("train", "prepare", "bench"),
 ]

@@ -40,8 +40,12 @@ class Clip(nnx.Module):
   def loss(self, embeddings):
     """float32 [], nats; and the share of images and texts whose partner is nearest."""
     z_image, z_text = embeddings["image"], embeddings["text"]
-    scale = jnp.exp(self.log_scale[...])
+    scale, _ = self.logit()
     loss = losses.info_nce(z_image, z_text, scale, block=self.block)
     image_to_text, text_to_image = losses.accuracies(z_image, z_text, block=self.block)
     return loss, {"clip/scale": scale, "clip/image_to_text_accuracy": image_to_text,
                   "clip/text_to_image_accuracy": text_to_image}
+
+  def logit(self):
+    """(scale, bias) that turn a product of unit vectors into a logit; float32 [] each."""
+    return jnp.exp(self.log_scale[...]), jnp.float32(0)

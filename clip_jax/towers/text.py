@@ -26,8 +26,6 @@ class TextTransformer(nnx.Module):
       not padding; "map", attention of a learned query to those.
     mask_padding: whether padding is hidden from attention. SigLIP, CLIPA and FLIP show it.
     depth: of the stack; 0 makes it a bag of words, with pool "mean".
-    embedding_std: of the token embeddings at the start. OpenAI's 0.02 is for tens of thousands of
-      steps; where there are only hundreds, 0.2 gets further.
     activation, dtype, remat, unroll: as of `Vit`.
 
   Source: Radford et al. 2021, sec. 2.4; Zhai et al. 2023 for the form that sees both ways.
@@ -36,16 +34,14 @@ class TextTransformer(nnx.Module):
   def __init__(self, *, vocabulary: int = 32_000, length: int = 16, size: str = "B",
                causal: bool = False, pool: str = "last", mask_padding: bool = True,
                width: int | None = None, depth: int | None = None, mlp: int | None = None,
-               heads: int | None = None, embedding_std: float = 0.02,
-               activation: str = "gelu_tanh", dtype: str = "bfloat16", remat: str = "none",
-               unroll: int = 1, rngs: nnx.Rngs):
+               heads: int | None = None, activation: str = "gelu_tanh", dtype: str = "bfloat16",
+               remat: str = "none", unroll: int = 1, rngs: nnx.Rngs):
     if pool not in POOLS:
       raise UserError(f"TextTransformer has no pool {pool!r}; there are {', '.join(POOLS)}.")
     width, depth, mlp, heads = transformer_size(size, width, depth, mlp, heads)
     self.width, self.vocabulary, self.length = width, vocabulary, length
     self.causal, self.pool, self.mask_padding, self.dtype = causal, pool, mask_padding, dtype
-    self.embedding = nnx.Param(
-        embedding_std * jax.random.normal(rngs.params(), (vocabulary, width)))
+    self.embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), (vocabulary, width)))
     self.positions = nnx.Param(0.01 * jax.random.normal(rngs.params(), (length, width)))
     self.stack = layers.Stack(
         lambda rngs: layers.Block(width, heads, mlp, activation=activation, dtype=dtype, rngs=rngs),
@@ -63,18 +59,19 @@ class TextTransformer(nnx.Module):
     # text of nothing keeps its first token, for a softmax over nothing is not a number.
     end = jnp.max(jnp.arange(self.length) * (tokens != 0), axis=1)          # [B]
     real = jnp.arange(self.length) <= end[:, None]                          # [B, L]
-    x = self.embedding[...].astype(self.dtype)[tokens]                      # [B, L, D]
-    x = self.stack(x + self.positions[...].astype(self.dtype), self._mask(real))
-    x = self.norm(x)
+    # In float32 up to here, for the gradient of a common token is a sum of very many.
+    x = self.embedding[...][tokens] + self.positions[...]                   # [B, L, D]
+    x = self.stack(x.astype(self.dtype), self._mask(real))
+    if self.pool == "map":
+      return on_rows(self.head(self.norm(x), real))
     if self.pool == "last":
       x = x[:, -1]
     elif self.pool == "eot":
       x = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
-    elif self.pool == "mean":
-      x = (x * real[:, :, None]).sum(axis=1) / real.sum(axis=1)[:, None].astype(x.dtype)
     else:
-      x = self.head(x, real)
-    return on_rows(x)
+      # Before the norm, so that a token's length says how much it matters.
+      x = (x * real[:, :, None]).sum(axis=1) / real.sum(axis=1)[:, None].astype(x.dtype)
+    return on_rows(self.norm(x))
 
   def _mask(self, real):
     """Where a query may look, bool [B or 1, 1, L, L], or None for everywhere."""

@@ -1,0 +1,95 @@
+"""Pictures and sentences in, unit vectors out."""
+
+import io
+
+import jax
+import numpy as np
+from PIL import Image
+import pytest
+
+import clip_jax
+from clip_jax import loop
+from clip_jax.data.crops import Resize
+from clip_jax.data.tokenizer import SentencePiece
+from clip_jax.embedder import Embedder
+from clip_jax.errors import UserError
+from clip_jax.sharding import make_mesh
+from run_config import get_config
+from tiny import SIZE, learner, text_tower
+
+
+def pictures(n):
+  rng = np.random.default_rng(0)
+  return rng.integers(0, 256, (n, SIZE, SIZE, 3)).astype(np.uint8)
+
+
+def embedder(devices=8, batch_size=16):
+  model = learner(text=text_tower(vocabulary=4096)).model
+  return Embedder(model, Resize(SIZE), SentencePiece(length=8), batch_size=batch_size,
+                  mesh=make_mesh(devices=jax.devices()[:devices]))
+
+
+@pytest.mark.parametrize("n", [1, 7, 16, 21])
+def test_any_number_of_images_is_encoded_once_each(n):
+  made = embedder()
+  z = made.encode_image(pictures(n))
+  assert z.shape == (n, 16) and z.dtype == np.float32
+  np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, rtol=1e-5)
+  np.testing.assert_allclose(z, np.asarray(made.model.encode_image(pictures(n))), atol=1e-5)
+
+
+def test_eight_devices_encode_what_one_encodes():
+  texts = ["a dog", "two cats", "a very long sentence about nothing in particular at all"]
+  np.testing.assert_allclose(embedder(8).encode_text(texts), embedder(1).encode_text(texts),
+                             atol=1e-6)
+
+
+def test_an_image_may_come_as_pixels_as_a_picture_or_encoded():
+  pixels = pictures(3)
+  encoded = []
+  for x in pixels:
+    buffer = io.BytesIO()
+    Image.fromarray(x).save(buffer, "PNG")
+    encoded.append(buffer.getvalue())
+  made = embedder()
+  z = made.encode_image(pixels)
+  np.testing.assert_allclose(made.encode_image([Image.fromarray(x) for x in pixels]), z, atol=1e-6)
+  np.testing.assert_allclose(made.encode_image(encoded), z, atol=1e-6)
+
+
+def test_mistakes_are_said():
+  with pytest.raises(UserError, match=r"takes a list of texts, not one: encode_text\(\['a dog'\]\)"):
+    embedder().encode_text("a dog")
+  with pytest.raises(UserError, match="nothing to encode"):
+    embedder().encode_image([])
+
+
+def test_a_run_is_loaded_as_it_was_trained(tmp_path):
+  config = get_config("3")
+  config.evaluators = {}
+  loop.run(config, tmp_path)
+  loaded = clip_jax.load(tmp_path)
+  parts = loop.prepare(config)
+  checkpoints = loop.Checkpoints(tmp_path / "checkpoints")
+  state = checkpoints.restore(parts.state)
+  checkpoints.close()
+  trained = loop.embedder(parts, state)
+  texts = ["a dog", "flag of France"]
+  np.testing.assert_array_equal(loaded.encode_text(texts), trained.encode_text(texts))
+  images = [parts.data.source[i]["image"] for i in range(3)]
+  np.testing.assert_array_equal(loaded.encode_image(images), trained.encode_image(images))
+  assert 10 < loaded.scale < 20 and loaded.bias == 0
+
+
+def test_a_place_without_a_model_is_an_error(tmp_path):
+  with pytest.raises(UserError, match="No model lies in"):
+    clip_jax.load(tmp_path)
+  (tmp_path / "config.json").write_text("{}")
+  with pytest.raises(UserError, match="has not saved a checkpoint yet"):
+    clip_jax.load(tmp_path)
+
+
+def test_the_package_offers_what_a_notebook_needs():
+  assert clip_jax.call and clip_jax.build
+  with pytest.raises(AttributeError, match="no attribute 'lod'"):
+    clip_jax.lod
