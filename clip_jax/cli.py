@@ -1,8 +1,11 @@
 """What all commands share: exit codes, messages, quiet logs."""
 
 from collections.abc import Callable
+import hashlib
 import logging
 import os
+from pathlib import Path
+import platform
 import sys
 import traceback
 import warnings
@@ -16,6 +19,8 @@ def command(main: Callable[[list[str]], int | None]):
   A mistake is one message without a traceback. `main` may return another exit code.
   """
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  # Before JAX is imported, for it reads this once. What is compiled is kept from run to run.
+  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled_programs()))
   logging.getLogger("absl").setLevel(logging.ERROR)
   logging.getLogger("jax").setLevel(logging.ERROR)
   warnings.filterwarnings("ignore", category=UserWarning, module="multiprocessing")
@@ -30,6 +35,18 @@ def command(main: Callable[[list[str]], int | None]):
     code = 1
   sys.stdout.flush()
   sys.exit(code)
+
+
+def compiled_programs() -> Path:
+  """Where compiled programs are kept; JAX_COMPILATION_CACHE_DIR names another place."""
+  home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+  # A home is shared by machines, and a program made for one processor may not run on another.
+  try:
+    flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines()
+                 if line.startswith(("flags", "Features")))
+  except (OSError, StopIteration):
+    flags = platform.processor()
+  return home / "clip_jax" / f"compiled-{hashlib.sha256(flags.encode()).hexdigest()[:8]}"
 
 
 def _say(message: str, code: int) -> int:

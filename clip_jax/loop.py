@@ -20,7 +20,7 @@ from clip_jax.errors import UserError
 from clip_jax.flops import multiply_adds, parameters
 from clip_jax.loading import embedder_of
 from clip_jax.parts import Parts, prepare
-from clip_jax.report import Report, number, table
+from clip_jax.report import Report, evaluations, number
 
 PREEMPTED = 75  # Exit code: saved after SIGTERM, start me again.
 DAMAGED_SHARE = 0.01
@@ -102,12 +102,12 @@ def finish(parts, state, start, checkpoints, report, workdir):
   results = evaluate(evaluators, trained)
   if not again:
     # The checkpoint comes last: where it is, everything before it was written.
-    report.log(total, results)
+    report.log(total, results, show=False)
     checkpoints.save(total, state, parts.config)
   checkpoints.close()
-  if results:
-    report.note(table(results.items(), header=("evaluation", "value")))
   report.close()
+  if results:
+    report.note("\n" + evaluations(results) + "\n")
   for name, evaluator in parts.final_evaluators.items():
     if hasattr(evaluator, "picture") and jax.process_index() == 0:
       evaluator.picture(trained).save(workdir / f"{name}.png")

@@ -75,13 +75,14 @@ class Report:
     return tensorboardX.SummaryWriter(
         str(path), purge_step=self._start + 1 if self._start else 0, flush_secs=10)
 
-  def log(self, step: int, metrics: Mapping[str, float]):
+  def log(self, step: int, metrics: Mapping[str, float], *, show: bool = True):
     """Writes metrics, each at most once a step.
 
     Args:
       step: steps made so far.
       metrics: numbers by name. `train/loss`, `train/images_per_second` and `train/data_wait` (the
         share of the time spent waiting for data) appear in the progress line.
+      show: whether evaluations are printed, too.
     """
     if not self._writes:
       return
@@ -95,7 +96,7 @@ class Report:
     if self._wandb:
       self._wandb.log(values, step=int(step))
     others = {n: v for n, v in values.items() if not n.startswith("train/")}
-    if others:
+    if others and show:
       self.note(_evaluation(step, others))
     if len(others) < len(values):
       self._progress(int(step), values)
@@ -185,6 +186,19 @@ def table(rows: Iterable[Sequence[Any]], header: Sequence[str]) -> str:
   aligned = ["  ".join(x.rjust(w) if r else x.ljust(w) for x, w, r in zip(row, widths, right))
              for row in [list(header), ["-" * w for w in widths], *rows]]
   return "\n".join(line.rstrip() for line in aligned)
+
+
+def evaluations(values: Mapping[str, float]) -> str:
+  """Tables of `evaluator/metric` values: a column for each evaluator, those alike side by side."""
+  evaluators, alike = {}, {}
+  for name, value in values.items():
+    evaluator, _, metric = name.rpartition("/")
+    evaluators.setdefault(evaluator, {})[metric] = value
+  for evaluator, metrics in evaluators.items():
+    alike.setdefault(tuple(metrics), []).append(evaluator)
+  return "\n\n".join(
+      table([(metric, *(evaluators[e][metric] for e in group)) for metric in metrics],
+            header=("", *group)) for metrics, group in alike.items())
 
 
 def _reads_as_number(text):

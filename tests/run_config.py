@@ -34,7 +34,7 @@ def get_config(steps="30"):
                     dtype="float32"),
           embed=32),
       objective=call(Clip, keep_patches=0.5),
-      optimizer=call(adamw, learning_rate=3e-3, schedule=call(warmup_cosine, warmup=5),
+      optimizer=call(adamw, learning_rate=3e-3, schedule=call(warmup_cosine, warmup=1),
                      weight_decay=0.1),
       train=call(Training, steps=int(steps), log_every=10, eval_every=20, save_every=4),
       evaluators={"val": call(Retrieval, source=call(OpenClipart, split="val"))},

@@ -10,7 +10,7 @@ import types
 import pytest
 
 from clip_jax.errors import UserError
-from clip_jax.report import Report, duration, number, progress_line, table
+from clip_jax.report import Report, duration, evaluations, number, progress_line, table
 
 
 class Terminal(io.StringIO):
@@ -263,3 +263,11 @@ def test_numbers_have_four_digits_or_groups_of_three(value, text):
     (7500, "2 h 5 min"), (273600, "3 d 4 h")])
 def test_durations_have_their_two_largest_units(seconds, text):
   assert duration(seconds) == text
+
+
+def test_evaluations_that_are_alike_stand_side_by_side():
+  text = evaluations({"val/r1": 1.0, "val/r5": 5.5, "test/r1": 2.0, "test/r5": 7.0,
+                             "zero/top1": 22.66})
+  assert [line.split() for line in text.splitlines()] == [
+      ["val", "test"], ["--", "---", "----"], ["r1", "1", "2"], ["r5", "5.5", "7"], [],
+      ["zero"], ["----", "-----"], ["top1", "22.66"]]

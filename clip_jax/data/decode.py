@@ -26,13 +26,15 @@ class Picture:
     """Reads the header only.
 
     Args:
-      image: encoded bytes, or uint8 [H, W, 3].
+      image: encoded bytes, a Pillow image, or uint8 [H, W, 3].
 
     Raises:
       UnreadableImage: not an image, or one of more than `MAX_PIXELS`.
     """
     self._pixels = {}
     self.can_shrink = False
+    if isinstance(image, Image.Image):
+      image = np.asarray(_try(lambda: _rgb(ImageOps.exif_transpose(image))))
     if isinstance(image, np.ndarray):
       if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise UnreadableImage(f"An image is uint8 [H, W, 3], not {image.dtype} {image.shape}.")
@@ -86,8 +88,8 @@ def decode(encoded) -> np.ndarray:
   white, an animation gives its first picture, and EXIF orientation is applied.
 
   Args:
-    encoded: bytes of JPEG, PNG, WebP or whatever else Pillow reads; or uint8 [H, W, 3], returned
-      as it is.
+    encoded: bytes of JPEG, PNG, WebP or whatever else Pillow reads; a Pillow image; or uint8
+      [H, W, 3], returned as it is.
 
   Returns:
     uint8 [H, W, 3], RGB.
