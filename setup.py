@@ -14,6 +14,7 @@ setuptools.setup(
     long_description=(here / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE", "clip_jax/data/assets/openclipart/LICENSE.txt"],
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["clip_jax", "clip_jax.*"]),
     package_data={"clip_jax": ["data/assets/**/*"]},
