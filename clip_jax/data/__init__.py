@@ -1,7 +1,10 @@
 """From files to batches: sources, subsets, views of records, and the order that they come in."""
 
 from clip_jax.data.pipeline import Examples, batches
+from clip_jax.data.quality import Quality
 from clip_jax.data.records import ArrayRecord
+from clip_jax.data.scores import read_scores, write_scores
 from clip_jax.data.subset import Subset
 
-__all__ = ["ArrayRecord", "Examples", "Subset", "batches"]
+__all__ = ["ArrayRecord", "Examples", "Quality", "Subset", "batches", "read_scores",
+           "write_scores"]

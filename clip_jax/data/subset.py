@@ -30,7 +30,7 @@ class Subset:
       UserError: no such size, or more than there is.
     """
     self.source, self.seed = source, seed
-    self.size = _count(size, len(source))
+    self.size = count(size, len(source))
     if not 0 < self.size <= len(source):
       raise UserError(f"A subset of {size} is not between 1 and the {len(source):,} records that "
                       "the source has. Set a size within, or a larger source.")
@@ -39,23 +39,36 @@ class Subset:
     return self.size
 
   def __getitem__(self, i: int) -> dict[str, Any]:
-    return self.source[self._place(i)]
-
-  def _place(self, i):
     i = int(i)
     if not 0 <= i < self.size:
       raise IndexError(f"record {i} of {self.size}")
-    return permuted(i, len(self.source), seed=mixed(self.seed))
+    return self.source[permuted(i, len(self.source), seed=mixed(self.seed))]
 
   def indices(self, start: int = 0, stop: int | None = None) -> np.ndarray:
     """int64 [stop - start], places in the source of the records from `start` up to `stop`."""
     start, stop, _ = slice(start, stop).indices(self.size)
-    i = np.arange(start, max(start, stop), dtype=np.uint64)
+    return self.places(np.arange(start, max(start, stop)))
+
+  def places(self, at: np.ndarray) -> np.ndarray:
+    """int64 [n], places in the source of the records number `at`, int [n]."""
+    i = np.array(at, np.uint64)
     return permuted(i, len(self.source), seed=mixed(self.seed)).astype(np.int64)
 
+  def describe(self) -> str:
+    """One line for the log."""
+    return (f"Subset: the first {self.size:,} of {len(self.source):,} records in random order "
+            f"{self.seed}")
 
-def _count(size, total):
-  """The number that `size` means for a source of `total` records."""
+
+def count(size: int | str, total: int) -> int:
+  """The number that a size means, for a source of `total` records.
+
+  Args:
+    size: 10_000_000, "10M" (or k, B), or "10%".
+
+  Raises:
+    UserError: it is none of these.
+  """
   if isinstance(size, int):
     return size
   written = re.fullmatch(r"\s*([\d_.]+)\s*([kMB%]?)\s*", str(size))
