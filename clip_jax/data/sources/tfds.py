@@ -1,0 +1,208 @@
+"""Datasets prepared by TFDS, by feature names; no TensorFlow."""
+
+import difflib
+import os
+from typing import Any
+
+from clip_jax.errors import UserError
+
+
+class Tfds:
+  """Source of one split of a dataset that TFDS has prepared as ArrayRecord files.
+
+  Only its files are read: neither the code that prepared them nor TensorFlow is needed. A record is
+  {"image": encoded bytes, as TFDS stored them, "text": str or list of str, "label": int}, the last
+  two only where they are asked for.
+
+  Attributes:
+    classes: names of the labels, in order; only with a `label`.
+  """
+
+  def __init__(self, name: str, split: str = "train", image: str = "image",
+               text: str | tuple[str, ...] | None = "caption", label: str | None = None,
+               data_dir: str | None = None):
+    """Finds the dataset and checks the names.
+
+    Args:
+      name: as TFDS writes it, "coco_captions", "name/config:1.0.0"; or the folder that holds the
+        dataset's dataset_info.json.
+      split: "train", or a part of it, such as "train[:10%]" or "train[1000:2000]+validation".
+      image: feature that is the image. A slash leads inside: "a/b" is feature b of feature a.
+      text: feature that is the text, "captions/text" for COCO, where it is a list. Or several: then
+        the text is a list of all of theirs. None for a dataset without.
+      label: ClassLabel feature that is the class, if any.
+      data_dir: folder that TFDS prepared into, if not its own (~/tensorflow_datasets, or the
+        environment's TFDS_DATA_DIR); may be gs://.
+
+    Raises:
+      UserError: the dataset is not there or not in ArrayRecord files, it has no such split or
+        feature, or the feature is of another kind.
+    """
+    # Here, because it takes most of a second and nobody else needs it.
+    import tensorflow_datasets as tfds
+    builder = _builder(name, data_dir)
+    features = builder.info.features
+    self.name, self.split = name, split
+    self._image = _path(features, image, name, tfds.features.Image)
+    texts = (text,) if isinstance(text, str) else tuple(text or ())
+    self._texts = [_path(features, one, name, tfds.features.Text) for one in texts]
+    self._several = not isinstance(text, str)
+    self._label = label and _path(features, label, name, tfds.features.ClassLabel)
+    if label:
+      self.classes = tuple(_feature(features, self._label).names)
+    self._records = _records(builder, split, self._image)
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, i: int) -> dict[str, Any]:
+    i = int(i)
+    if not 0 <= i < len(self):
+      raise IndexError(f"record {i} of {len(self)}")
+    stored = self._records[i]
+    record = {"image": _value(stored, self._image)}
+    if self._texts:
+      texts = [_text(_value(stored, path)) for path in self._texts]
+      record["text"] = _flat(texts) if self._several else texts[0]
+    if self._label:
+      record["label"] = int(_value(stored, self._label))
+    return record
+
+
+def _builder(name, data_dir):
+  """The dataset as its files describe it."""
+  import tensorflow_datasets as tfds
+  from tensorflow_datasets.core import naming, read_only_builder
+  if os.path.isfile(os.path.join(name, "dataset_info.json")):
+    return tfds.builder_from_directory(name)
+  try:
+    # Not tfds.builder: it would import the dataset's code, which may want TensorFlow.
+    short, options = naming.parse_builder_name_kwargs(name, data_dir=data_dir)
+    return read_only_builder.builder_from_files(str(short), **options)
+  except (tfds.core.DatasetNotFoundError, ValueError) as error:
+    folder = os.path.expanduser(
+        data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    there = sorted({*os.listdir(folder)} - {"downloads"}) if os.path.isdir(folder) else []
+    close = difflib.get_close_matches(name, there, 1)
+    raise UserError(
+        f"No prepared dataset {name!r} in {folder}, which holds {_listed(there)}."
+        + (f" Did you mean {close[0]!r}?" if close else "")
+        + f" Prepare it with: tfds build {name} --file_format=array_record --data_dir={folder}. "
+        "Or set data_dir to where it is, or name the folder that holds its dataset_info.json."
+    ) from error
+
+
+def _records(builder, split, image):
+  """TFDS's data source, that leaves images encoded."""
+  import tensorflow_datasets as tfds
+  decoders = tfds.decode.SkipDecoding()
+  for part in reversed(image):
+    decoders = {part: decoders}
+  splits = builder.info.splits
+  try:
+    count = splits[split].num_examples
+  except (KeyError, ValueError, AssertionError) as error:
+    raise UserError(
+        f"{builder.info.name} has no split {split!r} ({_first_line(error)}); it has "
+        + ", ".join(f"{n} of {s.num_examples:,}" for n, s in sorted(splits.items()))
+        + ', and parts of these, such as "train[:10%]".') from error
+  if not count:
+    raise UserError(f"The split {split!r} of {builder.info.name} is empty. Ask for more of it.")
+  try:
+    return builder.as_data_source(split=split, decoders=decoders)
+  except NotImplementedError as error:
+    raise UserError(
+        f"{builder.data_dir} holds {builder.info.file_format.value} files, which cannot be read by "
+        "random access. Convert them: tfds convert_format "
+        f"--dataset_version_dir={builder.data_dir} --out_file_format=array_record --out_dir=DIR, "
+        "and give DIR as the name.") from error
+
+
+def _path(features, written, dataset, kind):
+  """Feature names from the outside in, of a name such as "captions/text".
+
+  Raises:
+    UserError: no such feature, or one of another kind.
+  """
+  path, rest, inside = [], written, features
+  while rest:
+    inside = _inside(inside)
+    # The name itself may have slashes.
+    fits = [key for key in _names(inside) if rest == key or rest.startswith(key + "/")]
+    if not fits:
+      raise UserError(_no_feature(features, written, dataset))
+    path.append(max(fits, key=len))
+    rest, inside = rest[len(path[-1]) + 1:], inside[path[-1]]
+  found = _inside(inside)
+  if not isinstance(found, kind):
+    raise UserError(
+        f"The feature {written!r} of {dataset} is of kind {type(found).__name__}, and is wanted as "
+        f"{kind.__name__}. {_features_of(features, dataset)}")
+  return tuple(path)
+
+
+def _no_feature(features, written, dataset):
+  close = difflib.get_close_matches(written, [name for name, _ in _leaves(features)], 1)
+  return (f"{dataset} has no feature {written!r}. {_features_of(features, dataset)}"
+          + (f" Did you mean {close[0]!r}?" if close else ""))
+
+
+def _features_of(features, dataset):
+  return (f"{dataset} has " + ", ".join(
+      f"{name} ({type(feature).__name__})" for name, feature in _leaves(features)) + ".")
+
+
+def _leaves(features, before=""):
+  """(name, feature) of all that is not made of others, names as `_path` reads them."""
+  for name in sorted(_names(features)):
+    inside = _inside(features[name])
+    if _names(inside):
+      yield from _leaves(inside, f"{before}{name}/")
+    else:
+      yield before + name, inside
+
+
+def _inside(feature):
+  """What a sequence is a sequence of; another feature as it is."""
+  while hasattr(feature, "feature"):
+    feature = feature.feature
+  return feature
+
+
+def _names(feature):
+  return feature.keys() if hasattr(feature, "keys") else ()
+
+
+def _feature(features, path):
+  for name in path:
+    features = _inside(features)[name]
+  return _inside(features)
+
+
+def _value(stored, path):
+  """What lies at `path`: a list where the path leads through a sequence."""
+  for k, name in enumerate(path):
+    if not isinstance(stored, dict):
+      return [_value(one, path[k:]) for one in stored]
+    stored = stored[name]
+  return stored
+
+
+def _text(value):
+  """Bytes, or lists of them, as str."""
+  if isinstance(value, bytes):
+    return value.decode("utf-8", "replace")
+  return value if isinstance(value, str) else _flat([_text(one) for one in value])
+
+
+def _flat(values):
+  """A list of str from one of str and lists of str."""
+  return [text for value in values for text in ([value] if isinstance(value, str) else value)]
+
+
+def _listed(names):
+  return (", ".join(names[:10]) + (", ..." if len(names) > 10 else "")) or "nothing"
+
+
+def _first_line(error):
+  return str(error).strip("'\"").partition("\n")[0]

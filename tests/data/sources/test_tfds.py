@@ -1,0 +1,166 @@
+"""TFDS datasets, made by TFDS itself: by feature names, without TensorFlow, wrong names told."""
+
+import io
+from pathlib import Path
+import pickle
+import re
+import subprocess
+import sys
+
+import numpy as np
+from PIL import Image
+import pytest
+import tensorflow_datasets as tfds
+
+from clip_jax.data import Subset
+from clip_jax.data.sources.tfds import Tfds
+from clip_jax.errors import UserError
+
+ROOT = Path(__file__).parents[3]
+CAPTIONS = [f"a café with {i} chairs" for i in range(20)]
+
+
+def jpeg(i):
+  out = io.BytesIO()
+  Image.new("RGB", (9, 8), (10 * i, 0, 0)).save(out, "JPEG")
+  return out.getvalue()
+
+
+def prepared(name, features, records, folder, file_format="array_record"):
+  """Lets TFDS write a dataset of one split, "train", and one of two records, "validation"."""
+
+  class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    VERSION = tfds.core.Version("1.0.0")
+    code_path = None  # Not looked for: TFDS would want a package for it, when pytest imports this.
+
+    def _info(self):
+      return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, manager):
+      return {"train": self._generate_examples(records),
+              "validation": self._generate_examples(records[:2])}
+
+    def _generate_examples(self, given):
+      for i, record in enumerate(given):
+        yield i, {key: io.BytesIO(value) if isinstance(value, bytes) else value
+                  for key, value in record.items()}
+
+  Builder.name = name
+  Builder(data_dir=str(folder), file_format=file_format).download_and_prepare()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("tfds")
+  image, text = tfds.features.Image(encoding_format="jpeg"), tfds.features.Text()
+  prepared("pairs", {"image": image, "caption": text, "url/of": text},
+           [{"image": jpeg(i), "caption": c, "url/of": f"u{i}"} for i, c in enumerate(CAPTIONS)],
+           folder)
+  prepared("many_captions",
+           {"image": image, "image/filename": text,
+            "captions": tfds.features.Sequence({"id": np.int64, "text": text}),
+            "regions": tfds.features.Dataset({"phrase": text})},
+           [{"image": jpeg(i), "image/filename": f"{i}.jpg",
+             "captions": [{"id": k, "text": f"{i} {k}"} for k in range(3)],
+             "regions": [{"phrase": "sky"}, {"phrase": f"tree {i}"}]} for i in range(4)], folder)
+  prepared("animals", {"image": image, "label": tfds.features.ClassLabel(names=["cat", "dog"])},
+           [{"image": jpeg(i), "label": ("cat", "dog")[i % 2]} for i in range(6)], folder)
+  return str(folder)
+
+
+def test_pairs_have_the_stored_bytes_and_the_text(folder):
+  source = Tfds("pairs", data_dir=folder)
+  assert len(source) == 20
+  assert sorted((r["text"], r["image"]) for r in source) == sorted(
+      (c, jpeg(i)) for i, c in enumerate(CAPTIONS))
+  assert set(source[0]) == {"image", "text"}
+
+
+def test_a_part_of_a_split_is_that_part(folder):
+  whole = list(Tfds("pairs", data_dir=folder))
+  assert list(Tfds("pairs", "train[:10%]", data_dir=folder)) == whole[:2]
+  assert list(Tfds("pairs", "train[15:18]", data_dir=folder)) == whole[15:18]
+  assert len(Tfds("pairs", "train[:50%]+validation", data_dir=folder)) == 12
+
+
+def test_several_captions_are_a_list(folder):
+  source = Tfds("many_captions", text="captions/text", data_dir=folder)
+  assert sorted(r["text"] for r in source) == [[f"{i} {k}" for k in range(3)] for i in range(4)]
+  source = Tfds("many_captions", text="regions/phrase", data_dir=folder)
+  assert sorted(r["text"] for r in source) == [["sky", f"tree {i}"] for i in range(4)]
+
+
+def test_several_text_features_are_one_list_and_names_may_have_slashes(folder):
+  source = Tfds("many_captions", text=("image/filename", "captions/text"), data_dir=folder)
+  assert ["2.jpg", "2 0", "2 1", "2 2"] in [r["text"] for r in source]
+  assert Tfds("pairs", text="url/of", data_dir=folder)[0]["text"].startswith("u")
+
+
+def test_a_classification_set_has_labels_and_their_names(folder):
+  source = Tfds("animals", text=None, label="label", data_dir=folder)
+  assert source.classes == ("cat", "dog")
+  assert sorted((r["label"], r["image"]) for r in source) == sorted(
+      (i % 2, jpeg(i)) for i in range(6))
+  assert set(source[0]) == {"image", "label"} and type(source[0]["label"]) is int
+  assert not hasattr(Tfds("pairs", data_dir=folder), "classes")
+
+
+def test_a_folder_with_the_dataset_is_a_name(folder):
+  assert len(Tfds(f"{folder}/pairs/1.0.0")) == 20
+  assert len(Tfds("pairs:1.0.0", data_dir=folder)) == 20
+
+
+def test_it_is_picklable_and_a_subset_of_it_too(folder):
+  source = Tfds("pairs", data_dir=folder)
+  source[0]
+  assert list(pickle.loads(pickle.dumps(source))) == list(source)
+  assert len(list(pickle.loads(pickle.dumps(Subset(source, "25%"))))) == 5
+
+
+def test_it_reads_without_tensorflow_and_imports_tfds_late(folder):
+  code = f"""
+import sys
+from clip_jax.data.sources.tfds import Tfds
+assert "tensorflow_datasets" not in sys.modules
+print(Tfds("many_captions", text="captions/text", data_dir={folder!r})[1]["text"][2])
+assert "tensorflow" not in sys.modules"""
+  out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                       cwd=ROOT)
+  assert re.fullmatch(r"\d 2\n", out.stdout)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (dict(text="text"), r"pairs has no feature 'text'. pairs has caption \(Text\), image "
+                        r"\(Image\), url/of \(Text\)."),
+    (dict(text="captoin"), "Did you mean 'caption'"),
+    (dict(image="caption"), "'caption' of pairs is of kind Text, and is wanted as Image"),
+    (dict(text="image"), "'image' of pairs is of kind Image, and is wanted as Text"),
+    (dict(label="caption"), "is of kind Text, and is wanted as ClassLabel"),
+    (dict(text="caption/more"), "pairs has no feature 'caption/more'"),
+    (dict(split="test"), r"pairs has no split 'test' .* it has train of 20, validation of 2"),
+    (dict(split="train[:x]"), r"no split 'train\[:x\]'"),
+    (dict(split="train[30:]"), r"no split 'train\[30:\]' .*20"),
+    (dict(split="train[:0]"), r"split 'train\[:0\]' of pairs is empty"),
+    (dict(name="pears"),
+     "No prepared dataset 'pears' in .*, which holds animals, many_captions, pairs. Did you mean "
+     "'pairs'.*tfds build pears --file_format=array_record"),
+    (dict(name="pairs:3.0.0"), "No prepared dataset 'pairs:3.0.0'")])
+def test_what_is_not_there_is_told_with_what_is(folder, arguments, message):
+  with pytest.raises(UserError, match=message):
+    Tfds(**{"name": "pairs", "data_dir": folder, **arguments})
+
+
+def test_files_without_random_access_are_told_with_the_way_to_convert(tmp_path):
+  prepared("old", {"caption": tfds.features.Text(),
+                   "image": tfds.features.Image(encoding_format="jpeg")},
+           [{"image": jpeg(0), "caption": "x"}], tmp_path)
+  info = tmp_path / "old/1.0.0/dataset_info.json"
+  info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
+  with pytest.raises(UserError, match="holds tfrecord files.*tfds convert_format --dataset"):
+    Tfds("old", data_dir=str(tmp_path))
+
+
+def test_there_is_no_record_outside(folder):
+  for i in (-1, 20):
+    with pytest.raises(IndexError, match=f"record {i} of 20"):
+      Tfds("pairs", data_dir=folder)[i]
