@@ -32,18 +32,21 @@ def call(fn: Callable, **kwargs: Any) -> ConfigDict:
           f"{fn.__qualname__} has no argument {name!r}; it has {', '.join(parameters)}."
           + (f" Did you mean {close[0]!r}?" if close else ""))
   hints = typing.get_type_hints(_target(fn))
-  defaults = {n: _default(p.default, hints.get(n))
-              for n, p in parameters.items() if p.default is not p.empty}
-  return ConfigDict({"fn": f"{fn.__module__}:{fn.__qualname__}", **defaults, **kwargs})
+  defaults = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
+  return ConfigDict({"fn": f"{fn.__module__}:{fn.__qualname__}",
+                     **{n: _field(v, hints.get(n)) for n, v in (defaults | kwargs).items()}})
 
 
-def _default(value, hint):
-  """`value`, or where it is None, a placeholder that the command line can still fill."""
-  if value is not None:
+def _field(value, hint):
+  """`value`, as a reference where the command line could not tell its type from it."""
+  if typing.get_origin(hint) not in (types.UnionType, typing.Union):
     return value
   kinds = [k for k in typing.get_args(hint) if k is not types.NoneType]
-  plain = len(kinds) == 1 and kinds[0] in (int, float, str, bool)
-  return config_dict.placeholder(kinds[0]) if plain else None
+  if any(k not in (int, float, str, bool) for k in kinds):
+    return value
+  if len(kinds) > 1:  # A size is 1000 or "10M": either may be given in place of the other.
+    return config_dict.FieldReference(value, field_type=object)
+  return config_dict.placeholder(kinds[0]) if value is None else value
 
 
 def build(spec: ConfigDict, **context: Any) -> Any:

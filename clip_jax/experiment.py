@@ -6,6 +6,7 @@ from typing import Any
 from ml_collections.config_dict import ConfigDict
 
 from clip_jax.config import build, call
+from clip_jax.data.subset import Subset, count
 from clip_jax.errors import UserError
 from clip_jax.interfaces import Objective, Source
 from clip_jax.sharding import make_mesh
@@ -16,17 +17,24 @@ class Data:
   """What is trained on, and how it is read.
 
   Attributes:
-    source: the records.
+    source: the records; when built, those of them that are trained on.
     views: makes an example of a record.
     batch_size: examples in the global batch, B.
+    size: how many of the records, as 10_000_000, "10M" or "10%"; None for all. They are those of
+      `Subset` with seed 0 whatever the run's seed, so that smaller sets are inside larger ones.
     threads: that make batches ahead in each process.
     workers: processes that make batches ahead on each host; 0 makes them in this one.
   """
   source: Source
   views: Any
   batch_size: int = 256
+  size: int | str | None = None
   threads: int = 16
   workers: int = 0
+
+  def __post_init__(self):
+    if self.size is not None:
+      object.__setattr__(self, "source", Subset(self.source, self.size))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +42,8 @@ class Training:
   """How long to train, and what happens on the way.
 
   Attributes:
-    steps, samples, epochs: the length of the run; exactly one of them.
+    steps, samples, epochs: the length of the run; exactly one of them. samples may be written as
+      "340M".
     microbatches: pieces that the batch is embedded in, one after the other; same gradient, less
       memory.
     log_every, eval_every, save_every: in steps; 0 is never (the end always evaluates and saves).
@@ -42,7 +51,7 @@ class Training:
     wandb: Weights & Biases project that logs go to as well.
   """
   steps: int | None = None
-  samples: int | None = None
+  samples: int | str | None = None
   epochs: float | None = None
   microbatches: int = 1
   log_every: int = 50
@@ -60,7 +69,9 @@ class Training:
           "The length of the run is one of steps, samples and epochs; given are "
           f"{', '.join(f'{n}={v}' for n, v in given.items()) or 'none'}. Set exactly one, as in "
           "--config.train.steps=1000 (and leave the others out of the config).")
-    samples = self.samples if self.samples is not None else (self.epochs or 0) * examples
+    samples = (self.epochs or 0) * examples
+    if self.samples is not None:
+      samples = count(self.samples, examples)
     steps = self.steps if self.steps is not None else -int(-samples // batch_size)
     if steps < 1:
       raise UserError(f"A run of {steps} steps does nothing; {given} is too little.")

@@ -15,6 +15,7 @@ from clip_jax import config as config_lib
 from clip_jax import sharding
 from clip_jax.checkpoint import Checkpoints
 from clip_jax.data.pipeline import Examples, batches
+from clip_jax.data.selection import levels
 from clip_jax.embedder import Embedder
 from clip_jax.errors import UserError
 from clip_jax.flops import multiply_adds, parameters
@@ -250,11 +251,14 @@ def summary(parts: Parts, workdir: Path, start: int) -> list[str]:
   """What is about to be done, a few lines for a person."""
   data, config, model = parts.data, parts.config, parts.learner.model
   samples = parts.total_steps * data.batch_size
+  selections = [one.describe() for one in levels(data.source) if hasattr(one, "describe")]
   forward = multiply_adds(lambda state, batch: forward_pass(parts, state, batch),
                           parts.state, parts.batch)
   devices = jax.devices()
   return [
-      f"data       {len(data.source):,} records, each seen {samples / len(data.source):.1f} times",
+      f"data       {len(data.source):,} records, each seen {number(samples / len(data.source))} "
+      f"times: {samples:,} samples",
+      *(f"           {line}" for line in selections),
       f"model      {parameters(parts.state.params) / 1e6:.1f} M parameters: image "
       f"{parameters(nnx.state(model.image)) / 1e6:.1f} M, text "
       f"{parameters(nnx.state(model.text)) / 1e6:.1f} M",

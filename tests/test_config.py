@@ -5,6 +5,7 @@ import pytest
 from clip_jax import config
 from clip_jax.config import build, call
 from clip_jax.errors import UserError
+from clip_jax.flags import parse
 from clip_jax.objectives.clip import Clip
 from clip_jax.towers.vit import Vit
 
@@ -44,6 +45,26 @@ def test_a_default_of_none_can_be_replaced():
 def test_a_default_of_none_keeps_its_type():
   with pytest.raises(TypeError):
     call(area, width=3).depth = "deep"
+
+
+def sized(size: int | str | None = None, scale: tuple[float, float] = (0, 1),
+          names: dict[str, float] | None = None):
+  return size, scale, names
+
+
+@pytest.mark.parametrize("before, flag, after", [
+    (None, "1000", 1000), (None, "10M", "10M"), (1000, "10%", "10%"), ("10M", "1000", 1000),
+    ("10M", "None", None)])
+def test_a_number_or_words_can_replace_each_other_on_the_command_line(
+    before, flag, after, tmp_path, monkeypatch):
+  (tmp_path / "c.py").write_text(
+      f"from clip_jax.config import call\nfrom {__name__} import sized\n"
+      f"def get_config():\n  return call(sized, size={before!r})\n")
+  arguments = [f"--config={tmp_path}/c.py", f"--config.size={flag}"]
+  monkeypatch.setattr("sys.argv", ["train", *arguments])
+  spec = parse(arguments, "", config=True).config
+  assert build(spec) == (after, (0, 1), None)
+  assert config.from_json(config.to_json(spec), trust=(__name__,)).size == after
 
 
 def test_a_wrong_name_is_an_error_that_knows_the_right_one():

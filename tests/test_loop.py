@@ -7,6 +7,7 @@ import pytest
 
 from clip_jax import loop, parts
 from clip_jax.config import build, call
+from clip_jax.data import Subset
 from clip_jax.data.sources.openclipart import OpenClipart
 from clip_jax.errors import UserError
 from clip_jax.experiment import Training
@@ -125,6 +126,36 @@ def test_a_workdir_of_another_model_is_an_error_that_names_the_arrays(tmp_path):
 
 
 def test_lengths_are_interchangeable():
-  for length in (dict(steps=100), dict(samples=3200), dict(epochs=3200 / 4562)):
+  for length in (dict(steps=100), dict(samples=3200), dict(samples="3.2k"),
+                 dict(epochs=3200 / 4562)):
     training = build(call(Training, **length))
     assert training.total_steps(batch_size=32, examples=4562) == 100
+
+
+def test_a_size_is_the_first_records_of_one_order_whatever_the_seed():
+  for size, n in ((1000, 1000), ("1k", 1000), ("10%", 456), (None, 4562)):
+    for seed in (0, 1):
+      config = small(data__size=size)
+      config.seed = seed
+      data = build(config.data)
+      assert len(data.source) == n
+      if n < 4562:
+        expected = Subset(OpenClipart(), n)
+        assert data.source[n - 1]["key"] == expected[n - 1]["key"]
+
+
+def test_it_is_told_how_often_each_example_is_seen(tmp_path):
+  config = small(data__size="1k", train__samples="3.2k", train__steps=None)
+  made = parts.prepare(config)
+  lines = loop.summary(made, tmp_path, 0)
+  assert made.total_steps == 100
+  assert lines[:2] == [
+      "data       1,000 records, each seen 3.2 times: 3,200 samples",
+      "           Subset: the first 1,000 of 4,562 records in random order 0"]
+
+
+def test_a_size_that_is_not_there_is_said_before_anything_is_compiled():
+  with pytest.raises(UserError, match="A subset of 5k is not between 1 and the 4,562 records"):
+    parts.prepare(small(data__size="5k"))
+  with pytest.raises(UserError, match="size 'many' is not a number of records"):
+    parts.prepare(small(train__samples="many", train__steps=None))
