@@ -19,11 +19,11 @@ LAYERS = [
     ("model",),
     ("embedder", "objectives"),
     ("step",),
-    ("checkpoint", "evaluators", "experiment"),
+    ("checkpoint", "evaluators", "experiment", "scoring"),
     ("parts",),
     ("loading",),
     ("loop",),
-    ("train", "prepare", "bench"),
+    ("train", "prepare", "bench", "score"),
 ]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

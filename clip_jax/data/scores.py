@@ -35,10 +35,17 @@ def fingerprint(source: Source) -> str:
     except Exception:  # Whatever a reader throws at broken bytes; it does so again next time.
       record = {}
     text = record.get("text", "")
-    for part in (record.get("image", b""), *([text] if isinstance(text, str) else text)):
-      part = part.encode() if isinstance(part, str) else bytes(part)
+    for part in (record.get("image", b""), *(text if isinstance(text, (list, tuple)) else [text])):
+      part = _bytes(part)
       seen.update(len(part).to_bytes(8, "little") + part)
   return seen.hexdigest()[:16]
+
+
+def _bytes(part):
+  if isinstance(part, str):
+    return part.encode("utf-8", "surrogatepass")
+  # Of anything but bytes and pixels its type alone: the rest of it may differ from run to run.
+  return bytes(part) if isinstance(part, (bytes, np.ndarray)) else type(part).__name__.encode()
 
 
 def write_scores(path: str | os.PathLike, scores: np.ndarray | Iterable[np.ndarray], source: Source,

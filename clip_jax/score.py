@@ -1,0 +1,108 @@
+"""Scores records: python -m clip_jax.score --from=MODEL --source=S --out=FILE.npz."""
+
+from clip_jax import cli
+
+HELP = """Writes how well image and text of each record go together, by a model, for Quality to cut.
+
+  python -m clip_jax.score --from=MODEL --out=FILE.npz [--source=S | --config=F ...]
+
+  --from=MODEL         the workdir of a training run
+  --out=FILE.npz       one cosine similarity a record, in their order; NaN where one is damaged
+  --source=S           what to score:
+                         openclipart or shapes       what comes with the package
+                         DIR, FILE or "DIR/name-*"   ArrayRecord or Parquet files
+                         FILE.py                     a Python file with get_source()
+                       without it, what the model was trained on
+  --config=FILE        or the data.source of a config, with --config.data.source.x=y as in training
+  --captions=mean      of a record with several captions: the mean of their similarities, or max
+  --shard=I/N          this machine's part, I from 0 to N - 1, in a folder that all machines share;
+                       whoever finishes last puts the parts together
+  --trust=MODULE,...   modules beyond clip_jax that the model's config may call
+
+A run that was killed goes on when it is started again. Then, in a config:
+  source=call(Quality, source=..., scores="FILE.npz", keep="top 40%")
+"""
+
+
+def main(arguments: list[str]) -> int:
+  """Runs the command; returns its exit code."""
+  from clip_jax.errors import UserError
+  from clip_jax.flags import parse
+  has_config = any(argument.startswith(("--config=", "--config.")) for argument in arguments)
+  flags = parse(arguments, HELP, config=has_config,
+                strings=("from", "source", "out", "captions", "shard", "trust"))
+  where = getattr(flags, "from")
+  if not where:
+    raise UserError("Which model? Set --from=MODEL, the workdir of a training run.")
+  if not flags.out:
+    raise UserError("Where should the scores be written? Set --out=FILE.npz.")
+  if has_config and flags.source:
+    raise UserError("--source and --config both say what to score; give one of them.")
+  shard = parsed_shard(flags.shard or "0/1")
+  trust = tuple(filter(None, (flags.trust or "").split(",")))
+  if has_config:
+    from clip_jax.config import build
+    source = build(flags.config.data.source)
+  elif flags.source:
+    source = source_of(flags.source)
+  else:
+    source = trained_on(where, trust=trust)
+  from clip_jax.loading import load
+  from clip_jax.scoring import score
+  score(load(where, trust=trust), source, flags.out, shard=shard,
+        captions=flags.captions or "mean")
+  return 0
+
+
+def parsed_shard(text: str) -> tuple[int, int]:
+  """(i, n) of "i/n"."""
+  from clip_jax.errors import UserError
+  try:
+    i, n = map(int, text.split("/"))
+  except ValueError:
+    i, n = 0, 0
+  if not 0 <= i < n:
+    raise UserError(f"--shard={text} is not I/N with I from 0 to N - 1, such as 0/4.")
+  return i, n
+
+
+def source_of(name: str):
+  """The source that --source names."""
+  import os
+  from clip_jax.errors import UserError
+  if name == "openclipart":
+    from clip_jax.data.sources.openclipart import OpenClipart
+    return OpenClipart()
+  if name == "shapes":
+    from clip_jax.data.sources.shapes import Shapes
+    return Shapes(10_000)
+  if name.endswith(".py"):
+    if not os.path.isfile(name):
+      raise UserError(f"--source={name}: there is no such file.")
+    import runpy
+    made = runpy.run_path(name)
+    if "get_source" not in made:
+      raise UserError(f"--source={name} has no get_source(). Write one that returns the source, or "
+                      "give a config of a run by --config.")
+    return made["get_source"]()
+  if name.endswith(".parquet"):
+    from clip_jax.data.sources.parquet import Parquet
+    return Parquet(name)
+  from clip_jax.data.records import ArrayRecord
+  return ArrayRecord(name)
+
+
+def trained_on(where: str, *, trust: tuple[str, ...]):
+  """The source that a run was trained on, without its data.size."""
+  from pathlib import Path
+  from clip_jax.config import build, from_json
+  from clip_jax.errors import UserError
+  file = Path(where) / "config.json"
+  if not file.is_file():
+    raise UserError(f"{where} does not tell what it was trained on (there is no config.json). Say "
+                    "what to score: --source=S.")
+  return build(from_json(file.read_text(), trust=trust).data.source)
+
+
+if __name__ == "__main__":
+  cli.command(main)

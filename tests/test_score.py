@@ -1,0 +1,294 @@
+"""Scores of records: each its own cosine, whatever is damaged, killed or shared among machines."""
+
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from clip_jax import loop, parts, score as command
+from clip_jax.config import call, from_json, to_json
+from clip_jax.data import Quality, Subset, read_scores
+from clip_jax.data.crops import Resize
+from clip_jax.data.records import write
+from clip_jax.data.sources.openclipart import OpenClipart
+from clip_jax.data.tokenizer import SentencePiece
+from clip_jax.embedder import Embedder
+from clip_jax.errors import UserError
+from clip_jax.scoring import _Progress, model_fingerprint, score, similarities
+from clip_jax.sharding import make_mesh
+from run_config import get_config
+from tiny import SIZE, learner, text_tower
+
+FIELDS = ("caption", "title")
+
+
+def embedder(seed=0, batch_size=16):
+  model = learner(text=text_tower(vocabulary=4096), seed=seed).model
+  return Embedder(model, Resize(SIZE), SentencePiece(length=8), batch_size=batch_size, threads=2,
+                  mesh=make_mesh(devices=jax.devices()[:1]))
+
+
+EMBEDDER = embedder()
+SOURCE = Subset(OpenClipart("val", FIELDS), 50)
+quiet = lambda line: None
+
+
+def expected(source, join):
+  """One record after the other."""
+  made = []
+  for i in range(len(source)):
+    record = source[i]
+    texts = [record["text"]] if isinstance(record["text"], str) else record["text"]
+    z = EMBEDDER.encode_image([record["image"]])[0]
+    made.append(join([float(z @ t) for t in EMBEDDER.encode_text(texts)]))
+  return made
+
+
+class Damaged:
+  """A source of which some records cannot be read, decoded or have no text."""
+
+  def __len__(self):
+    return len(SOURCE)
+
+  def __getitem__(self, i):
+    if i == 3:
+      raise OSError("hash mismatch")
+    changes = {7: {"image": b"no image"}, 21: {"text": []}, 22: {"text": [None]}}
+    return {**SOURCE[i], **changes.get(i, {})}
+
+
+@pytest.mark.parametrize("captions, join", [("mean", np.mean), ("max", max)])
+def test_a_score_is_the_cosine_of_image_and_captions(tmp_path, captions, join):
+  got = score(EMBEDDER, SOURCE, tmp_path / "s.npz", captions=captions, chunk=20, say=quiet)
+  assert got.dtype == np.float32
+  np.testing.assert_allclose(got, expected(SOURCE, join), atol=1e-5)
+  header = read_scores(tmp_path / "s.npz")[1]
+  assert header["model_fingerprint"] == model_fingerprint(EMBEDDER.model)
+  assert header["captions"] == captions and header["damaged"] == 0
+  assert [p.name for p in tmp_path.iterdir()] == ["s.npz"]
+
+
+def test_one_text_a_record_needs_no_list(tmp_path):
+  source = Subset(OpenClipart("val"), 9)
+  got = score(EMBEDDER, source, tmp_path / "s.npz", say=quiet)
+  np.testing.assert_allclose(got, expected(source, np.mean), atol=1e-5)
+
+
+def test_records_may_have_different_numbers_of_captions():
+  images = np.stack([Resize(SIZE)(SOURCE[i]["image"]) for i in range(3)])
+  texts = [["a dog"], ["a cat", "two cats", "a flag"], ["a tree", "a dog"]]
+  got = similarities(EMBEDDER, images, texts)
+  for image, own, one in zip(images, texts, got):
+    each = EMBEDDER.encode_text(own) @ EMBEDDER.encode_image(image[None])[0]
+    assert one == pytest.approx(each.mean(), abs=1e-5)
+
+
+def test_damaged_records_get_nan_are_counted_and_never_kept(tmp_path):
+  said = []
+  got = score(EMBEDDER, Damaged(), tmp_path / "s.npz", chunk=20, say=said.append)
+  assert np.flatnonzero(np.isnan(got)).tolist() == [3, 7, 21, 22]
+  whole = expected(SOURCE, np.mean)
+  good = ~np.isnan(got)
+  np.testing.assert_allclose(got[good], np.array(whole)[good], atol=1e-5)
+  assert read_scores(tmp_path / "s.npz")[1]["damaged"] == 4
+  assert "4 records could not be read and have none (NaN); they are number 3, 7, 21, 22" in said[-1]
+  assert "damaged 4" in said[0]
+  kept = Quality(Damaged(), str(tmp_path / "s.npz"), keep="top 100%")
+  assert len(kept) == 46 and not {3, 7, 21, 22} & set(kept.indices().tolist())
+
+
+class Killed(Exception):
+  pass
+
+
+class Mortal(Embedder):
+  """An embedder that is killed at its call number `last`, and counts its calls."""
+
+  def __init__(self, last=10**9):
+    self.__dict__.update(EMBEDDER.__dict__)
+    self.last, self.calls = last, 0
+
+  def encode_image(self, images):
+    self.calls += 1
+    if self.calls > self.last:
+      raise Killed
+    return super().encode_image(images)
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path):
+  straight = score(EMBEDDER, SOURCE, tmp_path / "a.npz", chunk=8, say=quiet)
+  for last in (2, 1):
+    with pytest.raises(Killed):
+      score(Mortal(last), SOURCE, tmp_path / "b.npz", chunk=8, say=quiet)
+  assert not (tmp_path / "b.npz").exists()
+  said, rest = [], Mortal()
+  resumed = score(rest, SOURCE, tmp_path / "b.npz", chunk=8, say=said.append)
+  np.testing.assert_array_equal(resumed, straight)
+  assert rest.calls == 7 - 3 and "3 of 7 chunks are there already" in said[0]
+  assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+
+
+def test_what_is_complete_is_not_made_again(tmp_path):
+  first = np.array(score(EMBEDDER, SOURCE, tmp_path / "s.npz", say=quiet))
+  said = []
+  np.testing.assert_array_equal(
+      score(Mortal(0), SOURCE, tmp_path / "s.npz", say=said.append), first)
+  assert "is complete already" in said[0]
+
+
+def test_machines_share_the_work_and_the_last_puts_it_together(tmp_path):
+  straight = score(EMBEDDER, SOURCE, tmp_path / "a.npz", chunk=8, say=quiet)
+  said = []
+  for i in (2, 0):
+    made = score(EMBEDDER, SOURCE, tmp_path / "b.npz", shard=(i, 3), chunk=8, say=said.append)
+    assert made is None
+  assert "Shard 0/3 is done. 2 of 7 chunks are still to be made" in said[-1]
+  made = score(EMBEDDER, SOURCE, tmp_path / "b.npz", shard=(1, 3), chunk=8, say=quiet)
+  np.testing.assert_array_equal(made, straight)
+
+
+def test_another_machine_may_put_it_together_first(tmp_path, monkeypatch):
+  straight = np.array(score(EMBEDDER, SOURCE, tmp_path / "a.npz", chunk=8, say=quiet))
+
+  def beaten(*arguments, **facts):
+    (tmp_path / "a.npz").rename(tmp_path / "b.npz")
+    raise FileNotFoundError
+
+  monkeypatch.setattr("clip_jax.scoring.write_scores", beaten)
+  said = []
+  made = score(EMBEDDER, SOURCE, tmp_path / "b.npz", chunk=8, say=said.append)
+  np.testing.assert_array_equal(made, straight)
+  assert "put together by another machine" in said[-1]
+
+
+def test_a_model_is_known_by_its_parameters():
+  assert model_fingerprint(embedder().model) == model_fingerprint(EMBEDDER.model)
+  assert model_fingerprint(embedder(seed=1).model) != model_fingerprint(EMBEDDER.model)
+
+
+def test_progress_tells_how_long_it_will_take(monkeypatch):
+  now = [0.0]
+  monkeypatch.setattr("time.monotonic", lambda: now[0])
+  said = []
+  progress = _Progress(1000, said.append)
+  for _ in range(10):
+    now[0] += 4
+    progress.add(100, 1)
+  assert said[0] == "300/1,000 records  30%  25 records/s  time left 28 s  damaged 3"
+  assert said[-1] == "1,000/1,000 records  100%  25 records/s  damaged 10" and len(said) == 4
+
+
+def test_scores_of_something_else_are_not_touched(tmp_path):
+  path = tmp_path / "s.npz"
+  score(EMBEDDER, SOURCE, path, say=quiet)
+  for model, source, options, message in (
+      (embedder(1), SOURCE, {}, "s.npz is there already, and it holds scores by another model"),
+      (EMBEDDER, SOURCE, dict(captions="max"), "scores with another --captions"),
+      (EMBEDDER, Subset(SOURCE, 40), {}, r"of another source \(50 records, here 40\)"),
+      (embedder(1), Damaged(), {}, "by another model and of another source")):
+    with pytest.raises(UserError, match=message):
+      score(model, source, path, say=quiet, **options)
+  score(EMBEDDER, SOURCE, tmp_path / "t.npz", shard=(0, 3), chunk=8, say=quiet)
+  with pytest.raises(UserError, match="lies what was begun before, and it holds scores by another"):
+    score(embedder(1), SOURCE, tmp_path / "t.npz", chunk=8, say=quiet)
+  with pytest.raises(UserError, match="in chunks of another size"):
+    score(EMBEDDER, SOURCE, tmp_path / "t.npz", chunk=9, say=quiet)
+
+
+class Diverged(Embedder):
+  def __init__(self):
+    self.__dict__.update(EMBEDDER.__dict__)
+
+  def encode_image(self, images):
+    return np.where(np.arange(len(images))[:, None] == 4, np.nan, super().encode_image(images))
+
+
+def test_a_model_that_gives_nan_is_not_taken_for_damage(tmp_path):
+  with pytest.raises(UserError, match=r"gives 1 of 14 readable records .* is record 5\)"):
+    score(Diverged(), Damaged(), tmp_path / "s.npz", say=quiet)
+
+
+def test_a_mistake_is_said(tmp_path):
+  with pytest.raises(UserError, match="captions 'last' is not mean or max"):
+    score(EMBEDDER, SOURCE, tmp_path / "s.npz", captions="last")
+  (tmp_path / "file").touch()
+  with pytest.raises(UserError, match="Nothing can be written to .*s.npz.parts.*by --out"):
+    score(EMBEDDER, SOURCE, tmp_path / "file" / "s.npz")
+  with pytest.raises(UserError, match="Record 0 has no 'image'; it has 'jpg', 'text'"):
+    score(EMBEDDER, [{"jpg": b"", "text": "x"}], tmp_path / "s.npz", say=quiet)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """A run of two steps on a part of the drawings."""
+  workdir = tmp_path_factory.mktemp("run")
+  config = get_config("2")
+  config.evaluators = config.final_evaluators = {}
+  config.data.source = call(OpenClipart, split="val", swapped=0.0)
+  loop.run(config, workdir)
+  return workdir
+
+
+def scores_of(monkeypatch, *arguments):
+  monkeypatch.setattr(sys, "argv", ["score", *map(str, arguments)])
+  assert command.main(sys.argv[1:]) == 0
+  out = next(a for a in map(str, arguments) if a.startswith("--out="))
+  return read_scores(out.partition("=")[2])
+
+
+def test_the_command_scores_what_the_model_was_trained_on(run, tmp_path, monkeypatch, capsys):
+  trained, header = scores_of(monkeypatch, f"--from={run}", f"--out={tmp_path}/a.npz")
+  assert header["source"] == "OpenClipart" and header["records"] == 372
+  assert "372 scores, mean" in capsys.readouterr().out
+  (tmp_path / "source.py").write_text(
+      "from clip_jax.data.sources.openclipart import OpenClipart\n"
+      "def get_source():\n  return OpenClipart('val')\n")
+  source = OpenClipart("val")
+  write([source[i] for i in range(len(source))], str(tmp_path / "r.array_record"))
+  config = f"--config={command.__file__.rpartition('/clip_jax/')[0]}/tests/run_config.py"
+  for name, flags in {
+      "b": [f"--source={tmp_path}/source.py"], "c": [f"--source={tmp_path}/r.array_record"],
+      "d": [config, "--config.data.source.split=val"]}.items():
+    got, _ = scores_of(monkeypatch, f"--from={run}", f"--out={tmp_path}/{name}.npz", *flags)
+    np.testing.assert_allclose(got, trained, atol=1e-6)
+  chosen = Quality(source, f"{tmp_path}/a.npz", keep="top 40%")
+  assert len(chosen) == 149 and np.sort(trained)[-149] == np.float32(chosen.threshold)
+
+
+def test_shipped_sources_have_names():
+  assert len(command.source_of("openclipart")) == 4562
+  assert len(command.source_of("shapes")) == 10_000
+
+
+def test_a_config_can_train_on_the_best_and_says_so(run, tmp_path, monkeypatch):
+  scores_of(monkeypatch, f"--from={run}", f"--out={tmp_path}/a.npz")
+  config = get_config("2")
+  config.evaluators = config.final_evaluators = {}
+  config.data.source = call(Quality, source=call(OpenClipart, split="val"),
+                            scores=f"{tmp_path}/a.npz", keep="top 40%")
+  config.data.size = "50%"
+  again = from_json(to_json(config))
+  lines = loop.summary(parts.prepare(again), tmp_path, 0)
+  assert lines[0] == "data       74 records, each seen 0.8649 times: 64 samples"
+  assert "Subset: the first 74 of 149 records" in lines[1]
+  assert "Quality: top 40% by a.npz keeps 149 of 372 (40.1%), threshold " in lines[2]
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ((), "Which model. Set --from=MODEL"),
+    (("--from=x",), "Where should the scores be written"),
+    (("--from=x", "--out=y", "--source=s", "--config=tests/run_config.py"), "give one of them"),
+    (("--from=x", "--out=y", "--shard=2/2"), "--shard=2/2 is not I/N with I from 0 to N - 1"),
+    (("--from=x", "--out=y", "--shard=two"), "--shard=two is not I/N"),
+    (("--from=nowhere", "--out=y"), "nowhere does not tell what it was trained on"),
+    (("--from=x", "--out=y", "--source=nothing.py"), "nothing.py: there is no such file"),
+    (("--from=x", "--out=y", "--source=tests/tiny.py"), "tiny.py has no get_source()"),
+    (("--from=x", "--out=y", "--source=nowhere"), "No records at nowhere"),
+    (("--from=x", "--out=y", "--source=openclipart"), "No model lies in x"),
+])
+def test_a_mistyped_command_is_told_what_was_meant(arguments, message, monkeypatch):
+  monkeypatch.chdir(command.__file__.rpartition("/clip_jax/")[0])
+  monkeypatch.setattr(sys, "argv", ["score", *arguments])
+  with pytest.raises(UserError, match=message):
+    command.main(list(arguments))
