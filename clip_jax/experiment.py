@@ -68,7 +68,7 @@ class Training:
       raise UserError(
           "The length of the run is one of steps, samples and epochs; given are "
           f"{', '.join(f'{n}={v}' for n, v in given.items()) or 'none'}. Set exactly one, as in "
-          "--config.train.steps=1000 (and leave the others out of the config).")
+          "--config.train.steps=1000 (and the others to None, as in --config.train.epochs=None).")
     samples = (self.epochs or 0) * examples
     if self.samples is not None:
       samples = count(self.samples, examples)

@@ -50,6 +50,24 @@ def parse(arguments: list[str], text: str, *, config: bool = False, strings: tup
   return SimpleNamespace(**{name: values[name].value for name in known})
 
 
+class _OrNone(absl_flags.ArgumentParser):
+  """Takes None beside what another parser takes, to replace one length of a run by another."""
+
+  def __init__(self, parser):
+    super().__init__()
+    self.parser = parser
+
+  def parse(self, argument):
+    return None if argument in (None, "None") else self.parser.parse(argument)
+
+  def flag_type(self):
+    return self.parser.flag_type()
+
+
+for _kind, _parser in ((int, absl_flags.IntegerParser()), (float, absl_flags.FloatParser())):
+  config_flags.register_flag_parser_for_type(_kind, _OrNone(_parser))
+
+
 def _check_config(arguments):
   given = [a.partition("=")[2] for a in arguments if a.startswith("--config=")]
   if not given:

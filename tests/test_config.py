@@ -1,5 +1,7 @@
 """Configs are calls written down."""
 
+from pathlib import Path
+
 import pytest
 
 from clip_jax import config
@@ -65,6 +67,14 @@ def test_a_number_or_words_can_replace_each_other_on_the_command_line(
   spec = parse(arguments, "", config=True).config
   assert build(spec) == (after, (0, 1), None)
   assert config.from_json(config.to_json(spec), trust=(__name__,)).size == after
+
+
+def test_a_length_can_be_taken_back_on_the_command_line(monkeypatch):
+  file = f"{Path(__file__).parent}/run_config.py"
+  arguments = [f"--config={file}", "--config.train.steps=None", "--config.train.epochs=0.5"]
+  monkeypatch.setattr("sys.argv", ["train", *arguments])
+  training = parse(arguments, "", config=True).config.train
+  assert (training.steps, training.samples, training.epochs) == (None, None, 0.5)
 
 
 def test_a_wrong_name_is_an_error_that_knows_the_right_one():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clip_jax.data import decode as decode_lib
+from clip_jax.data import Examples, decode as decode_lib
 from clip_jax.data.crops import RandomResizedCrop, Resize
 from clip_jax.data.flip import HorizontalFlip
 from clip_jax.data.sources.openclipart import OpenClipart
@@ -71,6 +71,32 @@ def test_captions_are_drawn_as_asked_for():
   np.testing.assert_allclose(shares("random"), [1 / 3] * 3, atol=.07)
   np.testing.assert_allclose(shares("first"), [1, 0, 0])
   np.testing.assert_allclose(shares((1, 0, 3)), [.25, 0, .75], atol=.07)
+
+
+def test_the_caption_is_a_function_of_seed_and_position():
+  """And a position is one visit to one record: an epoch and an index."""
+  class Told:
+    def __len__(self):
+      return 5
+
+    def __getitem__(self, i):
+      return {"image": np.zeros((1, 1, 3), np.uint8), "text": [f"{i} {k}" for k in "abcd"]}
+
+  def told(seed=0, **views):
+    views = Views({"image": ImageView(Resize(1))}, lambda texts: np.array([texts]), **views)
+    examples = Examples(Told(), views, seed=seed)
+    return [str(examples[position]["tokens"][0]) for position in range(5 * 40)]
+
+  drawn = told()
+  assert drawn == told() != told(seed=1)
+  epochs = [drawn[k:k + 5] for k in range(0, 200, 5)]
+  assert all(sorted(text[0] for text in epoch) == list("01234") for epoch in epochs)
+  for i in "01234":  # Over the epochs a record is told in all its ways, none much more often.
+    ways = [text[2] for text in drawn if text[0] == i]
+    assert len(ways) == 40 and min(ways.count(k) for k in "abcd") >= 3
+  assert {text[2] for text in told(captions="first")} == {"a"}
+  weighted = [text[2] for text in told(captions=(0, 3, 1, 0))]
+  assert 0.65 < weighted.count("b") / 200 < 0.85 and weighted.count("c") == 200 - weighted.count("b")
 
 
 def test_a_single_text_is_taken_whatever_the_policy():
