@@ -22,7 +22,7 @@ from clip_jax.towers.text import TextTransformer
 
 def get_config():
   """The config of the run."""
-  size, length = 32, 16
+  size, length = 48, 24
   return experiment(
       data=call(
           Data,
@@ -30,23 +30,23 @@ def get_config():
           views=call(
               Views,
               images={"image": call(
-                  ImageView, crop=call(RandomResizedCrop, size=size, scale=(0.5, 1.0)),
+                  ImageView, crop=call(RandomResizedCrop, size=size, scale=(0.4, 1.0)),
                   augment=(call(HorizontalFlip),
                            call(ColourJitter, brightness=0.3, contrast=0.3, saturation=0.3, hue=0.0,
                                 probability=1.0, grey=0.1)))},
-              tokenizer=call(SentencePiece, model="openclipart-4k", length=length, eos=False),
+              tokenizer=call(SentencePiece, model="openclipart-1k", length=length, eos=False),
               captions=(0.5, 0.4, 0.1)),
           batch_size=128, threads=2),
       model=call(
           TwoTowers,
           image=call(BitResnet, stages=(1, 1, 1), width=32, block="basic", stem="small", groups=8,
-                     image_size=size, dtype="float32"),
-          text=call(TextTransformer, width=128, depth=0, vocabulary=4096, length=length,
+                     pool="flat", image_size=size, dtype="float32"),
+          text=call(TextTransformer, width=128, depth=0, vocabulary=1024, length=length,
                     pool="mean", dtype="float32"),
           embed=128),
       objective=call(Clip, temperature=0.1),
-      optimizer=call(adamw, learning_rate=4e-3, schedule=call(warmup_cosine, warmup=50),
-                     weight_decay=0.1, clip=1.0),
+      optimizer=call(adamw, learning_rate=4e-3, schedule=call(warmup_cosine, warmup=60),
+                     weight_decay=0.3, clip=1.0),
       train=call(Training, steps=600, log_every=20, eval_every=200, save_every=200),
       evaluators={"val": call(Retrieval, source=call(OpenClipart, split="val"))},
       final_evaluators={

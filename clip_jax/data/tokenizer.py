@@ -14,7 +14,7 @@ import tokenizers
 from clip_jax.errors import UserError
 
 _FOLDER = pathlib.Path(__file__).parent / "assets" / "tokenizers"
-SHIPPED = ("openclipart-4k",)
+SHIPPED = ("openclipart-1k", "openclipart-4k")
 
 
 class SentencePiece:
@@ -32,7 +32,8 @@ class SentencePiece:
     """Loads the model.
 
     Args:
-      model: "openclipart-4k" (4,096 pieces, comes with the package), or the path of a model with
+      model: "openclipart-4k" or "openclipart-1k" (4,096 and 1,024 pieces; they come with the
+        package: the fewer pieces, the more captions share each of them), or the path of a model with
         padding as piece 0, such as `train_sentencepiece` makes.
       length: L, tokens a text. Longer ones are cut; the end token stays.
       lower: whether texts are put in lower case first.

@@ -33,7 +33,9 @@ class BitResnet(nnx.Module):
     stem: "large", a 7x7 convolution and a pool, which make the image a quarter as fine; or "small",
       a 3x3 convolution that makes it half as fine, for small images.
     groups: of each normalisation.
-    image_size: side, or (height, width), of the images in pixels; only what evaluation resizes to.
+    pool: "gap", the mean over all places; or "flat", the features of all places one after the other:
+      what is where is kept, which pays where pictures are centred, but the image size is fixed.
+    image_size: side, or (height, width), of the images in pixels.
     dtype: what the tower computes in; parameters are float32 all the same.
     remat: what the backward pass keeps of a block, a name in `layers.REMAT`.
 
@@ -42,18 +44,19 @@ class BitResnet(nnx.Module):
 
   def __init__(self, *, layers: int | None = 50, stages: tuple[int, ...] | None = None,
                width: int = 64, block: str = "bottleneck", stem: str = "large", groups: int = 32,
-               image_size: int | tuple[int, int] = 224, dtype: str = "bfloat16",
+               pool: str = "gap", image_size: int | tuple[int, int] = 224, dtype: str = "bfloat16",
                remat: str = "none", rngs: nnx.Rngs):
     if stages is None and layers not in DEPTHS:
       raise UserError(f"BitResnet has no layers={layers}; there are "
                       f"{', '.join(map(str, DEPTHS))}. Or give stages, as in stages=(2, 2, 2).")
     if block not in BLOCKS:
       raise UserError(f"BitResnet has no block {block!r}; there are {', '.join(BLOCKS)}.")
-    if stem not in ("large", "small"):
-      raise UserError(f"BitResnet has no stem {stem!r}; there are large, small.")
+    for name, value, known in (("stem", stem, ("large", "small")), ("pool", pool, ("gap", "flat"))):
+      if value not in known:
+        raise UserError(f"BitResnet has no {name} {value!r}; there are {', '.join(known)}.")
     stages = tuple(stages or DEPTHS[layers])
     self.image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    self.stem_kind, self.dtype, self.remat = stem, dtype, remat
+    self.stem_kind, self.pool, self.dtype, self.remat = stem, pool, dtype, remat
     one_of(REMAT, remat, "remat")
     size = 7 if stem == "large" else 3
     self.stem = StdConv(3, width, size, stride=2, dtype=dtype, rngs=rngs)
@@ -66,7 +69,10 @@ class BitResnet(nnx.Module):
         channels = one.outputs
     self.residuals = nnx.List(made)
     self.norm = GroupNorm(channels, groups, dtype=dtype)
-    self.width = channels
+    self.places = tuple(
+        -(-side // ((4 if stem == "large" else 2) * 2 ** (len(stages) - 1)))
+        for side in self.image_size)
+    self.width = channels * (math.prod(self.places) if pool == "flat" else 1)
 
   def __call__(self, image, *, train=False, keep=1.0, key=None):
     """float [B, H, W, 3] -> [B, D]."""
@@ -82,7 +88,14 @@ class BitResnet(nnx.Module):
       if self.remat != "none":
         apply = jax.checkpoint(apply, policy=REMAT[self.remat])
       x = on_rows(apply(residual, x))
-    return on_rows(jax.nn.relu(self.norm(x)).mean(axis=(1, 2)))
+    x = jax.nn.relu(self.norm(x))
+    if self.pool == "gap":
+      return on_rows(x.mean(axis=(1, 2)))
+    if x.shape[1:3] != self.places:
+      raise UserError(f'This BitResnet has pool="flat" for images of {self.image_size[0]} x '
+                      f'{self.image_size[1]} and got {image.shape[1]} x {image.shape[2]}. Set '
+                      'image_size and size of the crop to the same, or pool="gap".')
+    return on_rows(x.reshape(len(x), -1))
 
 
 class StdConv(nnx.Module):

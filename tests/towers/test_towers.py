@@ -19,6 +19,8 @@ IMAGE_TOWERS = {
     "resnet": call(BitResnet, stages=(1, 1), width=8, groups=4, image_size=32, dtype="float32"),
     "resnet-small": call(BitResnet, stages=(1, 2), width=8, block="basic", stem="small", groups=4,
                          image_size=16, dtype="float32", remat="full"),
+    "resnet-flat": call(BitResnet, stages=(1, 1), width=4, block="basic", stem="small", groups=2,
+                        image_size=(16, 20), dtype="float32", pool="flat"),
     "vit-wide": image_tower(image_size=(16, 24), patch=4, width=48, heads=3),
 }
 TEXT_TOWERS = {
@@ -197,6 +199,10 @@ def test_mistakes_are_said():
     build(call(BitResnet, block="tall"), rngs=rngs)
   with pytest.raises(UserError, match="no stem 'tiny'"):
     build(call(BitResnet, stem="tiny"), rngs=rngs)
+  with pytest.raises(UserError, match="BitResnet has no pool 'max'; there are gap, flat"):
+    build(call(BitResnet, pool="max"), rngs=rngs)
+  with pytest.raises(UserError, match='pool="flat" for images of 16 x 20 and got 32 x 20'):
+    build(IMAGE_TOWERS["resnet-flat"], rngs=rngs)(jnp.zeros((1, 32, 20, 3)))
   with pytest.raises(UserError, match="8 channels do not divide into 32 groups.*groups=8"):
     build(call(BitResnet, stages=(1,), width=8), rngs=rngs)
   with pytest.raises(UserError, match="drops patches, and a ResNet has none. Set keep_patches=1"):
