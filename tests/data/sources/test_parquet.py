@@ -1,0 +1,157 @@
+"""Parquet files: every row, a row group at a time, by any thread, and wrong columns told."""
+
+import json
+import pickle
+import re
+import threading
+
+import pyarrow as pa
+from pyarrow import parquet as pq
+import pytest
+
+from clip_jax.data.sources import parquet
+from clip_jax.data.sources.parquet import Parquet
+from clip_jax.errors import UserError
+
+
+def rows(n, start=0):
+  return [{"image": bytes([i]) * 50, "caption": f"é {i}", "label": i % 3, "url": f"u{i}"}
+          for i in range(start, start + n)]
+
+
+def expected(i):
+  return {"image": bytes([i]) * 50, "text": f"é {i}"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+  for k, (start, count) in enumerate(((0, 25), (25, 3), (28, 12))):
+    pq.write_table(pa.Table.from_pylist(rows(count, start)), tmp_path / f"{k}.parquet",
+                   row_group_size=10)
+  (tmp_path / "readme.md").write_text("not a table")
+  return tmp_path
+
+
+def test_every_row_of_every_file_comes_in_order(folder):
+  source = Parquet(str(folder))
+  assert len(source) == 40 and len(source.files) == 3
+  assert [source[i] for i in range(40)] == [expected(i) for i in range(40)] == list(source)
+  assert len(Parquet(f"{folder}/[12].parquet")) == 15
+  assert Parquet(f"file://{folder}/1.parquet")[2] == expected(27)
+
+
+@pytest.fixture
+def read(monkeypatch):
+  """The row groups that are read, as they are."""
+  places, real = [], Parquet._read
+  monkeypatch.setattr(
+      Parquet, "_read", lambda self, *place: places.append(place) or real(self, *place))
+  return places
+
+
+def test_only_the_last_row_groups_stay_in_memory_and_each_is_read_once_in_order(folder, read):
+  source = Parquet(str(folder), groups=2)
+  for i in range(40):
+    assert source[i] == expected(i)
+    assert len(source._cache) <= 2
+    assert all(f.result().num_rows <= 10 for f in source._cache.values())
+  assert len(read) == 6 == len(set(read))
+  source[39], source[29], source[39], source[0], source[39]
+  assert len(read) == 7  # Of the two that were there, the one used last is kept.
+
+
+def test_many_threads_read_each_group_once(folder, read):
+  source, wrong = Parquet(str(folder), groups=6), []
+
+  def reads(start):
+    wrong.extend(i for k in range(80) if source[i := (start + 7 * k) % 40] != expected(i))
+
+  threads = [threading.Thread(target=reads, args=(k,)) for k in range(8)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert not wrong and len(read) == 6
+
+
+def test_a_read_that_failed_is_tried_again(folder, monkeypatch):
+  source = Parquet(str(folder))
+  with monkeypatch.context() as patch:
+    patch.setattr(Parquet, "_read", lambda *_: (_ for _ in ()).throw(OSError("the net is down")))
+    with pytest.raises(OSError, match="the net is down"):
+      source[3]
+  assert source[3] == expected(3)
+
+
+def test_it_is_picklable(folder):
+  source = Parquet(str(folder))
+  source[3]
+  assert list(pickle.loads(pickle.dumps(source))) == list(source)
+
+
+def test_hugging_faces_struct_labels_and_class_names_are_read(tmp_path):
+  table = pa.Table.from_pylist([
+      {"image": {"bytes": b"abc", "path": "x.jpg"}, "label": 1},
+      {"image": {"bytes": None, "path": "y.jpg"}, "label": 0}])
+  note = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
+  table = table.replace_schema_metadata({"huggingface": json.dumps(note)})
+  pq.write_table(table, tmp_path / "a.parquet")
+  source = Parquet(str(tmp_path), text=None, label="label")
+  assert source[0] == {"image": b"abc", "label": 1} and source.classes == ("cat", "dog")
+  with pytest.raises(ValueError, match="Record 1 of .*a.parquet has no image bytes"):
+    source[1]
+
+
+def test_lists_several_columns_bytes_and_nulls_are_texts(tmp_path):
+  table = pa.table({"image": [b"x", b"y"], "one": [b"\xc3\xa9", None],
+                    "many": [["a", "b"], []]})
+  pq.write_table(table, tmp_path / "a.parquet")
+  assert [r["text"] for r in Parquet(str(tmp_path), text="one")] == ["é", ""]
+  assert [r["text"] for r in Parquet(str(tmp_path), text="many")] == [["a", "b"], []]
+  both = Parquet(str(tmp_path), text=("one", "many"))
+  assert [r["text"] for r in both] == [["é", "a", "b"], [""]]
+
+
+def test_further_columns_keep_their_names(folder):
+  assert Parquet(str(folder), fields=("url",), label="label")[7] == {
+      **expected(7), "label": 1, "url": "u7"}
+  assert parquet.columns(str(folder)) == ["image", "caption", "label", "url"]
+
+
+def test_an_empty_file_has_no_records(tmp_path):
+  table = pa.Table.from_pylist(rows(1)).slice(0, 0)
+  pq.write_table(table, tmp_path / "a.parquet")
+  assert len(Parquet(str(tmp_path))) == 0
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (dict(text="text"), r"0.parquet has no column 'text'; it has image \(binary\), caption \(str"),
+    (dict(image="imag"), "no column 'imag'.*Did you mean 'image'"),
+    (dict(fields=("licence",)), "no column 'licence'"),
+    (dict(image="url"), "The column 'url' of .* is string, and bytes, or a struct with bytes is"),
+    (dict(text="label"), "The column 'label' of .* is int64, and strings, or lists of strings is"),
+    (dict(label="url"), "The column 'url' of .* is string, and whole numbers is wanted"),
+    (dict(groups=0), "groups 0 is not a number of row groups")])
+def test_a_wrong_argument_is_said(folder, arguments, message):
+  with pytest.raises(UserError, match=message):
+    Parquet(str(folder), **arguments)
+
+
+def test_a_column_that_another_file_lacks_is_said(folder):
+  pq.write_table(pa.table({"image": [b"x"]}), folder / "9.parquet")
+  with pytest.raises(UserError, match="9.parquet has no column 'caption'; it has image"):
+    Parquet(str(folder))
+
+
+@pytest.mark.parametrize("keep", [0, 30, -10])
+def test_a_truncated_file_is_named(folder, keep):
+  path = folder / "1.parquet"
+  path.write_bytes(path.read_bytes()[:keep])
+  with pytest.raises(UserError, match=re.escape(str(path)) + " is truncated or not a Parquet file"):
+    Parquet(str(folder))
+
+
+def test_there_is_no_record_outside(folder):
+  for i in (-1, 40):
+    with pytest.raises(IndexError, match=f"record {i} of 40"):
+      Parquet(str(folder))[i]
