@@ -3,6 +3,7 @@
 import bisect
 import concurrent.futures
 import glob
+import hashlib
 import itertools
 import json
 import os
@@ -31,7 +32,7 @@ class ArrayRecord:
   """
 
   def __init__(self, path: str):
-    """Opens every shard once, to count its records.
+    """Counts the records, by opening every shard once, or by the manifest if there is one.
 
     Args:
       path: a file, a folder of `*.array_record*` files, or a pattern such as "data/cc-*".
@@ -41,8 +42,10 @@ class ArrayRecord:
     """
     self.files = _shards(os.fspath(path))
     self.manifest = _manifest(os.path.dirname(self.files[0]))
+    listed = {shard["file"]: shard for shard in self.manifest.get("shards", ())}
     with concurrent.futures.ThreadPoolExecutor(min(32, len(self.files))) as pool:
-      counts = list(pool.map(_count, self.files))
+      counts = list(pool.map(
+          lambda file: _count(file, listed.get(os.path.basename(file))), self.files))
     self._ends = list(itertools.accumulate(counts))
     self._reset()
 
@@ -67,6 +70,30 @@ class ArrayRecord:
     shard = bisect.bisect_right(self._ends, i)
     start = self._ends[shard - 1] if shard else 0
     return msgpack.unpackb(self._reader(shard).read([i - start])[0])
+
+  def verify(self) -> int:
+    """Compares every shard with its checksum in the manifest; reads all bytes.
+
+    Returns:
+      Number of shards.
+
+    Raises:
+      UserError: there is no checksum, or shards are not as they were written.
+    """
+    sums = {shard["file"]: shard["sha256"] for shard in self.manifest.get("shards", ())}
+    unknown = [file for file in self.files if os.path.basename(file) not in sums]
+    if unknown:
+      raise UserError(f"{unknown[0]} has no checksum, because no manifest.json beside it lists it. "
+                      "python -m clip_jax.prepare writes one; run it again if it was stopped.")
+    with concurrent.futures.ThreadPoolExecutor(min(8, len(self.files))) as pool:
+      found = pool.map(_sha256, self.files)
+      damaged = [file for file, digest in zip(self.files, found)
+                 if digest != sums[os.path.basename(file)]]
+    if damaged:
+      raise UserError(f"{len(damaged)} of {len(self.files)} shards are not as they were written: "
+                      f"{', '.join(damaged[:5])}{', ...' if len(damaged) > 5 else ''}. Copy or "
+                      "prepare them again.")
+    return len(self.files)
 
   def _reader(self, shard):
     if self._readers[shard] is None:
@@ -155,8 +182,23 @@ def _manifest(folder):
     raise UserError(f"{folder}/manifest.json is not JSON: {error}. Write it again, or remove it.")
 
 
-def _count(file):
-  """Number of records in a shard; its index is at its end, so this notices a truncated one."""
+def _sha256(file):
+  with open(file, "rb") as f:
+    return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _count(file, listed):
+  """Number of records in a shard, as the manifest lists it, or else by its index.
+
+  The index is at the end of the file, so this notices a truncated one.
+  """
+  if listed:
+    size = os.path.getsize(file)
+    if size != listed["bytes"]:
+      raise UserError(
+          f"{file} is truncated or another file: it has {size:,} bytes, and its manifest.json says "
+          f"{listed['bytes']:,}. Copy or prepare this shard again.")
+    return listed["records"]
   reader = ArrayRecordReader(file, **_OPTIONS)
   count = reader.num_records()  # 0 when it could not be read; then `close` says why.
   try:
