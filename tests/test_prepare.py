@@ -1,15 +1,335 @@
-"""The command that makes what training reads."""
+"""The command that makes what training reads: shards with a manifest, and tokenizers."""
 
+import hashlib
+import io
+import json
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+
+import numpy as np
+from PIL import Image
+import pyarrow as pa
+from pyarrow import parquet as pq
 import pytest
 
 from clip_jax import prepare
+from clip_jax.data import ArrayRecord
 from clip_jax.data import tokenizer as tokenizer_lib
+from clip_jax.data.decode import decode
+from clip_jax.data.ingest import shards
+from clip_jax.data.records import write
 from clip_jax.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+
+
+def jpeg(i, size=(24, 16)):
+  out = io.BytesIO()
+  Image.new("RGB", size, (i % 256, i // 256, 99)).save(out, "JPEG", quality=95)
+  return out.getvalue()
+
+
+def tar(path, members):
+  with tarfile.open(path, "w") as archive:
+    for name, content in members:
+      info = tarfile.TarInfo(name)
+      info.size = len(content)
+      archive.addfile(info, io.BytesIO(content))
+
+
+def pair(i, **notes):
+  name = f"{i:09d}"
+  notes = {"url": f"http://{i}", "license": "CC0" if i % 2 else "CC-BY", "sha256": "-", **notes}
+  return [(f"{name}.jpg", jpeg(i)), (f"{name}.json", json.dumps(notes).encode()),
+          (f"{name}.txt", f"caption {i}".encode())]
+
+
+@pytest.fixture
+def tars(tmp_path):
+  folder = tmp_path / "tars"
+  folder.mkdir()
+  for k in range(4):
+    tar(folder / f"{k:05d}.tar", [m for i in range(10 * k, 10 * k + 10) for m in pair(i)])
+  return folder
+
+
+def run(*arguments):
+  prepare.main([str(a) for a in arguments])
+
+
+def content(folder):
+  """Every byte of a folder."""
+  return {p.name: p.read_bytes() for p in Path(folder).iterdir()}
+
+
+def test_tars_become_shards_with_notes_and_a_manifest(tars, tmp_path, capsys):
+  out = tmp_path / "out"
+  run(f"--from={tars}/*.tar", "--format=webdataset", f"--out={out}", "--licence=mixed",
+      "--source=the web")
+  source = ArrayRecord(out)
+  assert [dict(r) for r in source] == [
+      {"key": f"{i:09d}", "image": jpeg(i), "text": f"caption {i}", "url": f"http://{i}",
+       "license": "CC0" if i % 2 else "CC-BY"} for i in range(40)]
+  manifest = source.manifest
+  assert (manifest["records"], manifest["read"], manifest["schema"]) == (40, 40, 1)
+  assert (manifest["licence"], manifest["source"]) == ("mixed", "the web")
+  assert manifest["values"] == {"license": {"CC-BY": 20, "CC0": 20}}
+  assert manifest["dropped"] == manifest["changed"] == {}
+  for k, shard in enumerate(manifest["shards"]):
+    data = (out / shard["file"]).read_bytes()
+    assert shard["file"] == f"records-{k:05d}-of-00004.array_record"
+    assert shard["sha256"] == hashlib.sha256(data).hexdigest() and shard["bytes"] == len(data)
+    assert shard["input"] == f"{k:05d}.tar" and shard["records"] == 10
+  assert manifest["bytes"] == sum(s["bytes"] for s in manifest["shards"])
+  printed = capsys.readouterr()
+  assert "40 records" in printed.out and "4/4 shards  40 records  0 dropped" in printed.err
+
+
+def test_everything_read_is_kept_or_counted(tmp_path):
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  turned, cmyk = io.BytesIO(), io.BytesIO()
+  Image.new("RGB", (24, 16)).save(turned, "JPEG", exif=exif)
+  Image.new("CMYK", (24, 16)).save(cmyk, "JPEG")
+  text, j = (".txt", b"x"), jpeg(1)
+  samples = [
+      [(".jpg", turned.getvalue()), text], [(".jpg", cmyk.getvalue()), text],
+      [(".jpg", jpeg(0, (900, 600))), text], [(".jpg", j), (".txt", b"long " * 20_000)],
+      [(".jpg", j), text, (".json", b"{")], [(".jpg", j), (".txt", b" ")],
+      [(".jpg", j), (".txt", b"\xff")], [(".jpg", j)], [text], [(".jpg", j[:-100]), text],
+      [(".jpg", b"P6 60000 60000 255\n"), text]]
+  members = [(f"{k:03d}{end}", data) for k, sample in enumerate(samples) for end, data in sample]
+  tar(tmp_path / "a.tar", [("../x.jpg", j), *members, *pair(99)])
+  tar(tmp_path / "b.tar", pair(100) + pair(101))
+  cut = (tmp_path / "b.tar").read_bytes()[:6 * 1024 - 600]
+  (tmp_path / "b.tar").write_bytes(cut)
+  out = tmp_path / "out"
+  run(f"--from={tmp_path}", "--format=webdataset", f"--out={out}", "--max_side=512")
+  source = ArrayRecord(out)
+  manifest = source.manifest
+  assert manifest["dropped"] == {
+      "empty text": 1, "invalid UTF-8": 1, "no image": 1, "no text": 1, "truncated tar": 1,
+      "unreadable image": 2, "unsafe path": 1}
+  assert manifest["changed"] == {
+      "CMYK": 1, "resized": 1, "text cut": 1, "turned": 1, "unreadable JSON": 1}
+  assert manifest["read"] == len(source) + sum(manifest["dropped"].values()) == 7 + 8
+  shapes = [decode(r["image"]).shape[:2] for r in source]
+  assert shapes[:3] == [(24, 16), (16, 24), (341, 512)] and set(shapes[3:]) == {(16, 24)}
+  assert max(len(r["text"]) for r in source) <= 2000
+  assert not list(tmp_path.parent.glob("x.jpg"))
+
+
+def test_processes_and_machines_make_the_same_bytes(tars, tmp_path, capsys):
+  common = (f"--from={tars}/*.tar", "--format=webdataset")
+  run(*common, f"--out={tmp_path}/one")
+  run(*common, f"--out={tmp_path}/two", "--processes=2")
+  assert content(tmp_path / "one") == content(tmp_path / "two")
+  for part in (2, 0, 1):
+    assert not (tmp_path / "three/manifest.json").exists()
+    run(*common, f"--out={tmp_path}/three", f"--shard={part}/3")
+  assert content(tmp_path / "one") == content(tmp_path / "three")
+  out = capsys.readouterr().out
+  assert "Part 2 of 3 is done, others are not" in out and out.count("others are not") == 2
+
+
+def test_a_rerun_makes_only_what_is_missing_cut_or_changed(tars, tmp_path, monkeypatch):
+  out = tmp_path / "out"
+  again = (f"--from={tars}", "--format=webdataset", f"--out={out}")
+  run(*again)
+  whole, made, real = content(out), [], shards.write_shard
+  monkeypatch.setattr(shards, "write_shard", lambda job, piece, out: (
+      made.append(piece), real(job, piece, out))[1])
+  run(*again)
+  assert made == [] and content(out) == whole
+  (out / "manifest.json").unlink()
+  (out / "records-00000-of-00004.json").unlink()
+  os.truncate(out / "records-00002-of-00004.array_record", 1000)
+  (out / ".records-00002-of-00004.elsewhere-1").write_bytes(b"half")
+  run(*again)
+  assert made == [0, 2] and content(out) == whole
+  tar(tars / "00003.tar", pair(7))
+  run(*again)
+  assert made == [0, 2, 3] and len(ArrayRecord(out)) == 31
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_killed_halfway_and_run_again_leaves_the_bytes_of_an_unbroken_one(
+    tmp_path, processes):
+  rng = np.random.default_rng(0)
+  images = []
+  for _ in range(8):
+    out = io.BytesIO()
+    Image.fromarray(rng.integers(256, size=(300, 300, 3), dtype=np.uint8)).save(out, "JPEG")
+    images.append(out.getvalue())
+  (tmp_path / "tars").mkdir()
+  for k in range(6):
+    tar(tmp_path / f"tars/{k}.tar", [member for i in range(60) for member in (
+        (f"{i}.jpg", images[i % 8]), (f"{i}.txt", f"{k} {i}".encode()))])
+  arguments = [f"--from={tmp_path}/tars", "--format=webdataset", "--max_side=200",
+               f"--processes={processes}"]
+  out = tmp_path / "broken"
+  process = subprocess.Popen([sys.executable, "-m", "clip_jax.prepare", *arguments,
+                              f"--out={out}"], cwd=ROOT, stderr=subprocess.DEVNULL)
+  started = time.monotonic()
+  while not list(out.glob("records*.json")):
+    assert process.poll() is None and time.monotonic() - started < 120
+    time.sleep(0.005)
+  os.kill(process.pid, signal.SIGKILL)  # Its own processes are left to notice.
+  process.wait()
+  done = len(list(out.glob("records*.json")))
+  assert 1 <= done < 6 and not (out / "manifest.json").exists()
+  run(*arguments, f"--out={out}")
+  run(*arguments[:-1], f"--out={tmp_path}/unbroken")
+  assert content(out) == content(tmp_path / "unbroken")
+  assert len(ArrayRecord(out)) == 360
+
+
+def test_parquet_becomes_shards(tmp_path):
+  rows = [{"jpg": jpeg(i), "title": ["", f"t {i}"], "url": f"u{i}", "width": 5} for i in range(25)]
+  rows[3]["jpg"] = b"broken"
+  rows[4]["jpg"] = None
+  for k in range(2):
+    pq.write_table(pa.Table.from_pylist(rows[k::2]), tmp_path / f"{k}.parquet", row_group_size=4)
+  run(f"--from={tmp_path}/*.parquet", "--format=parquet", "--image=jpg", "--text=title",
+      f"--out={tmp_path}/out", "--records_per_shard=10")
+  source = ArrayRecord(tmp_path / "out")
+  wanted = [i for i in (*range(0, 25, 2), *range(1, 25, 2)) if i not in (3, 4)]
+  assert list(source) == [{"image": jpeg(i), "text": [f"t {i}"], "url": f"u{i}"} for i in wanted]
+  assert source.manifest["dropped"] == {"unreadable image": 1, "unreadable record": 1}
+  assert [s["input"] for s in source.manifest["shards"]] == ["0-9", "10-19", "20-24"]
+  run(f"--from={tmp_path}/*.parquet", "--format=parquet", "--image=jpg", "--text=title",
+      "--fields=width", f"--out={tmp_path}/two")
+  assert set(ArrayRecord(tmp_path / "two")[0]) == {"image", "text", "width"}
+
+
+def test_folders_become_shards(tmp_path):
+  folder = tmp_path / "in"
+  for name in ("cat/1.jpg", "dog/2.jpg"):
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).write_bytes(jpeg(int(name[4])))
+  (folder / "c.csv").write_text("image,caption,author\ncat/1.jpg,a cat,A\ndog/2.jpg,a dog,B\n"
+                                "gone.jpg,gone,C\n")
+  run(f"--from={folder}", "--format=folder", "--captions=c.csv", "--fields=author",
+      f"--out={tmp_path}/table")
+  source = ArrayRecord(tmp_path / "table")
+  assert list(source) == [
+      {"image": jpeg(1), "text": "a cat", "key": "cat/1.jpg", "author": "A"},
+      {"image": jpeg(2), "text": "a dog", "key": "dog/2.jpg", "author": "B"}]
+  assert source.manifest["dropped"] == {"no image": 1}
+  run(f"--from={folder}", "--format=folder", "--classes", f"--out={tmp_path}/classes")
+  assert list(ArrayRecord(tmp_path / "classes")) == [
+      {"image": jpeg(1), "key": "cat/1.jpg", "label": 0},
+      {"image": jpeg(2), "key": "dog/2.jpg", "label": 1}]
+
+
+def test_any_source_becomes_shards(tmp_path):
+  config = tmp_path / "scenes.py"
+  config.write_text("""
+from clip_jax.config import call
+from clip_jax.data.sources.shapes import Shapes
+from ml_collections import ConfigDict
+
+def get_config(size="5"):
+  source = call(Shapes, size=int(size))
+  return source if size == "5" else ConfigDict({"data": {"source": source}})
+""")
+  from clip_jax.data.sources.shapes import Shapes
+  for argument, count in (("", 5), (":7", 7)):
+    out = tmp_path / f"out{count}"
+    run(f"--from={config}{argument}", "--format=source", f"--out={out}", "--records_per_shard=3")
+    source = ArrayRecord(out)
+    assert len(source) == count and len(source.files) == -(-count // 3)
+    for one, other in zip(source, Shapes(count)):
+      np.testing.assert_array_equal(decode(one["image"]), other["image"])
+      assert (one["text"], one["label"]) == (other["text"], other["label"])
+  run(f"--from={out}", "--format=source", f"--out={tmp_path}/again", "--max_side=32")
+  assert len(ArrayRecord(tmp_path / "again")) == 7
+  assert ArrayRecord(tmp_path / "again").manifest["changed"] == {"resized": 7}
+
+
+def test_a_damaged_set_is_an_error_at_once_or_when_verified(tars, tmp_path, capsys):
+  out = tmp_path / "out"
+  run(f"--from={tars}", "--format=webdataset", f"--out={out}")
+  run("--verify", f"--out={out}")
+  assert "4 shards are as they were written" in capsys.readouterr().out
+  shard = out / "records-00001-of-00004.array_record"
+  data = bytearray(shard.read_bytes())
+  data[5000] ^= 1
+  shard.write_bytes(data)
+  assert len(ArrayRecord(out)) == 40
+  with pytest.raises(UserError, match="1 of 4 shards are not as they were written: .*00001-of"):
+    run("--verify", f"--out={out}")
+  shard.write_bytes(data[:-1])
+  with pytest.raises(UserError, match="00001-of-00004.array_record is truncated or another file: "
+                     ".* and its manifest.json says"):
+    ArrayRecord(out)
+  shard.write_bytes(data)
+  (out / "manifest.json").unlink()
+  with pytest.raises(UserError, match="has no checksum, because no manifest.json beside it"):
+    ArrayRecord(out).verify()
+
+
+def test_other_settings_or_another_set_in_the_same_place_are_refused(tars, tmp_path):
+  out = tmp_path / "out"
+  again = (f"--from={tars}", "--format=webdataset", f"--out={out}")
+  run(*again)
+  with pytest.raises(UserError, match="was made with other settings: max_side None, not 8. Use the "
+                     "same ones, or another --out"):
+    run(*again, "--max_side=8")
+  tar(tars / "9.tar", pair(7))
+  with pytest.raises(UserError, match="holds records-00000-of-00004.array_record, and the input "
+                     "now makes 5 shards"):
+    run(*again)
+
+
+def test_a_set_of_which_nothing_is_left_is_refused(tmp_path):
+  tar(tmp_path / "a.tar", [("1.jpg", jpeg(1)), ("2.txt", b"x"), ("3.txt", b"x")])
+  with pytest.raises(UserError, match="None of the 3 records of .* can be used: 2 no image, 1 no "
+                     "text. Check the format and the names"):
+    run(f"--from={tmp_path}", "--format=webdataset", f"--out={tmp_path}/out")
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (("--form=x",), "There is no flag --form; .*Did you mean --from|Did you mean --format"),
+    ((), "What should be prepared. Set --from"),
+    (("--from=x", "--out=y"), "--format= is none of webdataset, parquet, folder, source"),
+    (("--from=x", "--format=tar", "--out=y"), "--format=tar is none of webdataset"),
+    (("--from=x", "--format=parquet"), "Where should the shards be written"),
+    (("--from=none/*.tar", "--format=webdataset", "--out=y"), "no files at none/"),
+    (("--from=x", "--format=webdataset", "--out=y", "--records_per_shard=5"),
+     "--records_per_shard is not for webdataset"),
+    (("--from=x", "--processes=0"), "--processes=0 is not a whole number from 1 on"),
+    (("--from=x", "--max_side=big"), "--max_side=big is not a whole number"),
+    (("--from=x", "--format=folder", "--out=y", "--quality=101"), "--quality=101 is not between"),
+    (("--from=x", "--format=folder", "--out=y", "--shard=3/3"), "--shard=3/3 is not I/N with I fr"),
+    (("--from=x", "--format=folder", "--out=y", "--shard=a"), "--shard=a is not I/N"),
+    (("--from=x", "--format=folder", "--out=y"), "There is no folder x"),
+    (("--from=laion", "--format=source", "--out=y"), "--from=laion is not a source; there"),
+    (("--verify",), "Which shards. Set --out=DIR"),
+    (("--from=x", "--format=folder", "--tokenizer=y"), "--tokenizer reads a source, not --f"),
+    (("--from=laion", "--tokenizer=a.model"),
+     "--from=laion is not a source; there are openclipart, a config file .*: No records at laion"),
+    (("--from=openclipart", "--tokenizer=missing/a.model"), "there is no folder missing. Make it")])
+def test_a_wrong_flag_is_said(arguments, message):
+  with pytest.raises(UserError, match=message):
+    run(*arguments)
+
+
+def test_an_empty_input_is_said(tmp_path):
+  none = pa.table({"image": pa.array([], pa.binary()), "caption": pa.array([], pa.string())})
+  pq.write_table(none, tmp_path / "a.parquet")
+  with pytest.raises(UserError, match="a.parquet has no records"):
+    run(f"--from={tmp_path}/a.parquet", "--format=parquet", f"--out={tmp_path}/out")
 
 
 def test_the_shipped_tokenizer_is_what_the_command_makes(tmp_path, capsys):
   path = tmp_path / "new.model"
-  prepare.main(["--from=openclipart", "--format=source", f"--tokenizer={path}", "--pieces=4096"])
+  run("--from=openclipart", "--format=source", f"--tokenizer={path}", "--pieces=4096")
   assert "4,096 pieces" in capsys.readouterr().out
   shipped = tokenizer_lib._FOLDER / "openclipart-4k.model"
   pieces = [tokenizer_lib.SentencePiece(str(p))._processor for p in (path, shipped)]
@@ -17,8 +337,10 @@ def test_the_shipped_tokenizer_is_what_the_command_makes(tmp_path, capsys):
       pieces[1].id_to_piece(i) for i in range(4096)]
 
 
-def test_a_wrong_flag_is_said(tmp_path):
-  with pytest.raises(UserError, match="--from=laion is not a source; there are openclipart"):
-    prepare.main(["--from=laion", f"--tokenizer={tmp_path}/a.model"])
-  with pytest.raises(UserError, match="there is no folder .*missing. Make it first"):
-    prepare.main(["--from=openclipart", f"--tokenizer={tmp_path}/missing/a.model"])
+def test_a_tokenizer_is_trained_on_prepared_shards(tmp_path, capsys):
+  write([{"image": b"", "text": [f"The {w} walks", f"a {w}"]} for w in ("cat", "dog", "ox") * 50],
+        str(tmp_path / "a.array_record"))
+  run(f"--from={tmp_path}", f"--tokenizer={tmp_path}/a.model", "--pieces=40")
+  assert "a.model: " in capsys.readouterr().out
+  tokens = tokenizer_lib.SentencePiece(f"{tmp_path}/a.model", length=8)(["the OX walks"])
+  assert (tokens != 1).all() and (tokens > 0).sum() >= 4

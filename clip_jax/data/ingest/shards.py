@@ -1,0 +1,175 @@
+"""Shards, each with a note beside it, and the manifest of them all."""
+
+from collections import Counter
+import hashlib
+import json
+import os
+from pathlib import Path
+import re
+import socket
+from typing import Any
+
+from clip_jax.data.ingest.clean import Dropped, clean
+from clip_jax.data.ingest.inputs import Job, opened
+from clip_jax.data.records import write
+from clip_jax.errors import UserError
+
+SCHEMA = 1
+_COUNTED = ("license", "licence", "source")  # Fields whose values the manifest counts.
+_MOST_VALUES = 50
+
+
+def shard_name(piece: int, pieces: int) -> str:
+  """Name of a shard, without its ending."""
+  return f"records-{piece:05d}-of-{pieces:05d}"
+
+
+def write_shard(job: Job, piece: int, out: str) -> dict[str, Any]:
+  """Makes one shard and its note, each whole or not at all, the note last.
+
+  The shard's bytes depend on the job and its input only: no times, no names of machines.
+
+  Returns:
+    The note: file, records, bytes, sha256, input, read, dropped and changed records by reason,
+    values of the licence and source fields, settings.
+  """
+  source = opened(job)
+  counts = {"read": 0, "dropped": Counter(), "changed": Counter()}
+  values = {name: Counter() for name in _COUNTED}
+
+  def records():
+    for raw in source.read(piece):
+      counts["read"] += 1
+      try:
+        if isinstance(raw, Dropped):
+          raise raw
+        note = ["unreadable JSON"] if raw.pop("unreadable JSON", False) else []
+        record, changes = clean(
+            raw, max_side=job.max_side, quality=job.quality, max_text=job.max_text)
+      except Dropped as dropped:
+        counts["dropped"][dropped.reason] += 1
+        continue
+      counts["changed"].update(note + changes)
+      for name in _COUNTED:
+        if name in record:
+          values[name][str(record[name])] += 1
+      yield record
+
+  path = Path(out) / f"{shard_name(piece, len(source))}.array_record"
+  # Its own name in every process: one that was left behind by a killed run may still be writing.
+  partial = path.with_name(f".{path.stem}.{socket.gethostname()}-{os.getpid()}")
+  for left in path.parent.glob(f".{path.stem}.*"):
+    left.unlink(missing_ok=True)
+  written = write(records(), str(partial))
+  os.replace(partial, path)
+  note = {"file": path.name, "records": written, "bytes": path.stat().st_size,
+          "sha256": sha256(path), **source.describe(piece), "read": counts["read"],
+          "dropped": _sorted(counts["dropped"]), "changed": _sorted(counts["changed"]),
+          "values": {name: _most(seen) for name, seen in values.items() if seen},
+          "settings": job.settings}
+  _write_json(_note_path(out, piece, len(source)), note)
+  return note
+
+
+def finished(job: Job, piece: int, out: str) -> dict[str, Any] | None:
+  """The note of a shard that is there, whole, and made of this input; None if it is to be made.
+
+  Raises:
+    UserError: it was made with other settings.
+  """
+  source = opened(job)
+  path = _note_path(out, piece, len(source))
+  try:
+    note = json.loads(path.read_text())
+    size = (Path(out) / note["file"]).stat().st_size
+  except (OSError, ValueError, KeyError):
+    return None
+  given = job.settings
+  different = [name for name in given if note.get("settings", {}).get(name) != given[name]]
+  if different:
+    raise UserError(
+        f"{path} was made with other settings: "
+        + ", ".join(f"{n} {note.get('settings', {}).get(n)!r}, not {given[n]!r}" for n in different)
+        + ". Use the same ones, or another --out.")
+  described = source.describe(piece)
+  same = all(note.get(name) == value for name, value in described.items())
+  return note if same and size == note["bytes"] else None
+
+
+def check_folder(out: str, pieces: int):
+  """Makes the folder of the output.
+
+  Raises:
+    UserError: it holds shards of another set.
+  """
+  Path(out).mkdir(parents=True, exist_ok=True)
+  for path in sorted(Path(out).glob("*.array_record")):
+    number = re.fullmatch(r"records-\d+-of-(\d+)\.array_record", path.name)
+    if not number or int(number[1]) != pieces:
+      raise UserError(f"{out} holds {path.name}, and the input now makes {pieces} shards. Remove "
+                      "it if the input has changed, or use another --out.")
+
+
+def write_manifest(job: Job, out: str, *, licence: str | None = None,
+                   source: str | None = None) -> dict[str, Any] | None:
+  """Writes manifest.json if every shard is there; None if some are not.
+
+  Args:
+    job: what was prepared.
+    out: the folder.
+    licence, source: that the whole set is under, and comes from, where the user says so.
+
+  Raises:
+    UserError: not one record is left.
+  """
+  notes = [finished(job, piece, out) for piece in range(len(opened(job)))]
+  if not all(notes):
+    return None
+  dropped, changed, values = Counter(), Counter(), {name: Counter() for name in _COUNTED}
+  for note in notes:
+    dropped.update(note["dropped"])
+    changed.update(note["changed"])
+    for name, seen in note["values"].items():
+      values[name].update(seen)
+  read, records = (sum(note[name] for note in notes) for name in ("read", "records"))
+  if not records:
+    raise UserError(f"None of the {read:,} records of {job.where} can be used: "
+                    + ", ".join(f"{n:,} {reason}" for reason, n in dropped.most_common())
+                    + ". Check the format and the names of image and text.")
+  kept = ("file", "records", "bytes", "sha256", "input", "input_bytes")
+  manifest = {
+      "schema": SCHEMA, "records": records, "bytes": sum(note["bytes"] for note in notes),
+      "read": read, "dropped": _sorted(dropped), "changed": _sorted(changed),
+      "licence": licence, "source": source,
+      "values": {name: _most(seen) for name, seen in values.items() if seen},
+      "settings": job.settings,
+      "shards": [{name: note[name] for name in kept if name in note} for note in notes]}
+  _write_json(Path(out) / "manifest.json", manifest)
+  return manifest
+
+
+def sha256(path: Path) -> str:
+  """Checksum of a file."""
+  with open(path, "rb") as f:
+    return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _note_path(out, piece, pieces):
+  return Path(out) / f"{shard_name(piece, pieces)}.json"
+
+
+def _write_json(path, content):
+  partial = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}")
+  partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+  os.replace(partial, path)
+
+
+def _sorted(counter):
+  return dict(sorted(counter.items()))
+
+
+def _most(counter):
+  """The most frequent values, in a fixed order, and the sum of the others."""
+  ranked = sorted(counter.items(), key=lambda item: (-item[1], item[0]))
+  others = sum(n for _, n in ranked[_MOST_VALUES:])
+  return dict(ranked[:_MOST_VALUES]) | ({"(others)": others} if others else {})

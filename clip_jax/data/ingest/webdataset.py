@@ -1,0 +1,94 @@
+"""The samples of a WebDataset tar, as img2dataset writes them. Nothing is unpacked to the disk."""
+
+from collections.abc import Iterator
+import json
+import lzma
+import tarfile
+from typing import Any, BinaryIO
+import zlib
+
+from clip_jax.data.ingest.clean import Dropped
+
+_IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+_LARGEST = 100_000_000  # Bytes of a member; a compressed or sparse one can pretend to any size.
+_BROKEN = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError, ValueError)
+
+
+def samples(file: BinaryIO, fields: tuple[str, ...]) -> Iterator[dict[str, Any] | Dropped]:
+  """What the members of each key make: KEY.jpg (.png, .webp ...), KEY.txt and KEY.json.
+
+  Without a .txt the text is the .json's "caption". Members of other endings are passed over.
+
+  Args:
+    file: the tar, compressed or not; read once, from its beginning.
+    fields: entries of the .json that the sample keeps.
+
+  Yields:
+    {"key": str, "image": bytes, "text": bytes, ...}, without what there is none of. Or, in place of
+    what cannot be used, why: "unsafe path", "not a file", "file too large"; at the end perhaps
+    "truncated tar", for the sample that was begun and whatever came after it.
+  """
+  key, members = None, {}
+  try:
+    archive = tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member)
+    while (member := archive.next()) is not None:
+      archive.members.clear()  # It would remember them all.
+      if member.isdir():
+        continue
+      fault = _fault(member)
+      if fault:
+        yield Dropped(fault)
+        continue
+      folder, _, name = member.name.rpartition("/")
+      stem, _, ending = name.partition(".")
+      ending = ending.lower()
+      entry = "image" if ending in _IMAGES else {"txt": "text", "json": "json"}.get(ending)
+      if (folder, stem) != key or entry in members:
+        if members:
+          yield _sample(key, members, fields)
+        key, members = (folder, stem), {}
+      if entry:
+        members[entry] = archive.extractfile(member).read()
+  except _BROKEN:
+    yield Dropped("truncated tar")
+    return
+  if members:
+    yield _sample(key, members, fields)
+
+
+class _Member(tarfile.TarInfo):
+  """A member, for whose lack there must be a reason."""
+
+  @classmethod
+  def fromtarfile(cls, archive):
+    # `tarfile` takes a damaged header, or a file that ends without the mark of an end, for the end.
+    try:
+      return super().fromtarfile(archive)
+    except tarfile.EOFHeaderError:
+      raise
+    except tarfile.HeaderError as error:
+      raise tarfile.ReadError(str(error)) from error
+
+
+def _fault(member):
+  if member.name.startswith(("/", "\\")) or ".." in member.name.replace("\\", "/").split("/"):
+    return "unsafe path"
+  if not member.isfile():
+    return "not a file"  # A link, a device, a pipe.
+  return "file too large" if member.size > _LARGEST else None
+
+
+def _sample(key, members, fields):
+  sample = {"key": "/".join(filter(None, key)),
+            **{name: members[name] for name in ("image", "text") if name in members}}
+  if "json" in members:
+    try:
+      notes = json.loads(members["json"])
+      if not isinstance(notes, dict):
+        raise ValueError("not an object")
+    except (ValueError, RecursionError):
+      return sample | {"unreadable JSON": True}
+    sample |= {name: notes[name] for name in fields if notes.get(name) is not None}
+    if "text" not in members and notes.get("caption") is not None:
+      sample["text"] = notes["caption"]
+  return sample

@@ -1,0 +1,104 @@
+"""WebDataset tars: samples by key, and faults told apart."""
+
+import gzip
+import io
+import json
+import tarfile
+
+import pytest
+
+from clip_jax.data.ingest import webdataset
+from clip_jax.data.ingest.clean import Dropped
+
+
+def tar(members):
+  """Bytes of a tar; a member is (name, content), or a TarInfo."""
+  out = io.BytesIO()
+  with tarfile.open(fileobj=out, mode="w") as archive:
+    for member in members:
+      if isinstance(member, tarfile.TarInfo):
+        archive.addfile(member)
+        continue
+      info = tarfile.TarInfo(member[0])
+      info.size = len(member[1])
+      archive.addfile(info, io.BytesIO(member[1]))
+  return out.getvalue()
+
+
+def read(data, fields=("url",)):
+  return [s.reason if isinstance(s, Dropped) else s
+          for s in webdataset.samples(io.BytesIO(data), fields)]
+
+
+PAIRS = [member for i in range(3) for member in (
+    (f"{i:05d}.jpg", b"J%d" % i), (f"{i:05d}.txt", b"T%d" % i),
+    (f"{i:05d}.json", json.dumps({"url": f"u{i}", "caption": "other", "exif": {}}).encode()))]
+SAMPLES = [{"key": f"{i:05d}", "image": b"J%d" % i, "text": b"T%d" % i, "url": f"u{i}"}
+           for i in range(3)]
+
+
+def test_members_of_a_key_are_a_sample():
+  assert read(tar(PAIRS)) == SAMPLES
+  assert read(gzip.compress(tar(PAIRS))) == SAMPLES
+
+
+def test_other_images_endings_and_folders_are_understood():
+  folder = tarfile.TarInfo("d")
+  folder.type = tarfile.DIRTYPE
+  assert read(tar([folder, ("d/1.PNG", b"P"), ("d/1.txt", b"T"), ("d/1.npy", b"?"),
+                   ("e/1.webp", b"W"), ("e/1.txt", b"U"), ("readme.md", b"-")])) == [
+      {"key": "d/1", "image": b"P", "text": b"T"}, {"key": "e/1", "image": b"W", "text": b"U"}]
+
+
+def test_the_json_has_the_text_where_there_is_no_txt():
+  assert read(tar([("1.jpg", b"J"), ("1.json", b'{"caption": "c"}')])) == [
+      {"key": "1", "image": b"J", "text": "c"}]
+
+
+@pytest.mark.parametrize("notes", [b"{", b"7", b"\xff", b"[" * 100_000])
+def test_a_damaged_json_is_noted(notes):
+  assert read(tar([("1.jpg", b"J"), ("1.txt", b"T"), ("1.json", notes)])) == [
+      {"key": "1", "image": b"J", "text": b"T", "unreadable JSON": True}]
+
+
+def test_a_key_without_its_image_or_text_lacks_them():
+  assert read(tar([("1.txt", b"T"), ("2.jpg", b"J"), ("3.jpg", b"A"), ("3.jpg", b"B")])) == [
+      {"key": "1", "text": b"T"}, {"key": "2", "image": b"J"}, {"key": "3", "image": b"A"},
+      {"key": "3", "image": b"B"}]
+
+
+@pytest.mark.parametrize("name", ["../x.jpg", "a/../../x.jpg", "/etc/x.jpg", "..\\x.jpg", ".."])
+def test_a_member_that_would_escape_is_refused(name):
+  assert read(tar([(name, b"!"), *PAIRS[:3]])) == ["unsafe path", SAMPLES[0]]
+
+
+def test_links_and_devices_are_refused():
+  for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE):
+    member = tarfile.TarInfo("1.jpg")
+    member.type, member.linkname = kind, "/etc/passwd"
+    assert read(tar([member, *PAIRS[:3]])) == ["not a file", SAMPLES[0]]
+
+
+def test_a_huge_member_is_passed_over(monkeypatch):
+  monkeypatch.setattr(webdataset, "_LARGEST", 1000)
+  assert read(tar([("0.jpg", bytes(1001)), *PAIRS[:3]])) == ["file too large", SAMPLES[0]]
+
+
+def test_a_tar_cut_anywhere_gives_what_is_whole_and_says_so():
+  data = tar(PAIRS)
+  end = data.rstrip(b"\0")
+  end = -(-len(end) // 512) * 512
+  for cut in (1, 511, 512, 700, 3 * 1024, 3 * 1024 + 5, 4 * 1024 + 512, 6 * 1024 + 100, end):
+    got = read(data[:cut])
+    assert got[-1] == "truncated tar", cut
+    assert got[:-1] == SAMPLES[:len(got) - 1], cut
+    assert len(got) - 1 >= cut // (3 * 1024) - 1
+  assert read(data[:end + 512]) == SAMPLES
+
+
+def test_what_is_no_tar_and_a_damaged_header_are_said():
+  assert read(b"hello" * 500) == ["truncated tar"] == read(b"")
+  data = bytearray(tar(PAIRS))
+  data[3 * 1024:3 * 1024 + 200] = b"x" * 200
+  assert read(bytes(data)) == ["truncated tar"]
+  assert read(gzip.compress(tar(PAIRS))[:-40]) [-1] == "truncated tar"
