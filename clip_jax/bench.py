@@ -15,7 +15,8 @@ HELP = """Measures how fast a config trains here, and how near that is to what t
 
   step   images/s of the training step alone, its share of the matrix-multiply ceiling measured in
          the same run, compile time, memory
-  data   images/s of the pipeline alone, beside a plain loop over the same operations
+  data   images/s of the config's pipeline alone, beside a plain loop over the same operations; then
+         of JPEGs of three sizes, beside Pillow alone, with the difference in pixels
 
   --config=FILE   default configs/quickstart.py
   --json=FILE     writes the numbers there as well
@@ -124,35 +125,32 @@ def matmul_ceiling(mesh, dtype: str) -> float:
 
 
 def bench_data(parts) -> dict[str, float]:
-  """The pipeline as training runs it, and a plain loop over the same examples."""
+  """The config's pipeline beside a plain loop; then JPEGs of three sizes, several ways."""
+  from clip_jax.data import speed
   from clip_jax.data.pipeline import Examples, batches
   data = parts.data
   examples = Examples(data.source, data.views, seed=0)
-
-  def rate(count):
-    """Images and CPU-images a second of whatever `count` yields the sizes of."""
-    next(count)
-    images, begun, cpu = 0, time.perf_counter(), time.process_time()
-    while time.perf_counter() - begun < SECONDS:
-      images += next(count)
-    return images / (time.perf_counter() - begun), images / (time.process_time() - cpu)
-
-  def plain():
-    position = 0
-    while True:
-      examples[position]
-      position += 1
-      yield 1
-
-  pipeline = (len(batch["index"]) for batch in iter(batches(
-      examples, batch_size=data.batch_size, threads=data.threads, workers=data.workers)))
-  (seconds, cpu), (plain_seconds, plain_cpu) = rate(pipeline), rate(plain())
+  rates = speed.rate_each({
+      "pipeline": lambda made: speed.pipeline(examples, made, data.threads, data.batch_size),
+      "plain loop": lambda made: speed.plain(examples, made, data.batch_size)}, SECONDS)
+  stream = batches(examples, batch_size=data.batch_size, threads=data.threads, workers=data.workers)
+  next(stream)
+  count, begun = 0, time.perf_counter()
+  while time.perf_counter() - begun < SECONDS:
+    next(stream)
+    count += data.batch_size
+  seconds = time.perf_counter() - begun
+  growth = speed.memory_growth(stream, warm=10, steps=50)
   return {
-      "pipeline / plain loop, images/s": seconds / plain_seconds,
-      "pipeline / plain loop, images per CPU-second": cpu / plain_cpu,
-      "pipeline, images/s": seconds,
-      "pipeline, images per CPU-second of this process": cpu,
-      "plain loop, images/s": plain_seconds,
+      "config: images/s": count / seconds,
+      "config: images per CPU-second": rates["pipeline"],
+      "config: plain loop, images per CPU-second": rates["plain loop"],
+      "config: Grain's overhead over the plain loop, %": 100 * (
+          rates["plain loop"] / rates["pipeline"] - 1),
+      "config: seconds to the first batch at step 10,000,000": speed.start_seconds(
+          data.source, data.views),
+      "config: growth of the memory over 50 batches, MB": growth / 1e6,
+      **speed.compare(SECONDS / 3),
   }
 
 

@@ -1,6 +1,7 @@
 """An image to a square of pixels: random crops for training, fixed ones for evaluation.
 
-Everything is resized with Pillow's antialiased bicubic filter, from the box of pixels that is kept.
+Everything is resized with Pillow's antialiased bicubic filter, from the box of pixels that is kept,
+unless a host is too slow for that.
 """
 
 import math
@@ -22,7 +23,8 @@ class RandomResizedCrop:
   """
 
   def __init__(self, size: int | tuple[int, int], scale: tuple[float, float] = (0.5, 1.0),
-               ratio: tuple[float, float] = (3 / 4, 4 / 3), shrink: bool = True):
+               ratio: tuple[float, float] = (3 / 4, 4 / 3), shrink: bool = True,
+               resize: str = "bicubic"):
     """Notes how to crop.
 
     Args:
@@ -33,22 +35,28 @@ class RandomResizedCrop:
       shrink: whether a JPEG of which the box is at least twice the size is decoded at 1/2, 1/4 or
         1/8: 1.1 to 1.8 times as fast, and pixels differ by 0.2 to 1.1 of 255 on average. False
         gives the pixels of decoding, cropping and resizing in Pillow, exactly.
+      resize: "bicubic"; or "fast", for hosts that starve the accelerator: a JPEG may be decoded at
+        down to 3/4 of the crop, other images are averaged down first, and the rest is bilinear.
+        `python -m clip_jax.bench data` says what that gains on a machine and how pixels differ.
 
     Raises:
-      UserError: a size or a range that is none.
+      UserError: a size or a range that is none, or no such way to resize.
     """
     self.size = _size(size)
     for name, (low, high), most in (("scale", scale, 1), ("ratio", ratio, math.inf)):
       if not 0 < low <= high <= most:
         raise UserError(f"{name} ({low}, {high}) is not a range: 0 < least <= greatest"
                         f"{' <= 1' if most == 1 else ''}.")
-    self.scale, self.ratio, self.shrink = scale, ratio, shrink
+    if resize not in ("bicubic", "fast"):
+      raise UserError(f'resize {resize!r} is not "bicubic" or "fast".')
+    self.scale, self.ratio, self.shrink, self.resize = scale, ratio, shrink, resize
 
   def __call__(self, image, rng: np.random.Generator) -> np.ndarray:
     """Encoded bytes, uint8 [H, W, 3] or a `Picture` -> uint8 [size, size, 3]."""
     picture = image if isinstance(image, Picture) else Picture(image)
     box = self.box(picture.height, picture.width, rng)
-    return _resized(picture, box, self.size, shrink=self.shrink, inside=True)
+    return _resized(picture, box, self.size, shrink=self.shrink, inside=True,
+                    fast=self.resize == "fast")
 
   def box(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) of the part that is kept, in pixels."""
@@ -129,13 +137,13 @@ def _size(size):
   return height, width
 
 
-def _resized(picture, box, size, *, shrink, inside=False):
+def _resized(picture, box, size, *, shrink, inside=False, fast=False):
   """uint8 [H, W, 3]: the box, resized. `inside`: pixels beside the box have no influence."""
   left, top, right, bottom = box
   k = 1
   if shrink and picture.can_shrink:
     zoom = min((bottom - top) / size[0], (right - left) / size[1])
-    k = max(k for k in (1, 2, 4, 8) if k <= max(zoom, 1))
+    k = max(k for k in (1, 2, 4, 8) if k <= max(zoom * (4 / 3 if fast else 1), 1))
   # Fractions, because rounding the box would shift the picture by up to half a pixel.
   left, top, right, bottom = (side / k for side in (left, top, right, bottom))
   pixels = picture.pixels(k)
@@ -148,4 +156,5 @@ def _resized(picture, box, size, *, shrink, inside=False):
     down = along = 0
   cut = pixels[y:math.ceil(bottom) + down, x:math.ceil(right) + along]
   return np.asarray(Image.fromarray(cut).resize(
-      size[::-1], Image.Resampling.BICUBIC, (left - x, top - y, right - x, bottom - y)))
+      size[::-1], Image.Resampling.BILINEAR if fast else Image.Resampling.BICUBIC,
+      (left - x, top - y, right - x, bottom - y), reducing_gap=1.0 if fast else None))

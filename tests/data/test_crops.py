@@ -87,6 +87,21 @@ def test_shrinking_while_decoding_hardly_changes_pixels(height, width, most):
     assert mean_difference(exact, fast) < mean_difference(exact, shifted) / 4
 
 
+@pytest.mark.parametrize("height, width", [(300, 400), (480, 640), (1203, 1601)])
+@pytest.mark.parametrize("encoded", [True, False])
+def test_the_fast_way_shows_the_same_picture(height, width, encoded):
+  image = scene(height, width)
+  image = simplejpeg.encode_jpeg(image, 90) if encoded else image
+  for seed in range(5):
+    exact, fast = (RandomResizedCrop(112, shrink=False, resize=resize)(
+        image, np.random.default_rng(seed)) for resize in ("bicubic", "fast"))
+    shrunk = RandomResizedCrop(112, resize="fast")(image, np.random.default_rng(seed))
+    for other in (fast, shrunk):
+      assert 0 < mean_difference(exact, other) < 2
+      for shift in ((1, 0), (0, 1), (-1, 0), (0, -1)):
+        assert mean_difference(exact, other) < mean_difference(exact, np.roll(other, shift, (0, 1)))
+
+
 def test_shrinking_is_not_done_below_twice_the_crop():
   data = simplejpeg.encode_jpeg(scene(120, 120), 90)
   crops = [RandomResizedCrop(64, shrink=shrink)(data, np.random.default_rng(1))
@@ -161,6 +176,7 @@ def test_a_shrunk_resize_is_close_to_the_exact_one():
     (lambda: RandomResizedCrop(0), "size 0 is not a number of pixels"),
     (lambda: RandomResizedCrop(8, scale=(0, 1)), r"scale \(0, 1\) is not a range"),
     (lambda: RandomResizedCrop(8, scale=(.5, 1.5)), "least <= greatest <= 1"),
+    (lambda: RandomResizedCrop(8, resize="slow"), "resize 'slow' is not \"bicubic\" or \"fast\""),
     (lambda: RandomResizedCrop(8, ratio=(2, 1)), r"ratio \(2, 1\) is not a range"),
     (lambda: Resize((0, 3)), r"size \(0, 3\) is not a number of pixels"),
     (lambda: Resize(8, "stretch"), "mode 'stretch' is not"),
