@@ -11,7 +11,8 @@ HELP = """Writes how well image and text of each record go together, by a model,
   --source=S           what to score:
                          openclipart or shapes       what comes with the package
                          DIR, FILE or "DIR/name-*"   ArrayRecord or Parquet files
-                         FILE.py                     a Python file with get_source()
+                         FILE.py                     a Python file with get_source(), or with
+                                                     get_config(), of which data.source counts
                        without it, what the model was trained on
   --config=FILE        or the data.source of a config, with --config.data.source.x=y as in training
   --captions=mean      of a record with several captions: the mean of their similarities, or max
@@ -81,11 +82,16 @@ def source_of(name: str):
       raise UserError(f"--source={name}: there is no such file.")
     import runpy
     made = runpy.run_path(name)
-    if "get_source" not in made:
-      raise UserError(f"--source={name} has no get_source(). Write one that returns the source, or "
-                      "give a config of a run by --config.")
-    return made["get_source"]()
-  if name.endswith(".parquet"):
+    if "get_source" in made:
+      return made["get_source"]()
+    if "get_config" not in made:
+      raise UserError(f"--source={name} has neither get_source() nor get_config(). Write a "
+                      "get_source() that returns the source.")
+    from clip_jax.config import build
+    config = made["get_config"]()
+    return build(config.data.source if "data" in config else config)
+  if name.endswith(".parquet") or (os.path.isdir(name) and any(
+      file.endswith(".parquet") for file in os.listdir(name))):
     from clip_jax.data.sources.parquet import Parquet
     return Parquet(name)
   from clip_jax.data.records import ArrayRecord

@@ -1,9 +1,12 @@
 """Scores of records: each its own cosine, whatever is damaged, killed or shared among machines."""
 
+from pathlib import Path
 import sys
 
 import jax
 import numpy as np
+import pyarrow as pa
+from pyarrow import parquet as pq
 import pytest
 
 from clip_jax import loop, parts, score as command
@@ -162,6 +165,15 @@ def test_another_machine_may_put_it_together_first(tmp_path, monkeypatch):
   assert "put together by another machine" in said[-1]
 
 
+def test_chunks_that_somebody_removed_are_missed(tmp_path, monkeypatch):
+  def removed(*arguments, **facts):
+    raise FileNotFoundError("000002.npy")
+
+  monkeypatch.setattr("clip_jax.scoring.write_scores", removed)
+  with pytest.raises(FileNotFoundError, match="000002.npy"):
+    score(EMBEDDER, SOURCE, tmp_path / "s.npz", chunk=8, say=quiet)
+
+
 def test_a_model_is_known_by_its_parameters():
   assert model_fingerprint(embedder().model) == model_fingerprint(EMBEDDER.model)
   assert model_fingerprint(embedder(seed=1).model) != model_fingerprint(EMBEDDER.model)
@@ -246,7 +258,7 @@ def test_the_command_scores_what_the_model_was_trained_on(run, tmp_path, monkeyp
       "def get_source():\n  return OpenClipart('val')\n")
   source = OpenClipart("val")
   write([source[i] for i in range(len(source))], str(tmp_path / "r.array_record"))
-  config = f"--config={command.__file__.rpartition('/clip_jax/')[0]}/tests/run_config.py"
+  config = f"--config={Path(__file__).parent}/run_config.py"
   for name, flags in {
       "b": [f"--source={tmp_path}/source.py"], "c": [f"--source={tmp_path}/r.array_record"],
       "d": [config, "--config.data.source.split=val"]}.items():
@@ -256,9 +268,19 @@ def test_the_command_scores_what_the_model_was_trained_on(run, tmp_path, monkeyp
   assert len(chosen) == 149 and np.sort(trained)[-149] == np.float32(chosen.threshold)
 
 
-def test_shipped_sources_have_names():
+def test_a_source_may_be_a_name_a_config_or_files(tmp_path):
   assert len(command.source_of("openclipart")) == 4562
   assert len(command.source_of("shapes")) == 10_000
+  assert len(command.source_of(str(Path(__file__).parent / "run_config.py"))) == 4562
+  (tmp_path / "one.py").write_text(
+      "from clip_jax.config import call\nfrom clip_jax.data.sources.shapes import Shapes\n"
+      "def get_config():\n  return call(Shapes, size=7)\n")
+  assert len(command.source_of(str(tmp_path / "one.py"))) == 7
+  pq.write_table(pa.table({"image": [SOURCE[i]["image"] for i in range(5)],
+                           "caption": list("abcde")}), tmp_path / "x.parquet")
+  for path in (tmp_path / "x.parquet", tmp_path):
+    source = command.source_of(str(path))
+    assert len(source) == 5 and source[3]["text"] == "d"
 
 
 def test_a_config_can_train_on_the_best_and_says_so(run, tmp_path, monkeypatch):
@@ -283,12 +305,12 @@ def test_a_config_can_train_on_the_best_and_says_so(run, tmp_path, monkeypatch):
     (("--from=x", "--out=y", "--shard=two"), "--shard=two is not I/N"),
     (("--from=nowhere", "--out=y"), "nowhere does not tell what it was trained on"),
     (("--from=x", "--out=y", "--source=nothing.py"), "nothing.py: there is no such file"),
-    (("--from=x", "--out=y", "--source=tests/tiny.py"), "tiny.py has no get_source()"),
+    (("--from=x", "--out=y", "--source=tests/tiny.py"), "tiny.py has neither get_source"),
     (("--from=x", "--out=y", "--source=nowhere"), "No records at nowhere"),
     (("--from=x", "--out=y", "--source=openclipart"), "No model lies in x"),
 ])
 def test_a_mistyped_command_is_told_what_was_meant(arguments, message, monkeypatch):
-  monkeypatch.chdir(command.__file__.rpartition("/clip_jax/")[0])
+  monkeypatch.chdir(Path(__file__).parent.parent)
   monkeypatch.setattr(sys, "argv", ["score", *arguments])
   with pytest.raises(UserError, match=message):
     command.main(list(arguments))
