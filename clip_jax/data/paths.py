@@ -1,9 +1,10 @@
-"""Which files a path means, here or in a bucket."""
+"""Which files a path means, here or in a bucket, and what is in them."""
 
 import fnmatch
 import glob
 import os
 import re
+from typing import BinaryIO
 
 from pyarrow import fs
 
@@ -37,6 +38,26 @@ def matching(path: str, suffixes: tuple[str, ...] = ("",)) -> tuple[fs.FileSyste
     raise UserError(f"There are no files{wanted} at {path}. Expected a file, a folder or a pattern "
                     'such as "data/*".')
   return where, files
+
+
+def opened(file: str) -> BinaryIO:
+  """A file for reading from its beginning.
+
+  Raises:
+    FileNotFoundError: it is not there.
+  """
+  if "://" not in file:
+    return open(file, "rb")
+  where, inner = fs.FileSystem.from_uri(file)
+  return where.open_input_file(inner)
+
+
+def size(file: str) -> int:
+  """Bytes of a file."""
+  if "://" not in file:
+    return os.path.getsize(file)
+  where, inner = fs.FileSystem.from_uri(file)
+  return where.get_file_info(inner).size
 
 
 def _remote(path):

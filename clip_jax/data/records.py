@@ -15,6 +15,7 @@ from typing import Any
 import msgpack
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from clip_jax.data import paths
 from clip_jax.errors import UserError
 
 # Random access: nothing is read ahead, and a read is about the size of one record.
@@ -35,7 +36,8 @@ class ArrayRecord:
     """Counts the records, by opening every shard once, or by the manifest if there is one.
 
     Args:
-      path: a file, a folder of `*.array_record*` files, or a pattern such as "data/cc-*".
+      path: a file, a folder of `*.array_record*` files, or a pattern such as "data/cc-*"; local, or
+        gs://BUCKET/..., as far as array_record reads it (untried: there was no bucket to try).
 
     Raises:
       UserError: nothing is there, a shard of a numbered set is missing, or a shard is truncated.
@@ -135,6 +137,8 @@ def write(records: Iterable[Mapping[str, Any]], path: str, *, compression: str =
 
 def _shards(path):
   """The files that `path` means, sorted."""
+  if "://" in path:
+    return _remote_shards(path)
   if os.path.isdir(path):
     pattern = os.path.join(glob.escape(path), "*.array_record*")
     files = sorted(f for f in glob.glob(pattern) if not f.endswith(".partial"))
@@ -150,6 +154,22 @@ def _shards(path):
     raise UserError(
         f"No records at {path}: no such file, folder or pattern. Expected ArrayRecord files, as "
         "python -m clip_jax.prepare writes them.")
+  return files
+
+
+def _remote_shards(path):
+  scheme = path.partition("://")[0]
+  if scheme != "gs":
+    raise UserError(f"{path}: array_record reads files of this machine and gs://, not {scheme}://. "
+                    "Copy the shards here, or mount the bucket.")
+  files = [f"{scheme}://{file}" for file in paths.matching(path)[1]]
+  if files == [path] or any(c in path for c in "*?["):
+    return files
+  files = [f for f in files if ".array_record" in f and not f.endswith(".partial")]
+  if not files:
+    raise UserError(f"No *.array_record files in {path}. Write some with python -m "
+                    "clip_jax.prepare, or name the files by a pattern.")
+  _check_complete(files)
   return files
 
 
@@ -174,8 +194,8 @@ def _check_complete(files):
 
 def _manifest(folder):
   try:
-    with open(os.path.join(folder, "manifest.json"), encoding="utf-8") as f:
-      return json.load(f)
+    with paths.opened(os.path.join(folder, "manifest.json")) as f:
+      return json.loads(f.read())
   except FileNotFoundError:
     return {}
   except ValueError as error:
@@ -183,7 +203,7 @@ def _manifest(folder):
 
 
 def _sha256(file):
-  with open(file, "rb") as f:
+  with paths.opened(file) as f:
     return hashlib.file_digest(f, "sha256").hexdigest()
 
 
@@ -193,7 +213,7 @@ def _count(file, listed):
   The index is at the end of the file, so this notices a truncated one.
   """
   if listed:
-    size = os.path.getsize(file)
+    size = paths.size(file)
     if size != listed["bytes"]:
       raise UserError(
           f"{file} is truncated or another file: it has {size:,} bytes, and its manifest.json says "
@@ -207,5 +227,5 @@ def _count(file, listed):
   except RuntimeError as error:
     reason = str(error).partition(";")[0]
   raise UserError(
-      f"{file} ({os.path.getsize(file):,} bytes) is truncated or not an ArrayRecord file: "
+      f"{file} ({paths.size(file):,} bytes) is truncated or not an ArrayRecord file: "
       f"{reason}. Copy or prepare this shard again.")

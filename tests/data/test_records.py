@@ -1,13 +1,17 @@
 """ArrayRecord files: what is written is read, and what is missing or cut is said at once."""
 
+import hashlib
 import json
 import pickle
 import re
 import threading
+import types
 
+from pyarrow import fs
 import pytest
 
-from clip_jax.data import ArrayRecord
+from clip_jax.data import ArrayRecord, paths
+from clip_jax.data import records as records_lib
 from clip_jax.data.records import write
 from clip_jax.errors import UserError
 
@@ -76,6 +80,48 @@ def test_a_source_is_picklable_and_safe_for_threads(shards):
   for thread in threads:
     thread.join()
   assert not wrong
+
+
+@pytest.fixture
+def bucket(shards, monkeypatch):
+  """gs://bucket, which is really a folder, to PyArrow and to the reader of shards."""
+  where = fs.SubTreeFileSystem(str(shards.parent), fs.LocalFileSystem())
+  monkeypatch.setattr(paths, "fs", types.SimpleNamespace(
+      FileSystem=types.SimpleNamespace(from_uri=lambda uri: (where, uri.removeprefix("gs://"))),
+      FileSelector=fs.FileSelector, FileType=fs.FileType))
+  real = records_lib.ArrayRecordReader
+  monkeypatch.setattr(records_lib, "ArrayRecordReader", lambda file, **options: real(
+      file.replace("gs:/", str(shards.parent)), **options))
+  return f"gs://{shards.name}"
+
+
+def test_shards_in_a_bucket_are_found_counted_and_read(shards, bucket):
+  assert list(ArrayRecord(bucket)) == records(13)
+  assert len(ArrayRecord(f"{bucket}/x-0000[01]*")) == 6
+  file = f"{bucket}/x-00002-of-00003.array_record"
+  assert ArrayRecord(file).files == [file]
+  listed = [{"file": p.name, "records": n, "bytes": p.stat().st_size,
+             "sha256": hashlib.sha256(p.read_bytes()).hexdigest()}
+            for p, n in zip(sorted(shards.iterdir()), (5, 1, 7))]
+  (shards / "manifest.json").write_text(json.dumps({"shards": listed}))
+  assert list(ArrayRecord(bucket)) == records(13) and ArrayRecord(bucket).verify() == 3
+  (shards / "x-00001-of-00003.array_record").write_bytes(b"")
+  with pytest.raises(UserError, match="gs://.*00001-of-00003.array_record is truncated or another"):
+    ArrayRecord(bucket)
+  (shards / "x-00001-of-00003.array_record").unlink()
+  with pytest.raises(UserError, match="1 of 3 shards are missing in gs://"):
+    ArrayRecord(bucket)
+
+
+def test_what_is_not_in_a_bucket_is_said(shards, bucket):
+  (shards / "empty").mkdir()
+  (shards / "empty/readme.md").write_text("-")
+  with pytest.raises(UserError, match="No .*array_record files in gs://.*empty"):
+    ArrayRecord(f"{bucket}/empty")
+  with pytest.raises(UserError, match="There are no files at gs://.*nothing"):
+    ArrayRecord(f"{bucket}/nothing*")
+  with pytest.raises(UserError, match="s3://a/b: array_record reads files of this machine and gs:"):
+    ArrayRecord("s3://a/b")
 
 
 @pytest.mark.parametrize("i", [13, -1])
