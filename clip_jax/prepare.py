@@ -79,6 +79,9 @@ def main(arguments: list[str]):
     raise UserError(f"--format={flags.format or ''} is none of {', '.join(inputs.FORMATS)}.")
   if not flags.out:
     raise UserError("Where should the shards be written? Set --out=DIR.")
+  if "://" in flags.out:
+    raise UserError(f"--out={flags.out}: shards are written to this machine's files only. Set a "
+                    "folder of a disk, or of a mounted bucket, or copy them afterwards.")
   if flags.format == "webdataset" and flags.records_per_shard:
     raise UserError("--records_per_shard is not for webdataset, where each tar makes one shard. "
                     "Leave it out.")

@@ -207,6 +207,15 @@ def test_parquet_becomes_shards(tmp_path):
   assert set(ArrayRecord(tmp_path / "two")[0]) == {"image", "text", "width"}
 
 
+def test_bytes_that_are_no_text_are_counted(tmp_path):
+  table = pa.table({"image": [jpeg(1), jpeg(2)], "caption": [b"\xc3\xa9", b"\xc3"]})
+  pq.write_table(table, tmp_path / "a.parquet")
+  run(f"--from={tmp_path}", "--format=parquet", f"--out={tmp_path}/out")
+  source = ArrayRecord(tmp_path / "out")
+  assert [r["text"] for r in source] == ["é"]
+  assert source.manifest["dropped"] == {"invalid UTF-8": 1}
+
+
 def test_folders_become_shards(tmp_path):
   folder = tmp_path / "in"
   for name in ("cat/1.jpg", "dog/2.jpg"):
@@ -300,6 +309,7 @@ def test_a_set_of_which_nothing_is_left_is_refused(tmp_path):
     (("--from=x", "--out=y"), "--format= is none of webdataset, parquet, folder, source"),
     (("--from=x", "--format=tar", "--out=y"), "--format=tar is none of webdataset"),
     (("--from=x", "--format=parquet"), "Where should the shards be written"),
+    (("--from=x", "--format=parquet", "--out=gs://b/c"), "--out=gs://b/c: shards are written to th"),
     (("--from=none/*.tar", "--format=webdataset", "--out=y"), "no files at none/"),
     (("--from=x", "--format=webdataset", "--out=y", "--records_per_shard=5"),
      "--records_per_shard is not for webdataset"),

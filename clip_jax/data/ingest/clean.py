@@ -97,7 +97,8 @@ def _image(image, max_side, quality, changes):
   picture = _try(Picture, image)
   longest, shrink = max(picture.height, picture.width), 1
   if max_side and picture.can_shrink:
-    shrink = max(k for k in (1, 2, 4, 8) if k == 1 or longest >= 2 * k * max_side)
+    # With half as many again as are wanted, nothing of the decoder's shrinking is seen.
+    shrink = max(k for k in (1, 2, 4, 8) if k == 1 or longest >= 1.5 * k * max_side)
   pixels = _reduced(_try(picture.pixels, shrink), max_side, ours)
   changes.extend(ours)
   if not ours:

@@ -191,7 +191,7 @@ def _value(stored, path):
 def _text(value):
   """Bytes, or lists of them, as str."""
   if isinstance(value, bytes):
-    return value.decode("utf-8", "replace")
+    return value.decode("utf-8")
   return value if isinstance(value, str) else _flat([_text(one) for one in value])
 
 
