@@ -32,6 +32,7 @@ setuptools.setup(
         "msgpack>=1.1",
         "numpy>=2.4",
         "pillow>=13.0",
+        "pyarrow>=26.0",
         "sentencepiece>=0.2.3",
         "simplejpeg>=1.9",
         "tensorboardX>=2.6.5",
