@@ -93,6 +93,7 @@ def main(arguments: list[str]):
       None if flags.fields is None else tuple(filter(None, flags.fields.split(","))),
       *(number[name] for name in ("records_per_shard", "max_side", "quality", "max_text")))
   part, parts = _part(flags.shard)
+  inputs.opened.cache_clear()  # There may be other files now than at the last call.
   _write(job, flags.out, part, parts, number["processes"])
   manifest = shards.write_manifest(job, flags.out, licence=flags.licence, source=flags.source)
   if manifest is None:

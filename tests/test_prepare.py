@@ -101,10 +101,13 @@ def test_everything_read_is_kept_or_counted(tmp_path):
       [(".jpg", turned.getvalue()), text], [(".jpg", cmyk.getvalue()), text],
       [(".jpg", jpeg(0, (900, 600))), text], [(".jpg", j), (".txt", b"long " * 20_000)],
       [(".jpg", j), text, (".json", b"{")], [(".jpg", j), (".txt", b" ")],
+      [(".jpg", j), text, (".json", b'{"url": "half \\ud83d"}')],
+      [(".jpg", j), text, (".json", b'{"url": %d}' % 2**64)],
       [(".jpg", j), (".txt", b"\xff")], [(".jpg", j)], [text], [(".jpg", j[:-100]), text],
       [(".jpg", b"P6 60000 60000 255\n"), text]]
   members = [(f"{k:03d}{end}", data) for k, sample in enumerate(samples) for end, data in sample]
-  tar(tmp_path / "a.tar", [("../x.jpg", j), *members, *pair(99)])
+  odd = [("\udcff.jpg", j), ("\udcff.txt", b"x")]  # A name that is not UTF-8.
+  tar(tmp_path / "a.tar", [("../x.jpg", j), *members, *odd, *pair(99)])
   tar(tmp_path / "b.tar", pair(100) + pair(101))
   cut = (tmp_path / "b.tar").read_bytes()[:6 * 1024 - 600]
   (tmp_path / "b.tar").write_bytes(cut)
@@ -114,10 +117,10 @@ def test_everything_read_is_kept_or_counted(tmp_path):
   manifest = source.manifest
   assert manifest["dropped"] == {
       "empty text": 1, "invalid UTF-8": 1, "no image": 1, "no text": 1, "truncated tar": 1,
-      "unreadable image": 2, "unsafe path": 1}
+      "unreadable image": 2, "unsafe path": 1, "unwritable field": 3}
   assert manifest["changed"] == {
       "CMYK": 1, "resized": 1, "text cut": 1, "turned": 1, "unreadable JSON": 1}
-  assert manifest["read"] == len(source) + sum(manifest["dropped"].values()) == 7 + 8
+  assert manifest["read"] == len(source) + sum(manifest["dropped"].values()) == 7 + 11
   shapes = [decode(r["image"]).shape[:2] for r in source]
   assert shapes[:3] == [(24, 16), (16, 24), (341, 512)] and set(shapes[3:]) == {(16, 24)}
   assert max(len(r["text"]) for r in source) <= 2000
@@ -157,6 +160,14 @@ def test_a_rerun_makes_only_what_is_missing_cut_or_changed(tars, tmp_path, monke
   assert made == [0, 2, 3] and len(ArrayRecord(out)) == 31
 
 
+def runs(pid):
+  """Whether a process is there, and not only its memory."""
+  try:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+  except OSError:
+    return False
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_killed_halfway_and_run_again_leaves_the_bytes_of_an_unbroken_one(
     tmp_path, processes):
@@ -179,8 +190,14 @@ def test_a_run_killed_halfway_and_run_again_leaves_the_bytes_of_an_unbroken_one(
   while not list(out.glob("records*.json")):
     assert process.poll() is None and time.monotonic() - started < 120
     time.sleep(0.005)
+  children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+  assert len(children) == (processes > 1) * (processes + 1)  # And the one that keeps count.
   os.kill(process.pid, signal.SIGKILL)  # Its own processes are left to notice.
   process.wait()
+  started = time.monotonic()
+  while any(map(runs, children)):
+    assert time.monotonic() - started < 20
+    time.sleep(0.1)
   done = len(list(out.glob("records*.json")))
   assert 1 <= done < 6 and not (out / "manifest.json").exists()
   run(*arguments, f"--out={out}")
@@ -201,7 +218,8 @@ def test_parquet_becomes_shards(tmp_path):
   wanted = [i for i in (*range(0, 25, 2), *range(1, 25, 2)) if i not in (3, 4)]
   assert list(source) == [{"image": jpeg(i), "text": [f"t {i}"], "url": f"u{i}"} for i in wanted]
   assert source.manifest["dropped"] == {"unreadable image": 1, "unreadable record": 1}
-  assert [s["input"] for s in source.manifest["shards"]] == ["0-9", "10-19", "20-24"]
+  assert [s["input"] for s in source.manifest["shards"]] == [
+      "0-9 of 25", "10-19 of 25", "20-24 of 25"]
   run(f"--from={tmp_path}/*.parquet", "--format=parquet", "--image=jpg", "--text=title",
       "--fields=width", f"--out={tmp_path}/two")
   assert set(ArrayRecord(tmp_path / "two")[0]) == {"image", "text", "width"}
@@ -309,7 +327,7 @@ def test_a_set_of_which_nothing_is_left_is_refused(tmp_path):
     (("--from=x", "--out=y"), "--format= is none of webdataset, parquet, folder, source"),
     (("--from=x", "--format=tar", "--out=y"), "--format=tar is none of webdataset"),
     (("--from=x", "--format=parquet"), "Where should the shards be written"),
-    (("--from=x", "--format=parquet", "--out=gs://b/c"), "--out=gs://b/c: shards are written to th"),
+    (("--from=x", "--format=parquet", "--out=gs://b/c"), "--out=gs://b/c: shards are written to "),
     (("--from=none/*.tar", "--format=webdataset", "--out=y"), "no files at none/"),
     (("--from=x", "--format=webdataset", "--out=y", "--records_per_shard=5"),
      "--records_per_shard is not for webdataset"),

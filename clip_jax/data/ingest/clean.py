@@ -49,7 +49,7 @@ def clean(raw: dict[str, Any], *, max_side: int | None = None, quality: int = 92
       image".
   """
   changes = []
-  record = dict(raw)
+  record = {k: v.item() if isinstance(v, np.generic) else v for k, v in raw.items()}
   if raw.get("image") is None:
     raise Dropped("no image")
   if raw.get("text") is not None:

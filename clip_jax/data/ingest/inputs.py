@@ -89,9 +89,9 @@ class Ranges:
     return -(-len(self._source) // self._size)
 
   def describe(self, piece: int) -> dict[str, Any]:
-    """Its first and its last record."""
+    """Its first and its last record, and how many there are in all."""
     end = min(len(self._source), (piece + 1) * self._size)
-    return {"input": f"{piece * self._size}-{end - 1}"}
+    return {"input": f"{piece * self._size}-{end - 1} of {len(self._source)}"}
 
   def read(self, piece: int) -> Iterator[dict[str, Any] | Dropped]:
     """Raw records of the piece, and reasons for those that there are not."""

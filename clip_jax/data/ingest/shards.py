@@ -9,6 +9,8 @@ import re
 import socket
 from typing import Any
 
+import msgpack
+
 from clip_jax.data.ingest.clean import Dropped, clean
 from clip_jax.data.ingest.inputs import Job, opened
 from clip_jax.data.records import write
@@ -46,6 +48,7 @@ def write_shard(job: Job, piece: int, out: str) -> dict[str, Any]:
         note = ["unreadable JSON"] if raw.pop("unreadable JSON", False) else []
         record, changes = clean(
             raw, max_side=job.max_side, quality=job.quality, max_text=job.max_text)
+        _check_writable(record)
       except Dropped as dropped:
         counts["dropped"][dropped.reason] += 1
         continue
@@ -69,6 +72,13 @@ def write_shard(job: Job, piece: int, out: str) -> dict[str, Any]:
           "settings": job.settings}
   _write_json(_note_path(out, piece, len(source)), note)
   return note
+
+
+def _check_writable(record):
+  try:
+    msgpack.packb(record)
+  except (TypeError, ValueError, OverflowError) as error:  # A date; half a character; 2**64.
+    raise Dropped("unwritable field") from error
 
 
 def finished(job: Job, piece: int, out: str) -> dict[str, Any] | None:
