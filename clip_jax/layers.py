@@ -175,6 +175,13 @@ class Stack(nnx.Module):
     return lax.scan(apply, on_rows(x), self.blocks, unroll=self.unroll)[0]
 
 
+def blocks(width: int, depth: int, heads: int, mlp: int, *, activation: str, dtype: str, remat: str,
+           unroll: int, rngs: nnx.Rngs) -> Stack:
+  """A stack of transformer blocks of one size."""
+  make = lambda rngs: Block(width, heads, mlp, activation=activation, dtype=dtype, rngs=rngs)
+  return Stack(make, depth, remat=remat, unroll=unroll, rngs=rngs)
+
+
 class MapHead(nnx.Module):
   """Attention of one learned query to all tokens, then a residual MLP.
 

@@ -15,7 +15,8 @@ from clip_jax.evaluators.zero_shot import ZeroShot
 from clip_jax.experiment import Data, Training, experiment
 from clip_jax.model import TwoTowers
 from clip_jax.objectives.clip import Clip
-from clip_jax.optim import adamw, warmup_cosine
+from clip_jax.optim import adamw
+from clip_jax.schedules import warmup_cosine
 from clip_jax.towers.resnet import BitResnet
 from clip_jax.towers.text import TextTransformer
 

@@ -13,7 +13,8 @@ PACKAGE = ROOT / "clip_jax"
 LAYERS = [
     ("errors",),
     ("config", "interfaces"),
-    ("losses", "sharding", "report", "flops", "cli", "flags"),
+    ("losses", "sharding", "report", "flops", "cli", "flags",
+     "schedules"),
     ("layers",),
     ("data", "augment", "towers", "optim"),
     ("model",),

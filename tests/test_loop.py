@@ -11,7 +11,7 @@ from clip_jax.data import Subset
 from clip_jax.data.sources.openclipart import OpenClipart
 from clip_jax.errors import UserError
 from clip_jax.experiment import Training
-from clip_jax.optim import warmup_constant
+from clip_jax.schedules import warmup_constant
 from run_config import get_config
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from clip_jax.config import build, call, from_json, to_json
 from clip_jax.errors import UserError
-from clip_jax.optim import (adamw, kept_within, scaling_vit_adafactor, warmup_constant,
-                            warmup_cosine, warmup_rsqrt)
+from clip_jax.optim import adamw, kept_within, scaling_vit_adafactor
+from clip_jax.schedules import warmup_constant, warmup_cosine, warmup_rsqrt
 
 OPTIMIZERS = {"adamw": adamw, "scaling_vit_adafactor": scaling_vit_adafactor}
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)

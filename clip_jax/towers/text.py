@@ -43,9 +43,8 @@ class TextTransformer(nnx.Module):
     self.causal, self.pool, self.mask_padding, self.dtype = causal, pool, mask_padding, dtype
     self.embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), (vocabulary, width)))
     self.positions = nnx.Param(0.01 * jax.random.normal(rngs.params(), (length, width)))
-    self.stack = layers.Stack(
-        lambda rngs: layers.Block(width, heads, mlp, activation=activation, dtype=dtype, rngs=rngs),
-        depth, remat=remat, unroll=unroll, rngs=rngs)
+    self.stack = layers.blocks(width, depth, heads, mlp, activation=activation, dtype=dtype,
+                               remat=remat, unroll=unroll, rngs=rngs)
     self.norm = layers.LayerNorm(width, dtype=dtype)
     if pool == "map":
       self.head = layers.MapHead(width, heads, mlp, activation=activation, dtype=dtype, rngs=rngs)

@@ -58,9 +58,8 @@ class Vit(nnx.Module):
       self.positions = Fixed(jnp.asarray(layers.sincos2d(*grid, width)))
     if pool == "tok":
       self.class_token = nnx.Param(jnp.zeros(width))
-    self.stack = layers.Stack(
-        lambda rngs: layers.Block(width, heads, mlp, activation=activation, dtype=dtype, rngs=rngs),
-        depth, remat=remat, unroll=unroll, rngs=rngs)
+    self.stack = layers.blocks(width, depth, heads, mlp, activation=activation, dtype=dtype,
+                               remat=remat, unroll=unroll, rngs=rngs)
     self.norm = layers.LayerNorm(width, dtype=dtype)
     if pool == "map":
       self.head = layers.MapHead(width, heads, mlp, activation=activation, dtype=dtype, rngs=rngs)
