@@ -5,6 +5,15 @@
 
 Source: Li, Xie, Cubuk 2024, section 4: the top 40% of 3.4 billion pairs by image-text similarity
 train a better model than all of them.
+
+What to expect of a small model that was trained on the noise it is to find: configs/quickstart.py
+at commit 47e2110 (600 steps of 128, some minutes on a CPU), Open Clip Art with 1,869 of 4,562
+captions swapped. Of what keep="top 60%" keeps, 75.7% is clean, where 59.0% of all is; 77.0% of the
+clean records are kept, and 64.5% of the swapped ones dropped. Of the top 20%, 89.1% is clean.
+
+  python -m clip_jax.train --config=configs/quickstart.py --workdir=DIR \\
+      --config.data.source.swapped=0.4
+  python -m clip_jax.score --from=DIR --out=scores.npz
 """
 
 import concurrent.futures
