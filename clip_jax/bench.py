@@ -40,12 +40,12 @@ def main(arguments: list[str]) -> int:
                     "python -m clip_jax.bench step.")
   from clip_jax.parts import prepare
   from clip_jax.report import table
-  numbers = {"machine": machine(), **benches[what](prepare(flags.config))}
-  print(table([(name, value if isinstance(value, str) else f"{value:,.4g}")
-               for name, value in numbers.items()], header=(f"bench {what}", "")))
+  numbers = benches[what](prepare(flags.config))
+  print(f"machine: {machine()}")
+  print(table(numbers.items(), header=(f"bench {what}", "")))
   if flags.json:
     with open(flags.json, "w") as f:
-      json.dump(numbers, f, indent=2)
+      json.dump({"machine": machine(), **numbers}, f, indent=2)
   return 0
 
 
@@ -100,7 +100,7 @@ def bench_step(parts) -> dict[str, float]:
 def per_call(f, x):
   """Seconds and CPU-seconds of one call of `f`, and the last result; f's result is its next input.
 
-  The first two calls are left out, and the rest are waited for at the end alone.
+  The first two calls are left out; each one is waited for.
   """
   import jax
   for _ in range(2):

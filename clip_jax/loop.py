@@ -15,7 +15,7 @@ from clip_jax import config as config_lib
 from clip_jax import sharding
 from clip_jax.checkpoint import Checkpoints
 from clip_jax.data.pipeline import Examples, batches
-from clip_jax.data.selection import levels
+from clip_jax.data.selection import levels, places_in
 from clip_jax.embedder import Embedder
 from clip_jax.errors import UserError
 from clip_jax.flops import multiply_adds, parameters
@@ -141,12 +141,12 @@ class Feed:
   Attributes:
     batch: the next batch, global arrays.
     waited: seconds waited for the host pipeline so far.
-    damaged: where records that could not be read lie in the source.
+    damaged: where records that could not be read lie in the source, under all selections from it.
   """
 
   def __init__(self, parts: Parts, start: int):
     data = parts.data
-    self.mesh, self.inputs = parts.mesh, parts.learner.objective.inputs
+    self.mesh, self.inputs, self.source = parts.mesh, parts.learner.objective.inputs, data.source
     self.batches: Iterator = iter(batches(
         Examples(data.source, data.views, seed=parts.config.seed), batch_size=data.batch_size,
         start=start, host=jax.process_index(), hosts=jax.process_count(), threads=data.threads,
@@ -162,7 +162,8 @@ class Feed:
     self.batch = sharding.to_device({name: batch[name] for name in self.inputs}, self.mesh)
     replaced = batch["replaced"] > 0
     self.seen, self.replaced = self.seen + len(replaced), self.replaced + int(replaced.sum())
-    self.damaged.update(batch["damaged"][replaced].tolist())
+    if replaced.any():
+      self.damaged.update(places_in(self.source, batch["damaged"][replaced]).tolist())
 
   def check(self):
     """Raises when too many of the records seen were damaged."""
