@@ -1,6 +1,6 @@
 """From records to batches: one endless order, the same on any number of hosts, threads, processes.
 
-The example at a position is a function of (seed, position), and the batch at a step is that of the
+The example at a position is a function of (seed, position), and the batch at a step has those of the
 positions step * B to (step + 1) * B, so a step number is all there is to save.
 """
 
@@ -14,10 +14,12 @@ import grain
 import numpy as np
 
 from clip_jax.data.permutation import mixed, permuted
+from clip_jax.data.selection import places_in
 from clip_jax.errors import UserError
 from clip_jax.interfaces import Source
 
 _MASK = 2**64 - 1
+_STEPS = 64  # Whose orders are remembered; more than there are threads that make batches.
 
 
 class Examples:
@@ -60,6 +62,15 @@ class Examples:
     epoch, i = divmod(position, len(self.source))
     return permuted(i, len(self.source), seed=mixed(mixed(self.seed & _MASK) + epoch & _MASK))
 
+  def indices(self, positions: np.ndarray) -> np.ndarray:
+    """int64 [n]: `index` of many positions at once, int [n]."""
+    epochs, i = np.divmod(np.asarray(positions, np.uint64), np.uint64(len(self.source)))
+    found = np.empty(len(i), np.int64)
+    for epoch in np.unique(epochs):
+      seed = mixed(mixed(self.seed & _MASK) + int(epoch) & _MASK)
+      found[epochs == epoch] = permuted(i[epochs == epoch], len(self.source), seed=seed)
+    return found
+
   def __getitem__(self, position: int) -> dict[str, Any]:
     """What `views` makes of the record, and besides:
 
@@ -94,7 +105,9 @@ def batches(examples: Examples, *, batch_size: int, start: int = 0, host: int = 
             threads: int = 16, workers: int = 0) -> Iterator[dict[str, np.ndarray]]:
   """This host's rows of the global batches, without end.
 
-  Host h has the rows h * B / hosts to (h + 1) * B / hosts. Nothing is read before `start`.
+  Host h has the rows h * B / hosts to (h + 1) * B / hosts. Nothing is read before `start`. The rows
+  of a batch are in the order of the records in the source, so that a host reads neighbours one
+  after the other, from its own part of the files.
 
   Args:
     examples: the endless sequence.
@@ -116,13 +129,35 @@ def batches(examples: Examples, *, batch_size: int, start: int = 0, host: int = 
   for name, value in (("start", start), ("threads", threads), ("workers", workers)):
     if value < 0:
       raise UserError(f"{name} {value} is negative.")
-  rows = grain.MapDataset.source(examples).batch(batch_size // hosts)
+  rows = grain.MapDataset.source(_Sorted(examples, batch_size)).batch(batch_size // hosts)
   ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, 1))
   ours = rows[host + start * hosts::hosts].to_iter_dataset(ahead)
   if not workers:
     return iter(ours)
   _allow_workers()
   return _FromWorkers(iter(ours.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))))
+
+
+class _Sorted:
+  """The examples, those of each batch in the order in which their records lie in the files."""
+
+  def __init__(self, examples, batch_size):
+    self._examples, self._batch_size, self._steps = examples, batch_size, {}
+
+  def __len__(self):
+    return sys.maxsize
+
+  def __getitem__(self, row):
+    step, row = divmod(int(row), self._batch_size)
+    positions = self._steps.get(step)
+    if positions is None:
+      positions = np.arange(step * self._batch_size, (step + 1) * self._batch_size)
+      places = places_in(self._examples.source, self._examples.indices(positions))
+      positions = positions[np.argsort(places, kind="stable")]
+      if len(self._steps) >= _STEPS:  # Threads may do this at once: what one drops, it makes again.
+        self._steps.clear()
+      self._steps[step] = positions
+    return self._examples[positions[row]]
 
 
 def _allow_workers():

@@ -49,7 +49,7 @@ def straight():
 
 def test_a_batch_is_the_examples_of_its_positions(straight):
   for step, batch in enumerate(straight):
-    rows = [EXAMPLES[step * 8 + row] for row in range(8)]
+    rows = sorted((EXAMPLES[step * 8 + row] for row in range(8)), key=lambda row: row["index"])
     assert tuple(batch) and set(batch) == set(EXAMPLES.outputs)
     for name in batch:
       np.testing.assert_array_equal(batch[name], np.stack([row[name] for row in rows]))
@@ -85,7 +85,8 @@ def test_starting_far_on_is_as_quick_as_starting_at_once():
   begin = time.process_time()
   batch, = first(examples, 1, batch_size=8, start=10_000_000, threads=0)
   assert time.process_time() - begin < 1
-  assert batch["index"].tolist() == [examples.index(80_000_000 + row) for row in range(8)]
+  assert batch["index"].tolist() == sorted(
+      examples.index(80_000_000 + row) for row in range(8))
 
 
 def test_every_epoch_has_each_record_once_in_an_order_of_its_own():
@@ -94,6 +95,29 @@ def test_every_epoch_has_each_record_once_in_an_order_of_its_own():
   assert all(sorted(epoch) == list(range(97)) for epoch in epochs)
   assert len({tuple(epoch) for epoch in epochs}) == 4
   assert [Examples(Shapes(97), VIEWS, seed=1).index(i) for i in range(97)] != epochs[0]
+
+
+def test_many_places_at_once_are_those_one_by_one():
+  examples = Examples(Shapes(97), VIEWS, seed=3)
+  positions = np.arange(50, 400)
+  assert examples.indices(positions).tolist() == [examples.index(p) for p in positions.tolist()]
+
+
+def test_a_host_reads_neighbours_from_its_own_part_of_the_files():
+  """A source that notes what is read of it, under a selection that scatters."""
+  class Noted(Shapes):
+    def __getitem__(self, i):
+      self.read.append(i)
+      return super().__getitem__(i)
+
+  halves = []
+  for host in range(2):
+    source = Noted(10_000)
+    source.read = []
+    first(Examples(Subset(source, 9_000), VIEWS), 1, batch_size=64, host=host, hosts=2, threads=0)
+    assert source.read == sorted(source.read) and len(source.read) == 32
+    halves.append(source.read)
+  assert halves[0][-1] < halves[1][0]
 
 
 def test_augmentation_differs_from_visit_to_visit():
@@ -123,7 +147,8 @@ def test_a_damaged_record_is_replaced_and_named(damaged):
   broken = np.concatenate([batch["damaged"] for batch in seen])
   replaced = np.concatenate([batch["replaced"] for batch in seen])
   index = np.concatenate([batch["index"] for batch in seen])
-  wanted = np.array([damaged.index(position) for position in range(41 * 8)])
+  wanted = np.concatenate([sorted(damaged.index(8 * step + row) for row in range(8))
+                           for step in range(41)])
   assert not set(index) & {4, 20, 33}
   np.testing.assert_array_equal(replaced > 0, np.isin(wanted, [4, 20, 33]))
   np.testing.assert_array_equal(broken, np.where(replaced > 0, wanted, -1))
