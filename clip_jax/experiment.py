@@ -33,6 +33,9 @@ class Data:
   workers: int = 0
 
   def __post_init__(self):
+    if not isinstance(self.batch_size, int) or self.batch_size < 1:
+      raise UserError(f"batch_size {self.batch_size} is not a number of examples from 1 on. Set "
+                      "--config.data.batch_size, as in --config.data.batch_size=256.")
     if self.size is not None:
       object.__setattr__(self, "source", Subset(self.source, self.size))
 

@@ -82,6 +82,8 @@ def test_mistakes_in_a_config_are_said_before_anything_is_compiled(tmp_path):
   cases = [
       (dict(data__batch_size=100), "batch_size 100 is not divisible by 8 devices; nearest that are: "
        "96, 104. Set --config.data.batch_size"),
+      (dict(data__batch_size=0), "batch_size 0 is not a number of examples from 1 on"),
+      (dict(data__batch_size=None), "batch_size None is not a number of examples"),
       (dict(train__microbatches=8), "32 is not divisible by 8 devices x 8 microbatches"),
       (dict(mesh__data=3), "mesh data=3 fsdp=1 does not make up the 8 devices"),
       (dict(objective=call(Hungry)), r"Hungry reads image, view_a, tokens and the pipeline makes "
