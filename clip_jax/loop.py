@@ -43,17 +43,18 @@ def run(config: ConfigDict, workdir: Path | str) -> int:
   with jax.set_mesh(parts.mesh):
     checkpoints = Checkpoints(workdir / "checkpoints", keep=parts.training.keep)
     start = checkpoints.latest() or 0
+    # Before anything is written: if the run that lies here is of another model, it stays as it is.
+    if start:
+      state = checkpoints.restore(parts.state)
+    else:
+      shardings = jax.tree.map(lambda x: x.sharding, parts.state)
+      state = jax.jit(parts.make, static_argnums=0, out_shardings=shardings)(config.seed)
     if jax.process_index() == 0:
       (workdir / "config.json").write_text(config_lib.to_json(config) + "\n")
     report = Report(workdir, total_steps=parts.total_steps, start_step=start,
                     writes=jax.process_index() == 0, wandb=parts.training.wandb)
     for line in summary(parts, workdir, start):
       report.note(line)
-    if start:
-      state = checkpoints.restore(parts.state)
-    else:
-      shardings = jax.tree.map(lambda x: x.sharding, parts.state)
-      state = jax.jit(parts.make, static_argnums=0, out_shardings=shardings)(config.seed)
     if start < parts.total_steps:
       state = train(parts, state, start, checkpoints, report, stop)
     if stop.asked and int(state.step) < parts.total_steps:
@@ -78,15 +79,15 @@ def train(parts: Parts, state: Any, start: int, checkpoints: Checkpoints, report
     if step < parts.total_steps:
       feed.advance()  # While the device is busy with the step just started.
     log.add(metrics)
-    last = step == parts.total_steps
+    last, stopping = step == parts.total_steps, stop.asked  # Once, for it can come at any moment.
     if last or step == start + 1 or due(step, training.log_every):
       log.write(step)
     if not last and due(step, training.eval_every):
       report.log(step, evaluate(parts.evaluators, embedder(parts, state)))
       log.restart_clock()
-    if not last and (stop.asked or due(step, training.save_every)):
+    if not last and (stopping or due(step, training.save_every)):
       checkpoints.save(step, state, config)
-    if stop.asked:
+    if stopping:
       break
   checkpoints.wait()
   feed.report_damage(report)

@@ -120,11 +120,13 @@ def test_a_workdir_that_cannot_be_written_is_an_error(tmp_path):
 
 def test_a_workdir_of_another_model_is_an_error_that_names_the_arrays(tmp_path):
   loop.run(small(2), tmp_path)
+  before = {name: (tmp_path / name).read_text() for name in ("config.json", "metrics.jsonl")}
   config = small(4)
   config.model.embed = 16
   with pytest.raises(UserError, match=r"of another model; .*\n.*kernel: \(32, 32\) there, "
                      r"\(32, 16\) here"):
     loop.run(config, tmp_path)
+  assert before == {name: (tmp_path / name).read_text() for name in before}
 
 
 def test_lengths_are_interchangeable():
