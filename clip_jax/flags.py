@@ -94,3 +94,15 @@ def _readable(error) -> str:
   """The message of an error of the flag library, without its quotes and repetitions."""
   message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
   return message.strip().strip("'\"")
+
+
+def shard(text: str | None) -> tuple[int, int]:
+  """(i, n) of "i/n", which of how many machines this is; of None, the only one.
+
+  Raises:
+    UserError: it is not of that form, or i is not below n.
+  """
+  numbers = re.fullmatch(r"(\d+)/(\d+)", text or "0/1")
+  if not numbers or int(numbers[1]) >= int(numbers[2]):
+    raise UserError(f"--shard={text} is not I/N with I from 0 to N - 1, as in --shard=0/8.")
+  return int(numbers[1]), int(numbers[2])

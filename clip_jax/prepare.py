@@ -15,7 +15,7 @@ from clip_jax.data.ingest import inputs, shards
 from clip_jax.data.records import ArrayRecord
 from clip_jax.data.tokenizer import train_sentencepiece
 from clip_jax.errors import UserError
-from clip_jax.flags import parse
+from clip_jax.flags import parse, shard
 from clip_jax.interfaces import Source
 from clip_jax.report import duration
 
@@ -92,7 +92,7 @@ def main(arguments: list[str]):
       None if flags.classes else flags.captions or "captions.jsonl",
       None if flags.fields is None else tuple(filter(None, flags.fields.split(","))),
       *(number[name] for name in ("records_per_shard", "max_side", "quality", "max_text")))
-  part, parts = _part(flags.shard)
+  part, parts = shard(flags.shard)
   inputs.opened.cache_clear()  # There may be other files now than at the last call.
   _write(job, flags.out, part, parts, number["processes"])
   manifest = shards.write_manifest(job, flags.out, licence=flags.licence, source=flags.source)
@@ -173,14 +173,6 @@ def _number(name, written, default):
   if not re.fullmatch(r"[\d_]+", written) or int(written) < 1:
     raise UserError(f"--{name}={written} is not a whole number from 1 on.")
   return int(written)
-
-
-def _part(written):
-  """(which part, of how many) of "i/n"."""
-  numbers = re.fullmatch(r"(\d+)/(\d+)", written or "0/1")
-  if not numbers or int(numbers[1]) >= int(numbers[2]):
-    raise UserError(f"--shard={written} is not I/N with I from 0 to N - 1, as in --shard=0/8.")
-  return int(numbers[1]), int(numbers[2])
 
 
 def _tokenizer(where, flags, pieces):

@@ -28,7 +28,7 @@ A run that was killed goes on when it is started again. Then, in a config:
 def main(arguments: list[str]) -> int:
   """Runs the command; returns its exit code."""
   from clip_jax.errors import UserError
-  from clip_jax.flags import parse
+  from clip_jax.flags import parse, shard
   has_config = any(argument.startswith(("--config=", "--config.")) for argument in arguments)
   flags = parse(arguments, HELP, config=has_config,
                 strings=("from", "source", "out", "captions", "shard", "trust"))
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
     raise UserError("Where should the scores be written? Set --out=FILE.npz.")
   if has_config and flags.source:
     raise UserError("--source and --config both say what to score; give one of them.")
-  shard = parsed_shard(flags.shard or "0/1")
+  part = shard(flags.shard)
   trust = tuple(filter(None, (flags.trust or "").split(",")))
   if has_config:
     from clip_jax.config import build
@@ -50,21 +50,9 @@ def main(arguments: list[str]) -> int:
     source = trained_on(where, trust=trust)
   from clip_jax.loading import load
   from clip_jax.scoring import score
-  score(load(where, trust=trust), source, flags.out, shard=shard,
+  score(load(where, trust=trust), source, flags.out, shard=part,
         captions=flags.captions or "mean")
   return 0
-
-
-def parsed_shard(text: str) -> tuple[int, int]:
-  """(i, n) of "i/n"."""
-  from clip_jax.errors import UserError
-  try:
-    i, n = map(int, text.split("/"))
-  except ValueError:
-    i, n = 0, 0
-  if not 0 <= i < n:
-    raise UserError(f"--shard={text} is not I/N with I from 0 to N - 1, such as 0/4.")
-  return i, n
 
 
 def source_of(name: str):
