@@ -230,7 +230,8 @@ def some_of(x: jax.Array, keep: float, key: jax.Array) -> jax.Array:
   """
   N = x.shape[1]
   noise = jax.vmap(lambda k: jax.random.uniform(k, (N,)))(key)              # [B, N]
-  kept = lax.top_k(noise, max(1, int(N * keep)))[1]                         # [B, K]
+  # Not lax.top_k: the partitioner cannot split it, and gathers the noise of the whole batch.
+  kept = jnp.argsort(noise, axis=1)[:, :max(1, int(N * keep))]              # [B, K]
   return jnp.take_along_axis(x, kept[:, :, None], axis=1)
 
 

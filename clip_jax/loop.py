@@ -20,7 +20,7 @@ from clip_jax.embedder import Embedder
 from clip_jax.errors import UserError
 from clip_jax.flops import multiply_adds, parameters
 from clip_jax.loading import embedder_of
-from clip_jax.parts import Parts, prepare
+from clip_jax.parts import Parts, forward_pass, prepare
 from clip_jax.report import Report, evaluations, number
 
 PREEMPTED = 75  # Exit code: saved after SIGTERM, start me again.
@@ -272,10 +272,3 @@ def summary(parts: Parts, workdir: Path, start: int) -> list[str]:
       f"steps      {parts.total_steps:,}" + (f", from step {start:,} on" if start else ""),
       f"workdir    {workdir}",
   ]
-
-
-def forward_pass(parts: Parts, state: Any, batch: dict) -> jax.Array:
-  """The loss of a batch; to count what it takes."""
-  learner = nnx.merge(parts.graphdef, state.params, state.stats)
-  key = jax.random.split(jax.random.key(0), parts.data.batch_size)
-  return learner.objective.loss(learner.objective.embed(learner.model, batch, train=True, key=key))

@@ -33,7 +33,8 @@ class TwoTowers(nnx.Module):
 
   def image_features(self, image, *, train=False, keep=1.0, key=None):
     """Pixels [B, H, W, 3], uint8 or float in [0, 1] -> [B, D], before the projection."""
-    return self.image(self.normalised(image), train=train, keep=keep, key=key)
+    with jax.named_scope("image_tower"):
+      return self.image(self.normalised(image), train=train, keep=keep, key=key)
 
   def normalised(self, image):
     """Pixels, uint8 or float in [0, 1] -> float32 with this model's mean and deviation."""
@@ -43,7 +44,8 @@ class TwoTowers(nnx.Module):
 
   def project_image(self, features):
     """[B, D] -> float32 [B, E], unit length."""
-    return unit(self.image_projection(features))
+    with jax.named_scope("image_tower"):
+      return unit(self.image_projection(features))
 
   def encode_image(self, image, *, train=False, keep=1.0, key=None):
     """Pixels [B, H, W, 3], uint8 or float in [0, 1] -> float32 [B, E], unit length."""
@@ -51,7 +53,8 @@ class TwoTowers(nnx.Module):
 
   def encode_text(self, tokens, *, train=False):
     """int32 [B, L], 0 is padding -> float32 [B, E], unit length."""
-    return unit(self.text_projection(self.text(tokens, train=train)))
+    with jax.named_scope("text_tower"):
+      return unit(self.text_projection(self.text(tokens, train=train)))
 
 
 def _projection(width, embed, rngs):

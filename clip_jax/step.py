@@ -94,8 +94,9 @@ def make_train_step(graphdef: Any, optimizer: optax.GradientTransformation, *, s
     pairs = jax.vmap(jax.random.split)(keys)                                # [B, 2]
     augment_keys, model_keys = pairs[:, 0], pairs[:, 1]
     # In here, not before: outside, the whole batch would be live as floats.
-    batch = {name: augment[name](x, augment_keys) if name in augment else x
-             for name, x in batch.items()}
+    with jax.named_scope("augmentation"):
+      batch = {name: augment[name](x, augment_keys) if name in augment else x
+               for name, x in batch.items()}
     learner = nnx.merge(graphdef, params, stats)
     z = learner.objective.embed(learner.model, batch, train=True, key=model_keys)
     return lax.stop_gradient(split(learner)[2]), jax.tree.map(on_rows, z)
@@ -105,12 +106,14 @@ def make_train_step(graphdef: Any, optimizer: optax.GradientTransformation, *, s
       keys = example_keys(seed, state.step, len(batch["tokens"]))
       stats, z = by_piece(embed, microbatches)(params, state.stats, batch, keys)
       learner = nnx.merge(graphdef, params, stats)
-      loss, metrics = learner.objective.loss(z)
+      with jax.named_scope("loss"):
+        loss, metrics = learner.objective.loss(z)
       return loss, (metrics, lax.stop_gradient(split(learner)[2]))
 
     (loss, (metrics, stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    with jax.named_scope("optimizer"):
+      updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+      params = optax.apply_updates(state.params, updates)
     metrics = {"loss": loss, **metrics, "gradient_norm": optax.global_norm(gradients)}
     if getattr(optimizer, "learning_rate", None):
       metrics["learning_rate"] = optimizer.learning_rate(state.step)

@@ -7,12 +7,13 @@ import sys
 import pytest
 
 from clip_jax import bench
+from clip_jax.benches import loss, machine
 from clip_jax.data import speed
 from clip_jax.errors import UserError
 
 
 def test_bench_data_says_what_the_pipeline_costs(tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(bench, "SECONDS", 0.3)
+  monkeypatch.setattr(machine, "SECONDS", 0.3)
   compare = speed.compare
   monkeypatch.setattr(speed, "compare", lambda seconds: compare(
       seconds, sizes=((80, 60),), crop=32, pictures=2))
@@ -30,8 +31,9 @@ def test_bench_data_says_what_the_pipeline_costs(tmp_path, monkeypatch, capsys):
 
 
 def test_bench_step_says_what_a_step_costs(tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(bench, "SECONDS", 0.3)
-  arguments = ["step", f"--config={Path(__file__).parent}/run_config.py", f"--json={tmp_path}/n"]
+  monkeypatch.setattr(machine, "SECONDS", 0.3)
+  arguments = ["step", f"--config={Path(__file__).parent}/run_config.py", f"--json={tmp_path}/n",
+               f"--profile={tmp_path}/trace"]
   monkeypatch.setattr(sys, "argv", ["bench", *arguments])
   assert bench.main(arguments) == 0
   numbers = json.loads((tmp_path / "n").read_text())
@@ -42,10 +44,53 @@ def test_bench_step_says_what_a_step_costs(tmp_path, monkeypatch, capsys):
       numbers["TFLOP a step (6 x forward multiply-adds)"] / numbers["seconds a step"]
       / numbers["ceiling, TFLOP/s"])
   assert numbers["temporaries of the step, MB a device"] > 0
+  shares = {name: n for name, n in numbers.items() if name.startswith("share of the device's time")}
+  assert sum(shares.values()) == pytest.approx(1)
+  assert all(shares[f"share of the device's time: {part}"] > 0
+             for part in ("image tower", "text tower", "loss", "optimizer"))
+  assert list((tmp_path / "trace").rglob("perfetto_trace.json.gz"))
   printed = capsys.readouterr().out
-  assert all(name in printed for name in numbers)
+  assert all(name in printed for name in numbers) and "written in" in printed
+
+
+def test_bench_loss_sets_blocks_against_the_whole(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(loss, "ROWS", (64, 1024))
+  monkeypatch.setattr(loss, "BLOCK", 64)
+  monkeypatch.setattr(loss, "EMBED", 8)
+  assert bench.main(["loss", f"--json={tmp_path}/n"]) == 0
+  numbers = json.loads((tmp_path / "n").read_text())
+  for name in ("info_nce", "sigmoid_pairs", "nt_xent"):
+    assert numbers[f"{name}, 1,024 rows"]["memory, dense / blocks"] > 1.5
+    assert numbers[f"{name}, 64 rows"]["dense, s"] > 0
+  assert "nt_xent, 1,024 rows" in capsys.readouterr().out
+
+
+def test_what_would_not_fit_is_compiled_but_not_run(monkeypatch, capsys):
+  monkeypatch.setattr(loss, "ROWS", (64,))
+  monkeypatch.setattr(loss, "MOST_MEMORY", 1)
+  assert bench.main(["loss"]) == 0
+  assert loss.bench_loss()["nt_xent, 64 rows"]["time, dense / blocks"] is None
+  assert " -" in capsys.readouterr().out
+
+
+def test_bench_checkpoint_says_what_a_save_costs(tmp_path, monkeypatch):
+  monkeypatch.setattr(machine, "SECONDS", 0.3)
+  arguments = ["checkpoint", f"--config={Path(__file__).parent}/run_config.py",
+               f"--json={tmp_path}/n"]
+  monkeypatch.setattr(sys, "argv", ["bench", *arguments])
+  assert bench.main(arguments) == 0
+  numbers = json.loads((tmp_path / "n").read_text())
+  assert 0 < numbers["stall, s"] <= numbers["until saved, s"]
+  assert numbers["stall of the step that saves, steps"] == pytest.approx(
+      numbers["stall, s"] / numbers["seconds a step"])
+  assert numbers["size on disk, MB"] > 0.1 and numbers["restore, s"] > 0
 
 
 def test_what_cannot_be_measured_is_an_error():
-  with pytest.raises(UserError, match="'steps' is none of step, data"):
+  with pytest.raises(UserError, match="'steps' is none of step, loss, data, checkpoint, all"):
     bench.main(["steps"])
+
+
+def test_a_profile_is_of_the_step(tmp_path):
+  with pytest.raises(UserError, match="--profile is for bench step, not for bench loss"):
+    bench.main(["loss", f"--profile={tmp_path}"])

@@ -14,7 +14,7 @@ LAYERS = [
     ("errors",),
     ("config", "interfaces"),
     ("losses", "sharding", "report", "flops", "cli", "flags",
-     "schedules"),
+     "schedules", "profiling"),
     ("layers",),
     ("data", "augment", "towers", "optim"),
     ("model",),
@@ -23,7 +23,7 @@ LAYERS = [
     ("checkpoint", "evaluators", "experiment", "scoring"),
     ("parts",),
     ("loading",),
-    ("loop",),
+    ("loop", "benches"),
     ("train", "prepare", "bench", "score"),
 ]
 MODULES = sorted(PACKAGE.rglob("*.py"))

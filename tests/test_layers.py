@@ -101,6 +101,18 @@ def test_at_least_one_patch_is_kept():
                         ).shape == (2, 1, 3)
 
 
+def test_dropping_patches_moves_nothing_between_devices():
+  from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+  rows = NamedSharding(mesh, P("data"))
+  x = jax.device_put(jnp.ones((16, 9, 4)), rows)
+  keys = jax.device_put(jax.random.split(jax.random.key(0, impl="threefry2x32"), 16), rows)
+  text = jax.jit(lambda x, keys: layers.some_of(x, 0.5, keys), in_shardings=(rows, rows),
+                 out_shardings=rows).lower(x, keys).compile().as_text()
+  assert "sort" in text and not [word for word in ("all-gather", "all-reduce", "all-to-all",
+                                                   "collective-permute") if word in text]
+
+
 def test_sincos_positions_follow_moco_v3():
   width, got = 16, layers.sincos2d(3, 5, 16)
   for y in range(3):

@@ -1,0 +1,36 @@
+"""The pipeline of a config, and of JPEGs of three sizes."""
+
+import time
+
+from clip_jax.benches import machine
+from clip_jax.data import speed
+from clip_jax.data.pipeline import Examples, batches
+from clip_jax.parts import Parts
+
+
+def bench_data(parts: Parts) -> dict[str, float]:
+  """The config's pipeline beside a plain loop; then JPEGs of three sizes, several ways."""
+  data, seconds = parts.data, machine.SECONDS
+  examples = Examples(data.source, data.views, seed=0)
+  rates = speed.rate_each({
+      "pipeline": lambda made: speed.pipeline(examples, made, data.threads, data.batch_size),
+      "plain loop": lambda made: speed.plain(examples, made, data.batch_size)}, seconds)
+  stream = batches(examples, batch_size=data.batch_size, threads=data.threads, workers=data.workers)
+  next(stream)
+  count, begun = 0, time.perf_counter()
+  while time.perf_counter() - begun < seconds:
+    next(stream)
+    count += data.batch_size
+  took = time.perf_counter() - begun
+  growth = speed.memory_growth(stream, warm=10, steps=50)
+  return {
+      "config: Grain's overhead over the plain loop, %": 100 * (
+          rates["plain loop"] / rates["pipeline"] - 1),
+      "config: images/s": count / took,
+      "config: images per CPU-second": rates["pipeline"],
+      "config: plain loop, images per CPU-second": rates["plain loop"],
+      "config: seconds to the first batch at step 10,000,000": speed.start_seconds(
+          data.source, data.views),
+      "config: growth of the memory over 50 batches, MB": growth / 1e6,
+      **speed.compare(seconds / 3),
+  }

@@ -1,0 +1,48 @@
+"""The machine that numbers are of, how to time on it, and the most that it could do."""
+
+from collections.abc import Callable
+import os
+import platform
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from clip_jax.sharding import replicated, rows
+
+SECONDS = 10.0  # Measured for each number.
+
+
+def machine() -> str:
+  """This machine and the versions that matter, in one line."""
+  devices = jax.devices()
+  return (f"{len(devices)} x {devices[0].device_kind}, {os.cpu_count()} CPU cores "
+          f"({platform.machine()}), jax {jax.__version__}, Python {platform.python_version()}")
+
+
+def per_call(f: Callable[[Any], Any], x: Any, seconds: float | None = None):
+  """Seconds and CPU-seconds of one call of `f`, and the last result; f's result is its next input.
+
+  The first two calls are left out; each one is waited for.
+
+  Args:
+    seconds: to measure for; `SECONDS` by default.
+  """
+  for _ in range(2):
+    x = jax.block_until_ready(f(x))
+  calls, begun, cpu = 0, time.perf_counter(), time.process_time()
+  while calls == 0 or time.perf_counter() - begun < (seconds or SECONDS):
+    x = jax.block_until_ready(f(x))
+    calls += 1
+  return (time.perf_counter() - begun) / calls, (time.process_time() - cpu) / calls, x
+
+
+def matmul_ceiling(mesh: Mesh, dtype: str) -> float:
+  """FLOP/s of a product of large matrices on all devices: the most that a model could reach."""
+  n = 1024 if jax.default_backend() == "cpu" else 8192
+  a = jax.device_put(jnp.ones((mesh.size * n, n), dtype), rows(mesh))
+  b = jax.device_put(jnp.full((n, n), 1 / n, dtype), replicated(mesh))
+  product = jax.jit(lambda a, b: a @ b)
+  return 2 * mesh.size * n**3 / per_call(lambda a: product(a, b), a)[0]

@@ -1,0 +1,82 @@
+"""Device time by instruction and by part, against programs whose dear part is known."""
+
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from clip_jax import profiling
+
+
+def program(x, w):
+  with jax.named_scope("image_tower"):
+    z = jnp.tanh(x @ w) @ w
+  with jax.named_scope("loss"):
+    return jnp.square(z).sum()
+
+
+def test_instructions_carry_the_scopes_they_were_written_in():
+  x = jnp.ones((64, 64))
+  text = jax.jit(jax.grad(program, argnums=1)).lower(x, x).compile().as_text()
+  found = profiling.instructions(text)
+  products = [i for i in found.values() if i.opcode in ("dot", "custom-call", "fusion")]
+  assert products and all(profiling.part(i.scopes) != "other" for i in products)
+  assert any(i.scopes.startswith("jit(") and "jvp(image_tower)" in i.scopes for i in products)
+
+
+def test_an_unnamed_instruction_is_of_what_it_holds_or_reads():
+  text = """
+%held (p: f32[2]) -> f32[2] {
+  %p = f32[2]{0} parameter(0)
+  ROOT %r = f32[2]{0} add(%p, %p), metadata={op_name="jit(f)/optimizer/add"}
+}
+
+ENTRY %main (a: f32[2]) -> (f32[2], s32[]) {
+  %a = f32[2]{0} parameter(0)
+  %one = f32[2]{0:T(128)} fusion(%a), kind=kLoop, calls=%held
+  %two = f32[2]{0} custom-call(%a, %one), custom_call_target="x"
+  ROOT %loop = (f32[2]{0}, /*index=1*/s32[]) while(%one), condition=%c, body=%held
+}
+"""
+  found = profiling.instructions(text)
+  assert found["one"] == ("fusion", "jit(f)/optimizer/add")
+  assert found["two"] == ("custom-call", "jit(f)/optimizer/add")
+  assert found["loop"].opcode == "while"
+
+
+@pytest.mark.parametrize("scopes, part", [
+    ("jit(train_step)/transpose(jvp(image_tower))/while/body/dot_general", "image_tower"),
+    ("jit(train_step)/jvp(loss)/image_tower/mul", "loss"),
+    ("jit(train_step)/jvp()/augmentation/mul", "augmentation"),
+    ("jit(train_step)/optimizer/add", "optimizer"),
+    ("jit(train_step)/lossless/add", "other"),
+    ("", "other")])
+def test_a_part_is_a_whole_word_among_the_scopes(scopes, part):
+  assert profiling.part(scopes) == part
+
+
+def test_the_trace_finds_the_dear_part(tmp_path):
+  def two(x):
+    with jax.named_scope("image_tower"):
+      y = x @ x @ x @ x                                                     # Three products,
+    with jax.named_scope("text_tower"):
+      return y.sum() + x[0].sum()                                           # and next to nothing.
+
+  x = jnp.ones((256, 256)) / 256
+  compiled = jax.jit(two).lower(x).compile()
+  trace = profiling.traced(lambda: compiled(x), tmp_path)
+  found = profiling.instructions(compiled.as_text())
+  seconds = profiling.device_seconds(trace, found)
+  shares = profiling.by_part(seconds, found)
+  assert sum(shares.values()) == pytest.approx(1)
+  assert shares["image_tower"] > 0.5 > shares["text_tower"]
+  assert (trace.parent / "perfetto_trace.json.gz").is_file()
+
+
+def test_the_dearest_come_first_with_their_share():
+  found = {"a": profiling.Instruction("dot", "jit(f)/x/" + "y" * 100),
+           "b": profiling.Instruction("add", "jit(f)/z")}
+  top = profiling.dearest(Counter(a=1.0, b=3.0), found, most=2)
+  assert top[0] == ("b", 0.75, "z")
+  assert top[1][:2] == ("a", 0.25) and top[1][2].startswith("...") and len(top[1][2]) == 73
