@@ -1,0 +1,137 @@
+"""A folder of pictures as unit vectors, made once and kept."""
+
+from collections.abc import Callable
+import hashlib
+import os
+from pathlib import Path
+import zipfile
+
+import numpy as np
+
+from clip_jax.cli import caches
+from clip_jax.data.decode import UnreadableImage
+from clip_jax.data.sources.folder import IMAGES
+from clip_jax.embedder import Embedder
+from clip_jax.errors import UserError
+from clip_jax.report import Progress
+
+_BLOCK = 1024  # Pictures between two saves: what a kill can cost.
+
+
+class Index:
+  """The pictures of a folder, embedded by a model.
+
+  Attributes:
+    folder: where the pictures lie.
+    names: of the pictures, paths inside the folder, sorted.
+    z: float32 [n, E], unit length.
+    unreadable: names of files that look like pictures and cannot be read.
+  """
+
+  def __init__(self, folder: Path, names: list[str], z: np.ndarray, unreadable: list[str]):
+    self.folder, self.names, self.z, self.unreadable = folder, names, z, unreadable
+
+  def nearest(self, z: np.ndarray, top: int) -> list[tuple[int, float]]:
+    """(number of the picture, cosine) of the `top` pictures nearest to float32 [E], best first."""
+    scores = self.z @ z
+    best = np.argsort(-scores, kind="stable")[:top]
+    return [(int(k), float(scores[k])) for k in best]
+
+  def paths(self) -> list[str]:
+    """Where the pictures lie, in the order of their numbers."""
+    return [str(self.folder / name) for name in self.names]
+
+
+def index(embedder: Embedder, fingerprint: str, folder: Path | str,
+          say: Callable[[str], None]) -> Index:
+  """The index of a folder: what was embedded before is read, what is new or changed is embedded.
+
+  It is kept under `cli.caches()`, one file for each folder and model, and saved on the way.
+
+  Args:
+    fingerprint: of the model.
+    folder: with pictures in it, at any depth; hidden files and folders are left out.
+    say: takes lines about the progress.
+
+  Raises:
+    UserError: no such folder, or no picture in it that can be read.
+  """
+  folder = Path(folder).absolute()
+  if not folder.is_dir():
+    raise UserError(f"There is no folder {folder}. Set --images to one with pictures.")
+  there = _pictures(folder)
+  if not there:
+    raise UserError(f"{folder} has no pictures; looked for {', '.join(IMAGES)}, in folders inside "
+                    "it as well.")
+  name = hashlib.sha256(f"{folder}\n{fingerprint}".encode()).hexdigest()[:16]
+  file = caches() / "indexes" / f"{name}.npz"
+  known = _read(file)
+  new = [name for name, stamp in there.items() if known.get(name, (None,))[0] != stamp]
+  known = {name: known[name] for name in there if name not in set(new)}
+  if new:
+    progress = Progress(len(new), say, "pictures")
+    for start in range(0, len(new), _BLOCK):
+      block = new[start:start + _BLOCK]
+      for name, z in zip(block, _embedded(embedder, folder, block)):
+        known[name] = (there[name], z)
+      _write(file, known)
+      progress.add(len(block), damaged=sum(known[name][1] is None for name in block))
+  good = [name for name in there if known[name][1] is not None]
+  unreadable = [name for name in there if known[name][1] is None]
+  if not good:
+    raise UserError(f"None of the {len(there):,} pictures in {folder} can be read: "
+                    f"{', '.join(unreadable[:5])}{', ...' if len(unreadable) > 5 else ''}.")
+  return Index(folder, good, np.stack([known[name][1] for name in good]), unreadable)
+
+
+def _pictures(folder: Path) -> dict[str, tuple[int, int]]:
+  """(bytes, time of the last change) of each picture by its path inside the folder."""
+  found = {}
+  for at, folders, files in os.walk(folder):
+    folders[:] = sorted(name for name in folders if not name.startswith("."))
+    for name in files:
+      if name.lower().endswith(IMAGES) and not name.startswith("."):
+        path = Path(at, name)
+        try:
+          stat = path.stat()
+        except OSError:  # A link to nowhere, or gone since it was listed.
+          continue
+        found[str(path.relative_to(folder))] = (stat.st_size, stat.st_mtime_ns)
+  return dict(sorted(found.items()))
+
+
+def _embedded(embedder, folder, names):
+  """A vector for each picture, None where it cannot be read."""
+  def read(name):
+    try:
+      return embedder.preprocess((folder / name).read_bytes())
+    except (OSError, UnreadableImage):
+      return None
+
+  images = embedder.mapped(read, names)
+  readable = [image for image in images if image is not None]
+  made = iter(embedder.encode_pixels(np.stack(readable)) if readable else ())
+  return [None if image is None else next(made) for image in images]
+
+
+def _read(file: Path) -> dict[str, tuple]:
+  """(stamp, vector or None) by name, as `_write` wrote them; nothing of a file that is damaged."""
+  try:
+    with np.load(file) as stored:
+      names, stamps, z = (stored[key] for key in ("names", "stamps", "z"))
+  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    return {}
+  return {str(name): (tuple(map(int, stamp)), None if np.isnan(row[0]) else row)
+          for name, stamp, row in zip(names, stamps, z)}
+
+
+def _write(file: Path, known: dict[str, tuple]):
+  """Replaces the file in one go."""
+  file.parent.mkdir(parents=True, exist_ok=True)
+  width = next((len(z) for _, z in known.values() if z is not None), 1)
+  missing = np.full(width, np.nan, np.float32)
+  temporary = file.with_suffix(".new.npz")
+  np.savez(temporary, names=np.array(list(known)),
+           stamps=np.array([stamp for stamp, _ in known.values()], np.int64),
+           z=np.stack([missing if z is None else z for _, z in known.values()]))
+  os.replace(temporary, file)

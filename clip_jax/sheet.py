@@ -1,0 +1,72 @@
+"""What contact sheets are drawn with, and one of pictures with a line under each."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from clip_jax.data.decode import decode
+
+CELL, GAP, MARGIN = 128, 14, 28  # Pixels.
+PAPER, CARD, INK, GREY, LINE = "#f6f7f9", "#ffffff", "#1d2330", "#79808f", "#d3d7df"
+GREEN, AMBER = "#16a34a", "#d97706"
+
+
+def contact_sheet(paths: Sequence[str], lines: Sequence[str], *, title: str,
+                  columns: int = 5) -> Image.Image:
+  """Pictures in rows, best first, each with its line.
+
+  Args:
+    paths: of files that can be decoded.
+    lines: under the pictures.
+    title: above them all.
+
+  Returns:
+    An RGB image.
+  """
+  columns = max(1, min(columns, len(paths)))
+  head, pitch = 84, CELL + GAP
+  width = max(2 * MARGIN + columns * pitch - GAP, 480)
+  height = head + -(-len(paths) // columns) * (pitch + 20) + MARGIN - GAP
+  sheet = Image.new("RGB", (width, height), PAPER)
+  draw = ImageDraw.Draw(sheet)
+  large, small = (ImageFont.load_default(size) for size in (26, 14))
+  draw.text((MARGIN, 26), wrapped(draw, title, large, width - 2 * MARGIN, 1)[0], INK, large)
+  for k, (path, line) in enumerate(zip(paths, lines, strict=True)):
+    x, y = MARGIN + k % columns * pitch, head + k // columns * (pitch + 20)
+    with open(path, "rb") as f:
+      card(sheet, decode(f.read()), (x, y), LINE, 1)
+    draw.text((x + CELL // 2, y + CELL + 11), line, GREY, small, anchor="mm")
+  return sheet
+
+
+def card(sheet: Image.Image, image: np.ndarray, corner: tuple[int, int], colour: str, line: int):
+  """A white card with a coloured frame, the whole image, uint8 [H, W, 3], centred in it."""
+  x, y = corner
+  draw = ImageDraw.Draw(sheet)
+  draw.rounded_rectangle((x, y, x + CELL - 1, y + CELL - 1), 8, CARD, colour, line)
+  picture = Image.fromarray(image)
+  scale = (CELL - 16) / max(picture.size)
+  size = tuple(max(1, round(side * scale)) for side in picture.size)
+  sheet.paste(picture.resize(size, Image.Resampling.LANCZOS),
+              (x + (CELL - size[0]) // 2, y + (CELL - size[1]) // 2))
+
+
+def wrapped(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: int,
+            most: int) -> list[str]:
+  """`text` in at most `most` lines that fit into `width` pixels; what does not fit ends in dots."""
+  lines, rest = [], " ".join(text.split())
+  while rest and len(lines) < most:
+    count = len(rest)
+    while count > 1 and draw.textlength(rest[:count], font) > width:
+      count -= 1
+    if count < len(rest) and " " in rest[:count + 1].strip():
+      count = rest[:count + 1].rindex(" ")  # At a word's end, unless one word fills the line.
+    lines.append(rest[:count].strip())
+    rest = rest[count:].strip()
+  if rest:
+    last = lines[-1]
+    while last and draw.textlength(last + "...", font) > width:
+      last = last[:-1]
+    lines[-1] = last.rstrip() + "..."
+  return lines
