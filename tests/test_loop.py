@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from clip_jax import loop, parts
+from clip_jax.augment.simclr import SimclrColours
 from clip_jax.config import build, call
 from clip_jax.data import Subset
 from clip_jax.data.sources.openclipart import OpenClipart
@@ -88,6 +89,8 @@ def test_mistakes_in_a_config_are_said_before_anything_is_compiled(tmp_path):
       (dict(mesh__data=3), "mesh data=3 fsdp=1 does not make up the 8 devices"),
       (dict(objective=call(Hungry)), r"Hungry reads image, view_a, tokens and the pipeline makes "
        r"image, tokens\. Add to config.data.views.images: view_a"),
+      (dict(augment__view_a=call(SimclrColours)), "config.augment has view_a, and Clip reads only "
+       "image, tokens. Augment one of these, or leave it out"),
       (dict(train__samples=10), "Set exactly one"),
       (dict(train__steps=None), "given are none"),
       (dict(train__steps=0), "does nothing"),
