@@ -1,10 +1,10 @@
 """Which tokens of a text are kept in training, where it has more than there is room for.
 
 Shorter texts make a text tower cheap, and the larger the model the less they cost it. Evaluation
-always keeps the first tokens. The paper's fourth way, syntax masking (nouns before adjectives before
-verbs), is left out, for it needs a tagger of parts of speech.
+always keeps the first tokens. The paper's fourth way, syntax masking (nouns first, then adjectives,
+then verbs), is left out, for it needs a tagger of parts of speech.
 
-Source: Li, Wang, Xie 2023 (CLIPA), sec. 3.1.
+Source: Li, Wang, Xie 2023 (CLIPA).
 """
 
 from collections.abc import Sequence

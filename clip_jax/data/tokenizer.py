@@ -86,7 +86,7 @@ class SentencePiece:
     return self._processor.vocab_size()
 
   def __call__(self, texts: Sequence[str], keep: Keep | None = None) -> np.ndarray:
-    """Texts -> int32 [len(texts), L]; `keep` says which pieces of too long a text, else the first."""
+    """Texts -> int32 [len(texts), L]; `keep` says which pieces of long ones; else the first."""
     pieces = self._processor
     if self.lower:
       texts = [text.lower() for text in texts]
@@ -160,7 +160,7 @@ class ClipBpe:
     self.length = length
 
   def __call__(self, texts: Sequence[str], keep: Keep | None = None) -> np.ndarray:
-    """Texts -> int32 [len(texts), L]; `keep` says which pieces of too long a text, else the first."""
+    """Texts -> int32 [len(texts), L]; `keep` says which pieces of long ones; else the first."""
     texts = [" ".join(html.unescape(html.unescape(text)).split()) for text in texts]
     tokens = np.zeros((len(texts), self.length), np.int32)
     for row, text in zip(tokens, texts):

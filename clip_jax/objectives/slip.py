@@ -1,4 +1,4 @@
-"""SLIP's objective: CLIP's, or another one of pairs, and SimCLR's on two more views of the image."""
+"""SLIP's objective: CLIP's, or another one of pairs, and SimCLR's on two more views of an image."""
 
 from flax import nnx
 import jax
@@ -76,7 +76,7 @@ class Head(nnx.Module):
     self.norms = nnx.List([BatchNorm(hidden, dtype=dtype) for _ in range(2)])
 
   def __call__(self, x, *, train):
-    """[B, D] -> float32 [B, outputs]; `train` normalises by this batch, else by running averages."""
+    """[B, D] -> float32 [B, outputs], normalised by this batch, or else by running averages."""
     for layer, norm in zip(self.layers, self.norms):
       x = jax.nn.relu(norm(layer(x), train=train))
     return self.layers[-1](x).astype("float32")

@@ -18,8 +18,8 @@ OFF = dict(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0, grey=0.0, blur
 def scenes(B, height=24, width=32, seed=0):
   """Smooth pictures, as photographs are: uint8 [B, H, W, 3]."""
   small = np.random.default_rng(seed).integers(256, size=(B, 7, 8, 3), dtype=np.uint8)
-  resize = lambda x: np.asarray(Image.fromarray(x).resize((width, height), Image.Resampling.BICUBIC))
-  return np.stack([resize(x) for x in small])
+  pictures = (Image.fromarray(x).resize((width, height), Image.Resampling.BICUBIC) for x in small)
+  return np.stack([np.asarray(picture) for picture in pictures])
 
 
 def keys(B, seed=0):
@@ -78,8 +78,8 @@ def test_hue_is_turned_as_by_colorsys():
   for i, turn in enumerate(turns):
     for before, after in zip(image[i].reshape(-1, 3)[::5] / 255, x[i].reshape(-1, 3)[::5]):
       hue, saturation, value = colorsys.rgb_to_hsv(*before)
-      np.testing.assert_allclose(after, colorsys.hsv_to_rgb((hue + float(turn)) % 1, saturation, value),
-                                 atol=1e-5)
+      expected = colorsys.hsv_to_rgb((hue + float(turn)) % 1, saturation, value)
+      np.testing.assert_allclose(after, expected, atol=1e-5)
 
 
 def test_greys_have_no_hue_to_turn():

@@ -43,7 +43,7 @@ def head_by_loops(head, features):
 
 
 def simclr_by_loops(z_a, z_b, temperature):
-  """SLIP's two cross-entropies over [other view, own view without itself], one row after another."""
+  """SLIP's two cross-entropies over [other view, own view without itself], row by row."""
   total = []
   for x, y in ((z_a, z_b), (z_b, z_a)):
     for i in range(len(x)):
@@ -150,7 +150,8 @@ def test_a_pipeline_without_its_views_is_told_to_add_them():
     parts.prepare(config)
 
 
-@pytest.mark.parametrize("make", [Clip, flip, Siglip, lambda **k: learner(call(Slip, **SMALL, **k))])
+@pytest.mark.parametrize("make", [
+    Clip, flip, Siglip, lambda **share: learner(call(Slip, **SMALL, **share))])
 def test_a_share_of_the_patches_is_not_a_percentage(make):
   for share in (50, 0, -0.5):
     with pytest.raises(UserError, match=f"keep_patches {share} is not a share of the patches"):
