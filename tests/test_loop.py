@@ -181,7 +181,7 @@ def test_a_run_starts_from_the_model_of_another_and_goes_on_from_itself(tmp_path
   assert largest_difference(ours.opt_state, fresh.opt_state) == 0 and ours.step == 0
 
   assert loop.run(config, tmp_path / "second") == 0
-  assert loop.run(larger("nowhere any more", 4), tmp_path / "second") == 0  # It is not looked at.
+  assert loop.run(larger("nowhere any more"), tmp_path / "second") == 0  # It is not looked at.
   assert load(tmp_path / "second").model.image.image_size == (48, 48)
 
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from clip_jax.errors import UserError
 
-LUMA = np.float32([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow makes grey.
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow makes grey.
+NO_BLUR = 1e-3  # A deviation in pixels of which nothing reaches the next pixel.
 
 
 class SimclrColours:
@@ -61,18 +62,20 @@ class SimclrColours:
   def __call__(self, image: jax.Array, key: jax.Array) -> jax.Array:
     """uint8 [B, H, W, 3] -> float32 [B, H, W, 3] in [0, 1]; `key` is one key per image, [B]."""
     changes, order, lots = jax.vmap(self._drawn)(key)                       # [B, 4], [B, 4], [B, 5]
-    jitter, grey, blur, mirror, where = (lots[:, i, None, None, None] for i in range(5))
-    changes = jnp.where(jitter[:, 0, 0] < self.probability, changes, 0)
+    jitter, grey, blur, mirror = (lots[:, i] < share for i, share in enumerate(
+        (self.probability, self.grey, self.blur, self.flip)))               # bool [B]
+    if self.flip:  # Changes nothing in the rest, and bytes are the cheapest to move.
+      image = jnp.where(mirror[:, None, None, None], image[:, :, ::-1], image)
     x = image.astype(jnp.float32) / 255
     if self.probability and any(self.strengths):
-      x = jittered(x, changes, order)
+      x = jittered(x, jnp.where(jitter[:, None], changes, 0), order)
     if self.grey:
-      x = jnp.where(grey < self.grey, luma(x), x)
+      x = jnp.where(grey[:, None, None, None], luma(x), x)
     if self.blur:
       low, high = self.sigma
-      x = jnp.where(blur < self.blur,
-                    blurred(x, low + (high - low) * where[:, 0, 0, 0], greatest=high), x)
-    return jnp.where(mirror < self.flip, x[:, :, ::-1], x) if self.flip else x
+      sigma = jnp.where(blur, low + (high - low) * lots[:, 4], NO_BLUR)
+      x = blurred(x, sigma, greatest=high)
+    return x
 
   def _drawn(self, key):
     """Changes of brightness, contrast, saturation and hue; their order; five lots in [0, 1)."""
@@ -105,8 +108,9 @@ def jittered(x: jax.Array, changes: jax.Array, order: jax.Array) -> jax.Array:
 
 def luma(x: jax.Array) -> jax.Array:
   """Colours -> grey: [..., 3] -> [..., 1]."""
-  # Sums of products, not a product of matrices, which some devices round to 8 bits.
-  return (x * LUMA).sum(-1, keepdims=True)
+  # Neither a product of matrices, which some devices round to 8 bits, nor a reduction, which
+  # compilers would give a pass over memory of its own.
+  return sum(weight * x[..., i:i + 1] for i, weight in enumerate(LUMA))
 
 
 def turned(x: jax.Array, turn: jax.Array) -> jax.Array:
@@ -125,7 +129,8 @@ def turned(x: jax.Array, turn: jax.Array) -> jax.Array:
   over = 1 / jnp.where(chroma > 0, chroma, 1)
   hue = jnp.where(value == red, (green - blue) * over,
                   jnp.where(value == green, 2 + (blue - red) * over, 4 + (red - green) * over))
-  k = jnp.mod(hue[..., None] + 6 * turn[..., None] + np.float32([5, 3, 1]), 6)
+  k = hue[..., None] + 6 * turn[..., None] + np.float32([5, 3, 1])
+  k = k - 6 * jnp.floor(k / 6)  # `jnp.mod` is several times as slow.
   return value[..., None] - chroma[..., None] * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
 
 
@@ -147,6 +152,7 @@ def blurred(x: jax.Array, sigma: jax.Array, *, greatest: float) -> jax.Array:
   for axis in (1, 2):
     size = x.shape[axis]
     padded = jnp.pad(x, [(reach, reach) if a == axis else (0, 0) for a in range(4)], mode="edge")
+    padded = lax.optimization_barrier(padded)  # Or each shift is made from the beginning again.
     x = sum(weights[:, i] * lax.slice_in_dim(padded, i, i + size, axis=axis)
             for i in range(len(offsets)))
   return x
