@@ -161,14 +161,14 @@ def write(saved: Saved, path: Path):
   if (kind(model.image), kind(model.text)) != ("Vit", "TextTransformer"):
     raise UserError(f"big_vision's two towers have no counterpart of {kind(model.image)} with "
                     f"{kind(model.text)}. {saved_lib.EXPORTABLE}")
-  there = "big_vision's two towers"
+  there = "big_vision"
   for spec, name in ((model.image, "Vit"), (model.text, "TextTransformer")):
     demand(spec, name, there, epsilon=1e-6, activation="gelu_tanh")
   demand(model.image, "Vit", there, positions="learned", class_position=False, pre_norm=False,
          patch_bias=True)
   demand(model.text, "TextTransformer", there, causal=False, pool="last",
          mask_padding=False)
-  demand(model, "the model", there, mean=(0.5,) * 3, std=(0.5,) * 3)
+  demand(model, "the model", there, mean=((0.5,) * 3,), std=((0.5,) * 3,))
   arrays = saved_lib.written(saved, TABLE + (BIAS if saved.bias else []))
   for name, tower in (("image", "img"), ("text", "txt")):
     if model[f"{name}_projection"] == "linear":

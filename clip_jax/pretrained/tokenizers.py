@@ -45,15 +45,19 @@ def end_token(text: ConfigDict, tokenizer: Tokenizer, there: str) -> int:
 
 def own(folder: Path) -> Tokenizer | None:
   """The SentencePiece tokenizer that `write` put into a directory, with all its options."""
-  options = settings(folder).get("clip_jax")
-  return shipped.SentencePiece(str(folder / PIECES), **options) if options else None
+  options = dict(settings(folder).get("clip_jax", {}))
+  if not options:
+    return None
+  clean = options.pop("clean")
+  made = shipped.SentencePiece(str(folder / PIECES), **options)
+  return Cleaned(made, clean) if clean else made
 
 
-def write(tokenizer: Tokenizer, folder: Path):
+def write(tokenizer: Tokenizer, folder: Path, *, clean: str | None = None):
   """Puts a tokenizer's files into a directory, as Hugging Face's libraries name and read them.
 
   Their reader of SentencePiece models leaves out punctuation and cannot write a begin token; what
-  this package's options are is written beside it, for this package.
+  this package's options are is written beside it, for this package. `clean` is one of those.
   """
   if isinstance(tokenizer, shipped.ClipBpe):
     _write_clip(tokenizer, folder)
@@ -63,10 +67,10 @@ def write(tokenizer: Tokenizer, folder: Path):
         "tokenizer_class": "SiglipTokenizer", "do_lower_case": tokenizer.lower,
         "model_max_length": tokenizer.length, "eos_token": "</s>", "unk_token": "<unk>",
         "pad_token": "</s>" if tokenizer.sticky_eos else "<pad>",
-        "clip_jax": {name: getattr(tokenizer, name)
-                     for name in ("length", "lower", "bos", "eos", "sticky_eos")}})
+        "clip_jax": {"clean": clean, **{name: getattr(tokenizer, name) for name in (
+            "length", "lower", "bos", "eos", "sticky_eos")}}})
   elif isinstance(tokenizer, Cleaned):
-    write(tokenizer.tokenizer, folder)
+    write(tokenizer.tokenizer, folder, clean=tokenizer.clean)
   elif isinstance(tokenizer, TokenizerFile):
     made = json.loads(tokenizer.json)
     (folder / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")

@@ -140,7 +140,7 @@ def open_clips():
                   preprocess=OPENAI, size=32, end=63)
   write_open_clip("open_clip_quickgelu",
                   {"embed_dim": 24, "quick_gelu": True, "vision_cfg": {**vit, "mlp_ratio": 3.5},
-                   "text_cfg": TEXT}, preprocess=OPENAI, size=32, end=63)
+                   "text_cfg": TEXT}, preprocess=OPENAI, size=32, end=63, dtype=torch.float16)
   write_open_clip("open_clip_resnet",
                   {"embed_dim": 24, "quick_gelu": True,
                    "vision_cfg": {"image_size": 64, "layers": [1, 2, 1, 1], "width": 4,
