@@ -28,6 +28,7 @@ setuptools.setup(
         "array_record>=0.8.6",
         "tensorflow-datasets>=4.9.10",
         "ml_collections>=1.1.0",
+        "ml_dtypes>=0.6.0",
         "absl-py>=2.5.1",
         "msgpack>=1.1",
         "numpy>=2.4",

@@ -109,7 +109,9 @@ def _name(key) -> str:
   return str(key)
 
 
-def check_same(saved: dict[str, tuple], wanted: dict[str, tuple], where: str, *, most: int = 5):
+def check_same(saved: dict[str, tuple], wanted: dict[str, tuple], where: str, *, most: int = 5,
+               hint: str = "Use the config it was trained with (config.json beside it), or another "
+                           "--workdir."):
   """Raises unless two sets of arrays have the same names and shapes; says what differs."""
   misshapen = [f"{n}: {saved[n]} there, {wanted[n]} here"
                for n in wanted if n in saved and saved[n] != wanted[n]]
@@ -121,4 +123,4 @@ def check_same(saved: dict[str, tuple], wanted: dict[str, tuple], where: str, *,
     raise UserError(
         f"The checkpoint {where} is of another model; {len(differences)} arrays differ:\n  "
         + "\n  ".join(differences[:most]) + more
-        + "\nUse the config it was trained with (config.json beside it), or another --workdir.")
+        + f"\n{hint}")

@@ -177,10 +177,10 @@ class Block(nnx.Module):
   """A pre-norm transformer block."""
 
   def __init__(self, width: int, heads: int, mlp: int, *, activation: str = "gelu_tanh",
-               dtype: str = "float32", rngs: nnx.Rngs):
-    self.norm_attention = LayerNorm(width, dtype=dtype)
+               epsilon: float = 1e-6, dtype: str = "float32", rngs: nnx.Rngs):
+    self.norm_attention = LayerNorm(width, epsilon=epsilon, dtype=dtype)
     self.attention = Attention(width, heads, dtype=dtype, rngs=rngs)
-    self.norm_mlp = LayerNorm(width, dtype=dtype)
+    self.norm_mlp = LayerNorm(width, epsilon=epsilon, dtype=dtype)
     self.mlp = Mlp(width, mlp, activation=activation, dtype=dtype, rngs=rngs)
 
   def __call__(self, x, mask=None):
@@ -220,10 +220,11 @@ class Stack(nnx.Module):
     return lax.scan(apply, on_rows(x), self.blocks, unroll=self.unroll)[0]
 
 
-def blocks(width: int, depth: int, heads: int, mlp: int, *, activation: str, dtype: str, remat: str,
-           unroll: int, rngs: nnx.Rngs) -> Stack:
+def blocks(width: int, depth: int, heads: int, mlp: int, *, activation: str, epsilon: float = 1e-6,
+           dtype: str, remat: str, unroll: int, rngs: nnx.Rngs) -> Stack:
   """A stack of transformer blocks of one size."""
-  make = lambda rngs: Block(width, heads, mlp, activation=activation, dtype=dtype, rngs=rngs)
+  make = lambda rngs: Block(width, heads, mlp, activation=activation, epsilon=epsilon, dtype=dtype,
+                            rngs=rngs)
   return Stack(make, depth, remat=remat, unroll=unroll, rngs=rngs)
 
 
@@ -234,19 +235,19 @@ class MapHead(nnx.Module):
   """
 
   def __init__(self, width: int, heads: int, mlp: int, *, activation: str = "gelu_tanh",
-               dtype: str = "float32", rngs: nnx.Rngs):
+               epsilon: float = 1e-6, dtype: str = "float32", rngs: nnx.Rngs):
     check_heads(width, heads)
     self.probe = nnx.Param(glorot(1, width)(rngs.params(), (width,)))
     self.query = Linear(width, (heads, width // heads), dtype=dtype, rngs=rngs)
     self.key_value = Linear(width, (2, heads, width // heads), init=glorot(width, width),
                             dtype=dtype, rngs=rngs)
     self.out = Linear((heads, width // heads), width, dtype=dtype, rngs=rngs)
-    self.norm = LayerNorm(width, dtype=dtype)
+    self.norm = LayerNorm(width, epsilon=epsilon, dtype=dtype)
     self.mlp = Mlp(width, mlp, activation=activation, dtype=dtype, rngs=rngs)
 
   def __call__(self, x, mask=None):
     """[B, N, D] -> [B, D]; `mask`, bool [B, N], is True at tokens to look at."""
-    B = len(x)
+    B = x.shape[0]
     query = jnp.broadcast_to(self.query(self.probe[...]), (B, 1, *self.query.kernel.shape[1:]))
     key_value = self.key_value(x)                                           # [B, N, 2, heads, D/h]
     mask = None if mask is None else mask[:, None, None, :]

@@ -11,6 +11,8 @@ from clip_jax.errors import UserError
 from clip_jax.interfaces import ImageTower, Objective, TextTower
 from clip_jax.layers import Linear
 
+PROJECTIONS = ("linear", "affine", "none")
+
 
 class TwoTowers(nnx.Module):
   """An image tower and a text tower with projections into one space; what a training run is for.
@@ -18,17 +20,20 @@ class TwoTowers(nnx.Module):
   Args:
     image, text: the towers.
     embed: size of the shared embedding, E.
+    image_projection, text_projection: from features to the embedding: "linear", a matrix; "affine",
+      with a bias; "none", the features are the embedding (SigLIP's images; E must be their width).
     mean, std: of the three channels, for pixels in [0, 1]; the defaults map them to [-1, 1].
 
   Source: Radford et al. 2021, fig. 3; bias-free projections with deviation D^-0.5.
   """
 
   def __init__(self, *, image: ImageTower, text: TextTower, embed: int = 512,
+               image_projection: str = "linear", text_projection: str = "linear",
                mean: tuple[float, ...] = (0.5, 0.5, 0.5), std: tuple[float, ...] = (0.5, 0.5, 0.5),
                rngs: nnx.Rngs):
     self.image, self.text = image, text
-    self.image_projection = _projection(image.width, embed, rngs)
-    self.text_projection = _projection(text.width, embed, rngs)
+    self.image_projection = _projection("image", image_projection, image.width, embed, rngs)
+    self.text_projection = _projection("text", text_projection, text.width, embed, rngs)
     self.mean, self.std = tuple(mean), tuple(std)
 
   def image_features(self, image, *, train=False, keep=1.0, key=None):
@@ -45,7 +50,7 @@ class TwoTowers(nnx.Module):
   def project_image(self, features):
     """[B, D] -> float32 [B, E], unit length."""
     with jax.named_scope("image_tower"):
-      return unit(self.image_projection(features))
+      return unit(_projected(self.image_projection, features))
 
   def encode_image(self, image, *, train=False, keep=1.0, key=None):
     """Pixels [B, H, W, 3], uint8 or float in [0, 1] -> float32 [B, E], unit length."""
@@ -54,12 +59,23 @@ class TwoTowers(nnx.Module):
   def encode_text(self, tokens, *, train=False):
     """int32 [B, L], 0 is padding -> float32 [B, E], unit length."""
     with jax.named_scope("text_tower"):
-      return unit(self.text_projection(self.text(tokens, train=train)))
+      return unit(_projected(self.text_projection, self.text(tokens, train=train)))
 
 
-def _projection(width, embed, rngs):
+def _projection(name, kind, width, embed, rngs):
+  if kind not in PROJECTIONS:
+    raise UserError(f"There is no {name}_projection {kind!r}; there are {', '.join(PROJECTIONS)}.")
+  if kind == "none":
+    if width != embed:
+      raise UserError(f'{name}_projection="none" needs features as wide as the embedding, and the '
+                      f"{name} tower has {width}, not embed={embed}. Set embed={width}, or project.")
+    return None
   init = lambda key, shape: width**-0.5 * jax.random.normal(key, shape)
-  return Linear(width, embed, bias=False, init=init, rngs=rngs)
+  return Linear(width, embed, bias=kind == "affine", init=init, rngs=rngs)
+
+
+def _projected(projection, features):
+  return features.astype(jnp.float32) if projection is None else projection(features)
 
 
 def unit(x: jax.Array) -> jax.Array:

@@ -21,10 +21,10 @@ LAYERS = [
     ("embedder", "objectives"),
     ("step",),
     ("checkpoint", "evaluators", "experiment", "positions", "scoring"),
-    ("parts",),
+    ("parts", "pretrained"),
     ("loading",),
     ("loop", "benches"),
-    ("train", "prepare", "bench", "score"),
+    ("train", "prepare", "bench", "score", "export"),
 ]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -85,6 +85,16 @@ class SentencePiece:
   def vocabulary(self) -> int:
     return self._processor.vocab_size()
 
+  @property
+  def end(self) -> int:
+    """Number of the end token, -1 where the model has none."""
+    return self._processor.eos_id()
+
+  @property
+  def model(self) -> bytes:
+    """The SentencePiece model, as a file holds it."""
+    return self._proto
+
   def __call__(self, texts: Sequence[str], keep: Keep | None = None) -> np.ndarray:
     """Texts -> int32 [len(texts), L]; `keep` says which pieces of long ones; else the first."""
     pieces = self._processor

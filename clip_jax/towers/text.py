@@ -1,6 +1,5 @@
 """The text transformer."""
 
-
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -24,15 +23,23 @@ class TextTransformer(nnx.Module):
     pool: "last", position L - 1 whatever stands there, as SigLIP's; "eot", the last token that is
       not padding (the end token, where the tokenizer writes one); "mean", of the tokens that are
       not padding; "map", attention of a learned query to those.
+    end_token: number of the end token, of which "eot" then takes the first: a text may be padded
+      with anything, as Hugging Face pads with the end token itself.
+    epsilon: of the norms.
     mask_padding: whether padding is hidden from attention. SigLIP, CLIPA and FLIP show it.
     depth: of the stack; 0 makes it a bag of words, with pool "mean".
     activation, dtype, remat, unroll: as of `Vit`.
+
+  OpenAI's form is causal=True, pool="eot", end_token=49_407, mask_padding=False, epsilon=1e-5,
+  activation="quick_gelu" ("gelu" in open_clip's own models), with size "M" beside an image tower of
+  size B and "B" beside L. SigLIP's is pool="last", mask_padding=False.
 
   Source: Radford et al. 2021, sec. 2.4; Zhai et al. 2023 for the form that sees both ways.
   """
 
   def __init__(self, *, vocabulary: int = 32_000, length: int = 16, size: str = "B",
                causal: bool = False, pool: str = "last", mask_padding: bool = True,
+               end_token: int | None = None, epsilon: float = 1e-6,
                width: int | None = None, depth: int | None = None, mlp: int | None = None,
                heads: int | None = None, activation: str = "gelu_tanh", dtype: str = "bfloat16",
                remat: str = "none", unroll: int = 1, rngs: nnx.Rngs):
@@ -41,13 +48,15 @@ class TextTransformer(nnx.Module):
     width, depth, mlp, heads = transformer_size(size, width, depth, mlp, heads)
     self.width, self.vocabulary, self.length = width, vocabulary, length
     self.causal, self.pool, self.mask_padding, self.dtype = causal, pool, mask_padding, dtype
+    self.end_token = end_token
     self.embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), (vocabulary, width)))
     self.positions = nnx.Param(0.01 * jax.random.normal(rngs.params(), (length, width)))
-    self.stack = layers.blocks(width, depth, heads, mlp, activation=activation, dtype=dtype,
-                               remat=remat, unroll=unroll, rngs=rngs)
-    self.norm = layers.LayerNorm(width, dtype=dtype)
+    self.stack = layers.blocks(width, depth, heads, mlp, activation=activation, epsilon=epsilon,
+                               dtype=dtype, remat=remat, unroll=unroll, rngs=rngs)
+    self.norm = layers.LayerNorm(width, epsilon=epsilon, dtype=dtype)
     if pool == "map":
-      self.head = layers.MapHead(width, heads, mlp, activation=activation, dtype=dtype, rngs=rngs)
+      self.head = layers.MapHead(width, heads, mlp, activation=activation, epsilon=epsilon,
+                                 dtype=dtype, rngs=rngs)
 
   def __call__(self, tokens, *, train=False):
     """int32 [B, L], 0 is padding -> [B, D]."""
@@ -66,6 +75,8 @@ class TextTransformer(nnx.Module):
     if self.pool == "last":
       x = x[:, -1]
     elif self.pool == "eot":
+      if self.end_token is not None:
+        end = jnp.argmax(tokens == self.end_token, axis=1)
       x = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
     else:
       # Before the norm, so that a token's length says how much it matters.

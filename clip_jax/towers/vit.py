@@ -22,47 +22,66 @@ class Vit(nnx.Module):
     size: a name in `towers.sizes`; `width`, `depth`, `mlp`, `heads` replace its numbers.
     patch: side of a patch in pixels.
     image_size: side, or (height, width), of the images in pixels.
-    pool: "gap", the mean of the patches; "tok", a class token (it has no position, and is never
-      dropped); "map", attention of a learned query.
+    pool: "gap", the mean of the patches; "tok", a class token (never dropped); "map", attention of
+      a learned query.
     positions: "learned", or "sincos2d" (fixed, the form of MoCo v3).
+    class_position: whether the class token has a learned position too, row 0 of `positions`.
+    pre_norm: whether a norm comes before the blocks as well.
+    patch_bias: whether the embedding of the patches has a bias.
+    drop_rest: whether pixels to the right and below that fill no patch are dropped, as SigLIP's
+      so400m does at 384 pixels; otherwise such an image size is an error.
+    epsilon: of the norms.
     activation: a name in `layers.ACTIVATIONS`.
     dtype: what the tower computes in; parameters are float32 all the same.
     remat: what the backward pass keeps of a block, a name in `layers.REMAT`.
     unroll: blocks per turn of the compiled loop over blocks.
 
+  OpenAI's form (Radford et al. 2021) is pool="tok", class_position=True, pre_norm=True,
+  patch_bias=False, epsilon=1e-5, activation="quick_gelu" ("gelu" in open_clip's own models);
+  SigLIP's is pool="map".
+
   Source: Dosovitskiy et al. 2021; sizes, heads and initial values as in big_vision.
   """
 
   def __init__(self, *, size: str = "B", patch: int = 16, image_size: int | tuple[int, int] = 224,
-               pool: str = "gap", positions: str = "learned", width: int | None = None,
-               depth: int | None = None, mlp: int | None = None, heads: int | None = None,
-               activation: str = "gelu_tanh", dtype: str = "bfloat16", remat: str = "none",
-               unroll: int = 1, rngs: nnx.Rngs):
+               pool: str = "gap", positions: str = "learned", class_position: bool = False,
+               pre_norm: bool = False, patch_bias: bool = True, drop_rest: bool = False,
+               epsilon: float = 1e-6, width: int | None = None, depth: int | None = None,
+               mlp: int | None = None, heads: int | None = None, activation: str = "gelu_tanh", dtype: str = "bfloat16",
+               remat: str = "none", unroll: int = 1, rngs: nnx.Rngs):
     for name, value, known in (("pool", pool, POOLS), ("positions", positions, POSITIONS)):
       if value not in known:
         raise UserError(f"Vit has no {name} {value!r}; there are {', '.join(known)}.")
+    if class_position and (pool, positions) != ("tok", "learned"):
+      raise UserError('class_position=True is the position of a class token, so it needs pool="tok" '
+                      f'and positions="learned", not pool={pool!r} and positions={positions!r}.')
     width, depth, mlp, heads = transformer_size(size, width, depth, mlp, heads)
     height, across = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if height % patch or across % patch:
+    if (height % patch or across % patch) and not drop_rest:
       raise UserError(f"An image of {height} x {across} does not divide into patches of {patch} x "
                       f"{patch}. Nearest height that does: {max(1, round(height / patch)) * patch}.")
     grid = (height // patch, across // patch)
     N = math.prod(grid)
     self.width, self.patch, self.image_size, self.pool = width, patch, (height, across), pool
-    self.dtype = dtype
-    self.embedding = layers.Linear(patch * patch * 3, width, dtype=dtype, rngs=rngs)
+    self.class_position, self.dtype = class_position, dtype
+    self.embedding = layers.Linear(patch * patch * 3, width, bias=patch_bias, dtype=dtype, rngs=rngs)
     if positions == "learned":
       self.positions = nnx.Param(
-          jax.random.normal(rngs.params(), (N, width)) / math.sqrt(width))
+          jax.random.normal(rngs.params(), (N + class_position, width)) / math.sqrt(width))
     else:
       self.positions = Fixed(jnp.asarray(layers.sincos2d(*grid, width)))
     if pool == "tok":
       self.class_token = nnx.Param(jnp.zeros(width))
-    self.stack = layers.blocks(width, depth, heads, mlp, activation=activation, dtype=dtype,
-                               remat=remat, unroll=unroll, rngs=rngs)
-    self.norm = layers.LayerNorm(width, dtype=dtype)
+    if pre_norm:
+      self.pre_norm = layers.LayerNorm(width, epsilon=epsilon, dtype=dtype)
+    else:
+      self.pre_norm = None
+    self.stack = layers.blocks(width, depth, heads, mlp, activation=activation, epsilon=epsilon,
+                               dtype=dtype, remat=remat, unroll=unroll, rngs=rngs)
+    self.norm = layers.LayerNorm(width, epsilon=epsilon, dtype=dtype)
     if pool == "map":
-      self.head = layers.MapHead(width, heads, mlp, activation=activation, dtype=dtype, rngs=rngs)
+      self.head = layers.MapHead(width, heads, mlp, activation=activation, epsilon=epsilon,
+                                 dtype=dtype, rngs=rngs)
 
   def __call__(self, image, *, train=False, keep=1.0, key=None):
     """float [B, H, W, 3] -> [B, D].
@@ -75,13 +94,19 @@ class Vit(nnx.Module):
       raise UserError(f"This Vit was made for images of {self.image_size[0]} x "
                       f"{self.image_size[1]} and got {image.shape[1]} x {image.shape[2]}. Set "
                       "image_size of the tower and size of the crop to the same.")
-    x = self.embedding(layers.patches(image, self.patch))                   # [B, N, D]
-    x = x + self.positions[...].astype(self.dtype)
+    height, width = (side // self.patch * self.patch for side in self.image_size)
+    x = self.embedding(layers.patches(image[:, :height, :width], self.patch))  # [B, N, D]
+    positions = self.positions[...].astype(self.dtype)
+    x = x + (positions[1:] if self.class_position else positions)
     if keep < 1:
       x = layers.some_of(x, keep, key)                                      # [B, K, D]
     if self.pool == "tok":
-      token = jnp.broadcast_to(self.class_token[...].astype(self.dtype), (len(x), 1, self.width))
-      x = jnp.concatenate([token, x], axis=1)                               # [B, K + 1, D]
+      token = self.class_token[...].astype(self.dtype)
+      token = token + positions[0] if self.class_position else token
+      x = jnp.concatenate(
+          [jnp.broadcast_to(token, (x.shape[0], 1, self.width)), x], axis=1)  # [B, K + 1, D]
+    if self.pre_norm is not None:
+      x = self.pre_norm(x)
     x = self.norm(self.stack(x))
     if self.pool == "gap":
       return on_rows(x.mean(axis=1))

@@ -1,0 +1,178 @@
+"""big_vision's two-tower checkpoints: one .npz of arrays by path, nothing else.
+
+Source: models/vit.py, models/proj/image_text/{text_transformer,two_towers}.py of big_vision.
+"""
+
+import math
+from pathlib import Path
+import zipfile
+
+import numpy as np
+
+from clip_jax.config import call
+from clip_jax.data.tokenizer import SentencePiece
+from clip_jax.data.tokenizer_file import NoTokenizer
+from clip_jax.data.two_step import TwoStep
+from clip_jax.errors import UserError
+from clip_jax.model import TwoTowers
+from clip_jax.pretrained import saved as saved_lib
+from clip_jax.pretrained.names import Name, of, prefixed, square_patch
+from clip_jax.pretrained.saved import Saved, complete, demand, kind
+from clip_jax.towers.text import TextTransformer
+from clip_jax.towers.vit import Vit
+
+
+def _pair(theirs, ours):
+  return prefixed(f"{theirs}/", f"{ours}/", [Name("kernel", "kernel"), Name("bias", "bias")])
+
+
+def _norm(theirs, ours):
+  return prefixed(f"{theirs}/", f"{ours}/", [Name("scale", "scale"), Name("bias", "bias")])
+
+
+def _mlp(theirs, ours):
+  return [*_pair(f"{theirs}/Dense_0", f"{ours}/up"), *_pair(f"{theirs}/Dense_1", f"{ours}/down")]
+
+
+_ATTENTION = "MultiHeadDotProductAttention_0"
+BLOCK = [
+    *_norm("LayerNorm_0", "norm_attention"),
+    *(row for i, name in enumerate(("query", "key", "value")) for row in (
+        Name(f"{_ATTENTION}/{name}/kernel", "attention/qkv/kernel", of(i, 1)),
+        Name(f"{_ATTENTION}/{name}/bias", "attention/qkv/bias", of(i, 0)))),
+    *_pair(f"{_ATTENTION}/out", "attention/out"),
+    *_norm("LayerNorm_1", "norm_mlp"),
+    *_mlp("MlpBlock_0", "mlp"),
+]
+HEAD = [
+    Name("probe", "probe", lambda x: x[None, None]),
+    *_pair(f"{_ATTENTION}/query", "query"),
+    *(row for i, name in enumerate(("key", "value")) for row in (
+        Name(f"{_ATTENTION}/{name}/kernel", "key_value/kernel", of(i, 1)),
+        Name(f"{_ATTENTION}/{name}/bias", "key_value/bias", of(i, 0)))),
+    *_pair(f"{_ATTENTION}/out", "out"),
+    *_norm("LayerNorm_0", "norm"),
+    *_mlp("MlpBlock_0", "mlp"),
+]
+TABLE = [
+    Name("img/embedding/kernel", "image/embedding/kernel", square_patch),
+    Name("img/embedding/bias", "image/embedding/bias"),
+    Name("img/pos_embedding", "image/positions", lambda x: x[None]),
+    Name("img/cls", "image/class_token", lambda x: x[None, None]),
+    *prefixed("img/Transformer/encoderblock_{}/", "image/stack/blocks/", BLOCK),
+    *_norm("img/Transformer/encoder_norm", "image/norm"),
+    *prefixed("img/MAPHead_0/", "image/head/", HEAD),
+    *_pair("img/head", "image_projection"),
+    Name("txt/Embed_0/embedding", "text/embedding"),
+    Name("txt/pos_embedding", "text/positions", lambda x: x[None]),
+    *prefixed("txt/Encoder_0/encoderblock_{}/", "text/stack/blocks/", BLOCK),
+    *_norm("txt/Encoder_0/encoder_norm", "text/norm"),
+    *_pair("txt/head", "text_projection"),
+    Name("t", "log_scale", lambda x: x[None]),
+]
+BIAS = [Name("b", "bias", lambda x: x[None])]
+
+
+def read(path: Path) -> Saved:
+  """The model of a .npz; everything about it is in the shapes of its arrays.
+
+  The file does not say how images were prepared: they are squashed to the size that its positions
+  make, to [-1, 1], as SigLIP's were. Nor does it hold the tokenizer: a single SentencePiece model
+  (*.model) beside it is taken.
+
+  Raises:
+    UserError: it is no such file, or arrays are missing, too many or of another shape.
+  """
+  arrays = _arrays(path)
+  model = _model(arrays, str(path))
+  text = model.text
+  files = sorted(path.parent.glob("*.model"))
+  tokenizer = SentencePiece(str(files[0]), text.length, sticky_eos=True) if len(files) == 1 else (
+      NoTokenizer(f"{path} does not hold its tokenizer. Put its SentencePiece model (NAME.model) "
+                  f"into {path.parent}, and no second one.", text.length, text.vocabulary))
+  return saved_lib.read(
+      model, TABLE + (BIAS if "b" in arrays else []), arrays, str(path),
+      preprocess=TwoStep(model.image.image_size, "squash", "bilinear"), tokenizer=tokenizer)
+
+
+def _arrays(path):
+  """By path below "params", blocks apart that were stacked."""
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      names = [name for name in file.files if name.startswith("params/")] or file.files
+      arrays = {name.removeprefix("params/"): file[name] for name in names}
+  except (ValueError, OSError, zipfile.BadZipFile) as error:
+    raise UserError(f"{path} is no .npz of plain arrays: {error}") from error
+  out = {}
+  for name, x in arrays.items():
+    if "/encoderblock/" in name:
+      for i, block in enumerate(x):
+        out[name.replace("/encoderblock/", f"/encoderblock_{i}/")] = block
+    else:
+      out[name] = x
+  return out
+
+
+def _model(arrays, where):
+  """The call of the model whose arrays these are."""
+  wanted = ("img/embedding/kernel", "img/pos_embedding", "txt/Embed_0/embedding",
+            "txt/pos_embedding", "t")
+  missing = [name for name in wanted if name not in arrays]
+  if missing:
+    raise UserError(f"{where} is not of big_vision's two towers: it has no {', '.join(missing)}.")
+
+  def shape(name, axis=0):
+    if name not in arrays:
+      raise UserError(f"{where} is not of big_vision's two towers: it has no {name}.")
+    return arrays[name].shape[axis]
+
+  def sizes(prefix):
+    block = f"{prefix}encoderblock_0/"
+    return dict(width=shape(f"{block}LayerNorm_0/scale"), mlp=shape(f"{block}MlpBlock_0/Dense_0/bias"),
+                depth=sum(n.startswith(f"{prefix}encoderblock_") and n.endswith("LayerNorm_0/scale")
+                          for n in arrays),
+                heads=shape(f"{block}{_ATTENTION}/query/bias"), dtype="float32")
+
+  patch, N = shape("img/embedding/kernel"), shape("img/pos_embedding", 1)
+  side = math.isqrt(N)
+  if side * side != N:
+    raise UserError(f"{where} has {N} positions, which are not those of a square image.")
+  head = lambda tower: "affine" if f"{tower}/head/kernel" in arrays else "none"
+  pool = "map" if "img/MAPHead_0/probe" in arrays else "tok" if "img/cls" in arrays else "gap"
+  return call(
+      TwoTowers,
+      image=call(Vit, patch=patch, image_size=side * patch, pool=pool,
+                 **sizes("img/Transformer/")),
+      text=call(TextTransformer, vocabulary=shape("txt/Embed_0/embedding"),
+                length=shape("txt/pos_embedding", 1), mask_padding=False,
+                **sizes("txt/Encoder_0/")),
+      embed=shape("txt/head/kernel", 1) if head("txt") == "affine" else
+      shape("txt/Embed_0/embedding", 1),
+      image_projection=head("img"), text_projection=head("txt"))
+
+
+def write(saved: Saved, path: Path):
+  """Writes a .npz that big_vision's `two_towers.load` reads.
+
+  Raises:
+    UserError: big_vision has no counterpart of the model.
+  """
+  model = complete(saved.model)
+  if (kind(model.image), kind(model.text)) != ("Vit", "TextTransformer"):
+    raise UserError(f"big_vision's two towers have no counterpart of {kind(model.image)} with "
+                    f"{kind(model.text)}. {saved_lib.EXPORTABLE}")
+  there = "big_vision"
+  for spec, name in ((model.image, "Vit"), (model.text, "TextTransformer")):
+    demand(spec, name, there, epsilon=1e-6, activation="gelu_tanh")
+  demand(model.image, "Vit", there, positions="learned", class_position=False, pre_norm=False,
+         patch_bias=True)
+  demand(model.text, "TextTransformer", there, causal=False, pool="last",
+         mask_padding=False)
+  demand(model, "the model", there, mean=((0.5,) * 3,), std=((0.5,) * 3,))
+  arrays = saved_lib.written(saved, TABLE + (BIAS if saved.bias else []))
+  for name, tower in (("image", "img"), ("text", "txt")):
+    if model[f"{name}_projection"] == "linear":
+      arrays[f"{tower}/head/bias"] = np.zeros(model.embed, np.float32)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with open(path, "wb") as f:
+    np.savez(f, **{f"params/{name}": x for name, x in arrays.items()})

@@ -1,0 +1,426 @@
+"""open_clip's directories: open_clip_config.json and open_clip_model.safetensors.
+
+Source: the layout that open_clip_torch 3.3 writes and reads (Ilharco et al. 2021).
+"""
+
+import math
+from pathlib import Path
+import re
+
+from ml_collections.config_dict import ConfigDict
+import numpy as np
+
+from clip_jax.config import call
+from clip_jax.data.crops import Resize
+from clip_jax.data.tokenizer import ClipBpe
+from clip_jax.data.tokenizer_file import CLEANERS, Cleaned, NoTokenizer, TokenizerFile
+from clip_jax.data.two_step import TwoStep
+from clip_jax.errors import UserError
+from clip_jax.model import TwoTowers
+from clip_jax.pretrained import saved as saved_lib
+from clip_jax.pretrained import safetensors, tokenizers
+from clip_jax.pretrained.names import (
+    Name, convolution, layer_norm, linear, matrix, matrix_of_heads, of, patch, prefixed, vector)
+from clip_jax.pretrained.saved import Saved, complete, demand, kind
+from clip_jax.towers import clip_resnet, sizes
+from clip_jax.towers.text import TextTransformer
+from clip_jax.towers.vit import Vit
+
+CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+IGNORED = ("*num_batches_tracked",)  # Counts the steps of BatchNorm, which its momentum never reads.
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+_CLEAN = {"canonicalize": "words", "lower": "lower", "whitespace": "whitespace"}
+
+# timm's ViTs of the SigLIP family, by the names that open_clip's configs give.
+TIMM = re.compile(r"vit_(base|large|so400m|giantopt)_patch(\d+)_siglip_(gap_)?(\d+)")
+TIMM_SIZES = {"base": "B", "large": "L", "so400m": "So400m", "giantopt": "g-opt"}
+TIMM_HEADS = {"base": 12, "large": 16, "so400m": 16, "giantopt": 16}
+# Which of them were made for SigLIP 2 and have its activation; the older ones have the exact GELU.
+TIMM_TANH = {"base": {(32, 256)}, "large": {(16, 512)},
+             "so400m": {(16, 256), (16, 384), (16, 512)}, "giantopt": {(16, 256), (16, 384)}}
+TIMM_EXACT = {"base": {(16, 224), (16, 256), (16, 384), (16, 512)},
+              "large": {(16, 256), (16, 384)}, "so400m": {(14, 224), (14, 378), (14, 384)},
+              "giantopt": set()}
+
+BLOCK = [
+    *layer_norm("ln_1", "norm_attention"),
+    Name("attn.in_proj_weight", "attention/qkv/kernel", matrix),
+    Name("attn.in_proj_bias", "attention/qkv/bias", vector),
+    *linear("attn.out_proj", "attention/out", matrix_of_heads),
+    *layer_norm("ln_2", "norm_mlp"),
+    *linear("mlp.c_fc", "mlp/up"),
+    *linear("mlp.c_proj", "mlp/down"),
+]
+VIT = [
+    Name("visual.conv1.weight", "image/embedding/kernel", patch),
+    Name("visual.class_embedding", "image/class_token"),
+    Name("visual.positional_embedding", "image/positions"),
+    *layer_norm("visual.ln_pre", "image/pre_norm"),
+    *prefixed("visual.transformer.resblocks.{}.", "image/stack/blocks/", BLOCK),
+    *layer_norm("visual.ln_post", "image/norm"),
+    Name("visual.proj", "image_projection/kernel"),
+]
+TRUNK = [
+    Name("visual.trunk.patch_embed.proj.weight", "image/embedding/kernel", patch),
+    Name("visual.trunk.patch_embed.proj.bias", "image/embedding/bias"),
+    Name("visual.trunk.pos_embed", "image/positions", lambda x: x[None]),
+    *prefixed("visual.trunk.blocks.{}.", "image/stack/blocks/", [
+        *layer_norm("norm1", "norm_attention"),
+        *linear("attn.qkv", "attention/qkv"),
+        *linear("attn.proj", "attention/out", matrix_of_heads),
+        *layer_norm("norm2", "norm_mlp"),
+        *linear("mlp.fc1", "mlp/up"),
+        *linear("mlp.fc2", "mlp/down"),
+    ]),
+    *layer_norm("visual.trunk.norm", "image/norm"),
+    *prefixed("visual.trunk.attn_pool.", "image/head/", [
+        Name("latent", "probe", lambda x: x[None, None]),
+        *linear("q", "query"),
+        *linear("kv", "key_value"),
+        *linear("proj", "out", matrix_of_heads),
+        *layer_norm("norm", "norm"),
+        *linear("mlp.fc1", "mlp/up"),
+        *linear("mlp.fc2", "mlp/down"),
+    ]),
+    *linear("visual.head.proj", "image_projection"),
+]
+SCALARS = [Name("logit_scale", "log_scale")]
+BIAS = [Name("logit_bias", "bias")]
+
+
+def text_table(prefix: str, *, affine: bool) -> list[Name]:
+  """The text tower's rows; it lies under "text." in models that open_clip calls custom."""
+  projection = linear(f"{prefix}text_projection", "text_projection") if affine else [
+      Name(f"{prefix}text_projection", "text_projection/kernel")]
+  return [
+      Name(f"{prefix}token_embedding.weight", "text/embedding"),
+      Name(f"{prefix}positional_embedding", "text/positions"),
+      *prefixed(f"{prefix}transformer.resblocks.{{}}.", "text/stack/blocks/", BLOCK),
+      *layer_norm(f"{prefix}ln_final", "text/norm"),
+      *projection,
+  ]
+
+
+def resnet_table(stages: tuple[int, ...]) -> list[Name]:
+  """The rows of a ModifiedResNet."""
+  rows = []
+
+  def add(theirs, number, ours, norm):
+    rows.append(Name(f"{theirs}{number[0]}.weight", f"{ours}/kernel", convolution))
+    bn = f"{theirs}{number[1]}"
+    rows.extend([Name(f"{bn}.weight", f"{norm}/scale"), Name(f"{bn}.bias", f"{norm}/bias"),
+                 Name(f"{bn}.running_mean", f"{norm}/mean"),
+                 Name(f"{bn}.running_var", f"{norm}/variance")])
+
+  for i in range(3):
+    add("visual.", (f"conv{i + 1}", f"bn{i + 1}"), f"image/stem/{i}", f"image/stem_norms/{i}")
+  for s, depth in enumerate(stages):
+    for j in range(depth):
+      theirs, ours = f"visual.layer{s + 1}.{j}.", f"image/stages/{s}/{j}"
+      for i in range(3):
+        add(theirs, (f"conv{i + 1}", f"bn{i + 1}"), f"{ours}/convolutions/{i}", f"{ours}/norms/{i}")
+      add(f"{theirs}downsample.", ("0", "1"), f"{ours}/shortcut", f"{ours}/shortcut_norm")
+  return [
+      *rows,
+      Name("visual.attnpool.positional_embedding", "image/head/positions"),
+      *linear("visual.attnpool.q_proj", "image/head/query"),
+      *linear("visual.attnpool.k_proj", "image/head/key_value", of(0, 1, matrix), of(0, 0, vector)),
+      *linear("visual.attnpool.v_proj", "image/head/key_value", of(1, 1, matrix), of(1, 0, vector)),
+      *linear("visual.attnpool.c_proj", "image_projection"),
+  ]
+
+
+def table(model: ConfigDict, *, biased: bool) -> list[Name]:
+  """All rows for a model."""
+  trunk = kind(model.image) == "Vit" and not model.image.class_position
+  image = resnet_table(_numbers(model.image)[0]) if kind(model.image) == "ClipResnet" else (
+      TRUNK if trunk else VIT)
+  affine = model.text_projection == "affine"
+  return [*image, *text_table("text." if trunk else "", affine=affine), *SCALARS, *(BIAS * biased)]
+
+
+def _numbers(image):
+  """(stages, width, image size) of the call of a ClipResnet."""
+  return tuple(n if given is None else given for given, n in zip(
+      (image.stages, image.width, image.image_size), clip_resnet.SIZES[image.size]))
+
+
+def read(folder: Path) -> Saved:
+  """The model of a directory that open_clip wrote, or that lies on the hub for it.
+
+  Raises:
+    UserError: the weights are missing or do not fit the config, or the config asks for something
+      that is not read.
+  """
+  config = saved_lib.load_json(folder / CONFIG)
+  described = config.get("model_cfg")
+  if described is None:
+    raise UserError(f"{folder / CONFIG} has no model_cfg; it is not open_clip's.")
+  arrays = safetensors.read(folder / WEIGHTS)
+  settings = {"mean": OPENAI_MEAN, "std": OPENAI_STD, "interpolation": "bicubic",
+              "resize_mode": "shortest", **config.get("preprocess_cfg", {})}
+  model = _model(described, arrays, settings, str(folder / CONFIG))
+  interpolation = settings["interpolation"]
+  return saved_lib.read(
+      model, table(complete(model), biased="logit_bias" in arrays), arrays, str(folder / WEIGHTS),
+      ignored=IGNORED,
+      preprocess=TwoStep(model.image.image_size, settings["resize_mode"],
+                         "bicubic" if interpolation == "random" else interpolation),
+      tokenizer=_tokenizer(described["text_cfg"], folder))
+
+
+def _model(config, arrays, settings, where):
+  """The call of the model that a model_cfg describes."""
+  image, text_config = dict(config["vision_cfg"]), dict(config["text_cfg"])
+  quick = "quick_gelu" if config.get("quick_gelu") else "gelu"
+  affine = text_config.pop("proj_bias", False)
+  vision = _timm if image.get("timm_model_name") else (
+      _resnet if isinstance(image["layers"], (list, tuple)) else _vit)
+  spec, projection = vision(image, arrays, quick, where)
+  return call(TwoTowers, image=spec, text=_text(text_config, quick, where), embed=config["embed_dim"],
+              image_projection=projection, text_projection="affine" if affine else "linear",
+              mean=tuple(settings["mean"]), std=tuple(settings["std"]))
+
+
+def _rest(config, section, where, harmless=()):
+  """Raises if a section asks for something that no one has looked at."""
+  asked = {name: value for name, value in config.items() if value and name not in harmless}
+  if asked:
+    raise UserError(f"{where}: {section} asks for {asked}, which clip_jax does not have. Read are "
+                    "plain ViTs, ModifiedResNets, timm's SigLIP ViTs, and plain text transformers.")
+
+
+def _size(size):
+  return size if isinstance(size, int) else tuple(size)
+
+
+def _activation(config, quick):
+  tanh = (config.pop("act_kwargs", None) or {}).get("approximate") == "tanh"
+  return "gelu_tanh" if tanh else quick
+
+
+def _epsilon(config):
+  return (config.pop("norm_kwargs", None) or {}).get("eps", 1e-5)
+
+
+def _vit(config, arrays, quick, where):
+  del arrays
+  width, patch_size = config.pop("width", 768), config.pop("patch_size", 16)
+  spec = call(
+      Vit, patch=patch_size, image_size=_size(config.pop("image_size", 224)), pool="tok",
+      class_position=True, pre_norm=not config.pop("no_ln_pre", False), patch_bias=False,
+      epsilon=_epsilon(config), width=width, depth=config.pop("layers", 12),
+      mlp=int(width * config.pop("mlp_ratio", 4.0)), heads=width // config.pop("head_width", 64),
+      activation=_activation(config, quick), dtype="float32")
+  if config.pop("pool_type", "tok") != "tok":
+    config["pool_type"] = "not tok"
+  # With one token pooled, a norm before and after pooling are the same.
+  _rest(config, "vision_cfg", where, ("patch_dropout", "output_tokens", "final_ln_after_pool",
+                                      "attn_pooler_queries", "attn_pooler_heads", "timm_pool",
+                                      "timm_proj", "pos_embed_type"))
+  return spec, "linear"
+
+
+def _resnet(config, arrays, quick, where):
+  del arrays, quick
+  width = config.pop("width", 64)
+  spec = call(clip_resnet.ClipResnet, stages=tuple(config.pop("layers")), width=width,
+              heads=width * 32 // config.pop("head_width", 64),
+              image_size=_size(config.pop("image_size", 224)), dtype="float32")
+  _rest(config, "vision_cfg", where, ("patch_size", "mlp_ratio"))
+  return spec, "affine"
+
+
+def _timm(config, arrays, quick, where):
+  del quick
+  name = config.pop("timm_model_name")
+  found = TIMM.fullmatch(name)
+  if not found:
+    raise UserError(f"{where}: the image tower is timm's {name}; of timm, read are ViTs of the "
+                    "SigLIP family, such as vit_base_patch16_siglip_224.")
+  size, patch_size, gap, side = found[1], int(found[2]), bool(found[3]), int(found[4])
+  pool, projection = config.pop("timm_pool", "avg"), config.pop("timm_proj", "linear")
+  if (pool, projection) not in (("map", "none"), ("map", "linear"), ("avg", "none"),
+                                ("avg", "linear")) or gap != (pool == "avg"):
+    config.update(timm_pool=pool, timm_proj=projection)
+  affine = config.pop("timm_proj_bias", False)
+  side = config.pop("image_size", side)
+  trunk = "visual.trunk."
+  shape = lambda name, axis: arrays[trunk + name].shape[axis] if trunk + name in arrays else 0
+  depth = sum(key.startswith(f"{trunk}blocks.") and key.endswith("norm1.weight") for key in arrays)
+  spec = call(
+      Vit, patch=patch_size, image_size=_size(side), pool="gap" if gap else "map",
+      width=shape("pos_embed", -1) or 768, depth=depth or 12,
+      mlp=shape("blocks.0.mlp.fc1.weight", 0) or 3072, heads=TIMM_HEADS[size],
+      activation=_timm_activation(size, patch_size, int(found[4])), dtype="float32",
+      drop_rest=any(s % patch_size for s in (side if isinstance(side, list) else [side])))
+  _rest(config, "vision_cfg", where, ("timm_model_pretrained", "timm_drop", "timm_drop_path",
+                                      "patch_dropout"))
+  return spec, "none" if projection == "none" else "affine" if affine else "linear"
+
+
+def _timm_activation(size, patch_size, side):
+  return "gelu_tanh" if (patch_size, side) in TIMM_TANH[size] else "gelu"
+
+
+def _text(config, quick, where):
+  vocabulary, width = config.pop("vocab_size", 49_408), config.pop("width", 512)
+  pool, end = config.pop("pool_type", "argmax"), config.pop("eos_id", 2)
+  if pool not in ("argmax", "eos", "last"):
+    config["pool_type"] = pool
+  if config.get("proj_type") == "linear":
+    del config["proj_type"]
+  spec = call(
+      TextTransformer, vocabulary=vocabulary, length=config.pop("context_length", 77),
+      causal=not config.pop("no_causal_mask", False), pool="last" if pool == "last" else "eot",
+      # The largest number, which is the end token.
+      end_token={"argmax": vocabulary - 1, "eos": end}.get(pool), mask_padding=False,
+      epsilon=_epsilon(config), width=width, depth=config.pop("layers", 12),
+      heads=config.pop("heads", 8), mlp=int(width * config.pop("mlp_ratio", 4.0)),
+      activation=_activation(config, quick), dtype="float32")
+  _rest(config, "text_cfg", where, ("hf_tokenizer_name", "tokenizer_kwargs", "pad_id",
+                                    "output_tokens", "final_ln_after_pool", "hf_model_pretrained",
+                                    "hf_proj_type", "hf_pooler_type"))
+  return spec
+
+
+def _tokenizer(config, folder):
+  """What a text_cfg says; OpenAI's where it says nothing."""
+  length, vocabulary = config.get("context_length", 77), config.get("vocab_size", 49_408)
+  named = config.get("hf_tokenizer_name")
+  options = config.get("tokenizer_kwargs") or {}
+  own = tokenizers.own(folder)
+  if own or (not named and vocabulary == ClipBpe.vocabulary):
+    return own or ClipBpe(length)
+  file = folder / "tokenizer.json"
+  if file.is_file() and not config.get("tokenizer_mode") and set(options) <= {"clean"}:
+    made = TokenizerFile(str(file), length, tokenizers.padding(folder, default=0))
+    return Cleaned(made, _CLEAN.get(options.get("clean"), "whitespace"))
+  return NoTokenizer(
+      f"The checkpoint in {folder} needs the tokenizer {named or 'of its vocabulary'}, and there is "
+      f"no {file.name} beside it that is read. Download it, for example with hf-hub:ORG/NAME.",
+      length, vocabulary)
+
+
+def _tokenizer_options(tokenizer):
+  """What a text_cfg says of a tokenizer; nothing of OpenAI's."""
+  if isinstance(tokenizer, ClipBpe):
+    return {}
+  clean = getattr(tokenizer, "clean", "whitespace")
+  return {"hf_tokenizer_name": "tokenizer of this directory", "tokenizer_kwargs": {
+      "clean": {"words": "canonicalize", "letters": "canonicalize"}.get(clean, clean)}}
+
+
+def write(saved: Saved, folder: Path):
+  """Writes a directory that open_clip loads by "local-dir:FOLDER".
+
+  Raises:
+    UserError: open_clip has no counterpart of the model.
+  """
+  model = complete(saved.model)
+  vision, text_config = _vision_config(model), _text_config(model, saved.tokenizer)
+  quick = [spec.activation == "quick_gelu" for spec in (model.image, model.text)
+           if "activation" in spec and not (spec is model.image and "timm_model_name" in vision)]
+  if any(quick) != all(quick):
+    raise UserError("open_clip has one quick_gelu for both towers, and this model's activations are "
+                    f"{model.image.activation!r} and {model.text.activation!r}. "
+                    + saved_lib.EXPORTABLE)
+  described = {"embed_dim": model.embed, "vision_cfg": vision, "text_cfg": text_config}
+  if any(quick):
+    described["quick_gelu"] = True
+  if "timm_model_name" in vision:
+    described["custom_text"] = True
+  if saved.bias:
+    described["init_logit_bias"] = saved.bias
+  arrays = saved_lib.written(saved, table(model, biased=bool(saved.bias)))
+  if kind(model.image) == "ClipResnet" and model.image_projection == "linear":
+    arrays["visual.attnpool.c_proj.bias"] = np.zeros(model.embed, np.float32)
+  for name in [name for name in arrays if name.endswith("running_mean")]:
+    arrays[name.replace("running_mean", "num_batches_tracked")] = np.zeros((), np.int64)
+  folder.mkdir(parents=True, exist_ok=True)
+  safetensors.write(folder / WEIGHTS, arrays)
+  preprocess = saved.preprocess
+  if isinstance(preprocess, Resize):
+    mode = {"squash": "squash", "crop": "shortest", "pad": "longest"}[preprocess.mode]
+    settings = {"interpolation": "bicubic", "resize_mode": mode}
+  else:
+    settings = {"interpolation": preprocess.interpolation, "resize_mode": preprocess.mode}
+  saved_lib.save_json(folder / CONFIG, {"model_cfg": described, "preprocess_cfg": {
+      "mean": model.mean, "std": model.std, **settings}})
+  tokenizers.write(saved.tokenizer, folder)
+
+
+def _ratio(mlp, width):
+  """What times the width, rounded down, is the hidden width of the MLP."""
+  ratio = mlp / width
+  return ratio if int(width * ratio) == mlp else math.nextafter(ratio, math.inf)
+
+
+def _shape(spec):
+  norm = {} if spec.epsilon == 1e-5 else {"norm_kwargs": {"eps": spec.epsilon}}
+  tanh = {"act_kwargs": {"approximate": "tanh"}} if spec.activation == "gelu_tanh" else {}
+  return {"layers": spec.depth, "width": spec.width, "mlp_ratio": _ratio(spec.mlp, spec.width),
+          **norm, **tanh}
+
+
+def _vision_config(model):
+  """A vision_cfg."""
+  image = model.image
+  if kind(image) == "ClipResnet":
+    demand(model, "the model", "open_clip's ModifiedResNet", image_projection=("affine", "linear"))
+    stages, width, side = _numbers(image)
+    heads = image.heads or max(1, width // 2)
+    return {"layers": list(stages), "width": width, "head_width": width * 32 // heads,
+            "image_size": side, "patch_size": None}
+  if kind(image) != "Vit":
+    raise UserError(f"open_clip has no counterpart of {kind(image)}. {saved_lib.EXPORTABLE}")
+  if image.pool != "tok":
+    return _timm_config(model)
+  demand(image, "Vit", "open_clip's ViT", class_position=True, positions="learned",
+         patch_bias=False, drop_rest=False)
+  demand(model, "the model", "open_clip's ViT", image_projection="linear")
+  return {"image_size": image.image_size, "patch_size": image.patch,
+          "head_width": image.width // image.heads, "no_ln_pre": not image.pre_norm,
+          **_shape(image)}
+
+
+def _timm_config(model):
+  image = model.image
+  demand(image, "Vit", "timm's SigLIP ViT", positions="learned", patch_bias=True, pre_norm=False,
+         epsilon=1e-6)
+  shape = (image.width, image.depth, image.mlp, image.heads)
+  for size, ours in TIMM_SIZES.items():
+    known = {"gelu": TIMM_EXACT, "gelu_tanh": TIMM_TANH}.get(image.activation, {}).get(size, ())
+    if shape == sizes.SIZES[ours] and (image.patch, image.image_size) in known:
+      gap = "gap_" if image.pool == "gap" else ""
+      return {
+          "timm_model_name": f"vit_{size}_patch{image.patch}_siglip_{gap}{image.image_size}",
+          "timm_model_pretrained": False, "image_size": image.image_size,
+          "timm_pool": "avg" if gap else "map",
+          "timm_proj": "none" if model.image_projection == "none" else "linear",
+          "timm_proj_bias": model.image_projection == "affine"}
+  raise UserError(
+      f'open_clip takes a Vit with pool="{image.pool}" from timm, which has none of width '
+      f"{image.width}, depth {image.depth}, patch {image.patch}, {image.image_size} pixels and "
+      f"activation {image.activation!r}. {saved_lib.EXPORTABLE}")
+
+
+def _text_config(model, tokenizer):
+  """A text_cfg."""
+  spec = model.text
+  if kind(spec) != "TextTransformer":
+    raise UserError(f"open_clip has no counterpart of {kind(spec)}. {saved_lib.EXPORTABLE}")
+  demand(spec, "TextTransformer", "open_clip's text transformer", pool=("last", "eot"))
+  demand(model, "the model", "open_clip", text_projection=("linear", "affine"))
+  if not spec.causal:
+    demand(spec, "TextTransformer", "open_clip's text transformer", mask_padding=False)
+  config = {"context_length": spec.length, "vocab_size": spec.vocabulary, "heads": spec.heads,
+            "no_causal_mask": not spec.causal, "proj_bias": model.text_projection == "affine",
+            **_shape(spec), **_tokenizer_options(tokenizer)}
+  if spec.pool == "last":
+    return {**config, "pool_type": "last"}
+  end = tokenizers.end_token(spec, tokenizer, "open_clip")
+  if end == spec.vocabulary - 1:
+    return {**config, "pool_type": "argmax"}
+  return {**config, "pool_type": "eos", "eos_id": end}

@@ -1,0 +1,39 @@
+"""A model as two compiled-anywhere programs, with the weights in them: StableHLO by `jax.export`."""
+
+from pathlib import Path
+
+from flax import nnx
+import jax
+from jax import export
+import jax.numpy as jnp
+
+from clip_jax.model import split
+from clip_jax.pretrained import saved as saved_lib
+from clip_jax.pretrained.saved import Saved, abstract
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+SHAPES = "shapes.json"
+
+
+def write(saved: Saved, folder: Path):
+  """Writes encode_image.stablehlo and encode_text.stablehlo, any number of rows B, and shapes.json.
+
+  `jax.export.deserialize(bytearray(bytes)).call(images)` runs one: uint8 [B, H, W, 3] or int32
+  [B, L] to float32 [B, E] of unit length. Normalisation of pixels is in it; resizing and
+  tokenizing are not.
+  """
+  model = nnx.merge(split(abstract(saved.model))[0], saved.params, saved.stats)
+  height, width = model.image.image_size
+  folder.mkdir(parents=True, exist_ok=True)
+  shapes = {}
+  for name, shape, dtype in (("encode_image", f"B, {height}, {width}, 3", jnp.uint8),
+                             ("encode_text", f"B, {model.text.length}", jnp.int32)):
+    arguments = jax.ShapeDtypeStruct(export.symbolic_shape(shape), dtype)
+    exported = export.export(jax.jit(getattr(model, name)), platforms=PLATFORMS)(arguments)
+    (folder / f"{name}.stablehlo").write_bytes(exported.serialize())
+    shapes[name] = {side: {"shape": [d if isinstance(d, int) else str(d) for d in x.shape],
+                           "dtype": x.dtype.name}
+                    for side, x in (("input", arguments), ("output", exported.out_avals[0]))}
+  saved_lib.save_json(folder / SHAPES, {
+      **shapes, "scale": saved.scale, "bias": saved.bias, "platforms": PLATFORMS,
+      "pixels": "RGB, 0 to 255; the model normalises them itself"})

@@ -1,0 +1,103 @@
+"""Tokenizers beside a checkpoint: found there, and put there."""
+
+import json
+from pathlib import Path
+
+from ml_collections.config_dict import ConfigDict
+
+from clip_jax.data import tokenizer as shipped
+from clip_jax.data.tokenizer_file import Cleaned, TokenizerFile
+from clip_jax.errors import UserError
+from clip_jax.interfaces import Tokenizer
+
+SETTINGS, PIECES = "tokenizer_config.json", "spiece.model"
+
+
+def settings(folder: Path) -> dict:
+  """What a directory's tokenizer_config.json says, if there is one."""
+  file = folder / SETTINGS
+  return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def padding(folder: Path, *, default: int) -> int:
+  """Number of the padding token that a directory with a tokenizer.json names."""
+  token = settings(folder).get("pad_token")
+  token = token["content"] if isinstance(token, dict) else token
+  made = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+  return _numbers(made).get(token, default)
+
+
+def end_token(text: ConfigDict, tokenizer: Tokenizer, there: str) -> int:
+  """Number of the token that a tower with pool="eot" reads; from the tokenizer if it does not say.
+
+  Raises:
+    UserError: neither says.
+  """
+  if text.end_token is not None:
+    return text.end_token
+  if isinstance(tokenizer, shipped.ClipBpe):
+    return tokenizer.end
+  if isinstance(tokenizer, shipped.SentencePiece) and tokenizer.eos and not tokenizer.sticky_eos:
+    return tokenizer.end
+  raise UserError(f'{there} pools at a token with one number, and this model\'s pool="eot" at the '
+                  "last that is not padding. Train with a tokenizer that writes an end token.")
+
+
+def own(folder: Path) -> Tokenizer | None:
+  """The SentencePiece tokenizer that `write` put into a directory, with all its options."""
+  options = dict(settings(folder).get("clip_jax", {}))
+  if not options:
+    return None
+  clean = options.pop("clean")
+  made = shipped.SentencePiece(str(folder / PIECES), **options)
+  return Cleaned(made, clean) if clean else made
+
+
+def write(tokenizer: Tokenizer, folder: Path, *, clean: str | None = None):
+  """Puts a tokenizer's files into a directory, as Hugging Face's libraries name and read them.
+
+  Their reader of SentencePiece models leaves out punctuation and cannot write a begin token; what
+  this package's options are is written beside it, for this package. `clean` is one of those.
+  """
+  if isinstance(tokenizer, shipped.ClipBpe):
+    _write_clip(tokenizer, folder)
+  elif isinstance(tokenizer, shipped.SentencePiece):
+    (folder / PIECES).write_bytes(tokenizer.model)
+    _save(folder / SETTINGS, {
+        "tokenizer_class": "SiglipTokenizer", "do_lower_case": tokenizer.lower,
+        "model_max_length": tokenizer.length, "eos_token": "</s>", "unk_token": "<unk>",
+        "pad_token": "</s>" if tokenizer.sticky_eos else "<pad>",
+        "clip_jax": {"clean": clean, **{name: getattr(tokenizer, name) for name in (
+            "length", "lower", "bos", "eos", "sticky_eos")}}})
+  elif isinstance(tokenizer, Cleaned):
+    write(tokenizer.tokenizer, folder, clean=tokenizer.clean)
+  elif isinstance(tokenizer, TokenizerFile):
+    made = json.loads(tokenizer.json)
+    (folder / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
+    pad = {number: token for token, number in _numbers(made).items()}.get(tokenizer.padding)
+    _save(folder / SETTINGS, {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": pad,
+                              "model_max_length": tokenizer.length})
+
+
+def _write_clip(tokenizer, folder):
+  """OpenAI's vocabulary and merges."""
+  vocabulary = shipped.clip_vocabulary()
+  (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+  merges = "\n".join(" ".join(pair) for pair in shipped.clip_merges())
+  (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
+  start, end = "<|startoftext|>", "<|endoftext|>"
+  _save(folder / SETTINGS, {
+      "tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.length, "bos_token": start,
+      "eos_token": end, "unk_token": end, "pad_token": end})
+
+
+def _save(path, value):
+  path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _numbers(made):
+  """Numbers of the tokens that a tokenizer.json holds."""
+  vocabulary = made["model"].get("vocab", {})
+  if not isinstance(vocabulary, dict):  # Unigram models have a list of pairs.
+    vocabulary = {token: i for i, (token, _) in enumerate(vocabulary)}
+  return vocabulary | {entry["content"]: entry["id"] for entry in made.get("added_tokens", ())}

@@ -1,0 +1,211 @@
+"""The residual network of OpenAI's CLIP: BatchNorm, average pools before strides, attention pool."""
+
+import math
+
+from flax import nnx
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from clip_jax.errors import UserError
+from clip_jax.layers import REMAT, Linear, check_heads, one_of
+from clip_jax.sharding import on_rows
+
+# Name -> blocks in each stage, channels of the stem, image size it was published for.
+SIZES = {
+    "RN50": ((3, 4, 6, 3), 64, 224),
+    "RN101": ((3, 4, 23, 3), 64, 224),
+    "RN50x4": ((4, 6, 10, 6), 80, 288),
+    "RN50x16": ((6, 8, 18, 8), 96, 384),
+    "RN50x64": ((3, 15, 36, 10), 128, 448),
+}
+
+
+class ClipResnet(nnx.Module):
+  """Three convolutions, four stages of bottlenecks, and attention of the mean to all places.
+
+  The attention's output projection is the model's: image_projection="affine" makes it OpenAI's.
+
+  In training, BatchNorm normalises over the rows it sees: the global batch on any number of devices,
+  but with `train.microbatches` above 1 only those of one piece. Then the gradient is that of another
+  function than without microbatches, so keep pieces large; and their averages are averaged.
+
+  Args:
+    size: a name in `SIZES`; `stages` and `width` replace its numbers.
+    stages: blocks in each of the four stages.
+    width: channels of the stem; the features have 32 times as many.
+    heads: of the attention pool; width / 2 makes heads of 64.
+    image_size: side, or (height, width), of the images in pixels; that of the size by default.
+    dtype: what the tower computes in; parameters are float32 all the same.
+    remat: what the backward pass keeps of a block, a name in `layers.REMAT`.
+
+  Source: Radford et al. 2021, sec. 2.4; He et al. 2019 for the stem, Zhang 2019 for the pools.
+  """
+
+  def __init__(self, *, size: str = "RN50", stages: tuple[int, ...] | None = None,
+               width: int | None = None, heads: int | None = None,
+               image_size: int | tuple[int, int] | None = None, dtype: str = "bfloat16",
+               remat: str = "none", rngs: nnx.Rngs):
+    named = one_of(SIZES, size, "ClipResnet")
+    stages, width, image_size = (
+        n if given is None else given for given, n in zip((stages, width, image_size), named))
+    one_of(REMAT, remat, "remat")
+    self.image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    # Each halving drops the odd pixel out.
+    fine = 2 ** (1 + len(stages))
+    if any(side % fine for side in self.image_size):
+      raise UserError(f"ClipResnet makes an image {fine} times coarser, and {self.image_size[0]} x "
+                      f"{self.image_size[1]} does not divide by that. Nearest height that does: "
+                      f"{max(1, round(self.image_size[0] / fine)) * fine}.")
+    self.width, self.dtype, self.remat = width * 4 * 2 ** (len(stages) - 1), dtype, remat
+    half = width // 2
+    make = lambda inputs, outputs, stride: Convolution(
+        inputs, outputs, 3, stride=stride, dtype=dtype, rngs=rngs)
+    self.stem = nnx.List([make(3, half, 2), make(half, half, 1), make(half, width, 1)])
+    self.stem_norms = nnx.List([BatchNorm(n, dtype=dtype) for n in (half, half, width)])
+    made, channels = [], width
+    for i, depth in enumerate(stages):
+      made.append(nnx.List([
+          Bottleneck(channels if j == 0 else width * 4 * 2**i, width * 2**i,
+                     stride=2 if i > 0 and j == 0 else 1, dtype=dtype, rngs=rngs)
+          for j in range(depth)]))
+      channels = width * 4 * 2**i
+    self.stages = nnx.List(made)
+    places = math.prod(side // fine for side in self.image_size)
+    self.head = AttentionPool(channels, heads or max(1, channels // 64), places, dtype=dtype,
+                              rngs=rngs)
+
+  def __call__(self, image, *, train=False, keep=1.0, key=None):
+    """float [B, H, W, 3] -> [B, D]; in training the running averages are updated."""
+    if keep < 1:
+      raise UserError(
+          f"keep={keep} drops patches, and a ResNet has none. Set keep_patches=1 of the objective, "
+          "or train a Vit; to save compute with a ResNet, use smaller images.")
+    if image.shape[1:3] != self.image_size:
+      raise UserError(f"This ClipResnet was made for images of {self.image_size[0]} x "
+                      f"{self.image_size[1]} and got {image.shape[1]} x {image.shape[2]}. Set "
+                      "image_size of the tower and size of the crop to the same.")
+    x = image
+    for convolution, norm in zip(self.stem, self.stem_norms):
+      x = jax.nn.relu(norm(convolution(x), train=train))
+    x = halved(x)
+
+    def apply(block, x):
+      x = block(x, train=train)
+      return x, nnx.to_pure_dict(nnx.state(block, nnx.BatchStat))
+
+    if self.remat != "none":
+      apply = jax.checkpoint(apply, policy=REMAT[self.remat])
+    for stage in self.stages:
+      for block in stage:
+        x, averages = apply(block, on_rows(x))
+        if train and self.remat != "none":  # What changed inside was a copy.
+          nnx.update(block, averages)
+    B, H, W, C = x.shape
+    return on_rows(self.head(x.reshape(B, H * W, C)))
+
+
+def halved(x: jax.Array) -> jax.Array:
+  """Means of 2 x 2 places: [B, H, W, C] -> [B, H / 2, W / 2, C]."""
+  return nnx.avg_pool(x, (2, 2), strides=(2, 2))
+
+
+class Convolution(nnx.Module):
+  """A convolution without bias, as much padded as it reaches over the edge."""
+
+  def __init__(self, inputs: int, outputs: int, size: int, *, stride: int = 1,
+               dtype: str = "float32", rngs: nnx.Rngs):
+    # He et al. 2015, eq. 10: a ReLU follows.
+    self.kernel = nnx.Param(jax.random.normal(rngs.params(), (size, size, inputs, outputs))
+                            * math.sqrt(2 / (size * size * inputs)))
+    self.stride, self.dtype = stride, dtype
+
+  def __call__(self, x):
+    """[B, H, W, inputs] -> [B, H / stride, W / stride, outputs]."""
+    pad = self.kernel.shape[0] // 2
+    return lax.conv_general_dilated(
+        x.astype(self.dtype), self.kernel[...].astype(self.dtype), (self.stride, self.stride),
+        ((pad, pad), (pad, pad)), dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+class BatchNorm(nnx.Module):
+  """Normalises channels over all rows and places; in evaluation by running averages.
+
+  Source: Ioffe & Szegedy 2015, alg. 1; the averages move by a tenth of the way at each step.
+  """
+
+  def __init__(self, width: int, *, scale: float = 1.0, epsilon: float = 1e-5,
+               momentum: float = 0.9, dtype: str = "float32"):
+    self.scale = nnx.Param(jnp.full(width, scale))
+    self.bias = nnx.Param(jnp.zeros(width))
+    self.mean = nnx.BatchStat(jnp.zeros(width))
+    self.variance = nnx.BatchStat(jnp.ones(width))
+    self.epsilon, self.momentum, self.dtype = epsilon, momentum, dtype
+
+  def __call__(self, x, *, train=False):
+    """[B, H, W, C] -> the same."""
+    x = x.astype(jnp.float32)
+    if train:
+      mean = x.mean((0, 1, 2))
+      variance = jnp.square(x - mean).mean((0, 1, 2))
+      n = math.prod(x.shape[:3])
+      self._move(self.mean, mean)
+      self._move(self.variance, variance * (n / max(1, n - 1)))
+    else:
+      mean, variance = self.mean[...], self.variance[...]
+    x = (x - mean) * (lax.rsqrt(variance + self.epsilon) * self.scale[...]) + self.bias[...]
+    return x.astype(self.dtype)
+
+  def _move(self, average, value):
+    average[...] = self.momentum * average[...] + (1 - self.momentum) * lax.stop_gradient(value)
+
+
+class Bottleneck(nnx.Module):
+  """1x1, 3x3, 1x1; where the image is halved, a pool comes before the last, not a stride."""
+
+  def __init__(self, inputs: int, width: int, *, stride: int, dtype: str, rngs: nnx.Rngs):
+    make = lambda *of: Convolution(*of, dtype=dtype, rngs=rngs)
+    self.convolutions = nnx.List(
+        [make(inputs, width, 1), make(width, width, 3), make(width, 4 * width, 1)])
+    # The last norm starts at zero, so that a block starts as the identity.
+    self.norms = nnx.List([BatchNorm(n, scale=scale, dtype=dtype)
+                           for n, scale in ((width, 1.0), (width, 1.0), (4 * width, 0.0))])
+    projects = stride > 1 or inputs != 4 * width
+    self.shortcut = make(inputs, 4 * width, 1) if projects else None
+    self.shortcut_norm = BatchNorm(4 * width, dtype=dtype) if projects else None
+    self.stride = stride
+
+  def __call__(self, x, *, train=False):
+    """[B, H, W, inputs] -> [B, H / stride, W / stride, 4 * width]."""
+    pool = halved if self.stride > 1 else lambda x: x
+    y = x
+    for i, (convolution, norm) in enumerate(zip(self.convolutions, self.norms)):
+      y = norm(convolution(pool(y) if i == 2 else y), train=train)
+      y = y if i == 2 else jax.nn.relu(y)
+    if self.shortcut is not None:
+      x = self.shortcut_norm(self.shortcut(pool(x)), train=train)
+    return jax.nn.relu(x + y)
+
+
+class AttentionPool(nnx.Module):
+  """Attention of the mean of all places to that mean and the places; heads side by side.
+
+  Source: Radford et al. 2021, sec. 2.4.
+  """
+
+  def __init__(self, width: int, heads: int, places: int, *, dtype: str, rngs: nnx.Rngs):
+    check_heads(width, heads)
+    init = lambda key, shape: width**-0.5 * jax.random.normal(key, shape)
+    self.positions = nnx.Param(init(rngs.params(), (1 + places, width)))
+    self.query = Linear(width, (heads, width // heads), init=init, dtype=dtype, rngs=rngs)
+    self.key_value = Linear(width, (2, heads, width // heads), init=init, dtype=dtype, rngs=rngs)
+    self.dtype = dtype
+
+  def __call__(self, x):
+    """[B, N, D] -> [B, D]."""
+    x = jnp.concatenate([x.mean(axis=1, keepdims=True), x], axis=1)         # [B, N + 1, D]
+    x = x + self.positions[...].astype(self.dtype)
+    key_value = self.key_value(x)                                           # [B, N + 1, 2, h, D/h]
+    x = jax.nn.dot_product_attention(
+        self.query(x[:, :1]), key_value[:, :, 0], key_value[:, :, 1])       # [B, 1, h, D/h]
+    return x.reshape(x.shape[0], -1)

@@ -1,0 +1,47 @@
+"""Resizing and cropping as published; against Pillow, step by step."""
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from clip_jax.data.two_step import TwoStep
+from clip_jax.errors import UserError
+
+
+def picture(height, width):
+  return np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+def resized(pixels, height, width, how=Image.Resampling.BICUBIC):
+  return np.asarray(Image.fromarray(pixels).resize((width, height), how))
+
+
+def test_the_shorter_side_is_made_to_fit_and_the_centre_cut_out():
+  x = picture(40, 61)
+  whole = resized(x, 16, 24)  # 61 * 16 / 40 = 24.4, rounded down.
+  np.testing.assert_array_equal(TwoStep(16)(x), whole[:, 4:20])
+  np.testing.assert_array_equal(TwoStep(16)(x.swapaxes(0, 1)),
+                                resized(x.swapaxes(0, 1), 24, 16)[4:20])
+
+
+def test_the_shorter_side_may_be_longer_than_the_crop():
+  x = picture(40, 60)
+  whole = resized(x, 20, 30, Image.Resampling.BILINEAR)
+  np.testing.assert_array_equal(TwoStep(16, side=20, interpolation="bilinear")(x),
+                                whole[2:18, 7:23])
+
+
+def test_both_sides_are_squashed_and_the_longer_one_padded():
+  x = picture(40, 60)
+  np.testing.assert_array_equal(TwoStep((16, 12), "squash")(x), resized(x, 16, 12))
+  padded = np.zeros((30, 30, 3), np.uint8)
+  padded[5:25] = resized(x, 20, 30)
+  np.testing.assert_array_equal(TwoStep(30, "longest")(x), padded)
+  np.testing.assert_array_equal(TwoStep((20, 15), "shortest")(x), resized(x, 20, 30)[:, 8:23])
+
+
+def test_mistakes_are_said():
+  with pytest.raises(UserError, match="no mode 'stretch'; there are shortest, longest, squash"):
+    TwoStep(16, "stretch")
+  with pytest.raises(UserError, match="no interpolation 'sinc'; there are nearest, bilinear"):
+    TwoStep(16, interpolation="sinc")

@@ -1,0 +1,75 @@
+"""Tables of names, row by row."""
+
+import numpy as np
+import pytest
+
+from clip_jax.errors import UserError
+from clip_jax.pretrained import big_vision, hugging_face, names, open_clip
+from clip_jax.pretrained.names import Name
+
+
+def test_a_kernel_is_a_weight_the_other_way_round():
+  kernel = np.arange(2 * 3 * 4).reshape(2, 3, 4)                            # [in, heads, D/h]
+  weight = names.matrix(kernel)
+  for i in range(2):
+    for h in range(3):
+      for d in range(4):
+        assert weight[h * 4 + d, i] == kernel[i, h, d]
+  out = names.matrix_of_heads(kernel)                                       # [heads, D/h, out]
+  assert out.shape == (4, 6) and out[1, 5] == kernel[1, 2, 1]
+
+
+def test_a_kernel_of_patches_is_a_convolutions():
+  """Against the sum over a patch, written out."""
+  rng = np.random.default_rng(0)
+  kernel, image = rng.normal(size=(2 * 2 * 3, 5)), rng.normal(size=(2, 2, 3))
+  weight = names.patch(kernel)                                              # [D, 3, p, p]
+  by_convolution = sum(weight[:, c, y, x] * image[y, x, c]
+                       for c in range(3) for y in range(2) for x in range(2))
+  np.testing.assert_allclose(by_convolution, image.reshape(-1) @ kernel)
+
+
+@pytest.mark.parametrize("view, shape", [
+    (names.matrix, (6, 3, 2, 4)), (names.matrix, (6, 5)), (names.matrix_of_heads, (2, 4, 6)),
+    (names.convolution, (3, 3, 4, 5)), (names.patch, (12, 5)), (names.square_patch, (27, 5)),
+    (names.of(1, 1, names.matrix), (6, 3, 2, 4)), (names.of(2, 0, names.vector), (3, 2, 4)),
+    (names.vector, (3, 2, 4)),
+])
+def test_a_view_copies_nothing_so_that_it_can_be_written_to(view, shape):
+  stacked = np.zeros((2, *shape))
+  view(stacked[1])[...] = 1
+  assert stacked[0].sum() == 0 and stacked[1].sum() == view(stacked[1]).size
+
+
+TABLE = [Name("w.{}", "blocks/kernel", names.matrix), Name("both", "a"), Name("both", "b"),
+         Name("not here", "c")]
+
+
+def tree():
+  rng = np.random.default_rng(0)
+  return {"blocks/kernel": rng.normal(size=(2, 3, 4)).astype(np.float32),
+          "a": rng.normal(size=(2, 3)).astype(np.float32),
+          "b": rng.normal(size=(1, 3)).astype(np.float32)}
+
+
+def test_what_is_written_can_be_read():
+  made = names.written(TABLE, tree())
+  assert {name: x.shape for name, x in made.items()} == {"w.0": (4, 3), "w.1": (4, 3), "both": (3, 3)}
+  empty = {name: np.zeros_like(x) for name, x in tree().items()}
+  names.read(TABLE, empty, {**made, "x.ignored": np.ones(9)}, "there", ignored=("*.ignored",))
+  for name, x in tree().items():
+    np.testing.assert_array_equal(empty[name], x)
+
+
+def test_an_array_without_a_name_is_an_error():
+  with pytest.raises(UserError, match="1 arrays of the model have no name in this format: blocks/k"):
+    names.written(TABLE[1:], tree())
+
+
+@pytest.mark.parametrize("table", [
+    open_clip.VIT, open_clip.TRUNK, open_clip.text_table("", affine=False),
+    open_clip.resnet_table((1, 2, 1, 1)), hugging_face.TABLES["clip"],
+    hugging_face.TABLES["siglip"], big_vision.TABLE])
+def test_no_table_names_an_array_twice(table):
+  ours = [(row.theirs, row.ours) for row in table]
+  assert len(set(ours)) == len(ours)
