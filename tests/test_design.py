@@ -24,7 +24,8 @@ LAYERS = [
     ("parts",),
     ("loading",),
     ("loop",),
-    ("train", "prepare", "bench", "score"),
+    ("planning",),
+    ("train", "prepare", "bench", "score", "plan"),
 ]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -18,6 +18,7 @@ OBJECTIVES = {
     "clip-blockwise": call(Clip, block=4),
     "clip-masked": call(Clip, keep_patches=0.5),
 }
+MESHES = [(8, 1, 1), (1, 8, 1), (2, 4, 1), (4, 1, 2), (2, 2, 2)]  # data, fsdp, tensor
 B = 16
 
 
@@ -53,10 +54,10 @@ def test_the_accumulated_step_is_the_plain_step(plain, microbatches):
   assert largest_difference(accumulated.params, state.params) < 2e-6
 
 
-@pytest.mark.parametrize("data, fsdp", [(8, 1), (2, 4)])
-def test_eight_devices_train_what_one_trains(plain, data, fsdp):
+@pytest.mark.parametrize("mesh", MESHES, ids=lambda sizes: "x".join(map(str, sizes)))
+def test_eight_devices_train_what_one_trains(plain, mesh):
   objective, (state, losses) = plain
-  sharded, their_losses = trained(objective, mesh=sharding.make_mesh(data, fsdp))
+  sharded, their_losses = trained(objective, mesh=sharding.make_mesh(*mesh))
   np.testing.assert_allclose(their_losses, losses, rtol=1e-5)
   assert largest_difference(sharded.params, state.params) < 2e-6
 
