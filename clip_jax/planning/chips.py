@@ -14,7 +14,7 @@ class Chip:
 
   Attributes:
     flops: bfloat16 FLOP/s at most, without sparsity.
-    memory: bytes of HBM.
+    memory: bytes of HBM that a program can have; TPUs keep a little for themselves.
     bandwidth: bytes/s between HBM and the chip.
     link: bytes/s that one link to a neighbour carries in one direction (TPU), or that a chip gets
       from all others in its host (GPU).
@@ -43,15 +43,15 @@ class Chip:
 # (docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e); bytes/s of a link in one direction, and
 # which sides are rings, as in "How to Scale Your Model" (jax-ml.github.io/scaling-book/tpus);
 # hosts are the virtual machines of several-host slices, ct4p-hightpu-4t, ct5lp-hightpu-4t,
-# ct5p-hightpu-4t, ct6e-standard-4t. v4's DCN is 200 Gbit/s a host.
+# ct5p-hightpu-4t, ct6e-standard-4t. v4's DCN is 200 Gbit/s a host. HBM is what libtpu 0.0.42 grants.
 # GPU: NVIDIA's data sheets of A100 80GB SXM, H100 SXM, H200 SXM and HGX B200; half of NVLink's
 # bandwidth is one direction; the network is one adapter a GPU (200 Gbit/s for A100, else 400);
 # hosts are Google's a2-ultragpu-8g, a3-highgpu-8g, a3-ultragpu-8g and a4-highgpu-8g.
 CHIPS = {
-    "v4": Chip(275e12, 32 * 2**30, 1228e9, 45e9, 6.25e9, 6, 3, 4, 4, 240, "TPU v4"),
-    "v5e": Chip(197e12, 16 * 2**30, 819e9, 50e9, 3.125e9, 6, 2, 16, 4, 112, "TPU v5 lite"),
-    "v5p": Chip(459e12, 95 * 2**30, 2765e9, 100e9, 6.25e9, 6, 3, 4, 4, 208, "TPU v5"),
-    "v6e": Chip(918e12, 32 * 2**30, 1638e9, 100e9, 12.5e9, 6, 2, 16, 4, 180, "TPU v6 lite"),
+    "v4": Chip(275e12, 30.75 * 2**30, 1228e9, 45e9, 6.25e9, 6, 3, 4, 4, 240, "TPU v4"),
+    "v5e": Chip(197e12, 15.75 * 2**30, 819e9, 50e9, 3.125e9, 6, 2, 16, 4, 112, "TPU v5 lite"),
+    "v5p": Chip(459e12, 95.74 * 2**30, 2765e9, 100e9, 6.25e9, 6, 3, 4, 4, 208, "TPU v5"),
+    "v6e": Chip(918e12, 31.25 * 2**30, 1638e9, 100e9, 12.5e9, 6, 2, 16, 4, 180, "TPU v6 lite"),
     "a100": Chip(312e12, 80e9, 2039e9, 300e9, 25e9, 16, 0, 1, 8, 96, "A100 80GB"),
     "h100": Chip(989e12, 80e9, 3350e9, 450e9, 50e9, 15, 0, 1, 8, 208, "H100 80GB"),
     "h200": Chip(989e12, 141e9, 4800e9, 450e9, 50e9, 15, 0, 1, 8, 224, "H200"),

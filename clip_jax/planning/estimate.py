@@ -145,7 +145,7 @@ def without_data(config: ConfigDict) -> tuple[ConfigDict, tuple[str, ...], bool]
       note = f"The data is not here ({str(e).splitlines()[0]}), so it was planned without."
       if config.train.epochs is None:
         return config, (note,), True
-      config.train.epochs, config.train.steps = None, 1
+      config.train.epochs, config.train.steps = None, 10**9  # Longer than any warm-up.
       return config, (note, "How long the run is, its epochs say only with the data at hand; "
                             "set --config.train.samples to know."), False
 
