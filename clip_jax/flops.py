@@ -16,7 +16,7 @@ import numpy as np
 from clip_jax.errors import UserError
 
 
-def multiply_adds(fn: Callable, *args: Any) -> int:
+def multiply_adds(fn: Callable, *args: Any, exact: int = 1) -> int:
   """Multiply-adds in `fn(*args)`, over all devices; nothing is computed.
 
   A loop counts as often as it turns, a branch as its dearest side, and what is rematerialised in a
@@ -25,11 +25,13 @@ def multiply_adds(fn: Callable, *args: Any) -> int:
   Args:
     fn: any traceable function; for a training step, its value and gradient.
     *args: arrays or their shapes.
+    exact: how many times a product of float32 at the highest precision counts, where a device
+      makes it of several smaller ones.
 
   Raises:
     UserError: products in a loop that turns until some condition holds.
   """
-  return _count(jax.make_jaxpr(fn)(*args).jaxpr)
+  return _count(jax.make_jaxpr(fn)(*args).jaxpr, exact)
 
 
 def parameters(tree: Any) -> int:
@@ -37,23 +39,30 @@ def parameters(tree: Any) -> int:
   return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
 
-def _count(jaxpr):
-  return sum(map(_count_one, jaxpr.eqns))
+def _count(jaxpr, exact):
+  return sum(_count_one(equation, exact) for equation in jaxpr.eqns)
 
 
-def _count_one(equation):
+def _count_one(equation, exact):
   name, of = equation.primitive.name, equation.params
   if name == "dot_general":
-    return _product(*(v.aval.shape for v in equation.invars), of["dimension_numbers"])
+    times = exact if _is_exact(equation) else 1
+    return times * _product(*(v.aval.shape for v in equation.invars), of["dimension_numbers"])
   if name == "conv_general_dilated":
     return _convolution(equation.invars[1].aval.shape, equation.outvars[0].aval.shape, of)
-  inner = [_count(jaxpr) for jaxpr in _inner(of)]
+  inner = [_count(jaxpr, exact) for jaxpr in _inner(of)]
   if name == "cond":
     return max(inner)
   if name == "while" and any(inner):
     raise UserError("A while loop holds products, and how often it turns is not known before it "
                     "runs. Use jax.lax.scan, or jax.lax.fori_loop with fixed bounds, to count it.")
   return sum(inner) * _turns(name, of)
+
+
+def _is_exact(product):
+  precision = product.params["precision"]
+  asked = precision if isinstance(precision, tuple) else (precision,)
+  return product.invars[0].aval.dtype == np.float32 and jax.lax.Precision.HIGHEST in asked
 
 
 def _turns(name, of):

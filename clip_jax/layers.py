@@ -148,7 +148,7 @@ class Attention(nnx.Module):
       mask: bool [B or 1, 1, N, N], True where a query may look.
       bias: float [B or 1, heads, N, N], added to the logits.
     """
-    qkv = self.qkv(x)                                                       # [B, N, 3, heads, D/h]
+    qkv = on_rows(self.qkv(x))                                              # [B, N, 3, heads, D/h]
     q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
     return self.out(jax.nn.dot_product_attention(q, k, v, bias, mask))
 
@@ -170,7 +170,7 @@ class Mlp(nnx.Module):
     self.activation = activation
 
   def __call__(self, x):
-    return self.down(ACTIVATIONS[self.activation](self.up(x)))
+    return self.down(ACTIVATIONS[self.activation](on_rows(self.up(x))))
 
 
 class Block(nnx.Module):

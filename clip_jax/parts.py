@@ -15,6 +15,7 @@ from clip_jax.config import build
 from clip_jax.data.pipeline import Examples
 from clip_jax.experiment import build_all, check_inputs
 from clip_jax.optim import kept_within
+from clip_jax.report import table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Parts:
   Attributes:
     config: what it was built from.
     data, training, evaluators, final_evaluators, augment: the built sections.
-    mesh: of all devices.
+    mesh: of all devices, or the one given.
     make: (seed) -> the train state before the first step; traceable.
     graphdef: structure of the learner.
     learner: the learner, with shapes for arrays.
@@ -67,15 +68,19 @@ class Parts:
             for name in self.learner.objective.inputs}
 
 
-def prepare(config: ConfigDict) -> Parts:
+def prepare(config: ConfigDict, *, mesh: jax.sharding.Mesh | None = None) -> Parts:
   """Builds and checks everything that can be checked without a device doing anything.
+
+  Args:
+    mesh: in place of the config's, of devices that need not be there.
 
   Raises:
     UserError: parts do not fit each other or the devices; says which and what to set.
   """
   data, training = build(config.data), build(config.train)
-  mesh = build(config.mesh)
-  sharding.check_divisible(data.batch_size, devices=mesh.size, microbatches=training.microbatches)
+  mesh = build(config.mesh) if mesh is None else mesh
+  sharding.check_divisible(data.batch_size, devices=sharding.batch_shards(mesh),
+                           microbatches=training.microbatches)
   total_steps = training.total_steps(batch_size=data.batch_size, examples=len(data.source))
 
   learner = abstract_learner(config)
@@ -94,6 +99,15 @@ def prepare(config: ConfigDict) -> Parts:
   return Parts(config, data, training, build_all(config.evaluators),
                build_all(config.final_evaluators), build_all(config.augment), mesh, make,
                graphdef, learner, optimizer, state, total_steps)
+
+
+def explanation(parts: Parts) -> str:
+  """A table of where each array of the train state lies, and what it takes of each device."""
+  rows = sharding.explained(parts.state)
+  mesh = " x ".join(f"{axis}={n}" for axis, n in parts.mesh.shape.items())
+  return (table(rows, header=("array", "shape", f"on mesh {mesh}", "bytes a device"))
+          + f"\n\n{sum(row[-1] for row in rows):,} bytes a device in all, of "
+          f"{sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(parts.state)):,}.")
 
 
 def make_learner(config: ConfigDict, key: jax.Array) -> model_lib.Learner:

@@ -10,6 +10,7 @@ HELP = """Trains the model that a config file describes.
   --config.a.b=VALUE         replaces a value of the config; --print shows all there are
   --workdir=DIR              everything is written here; a run that lies here is gone on with
   --print                    prints the complete config and does nothing
+  --explain                  prints where each array of the train state lies and does nothing
 
 Exit codes: 0 done, 2 a mistake in what was asked for, 75 saved after SIGTERM: start me again.
 """
@@ -18,10 +19,14 @@ Exit codes: 0 done, 2 a mistake in what was asked for, 75 saved after SIGTERM: s
 def main(arguments: list[str]) -> int:
   """Runs the command; returns its exit code."""
   from clip_jax.flags import parse
-  flags = parse(arguments, HELP, config=True, strings=("workdir",), switches=("print",))
+  flags = parse(arguments, HELP, config=True, strings=("workdir",), switches=("print", "explain"))
   if flags.print:
     from clip_jax.config import to_json
     print(to_json(flags.config))
+    return 0
+  if flags.explain:
+    from clip_jax.parts import explanation, prepare
+    print(explanation(prepare(flags.config)))
     return 0
   from clip_jax.errors import UserError
   if not flags.workdir:

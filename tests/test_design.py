@@ -23,8 +23,8 @@ LAYERS = [
     ("checkpoint", "evaluators", "experiment", "positions", "scoring"),
     ("parts", "pretrained"),
     ("loading",),
-    ("loop", "benches"),
-    ("train", "prepare", "bench", "score", "export"),
+    ("loop", "benches", "planning"),
+    ("train", "prepare", "bench", "score", "export", "plan"),
 ]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

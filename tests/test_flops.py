@@ -24,6 +24,12 @@ def test_a_batched_product_counts_each_of_the_batch():
   assert multiply_adds(product, shape(2, 9, 4, 8), shape(2, 11, 4, 8)) == 2 * 4 * 9 * 11 * 8
 
 
+def test_an_exact_product_counts_as_often_as_one_says():
+  exact = lambda x, y: jnp.matmul(x, y, precision=lax.Precision.HIGHEST) @ y
+  assert multiply_adds(exact, shape(3, 5), shape(5, 5)) == 2 * 75
+  assert multiply_adds(exact, shape(3, 5), shape(5, 5), exact=6) == 7 * 75
+
+
 def test_elementwise_work_is_not_counted():
   assert multiply_adds(lambda x: jax.nn.softmax(x * x + 1).sum(), shape(100, 100)) == 0
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from clip_jax import layers
 from clip_jax.errors import UserError
-from clip_jax.sharding import on_rows
+from clip_jax.sharding import on_rows, whole
 from clip_jax.towers.sizes import transformer_size
 
 POOLS = ("last", "eot", "mean", "map")
@@ -68,7 +68,7 @@ class TextTransformer(nnx.Module):
     end = jnp.max(jnp.arange(self.length) * (tokens != 0), axis=1)          # [B]
     real = jnp.arange(self.length) <= end[:, None]                          # [B, L]
     # In float32 up to here, for the gradient of a common token is a sum of very many.
-    x = self.embedding[...][tokens] + self.positions[...]                   # [B, L, D]
+    x = whole(self.embedding[...])[tokens] + self.positions[...]            # [B, L, D]
     x = self.stack(x.astype(self.dtype), self._mask(real))
     if self.pool == "map":
       return on_rows(self.head(self.norm(x), real))

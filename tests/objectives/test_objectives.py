@@ -26,6 +26,7 @@ OBJECTIVES = {
     "slip-masked-blockwise": call(Slip, pairs=call(Siglip, keep_patches=0.5, block=4),
                                   keep_patches=0.75, block=8, **SMALL),
 }
+MESHES = [(8, 1, 1), (1, 8, 1), (2, 4, 1), (4, 1, 2)]  # data, fsdp, tensor
 B = 16
 
 
@@ -69,7 +70,13 @@ def test_the_accumulated_step_is_the_plain_step(plain):
 
 def test_eight_devices_train_what_one_trains(plain):
   objective, result = plain
-  check_same(result, trained(objective, mesh=sharding.make_mesh(2, 4)))
+  check_same(result, trained(objective, mesh=sharding.make_mesh(2, 2, 2)))
+
+
+def test_every_shape_of_the_mesh_trains_the_same():
+  result = trained(OBJECTIVES["flip-blockwise"])
+  for sizes in MESHES:
+    check_same(result, trained(OBJECTIVES["flip-blockwise"], mesh=sharding.make_mesh(*sizes)))
 
 
 def test_accumulated_on_eight_devices_is_plain_on_one():

@@ -1,0 +1,153 @@
+"""What devices send each other in a step: kinds, sizes and groups, read from the compiled program."""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import math
+import re
+
+import numpy as np
+
+from clip_jax.planning.hlo import Instruction, Program
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all",
+         "collective-permute", "collective-broadcast")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """One collective of the program, however often it runs.
+
+  Attributes:
+    kind: one of `KINDS`.
+    bytes: of the whole array: what a gather makes, what is reduced or scattered, what is sent.
+    group: places in the mesh of the devices of one of its groups, which talk to each other.
+    times: how often it runs in a step.
+    shape: of its operands, for a person.
+    origin: the operation of the model that it stems from, as JAX names it.
+  """
+  kind: str
+  bytes: float
+  group: tuple[int, ...]
+  times: int
+  shape: str
+  origin: str
+
+  @property
+  def wire_bytes(self) -> float:
+    """Bytes that each device receives in a step, by the ring algorithms.
+
+    Source: Thakur et al. 2005, sec. 4: a gather or a scatter of n bytes over p devices moves
+    (p - 1) / p n of them to each, and a reduction is a scatter and a gather.
+    """
+    p = len(self.group)
+    share = {"all-reduce": 2 * (p - 1) / p, "collective-permute": 1.0,
+             "collective-broadcast": 1.0}.get(self.kind, (p - 1) / p)
+    return self.times * self.bytes * share
+
+
+def collectives(program: Program, devices: int) -> list[Collective]:
+  """Every collective of a program for so many devices that talks to another device, largest first."""
+  found = {}
+  for name, computation in program.computations.items():
+    for instruction in computation.values():
+      kind = instruction.opcode.removesuffix("-start")
+      if kind not in KINDS or not program.times[name]:
+        continue
+      # The TPU compiler spreads one collective over several fusions, all with its channel: one
+      # starts it, one awaits it, and those between may stand in a loop that it runs beside.
+      channel = re.search(r"channel_id=(\d+)", instruction.attributes)
+      key = channel[1] if channel else (name, instruction.name)
+      one = _collective(program, name, instruction, kind, devices)
+      if len(one.group) > 1 and (key not in found or one.times < found[key].times):
+        found[key] = one
+  return sorted(found.values(), key=lambda c: -c.wire_bytes)
+
+
+def by_kind(found: Sequence[Collective]) -> dict[str, dict[str, float]]:
+  """{"all-gather": {"count": runs in a step, "bytes": received by each device}}, largest first."""
+  table = {}
+  for one in found:
+    row = table.setdefault(one.kind, {"count": 0, "bytes": 0.0})
+    row["count"] += one.times
+    row["bytes"] += one.wire_bytes
+  return dict(sorted(table.items(), key=lambda item: -item[1]["bytes"]))
+
+
+def _collective(program, name, instruction, kind, devices):
+  group = _group(instruction, devices)
+  size = program.sizes(name, instruction.operands)
+  if kind == "all-gather":
+    size *= len(group)
+  # On TPU a reduction whose result is cut at once is run as a scatter, and stands there like this.
+  if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
+    kind = "reduce-scatter"
+  operands = [program.computations[name][n] for n in instruction.operands]
+  shapes = [array.text for operand in operands for array in operand.results]
+  shape = ", ".join(shapes[:2]) + (f" and {len(shapes) - 2} more" if len(shapes) > 2 else "")
+  origin = re.search(r'op_name="([^"]*)"', instruction.attributes)
+  return Collective(kind, size, group, program.times[name], shape, origin[1] if origin else "")
+
+
+def _group(instruction: Instruction, devices: int) -> tuple[int, ...]:
+  """The devices that the first device talks to, itself included."""
+  text = instruction.attributes
+  pairs = re.search(r"source_target_pairs=\{(\{[\d,{} ]*\})\}", text)
+  if pairs:
+    return next(_lists(pairs[1]), (0,))
+  start = text.find("replica_groups=")
+  if start < 0:
+    return tuple(range(devices))
+  text = text[start + len("replica_groups="):]
+  lists = re.match(r"\{(\{[\d,{} ]*\})?\}", text)
+  if lists:
+    return next(_lists(lists[1])) if lists[1] else tuple(range(devices))
+  if text.startswith("mesh["):
+    return _mesh_group(text)
+  return _iota_group(text)
+
+
+def _lists(text) -> Iterator[tuple[int, ...]]:
+  for numbers in re.findall(r"\{([\d, ]+)\}", text):
+    yield tuple(int(n) for n in numbers.split(","))
+
+
+def _iota_group(text):
+  """First of the groups written `[groups,size]<=[shape]T(permutation)`."""
+  form = re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+  result, shape = (_numbers(form[i]) for i in (1, 2))
+  ids = np.arange(math.prod(shape)).reshape(shape)
+  if form[3]:
+    ids = ids.transpose(_numbers(form[3]))
+  return tuple(ids.reshape(result[0], -1)[0].tolist())
+
+
+def _mesh_group(text):
+  """First of the groups written `mesh['a'=4,'b'=2] {'a'}`: the devices along those axes.
+
+  A part of an axis is written `'a':(2)4`: the 4 devices along the middle of an axis whose outer
+  part has 2. The devices are in order, or in that of `device_ids=([shape]T(permutation))`.
+  """
+  axes = dict((name, int(n)) for name, n in re.findall(r"'([^']+)'=(\d+)", text[:text.index("]")]))
+  rest = text[text.index("]") + 1:]
+  ids = np.arange(math.prod(axes.values()))
+  order = re.match(r",? *device_ids=\(\[([\d,]+)\]T\(([\d,]+)\)\)", rest)
+  if order:
+    ids = ids.reshape(_numbers(order[1])).transpose(_numbers(order[2]))
+  ids = ids.reshape(list(axes.values()))
+  chosen = re.search(r"\{([^}]*)\}", rest)[1]
+  index = []
+  named = {name: (int(before or 1), int(size or 0)) for name, before, size in re.findall(
+      r"'([^']+)'(?::\((\d+)\)(\d+))?", chosen)}
+  for name, n in axes.items():
+    if name not in named:
+      index.append([0])
+      continue
+    before, size = named[name]
+    size = size or n
+    inner = n // (before * size)
+    index.append([i * inner for i in range(size)])
+  return tuple(ids[np.ix_(*index)].ravel().tolist())
+
+
+def _numbers(text):
+  return [int(n) for n in text.split(",")]

@@ -1,0 +1,282 @@
+"""A compiled program, read from its text: instructions, their sizes, how often each one runs.
+
+The compiler's own cost analysis takes the body of a loop once however often it turns, which for a
+stack of blocks is a twelfth of the truth; the text says everything that is needed to do better.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import math
+import re
+
+# Bytes of an element; token and opaque types have none.
+_BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "s32": 4, "u32": 4,
+          "s64": 8, "u64": 8, "f16": 2, "bf16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 16}
+_ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
+_LINE = re.compile(r"^\s+(ROOT )?%?([\w.-]+) = ")
+_CALLED = re.compile(r"(?:calls|body|condition|to_apply)=%?([\w.-]+)")
+_BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+  """An array of one device: bytes without padding, and where it lies (space 0 is main memory)."""
+  bytes: float
+  space: int
+  text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+  """One line of a computation.
+
+  Attributes:
+    name, opcode: as they stand there.
+    results: the arrays it makes; several for a tuple.
+    operands: names of what it reads, of the same computation.
+    attributes: what follows the operands; the value of a constant, the number of a parameter.
+    root: whether it is what its computation returns.
+  """
+  name: str
+  opcode: str
+  results: tuple[Array, ...]
+  operands: tuple[str, ...]
+  attributes: str
+  root: bool
+
+  @property
+  def bytes(self) -> float:
+    """Of all results, without padding."""
+    return sum(array.bytes for array in self.results)
+
+
+class Program:
+  """The computations of a compiled program.
+
+  Attributes:
+    computations: instructions by name, by the name of the computation.
+    times: how often each computation runs when the program runs once.
+    entry: name of the computation that is the program.
+  """
+
+  def __init__(self, text: str):
+    """Reads `compiled.as_text()`."""
+    self.computations: dict[str, dict[str, Instruction]] = {}
+    self.entry, current = "", {}
+    for line in text.splitlines():
+      header = _HEADER.match(line)
+      if header:
+        current = self.computations[header[2]] = {}
+        if header[1]:
+          self.entry = header[2]
+      elif _LINE.match(line):
+        instruction = _parsed(line)
+        current[instruction.name] = instruction
+    self.times = self._times()
+
+  def _times(self):
+    times = dict.fromkeys(self.computations, 0)
+    times[self.entry] = 1
+    # What is called stands before what calls it.
+    for name in reversed(self.computations):
+      for instruction in self.computations[name].values():
+        runs = times[name] * self._turns(instruction)
+        for called in callees(instruction):
+          # A fusion's computation is written once for several fusions, which are told apart there.
+          times[called] = (max(times[called], runs) if instruction.opcode == "fusion"
+                           else times[called] + runs)
+    return times
+
+  def _turns(self, instruction):
+    """How often an instruction runs what it calls."""
+    if instruction.opcode != "while":
+      return 1
+    known = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', instruction.attributes)
+    if known:
+      return int(known[1])
+    # Otherwise it is a counter from 0 on, compared with a constant.
+    condition, body = (self.computations[re.search(rf"{part}=%?([\w.-]+)",
+                                                   instruction.attributes)[1]]
+                       for part in ("condition", "body"))
+    limit = max((int(i.attributes) for i in condition.values() if _is_number(i)), default=1)
+    return max(1, -(-limit // self._step(condition, body)))
+
+  def _step(self, condition, body):
+    """What a loop adds to its counter at each turn."""
+    place = {re.search(r"index=(\d+)", i.attributes)[1]
+             for i in condition.values() if i.opcode == "get-tuple-element"}
+    root = next(i for i in body.values() if i.root)
+    if len(place) != 1 or root.opcode != "tuple":
+      return 1
+    counted = body.get(root.operands[int(place.pop())])
+    while counted and counted.opcode in ("copy", "bitcast"):
+      counted = body.get(counted.operands[0])
+    steps = [int(body[n].attributes) for n in (counted.operands if counted else ())
+             if n in body and _is_number(body[n])]
+    return steps[0] if counted and counted.opcode == "add" and steps else 1
+
+  def sizes(self, computation: str, names: tuple[str, ...]) -> float:
+    """Bytes of the results of some instructions of a computation."""
+    return sum(self.computations[computation][name].bytes for name in names)
+
+
+def _is_number(instruction):
+  return instruction.opcode == "constant" and instruction.attributes.isdigit()
+
+
+def callees(instruction: Instruction) -> Iterator[str]:
+  """Names of the computations that an instruction runs."""
+  yield from _CALLED.findall(instruction.attributes)
+  for several in _BRANCHES.findall(instruction.attributes):
+    yield from re.findall(r"%?([\w.-]+)", several)
+
+
+def _parsed(line):
+  head = _LINE.match(line)
+  kind, rest = _split_type(line[head.end():])
+  opcode, _, rest = rest.partition("(")
+  end = _closing(rest)
+  inside, attributes = rest[:end], rest[end + 1:]
+  if opcode in ("constant", "parameter"):
+    attributes = inside
+  return Instruction(head[2], opcode, tuple(_arrays(kind)), tuple(_names(inside)),
+                     attributes, bool(head[1]))
+
+
+def _names(inside):
+  """Operands, with or without a % and their shapes before them."""
+  return re.findall(r"%([\w.-]+)", inside)
+
+
+def _split_type(text):
+  """The type at the start of a text, and what comes after it."""
+  end = _closing(text[1:]) + 2 if text.startswith("(") else text.find(" ")
+  return text[:end], text[end:].lstrip()
+
+
+def _closing(text):
+  """Place of the parenthesis that closes one opened before the text."""
+  depth = 1
+  for match in re.finditer(r"[()]", text):
+    depth += 1 if match[0] == "(" else -1
+    if not depth:
+      return match.start()
+  return len(text)
+
+
+def _arrays(text):
+  for kind, shape, layout in _ARRAY.findall(text):
+    if kind in _BYTES or kind.startswith("f8"):
+      space = re.search(r"S\((\d+)\)", layout)
+      size = math.prod(int(n) for n in shape.split(",") if n) * _BYTES.get(kind, 1)
+      yield Array(size, int(space[1]) if space else 0, f"{kind}[{shape}]")
+
+
+def main_memory_traffic(program: Program) -> float:
+  """Bytes that a program moves to and from main memory, as its instructions say it.
+
+  Every instruction that runs by itself reads its operands and writes its results, but for those
+  that lie in a chip's own memory (space 1 and up). Of a slice only the slice counts, and of an
+  update in place only what is written: a loop over stacked blocks reads one block at a turn.
+  """
+  alone = {program.entry}
+  for computation in program.computations.values():
+    for instruction in computation.values():
+      if instruction.opcode in ("while", "conditional", "call", "async-start"):
+        alone.update(callees(instruction))
+  return sum(program.times[name] * _moved(program, name, instruction)
+             for name in alone for instruction in program.computations[name].values())
+
+
+# Neither read nor write, or are counted where they lead.
+_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
+         "call", "after-all", "partition-id", "replica-id", "opt-barrier", "domain"}
+
+
+def _moved(program, name, instruction):
+  if instruction.opcode in _FREE or instruction.opcode.endswith(("-done", "-update")) or (
+      instruction.opcode == "async-start"):
+    return 0
+  computation = program.computations[name]
+  operands = [computation[n] for n in instruction.operands if n in computation]
+  if instruction.opcode == "fusion":
+    fused = next(callees(instruction))
+    read = sum(min(_in_main(operand), _read(program, fused, i))
+               for i, operand in enumerate(operands))
+    return read + min(_in_main(instruction), _written(program, fused))
+  if instruction.opcode == "custom-call" and '"AllocateBuffer"' in instruction.attributes:
+    return 0
+  if instruction.opcode == "copy-start":  # (destination, source, context).
+    return sum(a.bytes for a in instruction.results[:2] if a.space == 0)
+  if instruction.opcode == "slice-start":  # (source, slice of it, context).
+    source, part = instruction.results[:2]
+    return sum(part.bytes for a in (source, part) if a.space == 0)
+  read, written = _slices(computation, instruction, operands)
+  return read + written
+
+
+def _slices(computation, instruction, operands):
+  """Bytes that an instruction which is no fusion reads and writes in main memory."""
+  if instruction.opcode in ("dynamic-slice", "gather", "slice"):
+    return (min(_in_main(operands[0]), instruction.bytes), _in_main(instruction))
+  if instruction.opcode in ("dynamic-update-slice", "scatter"):
+    update = operands[1 if instruction.opcode == "dynamic-update-slice" else -1]
+    return _in_main(update), min(_in_main(instruction), update.bytes)
+  return sum(map(_in_main, operands)), _in_main(instruction)
+
+
+def _in_main(instruction):
+  return sum(a.bytes for a in instruction.results if a.space == 0)
+
+
+def _read(program, name, number):
+  """Bytes of a fusion's parameter that it looks at."""
+  computation = program.computations[name]
+  parameter = next((i for i in computation.values()
+                    if i.opcode == "parameter" and i.attributes == str(number)), None)
+  return min(parameter.bytes, _looked_at(program, computation, parameter)) if parameter else 0
+
+
+def _looked_at(program, computation, source):
+  total = 0
+  for user in computation.values():
+    if source.name not in user.operands:
+      continue
+    if user.opcode in ("bitcast", "reshape"):
+      total += _looked_at(program, computation, user)
+    elif user.opcode in ("dynamic-slice", "slice", "gather"):
+      total += user.bytes
+    elif user.opcode in ("dynamic-update-slice", "scatter") and user.operands[0] == source.name:
+      total += 0
+    elif user.opcode == "fusion":
+      fused = next(callees(user))
+      total += sum(_read(program, fused, i) for i, n in enumerate(user.operands)
+                   if n == source.name)
+    elif user.opcode != "tuple" and not _talks(user):
+      total += source.bytes
+  return total
+
+
+def _talks(instruction):
+  """Whether it is a collective, whose bytes travel and are counted there."""
+  return instruction.opcode.startswith(("all-", "reduce-scatter", "collective-", "ragged-"))
+
+
+def _written(program, name):
+  """Bytes that a fusion writes: of an update in place, what is updated."""
+  computation = program.computations[name]
+
+  def of(instruction):
+    if instruction.opcode == "tuple":
+      return sum(of(computation[n]) for n in instruction.operands)
+    if instruction.opcode in ("bitcast", "reshape"):
+      return of(computation[instruction.operands[0]])
+    if instruction.opcode in ("dynamic-update-slice", "scatter"):
+      update = computation[instruction.operands[1 if "slice" in instruction.opcode else -1]]
+      return min(instruction.bytes, update.bytes)
+    if instruction.opcode == "fusion":
+      return min(instruction.bytes, _written(program, next(callees(instruction))))
+    return 0 if instruction.opcode == "parameter" or _talks(instruction) else instruction.bytes
+
+  return of(next(i for i in computation.values() if i.root))

@@ -1,0 +1,48 @@
+"""The models of "Scaling (Down) CLIP" in its set-up, to be planned for pods; see docs/plans.md.
+
+  python -m clip_jax.plan --config=docs/study.py:B/16 --topology=v5e:16x16
+
+The argument is a ViT, "Ti/16" to "L/16", or "resnet50". Scenes drawn on the way stand in for the
+study's data, which is private: a plan needs their number alone.
+
+Source: Li, Xie, Cubuk 2024, sec. 3: 224 px, 16 tokens of 32,000, a text tower of size B, batches of
+16,384, 3.4 billion samples.
+"""
+
+from clip_jax.config import call
+from clip_jax.data.crops import Resize
+from clip_jax.data.sources.shapes import Shapes
+from clip_jax.data.tokenizer import SentencePiece
+from clip_jax.data.views import ImageView, Views
+from clip_jax.experiment import Data, Training, experiment
+from clip_jax.model import TwoTowers
+from clip_jax.objectives.clip import Clip
+from clip_jax.optim import scaling_vit_adafactor
+from clip_jax.schedules import warmup_cosine
+from clip_jax.sharding import make_mesh
+from clip_jax.towers.resnet import BitResnet
+from clip_jax.towers.text import TextTransformer
+from clip_jax.towers.vit import Vit
+
+
+def get_config(model="B/16"):
+  """The config of one model's run."""
+  if model == "resnet50":
+    image = call(BitResnet, layers=50)
+  else:
+    size, _, patch = model.partition("/")
+    image = call(Vit, size=size, patch=int(patch))
+  return experiment(
+      data=call(
+          Data,
+          source=call(Shapes, size=3_400_000_000),
+          views=call(Views, images={"image": call(ImageView, crop=call(Resize, size=224))},
+                     tokenizer=call(SentencePiece, length=16)),
+          batch_size=16_384),
+      model=call(TwoTowers, image=image,
+                 text=call(TextTransformer, size="B", vocabulary=32_000, length=16)),
+      objective=call(Clip),
+      optimizer=call(scaling_vit_adafactor, learning_rate=1e-3,
+                     schedule=call(warmup_cosine, warmup=10_000), weight_decay=1e-4),
+      mesh=call(make_mesh, data=1, fsdp=-1),
+      train=call(Training, epochs=1.0))

@@ -1,0 +1,109 @@
+"""Programs read from their text: one of TPUs that was recorded, and small ones by hand.
+
+`recorded.hlo` is, without its annotations, what libtpu 0.0.42 made for v5e:2x2 of the gradient of
+
+  lax.scan(lambda x, w: (rows(jnp.tanh(rows(x) @ w)), None), rows(x), w)
+
+with w, bfloat16 [3, 512, 512], split over fsdp (2) on its second axis, and the 4,096 rows of x,
+bfloat16 [4096, 512], over data (2) and fsdp.
+"""
+
+from pathlib import Path
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clip_jax.planning.hlo import Program, main_memory_traffic
+
+RECORDED = (Path(__file__).parent / "recorded.hlo").read_text()
+
+
+def test_the_body_of_a_loop_runs_as_often_as_it_turns():
+  program = Program(RECORDED)
+  times = {name: n for name, n in program.times.items() if "region" in name and "sunk" in name}
+  assert set(times.values()) == {3} and len(times) == 2  # Forward and backward.
+  assert program.times[program.entry] == 1
+
+
+def test_memory_is_read_once_for_each_block_and_each_pass():
+  """The weights forward and backward, a block at a turn; x; and the gradient written."""
+  weights, x = 3 * 256 * 512 * 2, 1024 * 512 * 2
+  traffic = main_memory_traffic(Program(RECORDED))
+  assert traffic == pytest.approx(2 * weights + x + weights, rel=1e-3)
+
+
+def program(body, shapes="f32[8,16]", more=""):
+  """A module with an entry of a few lines."""
+  return Program(f"HloModule m\n\n{more}\nENTRY %main (p: {shapes}) -> {shapes} {{\n{body}\n}}\n")
+
+
+def test_arrays_in_a_chips_own_memory_are_no_traffic():
+  text = """  %p = f32[8,16]{1,0} parameter(0)
+  %a = f32[8,16]{1,0:T(8,128)S(1)} add(%p, %p)
+  %b = f32[8,16]{1,0:T(8,128)S(1)} multiply(%a, %a)
+  ROOT %c = bf16[8,16]{1,0:T(8,128)(2,1)} convert(%b)"""
+  assert main_memory_traffic(program(text)) == 2 * 512 + 256
+
+
+def test_an_update_in_place_moves_what_is_updated():
+  more = """%fused (q: f32[100,16], r: f32[1,16], i: s32[]) -> f32[100,16] {
+  %q = f32[100,16]{1,0} parameter(0)
+  %r = f32[1,16]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %z = s32[] constant(0)
+  ROOT %u = f32[100,16]{1,0} dynamic-update-slice(%q, %r, %i, %z)
+}
+"""
+  text = """  %p = f32[100,16]{1,0} parameter(0)
+  %r = f32[1,16]{1,0:S(1)} custom-call(), custom_call_target="AllocateBuffer"
+  %i = s32[]{:S(6)} constant(3)
+  %f = f32[100,16]{1,0} fusion(%p, %r, %i), kind=kLoop, calls=%fused
+  ROOT %s = f32[1,16]{1,0:S(1)} dynamic-slice(%f, %i, %i), dynamic_slice_sizes={1,16}"""
+  assert main_memory_traffic(program(text, "f32[100,16]", more)) == 64 + 64
+
+
+def test_copies_and_slices_under_way_count_once():
+  text = """  %p = f32[8,16]{1,0} parameter(0)
+  %c = (f32[8,16]{1,0:S(1)}, f32[8,16]{1,0}, u32[]{:S(2)}) copy-start(%p)
+  %d = f32[8,16]{1,0:S(1)} copy-done(%c)
+  %s = (f32[8,16]{1,0}, f32[2,16]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%p), slice={[0:2], [0:16]}
+  ROOT %t = f32[2,16]{1,0:S(1)} slice-done(%s)"""
+  assert main_memory_traffic(program(text)) == 512 + 128
+
+
+def loop(step, limit):
+  more = f"""%body (q: (u32[], f32[8,16])) -> (u32[], f32[8,16]) {{
+  %q = (u32[], f32[8,16]{{1,0}}) parameter(0)
+  %i = u32[] get-tuple-element(%q), index=0
+  %x = f32[8,16]{{1,0}} get-tuple-element(%q), index=1
+  %k = u32[] constant({step})
+  %j = u32[] add(%i, %k)
+  ROOT %t = (u32[], f32[8,16]{{1,0}}) tuple(%j, %x)
+}}
+
+%condition (q.1: (u32[], f32[8,16])) -> pred[] {{
+  %q.1 = (u32[], f32[8,16]{{1,0}}) parameter(0)
+  %i.1 = u32[] get-tuple-element(%q.1), index=0
+  %n = u32[] constant({limit})
+  ROOT %l = pred[] compare(%i.1, %n), direction=LT
+}}
+"""
+  text = """  %p = (u32[], f32[8,16]{1,0}) parameter(0)
+  ROOT %w = (u32[], f32[8,16]{1,0}) while(%p), condition=%condition, body=%body"""
+  return program(text, more=more).times["body"]
+
+
+def test_a_loop_may_count_by_more_than_one():
+  """As the compiler's own loops over the devices of a ring do, two at a turn."""
+  assert [loop(1, 12), loop(2, 8), loop(2, 7)] == [12, 4, 4]
+
+
+def test_programs_for_cpus_are_read_too():
+  deep = lambda x, w: lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
+  text = jax.jit(deep).lower(np.ones((4, 8), np.float32), np.ones((5, 8, 8), np.float32)
+                             ).compile().as_text()
+  made = Program(text)
+  assert 5 in {made.times[name] for name in made.computations}

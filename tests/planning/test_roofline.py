@@ -1,0 +1,47 @@
+"""Times by hand."""
+
+import pytest
+
+from clip_jax.planning import roofline
+from clip_jax.planning.chips import topology
+from clip_jax.planning.collectives import Collective
+
+
+def test_products_take_their_number_over_the_rate_of_all_chips():
+  """64 v5e at 197 TFLOP/s each."""
+  assert roofline.compute_seconds(64 * 197e12 / 2, topology("v5e:8x8")) == pytest.approx(0.5)
+
+
+def collective(kind, size, group, times=1):
+  return Collective(kind, size, tuple(group), times, "", "")
+
+
+def test_talk_takes_the_bytes_that_each_chip_gets_over_its_links():
+  """v5e:4x4, no rings: a gather over all 16 has two links of 50 GB/s, one over a row has one."""
+  slice_ = topology("v5e:4x4")
+  places = [slice_.place(i) for i in range(16)]
+  seconds = lambda *found: roofline.interconnect_seconds(found, places, slice_)
+  everyone, row = range(16), range(4)
+  assert seconds(collective("all-gather", 16e9, everyone)) == pytest.approx(15e9 / 100e9)
+  assert seconds(collective("all-gather", 16e9, row)) == pytest.approx(12e9 / 50e9)
+  assert seconds(collective("all-reduce", 16e9, everyone, times=3)) == pytest.approx(3 * 30e9 / 100e9)
+  assert seconds(collective("all-gather", 16e9, everyone), collective("all-gather", 16e9, row)) == (
+      pytest.approx(0.15 + 0.24))
+
+
+def test_input_takes_the_cores_of_all_hosts():
+  """16 hosts of 112 cores."""
+  assert roofline.input_seconds(16 * 112 * 480, topology("v5e:8x8"), 480.0) == pytest.approx(1.0)
+
+
+def test_the_longest_binds_and_without_overlap_the_chips_parts_add_up():
+  roof = roofline.Roofline(compute=0.4, memory=0.3, interconnect=0.1, input=0.5)
+  assert (roof.binds, roof.best) == ("input", 0.5)
+  assert roof.worst == pytest.approx(0.8)
+  assert roofline.Roofline(compute=0.4, memory=0.3, interconnect=0.1, input=2.0).worst == 2.0
+
+
+def test_what_is_not_known_takes_no_time():
+  roof = roofline.Roofline(compute=0.4, memory=None, interconnect=None, input=0.1)
+  assert (roof.binds, roof.best, roof.worst) == ("compute", 0.4, 0.4)
+  assert roof.known == {"compute": 0.4, "input": 0.1}

@@ -1,0 +1,130 @@
+"""`plan`: what it says without a compiler, what it tries when a step does not fit, its mistakes."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+import sys
+
+import numpy as np
+import pytest
+
+from clip_jax import plan
+from clip_jax.config import build, call
+from clip_jax.data.sources.folder import Folder
+from clip_jax.errors import UserError
+from clip_jax.flops import parameters
+from clip_jax.parts import prepare
+from clip_jax.planning import compile as compile_lib
+from clip_jax.planning import estimate as estimate_lib
+from clip_jax.planning.chips import topology
+from clip_jax.planning.estimate import estimate, without_data
+from clip_jax.planning.roofline import Roofline
+from run_config import get_config
+
+CONFIG = f"{Path(__file__).parent}/run_config.py"
+
+
+@pytest.fixture(autouse=True)
+def no_libtpu(monkeypatch):
+  """As on most machines; and the environment as it was."""
+  monkeypatch.setenv("JAX_PLATFORMS", os.environ["JAX_PLATFORMS"])
+  monkeypatch.setattr(compile_lib, "can_compile", lambda topology: False)
+
+
+def run(*arguments, monkeypatch):
+  arguments = [f"--config={CONFIG}", *arguments]
+  monkeypatch.setattr(sys, "argv", ["plan", *arguments])
+  return plan.main(arguments)
+
+
+def test_the_analytic_part_needs_no_compiler_and_says_what_is_missing(monkeypatch, tmp_path, capsys):
+  assert run("--topology=h100:8", f"--json={tmp_path}/n", monkeypatch=monkeypatch) == 0
+  printed, numbers = capsys.readouterr().out, json.loads((tmp_path / "n").read_text())
+  assert "8 x H100 80GB in 1 hosts, mesh data=8 x fsdp=1 x tensor=1" in printed
+  assert "Missing: temporaries and peak, whether it fits" in printed
+  assert numbers["fits"] is None and numbers["collectives"] is None
+  assert numbers["bytes_per_chip"]["temporaries"] is None
+  made = prepare(get_config())
+  assert numbers["parameters"] == parameters(made.state.params)
+  assert numbers["total_steps"] == 30 and numbers["batch_size"] == 32
+  assert numbers["examples_per_second"] == pytest.approx(32 / numbers["seconds"]["best"])
+  assert numbers["run_seconds"]["best"] == pytest.approx(30 * numbers["seconds"]["best"])
+  assert numbers["binds"] == "input"
+  assert numbers["seconds"]["input"] == pytest.approx(32 / (208 * 480))
+
+
+def test_all_tpus_are_compared_in_a_table(monkeypatch, capsys):
+  assert run("--topology=all", "--config.data.batch_size=64", monkeypatch=monkeypatch) == 0
+  printed = capsys.readouterr().out
+  for name in ("v4:4x4x4", "v5e:8x8", "v5p:4x4x4", "v6e:8x8"):
+    assert len([line for line in printed.splitlines() if line.startswith(name)]) == 1
+  assert printed.count("libtpu is not installed") == 1
+
+
+def test_the_shardings_of_a_pod_are_explained_on_a_laptop(monkeypatch, capsys):
+  assert run("--topology=v5e:4x4", "--explain", "--config.mesh.tensor=2", "--config.mesh.fsdp=4",
+             monkeypatch=monkeypatch) == 0
+  printed = capsys.readouterr().out
+  line, = [l for l in printed.splitlines() if l.startswith("params/model/image/stack/blocks/mlp/up/k")]
+  assert "128 / tensor 2" in line and "on mesh data=2 x fsdp=4 x tensor=2" in printed
+
+
+def test_faster_cores_take_less_time_for_the_input(monkeypatch, capsys):
+  assert run("--topology=v5e:2x2", "--images_per_core=1000", monkeypatch=monkeypatch) == 0
+  assert f"input {32 / (112 * 1000):.4g}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ((), "Plan for what. Set --topology=CHIP:SIDES"),
+    (("--topology=v5e",), "v5e is not CHIP:SIDES"),
+    (("--topology=v7:4x4",), "no chip 'v7'"),
+    (("--topology=v5e:16x16",), "batch_size 32 is not divisible by 256 devices; nearest that are: 256"),
+    (("--topology=v5e:4x4", "--config.mesh.fsdp=3"), "does not make up the 16 devices"),
+    (("--topology=v5e:2x2", "--config.mesh.tensor=4", "--config.model.image.heads=1",
+      "--config.model.text.heads=1", "--config.model.image.mlp=2", "--config.model.text.mlp=2",
+      "--config.model.text.width=2", "--config.model.image.width=32"),
+     "tensor=4 divides no number of heads"),
+    (("--topology=v5e:2x2", "--images_per_core=many"), "images_per_core=many is not a number above 0"),
+    (("--topology=v5e:2x2", "--images_per_core=-1"), "is not a number above 0"),
+    (("--topologie=v5e:2x2",), "Did you mean --topology"),
+])
+def test_a_mistyped_plan_is_told_what_was_meant(arguments, message, monkeypatch):
+  with pytest.raises(UserError, match=message):
+    run(*arguments, monkeypatch=monkeypatch)
+
+
+def test_data_that_is_not_here_is_planned_without():
+  config = get_config()
+  config.unlock()
+  config.data.source = call(Folder, path="/nowhere")
+  changed, notes, knows = without_data(config)
+  assert knows and "The data is not here" in notes[0]
+  assert len(build(changed.data).views(build(changed.data).source[5], np.random.default_rng(0))) == 2
+  config.train.steps, config.train.epochs = None, 2.0
+  made = estimate(config, topology("v5e:2x2"))
+  assert made.batch_size == 32 and made.total_steps is None and "set --config.train.samples" in made.notes[1]
+  assert config.data.source.path == "/nowhere"
+
+
+def test_what_does_not_fit_is_tried_with_other_settings(monkeypatch, tmp_path, capsys):
+  """A compiler that finds room for two rows of a device at a time."""
+  one = estimate(get_config(), topology("v5e:2x2"))
+
+  def with_compiler(config, topology):
+    rows = config.data.batch_size // config.train.microbatches // 4
+    return dataclasses.replace(
+        one, batch_size=config.data.batch_size, fits=rows <= 2, peak=rows * 10**9, limit=3e9, traffic=1.0,
+        found=[], temporaries=rows * 10**9, roofline=Roofline(1.0, 2.0, 0.5, 0.1))
+
+  monkeypatch.setattr(estimate_lib, "estimate", with_compiler)
+  assert run("--topology=v5e:2x2", f"--json={tmp_path}/n", monkeypatch=monkeypatch) == 0
+  printed = capsys.readouterr().out
+  assert "no: 8 GB of 3 GB a chip" in printed and "It does not fit" in printed
+  assert "\nmicrobatches: --config.train.microbatches=4\n" in printed
+  assert "\nbatch: --config.data.batch_size=8\n" in printed
+  assert "--config.model.text.remat=full  (does not fit either)" in printed
+  tried = {one["knob"]: one for one in json.loads((tmp_path / "n").read_text())["tried"]}
+  assert {knob: one["fits"] for knob, one in tried.items()} == {
+      "remat": False, "microbatches": True, "fsdp": False, "batch": True}
+  assert tried["batch"]["examples_per_second"] == 8 / 2.0
