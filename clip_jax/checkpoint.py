@@ -26,7 +26,10 @@ class Checkpoints:
 
   def __init__(self, folder: Path | str, *, keep: int = 2):
     """Args: `folder` is made when missing; the `keep` newest checkpoints are kept."""
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells its every step otherwise.
+    # Orbax tells its every step otherwise. When a save fails, that is raised; its tracebacks, one of
+    # each array, would bury the message.
+    for name in ("absl", "asyncio"):
+      logging.getLogger(name).setLevel(logging.CRITICAL)
     self.folder = Path(folder).absolute()
     self.manager = ocp.CheckpointManager(
         self.folder,
