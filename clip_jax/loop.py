@@ -2,6 +2,9 @@
 
 from collections.abc import Iterator
 import dataclasses
+import hashlib
+import json
+import math
 import os
 from pathlib import Path
 import signal
@@ -10,11 +13,12 @@ from typing import Any
 
 from flax import nnx
 import jax
+from jax.experimental import multihost_utils
 from ml_collections.config_dict import ConfigDict
 
 from clip_jax import config as config_lib
-from clip_jax import sharding
-from clip_jax.checkpoint import Checkpoints
+from clip_jax.bringup import check, data_version, exchange, together
+from clip_jax.checkpoint import Checkpoints, stopped_when_full
 from clip_jax.data.pipeline import Examples, batches
 from clip_jax.data.selection import levels, places_in
 from clip_jax.embedder import Embedder
@@ -25,6 +29,7 @@ from clip_jax.model import split
 from clip_jax.parts import Parts, forward_pass, prepare
 from clip_jax.positions import fitted, overlaid
 from clip_jax.report import Report, evaluations, number
+from clip_jax.shares import placed, rows_of
 
 PREEMPTED = 75  # Exit code: saved after SIGTERM, start me again.
 DAMAGED_SHARE = 0.01
@@ -38,17 +43,20 @@ def run(config: ConfigDict, workdir: Path | str) -> int:
     Exit code: 0, or `PREEMPTED` when SIGTERM came and the state was saved.
 
   Raises:
-    UserError: said before anything is compiled, but for damage in the data.
+    UserError: said before anything is compiled, but for damage in the data, a loss that is not
+      finite, and a disk that is full.
   """
-  workdir = writable(Path(workdir))
-  parts = prepare(config)
+  workdir = together(lambda: writable(Path(workdir)))
+  parts = together(lambda: prepare(config))
+  agreed = check(lambda: facts(parts), workdir)
   stop = Stop()
-  with jax.set_mesh(parts.mesh):
+  with jax.set_mesh(parts.mesh), stopped_when_full(workdir):
     checkpoints = Checkpoints(workdir / "checkpoints", keep=parts.training.keep)
     start = checkpoints.latest() or 0
     # Before anything is written: if the run that lies here is of another model, it stays as it is.
     if start:
       state = checkpoints.restore(parts.state)
+      check_skipped(int(state.skipped), parts.training.skip_nonfinite)
     else:
       shardings = jax.tree.map(lambda x: x.sharding, parts.state)
       state = jax.jit(parts.make, static_argnums=0, out_shardings=shardings)(config.seed)
@@ -58,11 +66,11 @@ def run(config: ConfigDict, workdir: Path | str) -> int:
       (workdir / "config.json").write_text(config_lib.to_json(config) + "\n")
     report = Report(workdir, total_steps=parts.total_steps, start_step=start,
                     writes=jax.process_index() == 0, wandb=parts.training.wandb)
-    for line in summary(parts, workdir, start):
+    for line in (*summary(parts, workdir, start), *agreed):
       report.note(line)
     if start < parts.total_steps:
       state = train(parts, state, start, checkpoints, report, stop)
-    if stop.asked and int(state.step) < parts.total_steps:
+    if int(state.step) < parts.total_steps:
       report.note(f"SIGTERM: saved at step {int(state.step)}; the same command goes on from there.")
       report.close()
       checkpoints.close()
@@ -93,7 +101,7 @@ def started(parts: Parts, state: Any) -> Any:
 
 def train(parts: Parts, state: Any, start: int, checkpoints: Checkpoints, report: Report,
           stop: "Stop") -> Any:
-  """The state after the last step; or, once `stop.asked`, after the next save."""
+  """The state after the last step; or, once `stop` says so, after the step that it was saved at."""
   training, config = parts.training, parts.config
   train_step = parts.train_step
   feed = Feed(parts, start)
@@ -104,13 +112,23 @@ def train(parts: Parts, state: Any, start: int, checkpoints: Checkpoints, report
     if step < parts.total_steps:
       feed.advance()  # While the device is busy with the step just started.
     log.add(metrics)
-    last, stopping = step == parts.total_steps, stop.asked  # Once, for it can come at any moment.
-    if last or step == start + 1 or due(step, training.log_every):
-      log.write(step)
-    if not last and due(step, training.eval_every):
+    last, stopping = step == parts.total_steps, stop.at(step)
+    logs = last or step == start + 1 or due(step, training.log_every)
+    evaluates = not last and due(step, training.eval_every)
+    saves = not last and (stopping or due(step, training.save_every))
+    if logs or evaluates or saves:
+      checkpoints.check()
+      values = log.fetch()
+      # Steps after a bad one change nothing: early enough is before anybody uses the state.
+      if values["skipped_steps"] > training.skip_nonfinite:
+        checkpoints.wait()
+        raise nonfinite(parts, state, checkpoints)
+    if logs:
+      log.write(step, values)
+    if evaluates:
       report.log(step, evaluate(parts.evaluators, embedder(parts, state)))
       log.restart_clock()
-    if not last and (stopping or due(step, training.save_every)):
+    if saves:
       checkpoints.save(step, state, config)
     if stopping:
       break
@@ -136,8 +154,10 @@ def finish(parts, state, start, checkpoints, report, workdir):
   if results:
     report.note("\n" + evaluations(results) + "\n")
   for name, evaluator in parts.final_evaluators.items():
-    if hasattr(evaluator, "picture") and jax.process_index() == 0:
-      evaluator.picture(trained).save(workdir / f"{name}.png")
+    if hasattr(evaluator, "picture"):
+      picture = evaluator.picture(trained)  # Which takes all processes.
+      if jax.process_index() == 0:
+        picture.save(workdir / f"{name}.png")
   for path in ("config.json", "metrics.jsonl", "tensorboard", "checkpoints",
                *(f"{name}.png" for name in parts.final_evaluators)):
     if (workdir / path).exists():
@@ -156,6 +176,54 @@ def embedder(parts: Parts, state: Any) -> Embedder:
   return embedder_of(learner, parts.data.views.tokenizer, mesh=parts.mesh)
 
 
+def facts(parts: Parts) -> dict[str, str]:
+  """What must be the same on all processes, in a few words each."""
+  kinds = {device.device_kind for device in jax.local_devices()}
+  return {"config": hashlib.sha256(config_lib.to_json(parts.config).encode()).hexdigest()[:12],
+          "data": data_version(parts.data.source),
+          "devices": f"{jax.local_device_count()} x {', '.join(sorted(kinds))}"}
+
+
+def check_skipped(skipped: int, allowed: int):
+  """Raises when a run that is gone on with has left out more steps than are allowed now."""
+  if skipped > allowed:
+    raise UserError(f"This run has left out {skipped} steps that were not finite, and "
+                    f"train.skip_nonfinite={allowed}. Set --config.train.skip_nonfinite to "
+                    f"{skipped} or more, or start again in another --workdir.")
+
+
+def nonfinite(parts: Parts, state: Any, checkpoints: Checkpoints) -> UserError:
+  """Says of the step that stopped a run what was not finite, and which records it saw.
+
+  The state is the one before that step, so the step can be made again, slowly and to the point.
+  """
+  step = int(state.step)
+  feed = Feed(parts, step)
+  found = {n: float(x) for n, x in jax.device_get(parts.diagnosis(state, feed.batch)).items()}
+  held = exchange({"rows": feed.rows.tolist(),
+                   "records": places_in(parts.data.source, feed.index).tolist()})
+  by_row = {row: record for one in held for row, record in zip(one["rows"], one["records"])}
+  records = [by_row[row] for row in sorted(by_row)]
+  loss = found.pop("loss")
+  path = checkpoints.folder.parent / "nonfinite.json"
+  if jax.process_index() == 0:
+    path.write_text(json.dumps({
+        "step": step + 1, "loss": repr(loss), "records": records,
+        "gradient_norms": {name: repr(norm) for name, norm in found.items()}}, indent=1) + "\n")
+  norms = ", ".join(f"{name} {norm:.4g}" for name, norm in found.items())
+  again = all(map(math.isfinite, (loss, *found.values())))
+  saved = checkpoints.latest()
+  return UserError(
+      f"Step {step + 1} was not finite: loss {loss:.4g}; gradient norms: {norms}. "
+      + ("Made again, as these numbers are, it is finite: the hardware may be at fault. " * again)
+      + f"Its {len(records)} records are number {', '.join(map(str, records[:10]))}"
+      + (f" and {len(records) - 10} more" if len(records) > 10 else "")
+      + f" of the source; {path} lists all. Nothing was changed by it or after it, and the newest "
+      f"checkpoint is {'that of step ' + str(saved) if saved else 'none yet'}. Lower "
+      "--config.optimizer.learning_rate, or leave out up to N such steps with "
+      "--config.train.skip_nonfinite=N; the same command goes on from the checkpoint.")
+
+
 def due(step: int, every: int) -> bool:
   """Whether something that happens every so many steps happens at this one; 0 is never."""
   return every > 0 and step % every == 0
@@ -166,6 +234,8 @@ class Feed:
 
   Attributes:
     batch: the next batch, global arrays.
+    rows, index: which rows of it lie on this process's devices, and their records' places in the
+      source; NumPy.
     waited: seconds waited for the host pipeline so far.
     damaged: where records that could not be read lie in the source, under all selections from it.
   """
@@ -173,10 +243,11 @@ class Feed:
   def __init__(self, parts: Parts, start: int):
     data = parts.data
     self.mesh, self.inputs, self.source = parts.mesh, parts.learner.objective.inputs, data.source
+    self.batch_size = data.batch_size
+    self.rows = rows_of(parts.mesh.local_devices, data.batch_size, parts.mesh)
     self.batches: Iterator = iter(batches(
         Examples(data.source, data.views, seed=parts.config.seed), batch_size=data.batch_size,
-        start=start, host=jax.process_index(), hosts=jax.process_count(), threads=data.threads,
-        workers=data.workers))
+        start=start, rows=self.rows, threads=data.threads, workers=data.workers))
     self.waited, self.seen, self.replaced, self.damaged = 0.0, 0, 0, set()
     self.advance()
 
@@ -185,7 +256,9 @@ class Feed:
     begun = time.perf_counter()
     batch = next(self.batches)
     self.waited += time.perf_counter() - begun
-    self.batch = sharding.to_device({name: batch[name] for name in self.inputs}, self.mesh)
+    self.index = batch["index"]
+    self.batch = placed({name: batch[name] for name in self.inputs}, self.rows, self.batch_size,
+                        self.mesh)
     replaced = batch["replaced"] > 0
     self.seen, self.replaced = self.seen + len(replaced), self.replaced + int(replaced.sum())
     if replaced.any():
@@ -229,9 +302,14 @@ class Log:
     jax.block_until_ready(self.before)
     self.before = self.metrics = metrics
 
-  def write(self, step: int):
+  def fetch(self) -> dict[str, float]:
+    """The metrics of the last step."""
+    return {name: float(x) for name, x in jax.device_get(self.metrics).items()}
+
+  def write(self, step: int, metrics: dict[str, float]):
     """One line: the metrics of the last step and the speed since the line before."""
-    values = {f"train/{name}": float(x) for name, x in jax.device_get(self.metrics).items()}
+    values = {f"train/{name}": x for name, x in metrics.items()
+              if name != "skipped_steps" or self.parts.training.skip_nonfinite}
     elapsed = time.perf_counter() - self.begun
     images = (step - self.step) * self.parts.data.batch_size
     values["train/images_per_second"] = images / elapsed
@@ -244,14 +322,22 @@ class Log:
 
 
 class Stop:
-  """Remembers that SIGTERM came, for the loop to see at the next step."""
+  """Whether SIGTERM came, for the loop to see after a step: the same one on all processes."""
 
   def __init__(self):
     self.asked = False
+    if jax.process_count() > 1:
+      return  # JAX listens for it, and a handler of ours would make it deaf.
     try:
       signal.signal(signal.SIGTERM, self._ask)
     except ValueError:  # Not the main thread (a notebook's cell run by a server): nothing to catch.
       pass
+
+  def at(self, step: int) -> bool:
+    """Whether to stop after this step; to be asked after every one, for processes agree on one."""
+    if jax.process_count() > 1:
+      return multihost_utils.reached_preemption_sync_point(step)
+    return self.asked
 
   def _ask(self, *_):
     self.asked = True

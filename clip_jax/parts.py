@@ -51,12 +51,23 @@ class Parts:
   def train_step(self) -> Callable:
     """The jitted step: compiled once, its state donated."""
     step = step_lib.make_train_step(
-        self.graphdef, self.optimizer, seed=self.config.seed, augment=self.augment,
-        microbatches=self.training.microbatches)
+        self.graphdef, self.optimizer, skip_nonfinite=self.training.skip_nonfinite,
+        **self._options)
     shardings = jax.tree.map(lambda x: x.sharding, self.state)
     return jax.jit(step, donate_argnums=0,
                    in_shardings=(shardings, sharding.rows(self.mesh)),
                    out_shardings=(shardings, sharding.replicated(self.mesh)))
+
+  @property
+  def diagnosis(self) -> Callable:
+    """The jitted (state, batch) -> loss and gradient norms by part, of a step that failed."""
+    return jax.jit(step_lib.make_diagnosis(self.graphdef, **self._options),
+                   out_shardings=sharding.replicated(self.mesh))
+
+  @property
+  def _options(self):
+    return dict(seed=self.config.seed, augment=self.augment,
+                microbatches=self.training.microbatches)
 
   @property
   def batch(self) -> dict[str, jax.ShapeDtypeStruct]:

@@ -27,17 +27,19 @@ class TrainState:
     stats: variables that are not trained: what the forward pass itself updates (BatchNorm
       averages) and fixed arrays; empty for a ViT with learned positions and a plain objective.
     opt_state: state of the optimizer.
+    skipped: int32 [], steps that changed nothing, because a loss or a gradient was not finite.
   """
   step: jax.Array
   params: dict
   stats: dict
   opt_state: optax.OptState
+  skipped: jax.Array
 
 
 def create(learner: Learner, optimizer: optax.GradientTransformation) -> TrainState:
   """The state before the first step; traceable, so that it can be made sharded or abstract."""
   _, params, stats = split(learner)
-  return TrainState(jnp.int32(0), params, stats, optimizer.init(params))
+  return TrainState(jnp.int32(0), params, stats, optimizer.init(params), jnp.int32(0))
 
 
 def example_keys(seed: int, step: jax.Array, B: int) -> jax.Array:
@@ -81,18 +83,11 @@ def by_piece(embed: Callable, pieces: int) -> Callable:
   return pieced
 
 
-def make_train_step(graphdef: Any, optimizer: optax.GradientTransformation, *, seed: int,
-                    augment: dict[str, DeviceAugment] | None = None,
-                    microbatches: int = 1) -> Callable[[TrainState, Batch],
-                                                       tuple[TrainState, Metrics]]:
-  """The function (state, batch) -> (next state, metrics), to be jitted once.
+def make_gradients(graphdef: Any, *, seed: int, augment: dict[str, DeviceAugment] | None = None,
+                   microbatches: int = 1) -> Callable[[TrainState, Batch], tuple]:
+  """The function (state, batch) -> (loss, metrics, next stats, gradients) inside of a step.
 
-  Args:
-    graphdef: structure of the learner, from `split`.
-    optimizer: bounds of learned scalars included.
-    seed: of everything random on the device.
-    augment: what happens to a batch entry on the device, by its name.
-    microbatches: pieces that the batch is embedded in; the loss and its gradient are of the whole.
+  Args: as those of `make_train_step`.
   """
   augment = augment or {}
 
@@ -107,7 +102,7 @@ def make_train_step(graphdef: Any, optimizer: optax.GradientTransformation, *, s
     z = learner.objective.embed(learner.model, batch, train=True, key=model_keys)
     return lax.stop_gradient(split(learner)[2]), jax.tree.map(on_rows, z)
 
-  def train_step(state, batch):
+  def gradients(state, batch):
     def loss_fn(params):
       keys = example_keys(seed, state.step, len(batch["tokens"]))
       stats, z = by_piece(embed, microbatches)(params, state.stats, batch, keys)
@@ -116,13 +111,74 @@ def make_train_step(graphdef: Any, optimizer: optax.GradientTransformation, *, s
         loss, metrics = learner.objective.loss(z)
       return loss, (metrics, lax.stop_gradient(split(learner)[2]))
 
-    (loss, (metrics, stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    (loss, (metrics, stats)), of_params = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    return loss, metrics, stats, of_params
+
+  return gradients
+
+
+def make_train_step(graphdef: Any, optimizer: optax.GradientTransformation, *, seed: int,
+                    augment: dict[str, DeviceAugment] | None = None, microbatches: int = 1,
+                    skip_nonfinite: int = 0) -> Callable[[TrainState, Batch],
+                                                         tuple[TrainState, Metrics]]:
+  """The function (state, batch) -> (next state, metrics), to be jitted once.
+
+  A step whose loss or gradient is not finite changes nothing but the counts. The one of these that
+  is more than `skip_nonfinite` does not count as a step, and none after it changes anything: the
+  state stays the last good one, `state.skipped > skip_nonfinite` says so whenever somebody looks,
+  and `state.step` says which step it was.
+
+  Args:
+    graphdef: structure of the learner, from `split`.
+    optimizer: bounds of learned scalars included.
+    seed: of everything random on the device.
+    augment: what happens to a batch entry on the device, by its name.
+    microbatches: pieces that the batch is embedded in; the loss and its gradient are of the whole.
+    skip_nonfinite: steps that may be left out, in all.
+  """
+  gradients = make_gradients(graphdef, seed=seed, augment=augment, microbatches=microbatches)
+
+  def train_step(state, batch):
+    loss, metrics, stats, of_params = gradients(state, batch)
     with jax.named_scope("optimizer"):
-      updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+      updates, opt_state = optimizer.update(of_params, state.opt_state, state.params)
       params = optax.apply_updates(state.params, updates)
-    metrics = {"loss": loss, **metrics, "gradient_norm": optax.global_norm(gradients)}
+      norm = optax.global_norm(of_params)
+    metrics = {"loss": loss, **metrics, "gradient_norm": norm}
     if getattr(optimizer, "learning_rate", None):
       metrics["learning_rate"] = optimizer.learning_rate(state.step)
-    return TrainState(state.step + 1, params, stats, opt_state), metrics
+
+    running = state.skipped <= skip_nonfinite
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    skipped = state.skipped + (running & ~finite)
+    # A choice between arrays, not a branch: it becomes a part of the loops that make the update.
+    keep = lambda new, old: jax.tree.map(
+        lambda n, o: jnp.where(running & finite, n, o), new, old)
+    with jax.named_scope("optimizer"):
+      params, stats, opt_state = keep((params, stats, opt_state),
+                                      (state.params, state.stats, state.opt_state))
+    metrics["skipped_steps"] = skipped
+    step = state.step + (skipped <= skip_nonfinite)
+    return TrainState(step, params, stats, opt_state, skipped), metrics
 
   return train_step
+
+
+def make_diagnosis(graphdef: Any, **options: Any) -> Callable[[TrainState, Batch], Metrics]:
+  """The function (state, batch) -> the loss, and the norm of the gradient of each part.
+
+  Parts are the towers and projections by their names in the model, and `objective`; to find out
+  what was not finite in a step that changed nothing.
+
+  Args:
+    graphdef: structure of the learner.
+    **options: `seed`, `augment`, `microbatches`, as for `make_train_step`.
+  """
+  gradients = make_gradients(graphdef, **options)
+
+  def diagnosis(state, batch):
+    loss, _, _, of_params = gradients(state, batch)
+    parts = of_params.pop("model") | of_params
+    return {"loss": loss, **{name: optax.global_norm(part) for name, part in parts.items()}}
+
+  return diagnosis

@@ -11,6 +11,9 @@ HELP = """Trains the model that a config file describes.
   --workdir=DIR              everything is written here; a run that lies here is gone on with
   --print                    prints the complete config and does nothing
   --explain                  prints where each array of the train state lies and does nothing
+  --coordinator=HOST:PORT --processes=N --process=I
+                             one of N processes, of which number 0 listens there; SLURM, Google
+                             Kubernetes Engine and TPU VMs say so themselves
 
 Exit codes: 0 done, 2 a mistake in what was asked for, 75 saved after SIGTERM: start me again.
 """
@@ -19,7 +22,8 @@ Exit codes: 0 done, 2 a mistake in what was asked for, 75 saved after SIGTERM: s
 def main(arguments: list[str]) -> int:
   """Runs the command; returns its exit code."""
   from clip_jax.flags import parse
-  flags = parse(arguments, HELP, config=True, strings=("workdir",), switches=("print", "explain"))
+  flags = parse(arguments, HELP, config=True, switches=("print", "explain"),
+                strings=("workdir", "coordinator", "processes", "process"))
   if flags.print:
     from clip_jax.config import to_json
     print(to_json(flags.config))
@@ -31,6 +35,8 @@ def main(arguments: list[str]) -> int:
   from clip_jax.errors import UserError
   if not flags.workdir:
     raise UserError("Where should the run be written? Set --workdir=DIR.")
+  from clip_jax import distributed
+  distributed.start(flags.coordinator, flags.processes, flags.process)
   from clip_jax.loop import run
   return run(flags.config, flags.workdir)
 

@@ -1,12 +1,15 @@
 """Saving and restoring, on this mesh and on another."""
 
+import errno
+import resource
+
 import jax
 import numpy as np
 import optax
 import pytest
 
 from clip_jax import sharding, step as step_lib
-from clip_jax.checkpoint import Checkpoints, check_same
+from clip_jax.checkpoint import Checkpoints, check_same, stopped_when_full
 from clip_jax.config import call
 from clip_jax.errors import UserError
 from clip_jax.objectives.clip import Clip
@@ -38,6 +41,45 @@ def test_what_was_saved_on_one_device_is_restored_on_eight_bit_for_bit(tmp_path)
   assert len({str(s.index) for s in kernel.addressable_shards}) == 4
   assert jax.tree.structure(restored) == jax.tree.structure(state)
   assert again.config().to_dict() == config.to_dict()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_disk_that_is_full_stops_with_a_message_and_loses_nothing_saved(tmp_path):
+  state = new_state()
+  checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+  checkpoints.save(1, state, ConfigDict({}))
+  checkpoints.wait()
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # As a quota does it.
+  try:
+    with pytest.raises(UserError, match=r"(?s)no room left to write in .*What was saved is whole, "
+                       r"the newest of it the checkpoint of step 1\. Make room"):
+      with stopped_when_full(tmp_path):
+        checkpoints.save(2, new_state(seed=1), ConfigDict({}))
+        checkpoints.wait()
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  again = Checkpoints(tmp_path / "checkpoints")
+  assert again.latest() == 1
+  assert largest_difference(again.restore(abstract(state, sharding.make_mesh())), state) == 0
+
+
+def test_a_failed_save_is_noticed_without_waiting_for_the_next(tmp_path, monkeypatch):
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.check()
+  def fails():
+    raise OSError(errno.EDQUOT, "Disk quota exceeded")
+  monkeypatch.setattr(checkpoints.manager, "check_for_errors", fails)
+  with pytest.raises(UserError, match="no room left.*quota exceeded\nNothing was saved yet"):
+    with stopped_when_full(tmp_path):
+      checkpoints.check()
+
+
+def test_other_errors_stay_what_they_are(tmp_path):
+  for error in (OSError(errno.EIO, "broken"), ValueError("os_error_code='5'")):
+    with pytest.raises(type(error)) as caught, stopped_when_full(tmp_path):
+      raise error
+    assert caught.value is error
 
 
 def test_only_the_newest_are_kept(tmp_path):

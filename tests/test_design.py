@@ -12,10 +12,10 @@ PACKAGE = ROOT / "clip_jax"
 # A module imports only from lower layers; a folder's files are all of its layer.
 LAYERS = [
     ("errors",),
-    ("config", "interfaces"),
+    ("config", "interfaces", "distributed"),
     ("losses", "sharding", "report", "flops", "cli", "flags",
-     "schedules", "profiling"),
-    ("layers",),
+     "schedules", "profiling", "bringup"),
+    ("layers", "shares"),
     ("data", "augment", "towers", "optim"),
     ("model",),
     ("embedder", "objectives"),

@@ -1,16 +1,18 @@
 """The loop in this process: errors before anything expensive, damaged records, other meshes."""
 
+import errno
 import json
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from clip_jax import loop, parts
 from clip_jax.augment.simclr import SimclrColours
 from clip_jax.checkpoint import Checkpoints
 from clip_jax.config import build, call, to_json
-from clip_jax.data import Subset
+from clip_jax.data import Examples, Subset
 from clip_jax.data.sources.openclipart import OpenClipart
 from clip_jax.errors import UserError
 from clip_jax.experiment import Training
@@ -195,6 +197,58 @@ def test_a_run_cannot_start_from_nothing_or_from_another_architecture(tmp_path):
                      r"image_projection/kernel: \(32, 32\) there, \(32, 16\) here"):
     loop.run(config, tmp_path / "run")
   assert not (tmp_path / "run" / "config.json").exists()
+def diverging(**changes):
+  """A run whose second step, and every one after it, is not finite."""
+  config = small(12, **changes)
+  config.optimizer = call(optax.sgd, learning_rate=1e30)
+  return config
+
+
+def test_a_step_that_is_not_finite_stops_the_run_and_is_named(tmp_path):
+  config = diverging(train__log_every=4, train__save_every=1)
+  with pytest.raises(UserError, match=r"Step 2 was not finite: loss nan; gradient norms: image nan,"
+                     r" .*text nan, .*\. Its 32 records are number \d+, .* and 22 more of the "
+                     r"source;.*newest checkpoint is that of step 1\."):
+    loop.run(config, tmp_path)
+  told = json.loads((tmp_path / "nonfinite.json").read_text())
+  data = build(config.data)
+  positions = np.arange(32, 64)  # Of the second batch.
+  assert told["step"] == 2 and told["loss"] == "nan" and set(told["gradient_norms"]) == {
+      "image", "text", "image_projection", "text_projection", "objective"}
+  assert sorted(told["records"]) == sorted(
+      Examples(data.source, data.views, seed=0).indices(positions).tolist())
+  assert [int(p.name) for p in (tmp_path / "checkpoints").iterdir()] == [1]
+
+
+def test_no_more_steps_are_left_out_than_allowed(tmp_path):
+  config = diverging(train__log_every=2, train__skip_nonfinite=4)
+  with pytest.raises(UserError, match="Step 6 was not finite.*newest checkpoint is none yet"):
+    loop.run(config, tmp_path)
+  lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+  assert {line["step"]: line["train/skipped_steps"] for line in lines} == {1: 0, 2: 1, 4: 3}
+
+
+def test_a_run_that_left_out_steps_keeps_being_allowed_to():
+  loop.check_skipped(3, 3)
+  with pytest.raises(UserError, match="left out 3 steps .* skip_nonfinite=0. Set .* to 3 or more"):
+    loop.check_skipped(3, 0)
+
+
+def test_a_step_that_is_finite_when_made_again_speaks_against_the_hardware(tmp_path):
+  loop.run(small(2), tmp_path)
+  made = parts.prepare(small(4))
+  checkpoints = loop.Checkpoints(tmp_path / "checkpoints")
+  with pytest.raises(UserError, match=r"Step 3 was not finite: loss [\d.]+; .*Made again, .* it is "
+                     "finite: the hardware may be at fault.*that of step 2"):
+    raise loop.nonfinite(made, checkpoints.restore(made.state), checkpoints)
+
+
+def test_a_full_disk_stops_a_run_with_a_message(tmp_path, monkeypatch):
+  def full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+  monkeypatch.setattr(loop.Report, "log", full)
+  with pytest.raises(UserError, match="no room left to write.*No space left on device"):
+    loop.run(small(2), tmp_path)
 
 
 def test_lengths_are_interchangeable():

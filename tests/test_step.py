@@ -71,7 +71,64 @@ def test_a_step_counts_itself_and_keeps_the_other_arrays():
   assert largest_difference(after.params, state.params) == 0
   assert metrics["gradient_norm"] > 0
   assert set(metrics) == {"loss", "gradient_norm", "clip/scale", "clip/image_to_text_accuracy",
-                          "clip/text_to_image_accuracy"}
+                          "clip/text_to_image_accuracy", "skipped_steps"}
+
+
+def nonfinite(seed):
+  return {**batch(8, seed), "image": np.full_like(batch(8, seed)["image"], np.nan, np.float32)}
+
+
+def finite(seed):
+  return {**batch(8, seed), "image": batch(8, seed)["image"] / np.float32(255)}
+
+
+def test_a_step_that_is_not_finite_freezes_the_state_before_it():
+  made, optimizer = learner(), optax.adam(1e-2)
+  step = jax.jit(step_lib.make_train_step(split(made)[0], optimizer, seed=0))
+  good, _ = step(step_lib.create(made, optimizer), finite(0))
+  state, metrics = step(good, nonfinite(1))
+  assert not np.isfinite(metrics["loss"]) and int(metrics["skipped_steps"]) == 1
+  for later in (finite(2), nonfinite(3), finite(4)):
+    state, metrics = step(state, later)
+  assert int(state.step) == 1 and int(state.skipped) == int(metrics["skipped_steps"]) == 1
+  for name in ("params", "opt_state"):
+    assert largest_difference(getattr(state, name), getattr(good, name)) == 0
+
+
+def test_as_many_steps_as_allowed_are_left_out_as_if_they_had_never_been():
+  made, optimizer = learner(), optax.adam(1e-2)
+  step = jax.jit(step_lib.make_train_step(split(made)[0], optimizer, seed=0, skip_nonfinite=2))
+  after = {}
+  for name, batches in {"without": [finite(0), finite(2)],
+                        "with": [nonfinite(1), finite(0), nonfinite(1), finite(2)]}.items():
+    state = step_lib.create(made, optimizer)
+    for one in batches:
+      state, _ = step(state, one)
+    after[name] = state
+    assert int(state.step) == len(batches)
+  assert largest_difference(after["with"].params, after["without"].params) == 0
+  assert largest_difference(after["with"].opt_state, after["without"].opt_state) == 0
+  assert int(after["with"].skipped) == 2
+  frozen, _ = step(step(after["with"], nonfinite(5))[0], finite(6))
+  assert int(frozen.skipped) == 3 and int(frozen.step) == 4
+  assert largest_difference(frozen.params, after["with"].params) == 0
+
+
+def test_a_diagnosis_has_the_norm_of_each_part_of_the_gradient():
+  made, optimizer = learner(), optax.sgd(1.0)
+  state = step_lib.create(made, optimizer)
+  found = jax.jit(step_lib.make_diagnosis(split(made)[0], seed=0))(state, batch(8))
+  after, metrics = jax.jit(step_lib.make_train_step(split(made)[0], optimizer, seed=0))(
+      state, batch(8))
+  # A step of gradient descent of length 1 is the gradient.
+  gradient = jax.tree.map(lambda a, b: np.asarray(a - b), state.params, after.params)
+  norm = lambda tree: float(np.sqrt(sum((x**2).sum() for x in jax.tree.leaves(tree))))
+  assert found.keys() == {"loss", "objective", *gradient["model"]}
+  for name in gradient["model"]:
+    np.testing.assert_allclose(found[name], norm(gradient["model"][name]), rtol=1e-3, atol=1e-6)
+  np.testing.assert_allclose(found["loss"], metrics["loss"], rtol=1e-5)
+  parts = [value for name, value in found.items() if name != "loss"]
+  np.testing.assert_allclose(norm(parts), metrics["gradient_norm"], rtol=1e-4)
 
 
 def test_the_step_is_compiled_once():

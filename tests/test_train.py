@@ -122,8 +122,8 @@ def test_sigterm_saves_and_asks_to_be_started_again(unbroken, tmp_path):
      "configs/quickstart.py?"),
     (("--config=nowhere/x.py",), "In nowhere there are: none"),
     ((f"--config={CONFIG}",), "Set --workdir=DIR"),
-    ((f"--config={CONFIG}", "--workdri=x"), "no flag --workdri; there are --workdir, --print, "
-     "--config. Did you mean --workdir?"),
+    ((f"--config={CONFIG}", "--workdri=x"), "no flag --workdri; there are --workdir, "
+     "--coordinator, --processes, --process, --print, --config. Did you mean --workdir?"),
     ((f"--config={CONFIG}", "--workdir=x", "--config.train.step=5"), 'Did you mean "steps"'),
     ((f"--config={CONFIG}", "--workdir=x", "--config.train.steps=many"), "many"),
     ((f"--config={CONFIG}", "--workdir=x", "left-over"), "'left-over' is not a flag"),

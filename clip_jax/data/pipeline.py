@@ -102,18 +102,20 @@ class Examples:
 
 
 def batches(examples: Examples, *, batch_size: int, start: int = 0, host: int = 0, hosts: int = 1,
-            threads: int = 16, workers: int = 0) -> Iterator[dict[str, np.ndarray]]:
+            rows: np.ndarray | None = None, threads: int = 16,
+            workers: int = 0) -> Iterator[dict[str, np.ndarray]]:
   """This host's rows of the global batches, without end.
 
-  Host h has the rows h * B / hosts to (h + 1) * B / hosts. Nothing is read before `start`. The rows
-  of a batch are in the order of the records in the source, so that a host reads neighbours one
-  after the other, from its own part of the files.
+  Host h has the rows h * B / hosts to (h + 1) * B / hosts, or those that `rows` says. Nothing is
+  read before `start`. The rows of a batch are in the order of the records in the source, so that a
+  host reads neighbours one after the other, from its own part of the files.
 
   Args:
     examples: the endless sequence.
     batch_size: B, of the global batch.
     start: step of the first batch.
     host, hosts: this one, and how many.
+    rows: int [b], this host's rows, when its devices do not hold one even share after the other.
     threads: that make batches ahead, in each process; 0 makes each one when it is asked for.
     workers: processes that do so; 0 is this one.
 
@@ -129,9 +131,11 @@ def batches(examples: Examples, *, batch_size: int, start: int = 0, host: int = 
   for name, value in (("start", start), ("threads", threads), ("workers", workers)):
     if value < 0:
       raise UserError(f"{name} {value} is negative.")
-  rows = grain.MapDataset.source(_Sorted(examples, batch_size)).batch(batch_size // hosts)
+  if rows is None:
+    rows = np.arange(batch_size).reshape(hosts, -1)[host]
+  ours = grain.MapDataset.source(_Sorted(examples, batch_size, rows)).batch(len(rows))[start:]
   ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, 1))
-  ours = rows[host + start * hosts::hosts].to_iter_dataset(ahead)
+  ours = ours.to_iter_dataset(ahead)
   if not workers:
     return iter(ours)
   _allow_workers()
@@ -139,16 +143,16 @@ def batches(examples: Examples, *, batch_size: int, start: int = 0, host: int = 
 
 
 class _Sorted:
-  """The examples, those of each batch in the order in which their records lie in the files."""
+  """Some rows of every batch, in the order in which the batch's records lie in the files."""
 
-  def __init__(self, examples, batch_size):
-    self._examples, self._batch_size, self._steps = examples, batch_size, {}
+  def __init__(self, examples, batch_size, rows):
+    self._examples, self._batch_size, self._rows, self._steps = examples, batch_size, rows, {}
 
   def __len__(self):
     return sys.maxsize
 
   def __getitem__(self, row):
-    step, row = divmod(int(row), self._batch_size)
+    step, row = divmod(int(row), len(self._rows))
     positions = self._steps.get(step)
     if positions is None:
       positions = np.arange(step * self._batch_size, (step + 1) * self._batch_size)
@@ -157,7 +161,7 @@ class _Sorted:
       if len(self._steps) >= _STEPS:  # Threads may do this at once: what one drops, it makes again.
         self._steps.clear()
       self._steps[step] = positions
-    return self._examples[positions[row]]
+    return self._examples[positions[self._rows[row]]]
 
 
 def _allow_workers():

@@ -42,6 +42,12 @@ def assert_equal(one, other):
       np.testing.assert_array_equal(a[name], b[name])
 
 
+@pytest.mark.parametrize("rows", [[1, 3, 4, 6], [0, 1, 2, 3, 4, 5, 6, 7], [5]])
+def test_a_host_can_have_any_rows_of_every_batch(straight, rows):
+  ours = first(EXAMPLES, 3, batch_size=8, start=2, rows=np.array(rows), threads=2)
+  assert_equal(ours, [{n: x[rows] for n, x in batch.items()} for batch in straight[2:5]])
+
+
 @pytest.fixture(scope="module")
 def straight():
   return first(EXAMPLES, 8, batch_size=8, threads=0)

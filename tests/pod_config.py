@@ -1,0 +1,21 @@
+"""The smallest run, for processes to share. The argument is a number of steps.
+
+Plain gradient descent, for Adam magnifies the rounding that differs with the devices, and a split
+of the parameters, for a checkpoint to bring together again.
+"""
+
+import optax
+
+from clip_jax.config import call
+from clip_jax.sharding import make_mesh
+from run_config import get_config as run_config
+
+
+def get_config(steps="4"):
+  config = run_config(steps)
+  config.optimizer = call(optax.sgd, learning_rate=0.1)
+  config.mesh = call(make_mesh, fsdp=2)
+  config.evaluators = config.final_evaluators = {}
+  config.train.log_every = 1
+  config.train.save_every = 2
+  return config

@@ -1,0 +1,122 @@
+"""Whether processes agree: what they say to each other, with a stand-in for the others."""
+
+import json
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from clip_jax import bringup
+from clip_jax.errors import UserError
+
+
+class Client:
+  """The table that processes share; others' entries are there from the start, or never."""
+
+  def __init__(self, others):
+    self.table = {}
+    self.others = others
+
+  def key_value_set(self, key, value):
+    self.table[key] = value
+
+  def blocking_key_value_get(self, key, milliseconds):
+    name = key.rpartition("/")[2]
+    if key in self.table:
+      return self.table[key]
+    if name in self.others:
+      return json.dumps(self.others[name])
+    raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED")
+
+
+@pytest.fixture
+def pod(monkeypatch):
+  """Makes this process number `me` of some, the others of which say what is given."""
+  def make(n, me, others):
+    monkeypatch.setattr(jax, "process_count", lambda: n)
+    monkeypatch.setattr(jax, "process_index", lambda: me)
+    client = Client(others)
+    monkeypatch.setattr(bringup.jax_distributed.global_state, "client", client)
+    return client
+  return make
+
+
+def test_one_process_agrees_with_itself(tmp_path):
+  assert bringup.together(lambda: 3) == 3
+  assert bringup.check(None, tmp_path) == []  # Not even asked.
+  assert not list(tmp_path.iterdir())
+  assert bringup.exchange({"a": 1})[0]["a"] == 1
+
+
+def test_a_failure_on_one_is_a_failure_on_all(pod):
+  failed = {"host": "far", "problem": "no disk"}
+  pod(2, 0, {"1": failed})
+  with pytest.raises(UserError, match=r"Process 1 \(process 1 on far\) failed: no disk"):
+    bringup.together(lambda: 3)
+  pod(2, 1, {"all": [{"host": "here", "problem": ""}, failed]})
+  def fails():
+    raise UserError("no disk")
+  with pytest.raises(UserError, match=r"Process 1 \(process 1 on far\) failed: no disk"):
+    bringup.together(fails)
+  pod(2, 0, {"1": {"host": "far", "problem": ""}})
+  assert bringup.together(lambda: 3) == 3
+
+
+def test_who_does_not_answer_is_named(pod):
+  client = pod(4, 0, {"2": {"host": "far"}})
+  with pytest.raises(UserError, match=r"Processes 1, 3 did not answer within \d+ s"):
+    bringup.exchange({})
+  pod(4, 2, {"all": json.loads(next(v for k, v in client.table.items() if k.endswith("all")))})
+  with pytest.raises(UserError, match=r"Processes 1, 3 did not answer within \d+ s"):
+    bringup.exchange({})
+  pod(4, 1, {})
+  with pytest.raises(UserError, match=r"Process 0 did not answer within \d+ s"):
+    bringup.exchange({})
+
+
+def test_what_differs_is_named_before_a_step(pod, tmp_path):
+  other = {"host": "far", "token": "", "workdir": "shared", "config": "b", "data": "d"}
+  pod(2, 0, {"1": other})
+  with pytest.raises(UserError, match="differ in their config. process 1 on far: b; process 0 on"):
+    bringup.check(lambda: {"config": "a", "data": "d"}, tmp_path)
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_workdir_that_is_not_shared_is_said(pod, tmp_path, monkeypatch):
+  monkeypatch.setattr(bringup, "_SHARED", 1)
+  class Answers(Client):
+    def key_value_set(self, key, value):
+      self.mine = json.loads(value)
+    def blocking_key_value_get(self, key, milliseconds):
+      first = {"token": "t"} if "token" in self.mine else {"workdir": "shared"}
+      return json.dumps([{"host": "near", **first}, self.mine])
+  pod(2, 1, {})
+  monkeypatch.setattr(bringup.jax_distributed.global_state, "client", Answers({}))
+  with pytest.raises(UserError, match="differ in their workdir.*not that of process 0"):
+    bringup.check(dict, tmp_path)
+
+
+def test_an_all_reduce_is_timed_and_clocks_are_read():
+  assert 0 < bringup.all_reduce_seconds() < 60
+  assert abs(float(np.max(bringup._clocks())) - time.time()) < 5
+
+
+class Few:
+  def __init__(self, words, broken=()):
+    self.words, self.broken = words, broken
+
+  def __len__(self):
+    return len(self.words)
+
+  def __getitem__(self, i):
+    if i in self.broken:
+      raise OSError("gone")
+    return {"text": self.words[i], "image": np.full((2, 2, 3), i, np.uint8), "raw": b"x"}
+
+
+def test_data_are_told_apart_by_their_number_and_by_their_records():
+  version = bringup.data_version(Few("abcd"))
+  assert version.startswith("4 records, ") and version == bringup.data_version(Few("abcd"))
+  others = [Few("abcx"), Few("abcde"), Few("abcd", broken=(1,))]
+  assert len({version, *map(bringup.data_version, others)}) == 4

