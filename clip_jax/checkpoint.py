@@ -44,7 +44,10 @@ class Checkpoints:
     return self.manager.latest_step()
 
   def save(self, step: int, state: TrainState, config: ConfigDict):
-    """Starts to save; the arrays may be given away at once, for they are copied first."""
+    """Starts to save; the arrays may be given away at once, for they are copied first.
+
+    Waits for the save before it, and raises what went wrong with that.
+    """
     self.manager.save(step, args=ocp.args.Composite(
         state=ocp.args.StandardSave(as_dict(state)),
         config=ocp.args.JsonSave(config_lib.to_json(config))))
@@ -90,10 +93,6 @@ class Checkpoints:
     step = self.latest() if step is None else step
     restored = self.manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
     return config_lib.from_json(restored["config"], trust=trust)
-
-  def check(self):
-    """Raises what went wrong with a save since the last look; waits for nothing."""
-    self.manager.check_for_errors()
 
   def wait(self):
     """Returns when what was started is saved."""

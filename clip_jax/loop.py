@@ -117,7 +117,6 @@ def train(parts: Parts, state: Any, start: int, checkpoints: Checkpoints, report
     evaluates = not last and due(step, training.eval_every)
     saves = not last and (stopping or due(step, training.save_every))
     if logs or evaluates or saves:
-      checkpoints.check()
       values = log.fetch()
       # Steps after a bad one change nothing: early enough is before anybody uses the state.
       if values["skipped_steps"] > training.skip_nonfinite:

