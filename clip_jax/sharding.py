@@ -48,6 +48,14 @@ def on_rows(x: jax.Array) -> jax.Array:
   return lax.with_sharding_constraint(x, P(axes, *[P.UNCONSTRAINED] * (x.ndim - 1)))
 
 
+def everywhere(x: jax.Array) -> jax.Array:
+  """Pins a copy of `x` to every device of the mesh; without a mesh, `x`.
+
+  For small parameters whose stored split would otherwise make the compiler move activations.
+  """
+  return lax.with_sharding_constraint(x, P()) if jax.sharding.get_abstract_mesh().axis_names else x
+
+
 def state_shardings(state: Any, mesh: Mesh, *, smallest: int = 2**14) -> Any:
   """Where each array of a train state lies: FSDP for the large ones, a copy everywhere for the rest.
 

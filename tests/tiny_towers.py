@@ -5,7 +5,6 @@ import jax
 import numpy as np
 
 from clip_jax.config import build, call, function
-from clip_jax.model import split
 from clip_jax.towers.convnext import ConvNext
 from clip_jax.towers.mixer import MlpMixer
 from clip_jax.towers.resnet import BitResnet
@@ -35,13 +34,15 @@ def changed(spec, **changes):
   return call(function(spec.fn), **(arguments | changes))
 
 
-def made(spec, seed=0):
-  """The tower; compiled as one program, which takes less time than each of its arrays by itself."""
-  return jax.jit(lambda key: build(spec, rngs=nnx.Rngs(key)))(jax.random.key(seed))
+def filled(spec, seed=1):
+  """The tower with every array random, zeros and ones of the start too: all of it matters."""
+  rng = np.random.default_rng(seed)
+  abstract = jax.eval_shape(lambda: build(spec, rngs=nnx.Rngs(0)))
+  return jax.tree.map(lambda x: (0.2 * rng.normal(size=x.shape)).astype(np.float32), abstract)
 
 
 def features(tower, image, **options):
-  """float32 [B, D], compiled as one program."""
+  """[B, D], compiled as one program, which takes less time than its operations one by one."""
   return jax.jit(lambda tower, image: tower(image, **options))(tower, image)
 
 
@@ -49,15 +50,3 @@ def pixels(spec, B=4):
   """Normalised images of the size that a tower is made for, float32 [B, H, W, 3]."""
   shape = (B, *both_sides(spec.image_size), 3)
   return np.random.default_rng(0).normal(size=shape).astype(np.float32)
-
-
-def shaken(module):
-  """The module with every array moved off its initial value, so that zeros and ones matter too."""
-  rng = np.random.default_rng(1)
-  graphdef, params, stats = split(module)
-  moved = lambda p: p + 0.2 * rng.normal(size=p.shape).astype(np.float32)
-  return nnx.merge(graphdef, _each(moved, params), stats)
-
-
-def _each(fn, tree):
-  return {k: _each(fn, v) for k, v in tree.items()} if isinstance(tree, dict) else fn(tree)

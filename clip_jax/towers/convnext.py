@@ -6,7 +6,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from clip_jax import layers
-from clip_jax.sharding import on_rows
+from clip_jax.sharding import everywhere, on_rows
 from clip_jax.towers.sizes import both_sides
 
 # Blocks in each of the four stages, and channels of the first.
@@ -83,8 +83,10 @@ class ConvNextBlock(nnx.Module):
 
   def __call__(self, x):
     """[B, H, W, C] -> the same."""
-    y = lax.conv_general_dilated(
-        x, self.kernel[...].astype(self.dtype), (1, 1), "SAME", feature_group_count=x.shape[-1],
-        dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    # Split by channels, as FSDP stores it, its gradient would gather the maps of all devices.
+    kernel = everywhere(self.kernel[...].astype(self.dtype))
+    y = on_rows(lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", feature_group_count=x.shape[-1],
+        dimension_numbers=("NHWC", "HWIO", "NHWC")))
     y = self.mlp(self.norm(y + self.bias[...].astype(self.dtype)))
     return on_rows(x + self.scale[...].astype(self.dtype) * y)

@@ -9,13 +9,13 @@ import by_hand
 from clip_jax.config import build
 from clip_jax.errors import UserError
 from clip_jax.model import split
-from tiny_towers import IMAGE_TOWERS, changed, features, made, pixels, shaken
+from tiny_towers import IMAGE_TOWERS, changed, features, filled, pixels
 
 SPEC = changed(IMAGE_TOWERS["mixer"], image_size=(16, 24))
 
 
 def test_a_mixer_mixes_places_and_channels_in_turn():
-  tower, image = shaken(made(SPEC)), pixels(SPEC)
+  tower, image = filled(SPEC), pixels(SPEC)
   p = split(tower)[1]
   x = by_hand.linear(p["embedding"], by_hand.squares(image, 8)).reshape(4, 6, 32)
   for i in range(2):
@@ -31,8 +31,8 @@ def test_a_mixer_mixes_places_and_channels_in_turn():
 
 
 def test_a_mixer_is_for_one_size_of_images():
-  tower = made(SPEC)
-  with pytest.raises(UserError, match="images of 16 x 24 and got 16 x 16; its matrices over places"):
+  tower = filled(SPEC)
+  with pytest.raises(UserError, match="of 16 x 24 and got 16 x 16; its matrices over places"):
     tower(jnp.zeros((1, 16, 16, 3)))
   with pytest.raises(UserError, match="20 x 16 does not divide into patches of 8.*that does: 16"):
     build(changed(SPEC, image_size=(20, 16)), rngs=nnx.Rngs(0))

@@ -1,0 +1,176 @@
+"""What holds for every image tower."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from clip_jax import sharding, step as step_lib
+from clip_jax.config import build, call
+from clip_jax.errors import UserError
+from clip_jax.flops import multiply_adds, parameters
+from clip_jax.model import split
+from clip_jax.towers.convnext import ConvNext
+from clip_jax.towers.mixer import MlpMixer
+from clip_jax.towers.resnet import BitResnet
+from clip_jax.towers.sizes import both_sides
+from clip_jax.towers.swin import Swin
+from clip_jax.towers.vit import Vit
+from tiny import batch, largest_difference, learner, text_tower
+from tiny_towers import IMAGE_TOWERS, changed, features, filled, pixels
+
+B = 8
+
+# Parameters in millions and multiply-adds in billions at 224 pixels, a head for 1000 classes
+# included: torchvision's table of models (Vit, ResNet, ConvNeXt, Swin), timm's (the others).
+PUBLISHED = {
+    "ViT-Ti/16": (call(Vit, size="Ti", patch=16, pool="tok"), 5.717, 1.26),
+    "ViT-S/16": (call(Vit, size="S", patch=16, pool="tok"), 22.051, 4.61),
+    "ViT-B/32": (call(Vit, size="B", patch=32, pool="tok"), 88.224, 4.409),
+    "ViT-B/16": (call(Vit, size="B", patch=16, pool="tok"), 86.568, 17.564),
+    "ViT-L/16": (call(Vit, size="L", patch=16, pool="tok"), 304.327, 61.555),
+    "ViT-H/14": (call(Vit, size="H", patch=14, pool="tok"), 632.046, 167.4),
+    "ResNet-26": (call(BitResnet, layers=26), 15.995, 2.36),
+    "ResNet-50": (call(BitResnet, layers=50), 25.557, 4.089),
+    "ResNet-101": (call(BitResnet, layers=101), 44.549, 7.801),
+    "ResNet-152": (call(BitResnet, layers=152), 60.193, 11.514),
+    "ConvNeXt-T": (call(ConvNext, size="T"), 28.589, 4.456),
+    "ConvNeXt-S": (call(ConvNext, size="S"), 50.224, 8.684),
+    "ConvNeXt-B": (call(ConvNext, size="B"), 88.591, 15.355),
+    "ConvNeXt-L": (call(ConvNext, size="L"), 197.767, 34.361),
+    "ConvNeXt-XL": (call(ConvNext, size="XL"), 350.197, 60.98),
+    "Swin-T": (call(Swin, size="T"), 28.288, 4.491),
+    "Swin-S": (call(Swin, size="S"), 49.606, 8.741),
+    "Swin-B": (call(Swin, size="B"), 87.768, 15.431),
+    "Swin-L": (call(Swin, size="L"), 196.532, 34.53),
+    "Mixer-S/32": (call(MlpMixer, size="S", patch=32), 19.10, 1.00),
+    "Mixer-S/16": (call(MlpMixer, size="S", patch=16), 18.53, 3.79),
+    "Mixer-B/32": (call(MlpMixer, size="B", patch=32), 60.29, 3.24),
+    "Mixer-B/16": (call(MlpMixer, size="B", patch=16), 59.88, 12.61),
+    "Mixer-L/32": (call(MlpMixer, size="L", patch=32), 206.94, 11.27),
+    "Mixer-L/16": (call(MlpMixer, size="L", patch=16), 208.20, 44.60),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_size_has_the_published_parameters_and_multiply_adds(name):
+  spec, millions, billions = PUBLISHED[name]
+  tower = jax.eval_shape(lambda key: build(spec, rngs=nnx.Rngs(key)), jax.random.key(0))
+  image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+  count = multiply_adds(lambda tower, image: tower(image), tower, image)
+  head = 1000 * tower.width
+  assert parameters(nnx.state(tower, nnx.Param)) + head + 1000 == pytest.approx(
+      millions * 1e6, rel=0.001)
+  assert count + head == pytest.approx(billions * 1e9, rel=0.01)
+
+
+# With an epsilon this large, rounding of tiny gradients does not grow into whole steps.
+OPTIMIZER = optax.adam(1e-2, eps=1e-3)
+TEXTS = text_tower(depth=0, pool="mean")
+
+
+def trained(spec, state, *, steps, mesh=None):
+  """The train states and the (loss, gradient's length) of some steps on one batch."""
+  graphdef = split(jax.eval_shape(lambda: learner(image=spec, text=TEXTS)))[0]
+  step = step_lib.make_train_step(graphdef, OPTIMIZER, seed=0)
+  rng = np.random.default_rng(0)
+  data = batch(B) | {"image": rng.integers(0, 256, (B, *both_sides(spec.image_size), 3), np.uint8)}
+  mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
+  states, metrics = [], []
+  with jax.set_mesh(mesh):
+    state = jax.device_put(state, sharding.state_shardings(state, mesh, smallest=64))
+    data, step = sharding.to_device(data, mesh), jax.jit(step)
+    for _ in range(steps):
+      state, one = step(state, data)
+      states.append(state)
+      metrics.append((one["loss"], one["gradient_norm"]))
+  return states, jax.device_get(metrics)
+
+
+@pytest.fixture(scope="module", params=IMAGE_TOWERS)
+def plain(request):
+  """The call of a tower, its state before training, and what training on one device makes of it."""
+  spec = IMAGE_TOWERS[request.param]
+  state = jax.jit(lambda: step_lib.create(learner(image=spec, text=TEXTS), OPTIMIZER))()
+  return spec, state, trained(spec, state, steps=30)
+
+
+def test_one_batch_is_learned_by_heart(plain):
+  _, _, (_, metrics) = plain
+  assert metrics[-1][0] < 0.2 * metrics[0][0]
+
+
+def test_every_parameter_is_trained(plain):
+  _, start, (states, _) = plain
+  moved = jax.tree.map(lambda a, b: np.ptp(a - b) if a.ndim else 1, states[2].params, start.params)
+  for path, much in jax.tree_util.tree_leaves_with_path(moved):
+    assert much > 0, f"{jax.tree_util.keystr(path)} does not move"
+
+
+def test_eight_devices_unrolling_and_remat_change_nothing_but_time_and_memory(plain):
+  spec, start, (states, metrics) = plain
+  # Two steps: a third can magnify rounding a thousandfold, where a ReLU's input passes zero.
+  theirs, their_metrics = trained(changed(spec, unroll=2, remat="full"), start, steps=2,
+                                  mesh=sharding.make_mesh(2, 4))
+  np.testing.assert_allclose(their_metrics, metrics[:2], rtol=1e-4)
+  assert largest_difference(theirs[1].params, states[1].params) < 1e-4      # A step is 1e-2.
+
+
+def test_a_tower_computes_in_bfloat16_with_float32_parameters(plain):
+  spec, start, _ = plain
+  z = {}
+  for dtype in ("float32", "bfloat16"):
+    abstract = jax.eval_shape(lambda: build(changed(spec, dtype=dtype), rngs=nnx.Rngs(0)))
+    assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(nnx.state(abstract, nnx.Param)))
+    tower = nnx.merge(split(abstract)[0], start.params["model"]["image"],
+                      start.stats.get("model", {}).get("image", {}))
+    z[dtype] = features(tower, pixels(spec))
+    assert z[dtype].shape == (4, tower.width) and z[dtype].dtype == dtype
+  exact = z["float32"]
+  assert largest_difference(exact[0], exact[1]) > 1e-3
+  np.testing.assert_allclose(z["bfloat16"].astype(jnp.float32), exact,
+                             atol=0.05 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("name", IMAGE_TOWERS)
+def test_remat_computes_again(name):
+  spec = IMAGE_TOWERS[name]
+  def work(remat):
+    tower = jax.eval_shape(lambda: build(changed(spec, remat=remat), rngs=nnx.Rngs(0)))
+    graphdef, params, stats = split(tower)
+    loss = lambda params, stats: nnx.merge(graphdef, params, stats)(pixels(spec)).sum()
+    return multiply_adds(jax.grad(loss), params, stats)
+  assert work("full") > work("none")
+
+
+@pytest.mark.parametrize("name", IMAGE_TOWERS)
+def test_an_image_may_be_oblong_and_does_not_see_the_others(name):
+  spec = changed(IMAGE_TOWERS[name], image_size=(16, 24))
+  tower, image = filled(spec), pixels(spec)
+  run = jax.jit(lambda image: tower(image))
+  z = run(image)
+  assert z.shape == (4, tower.width)
+  image = image[::-1].copy()
+  image[0, -1, -1] += 10
+  other = run(image)
+  np.testing.assert_allclose(other[1:], z[2::-1], rtol=1e-4, atol=1e-4)
+  assert largest_difference(other[0], z[3]) > 1e-3, "the last pixel is not seen"
+
+
+@pytest.mark.parametrize("name", IMAGE_TOWERS)
+def test_patches_are_dropped_by_key_or_the_remedy_is_named(name):
+  tower, image = filled(IMAGE_TOWERS[name]), pixels(IMAGE_TOWERS[name])
+  drop = jax.jit(lambda image, keys: tower(image, train=True, keep=0.5, key=keys))
+  keys = jax.random.split(jax.random.key(0), 4)
+  try:
+    z = drop(image, keys)
+  except UserError as error:
+    assert "keep=0.5 drops patches, and" in str(error)
+    assert "Set keep_patches=1 of the objective, or train a Vit" in str(error)
+    return
+  assert z.shape == (4, tower.width)
+  # By each image's own key, wherever in the batch the two are; and by nothing else.
+  np.testing.assert_allclose(drop(image[::-1], keys[::-1]), z[::-1], rtol=1e-4, atol=1e-4)
+  assert largest_difference(z, drop(image, keys[::-1])) > 1e-3
