@@ -1,4 +1,4 @@
-"""Layers in NumPy, one statement each, from the parameters of ours: for towers written out again."""
+"""Layers in NumPy, from the parameters of ours: what towers are written out again with."""
 
 import math
 

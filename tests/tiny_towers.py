@@ -35,7 +35,7 @@ def changed(spec, **changes):
 
 
 def filled(spec, seed=1):
-  """The tower with every array random, zeros and ones of the start too, so that all of it matters."""
+  """The tower with every array random, zeros and ones of the start too: all of it matters."""
   rng = np.random.default_rng(seed)
   abstract = jax.eval_shape(lambda: build(spec, rngs=nnx.Rngs(0)))
   return jax.tree.map(lambda x: (0.2 * rng.normal(size=x.shape)).astype(np.float32), abstract)

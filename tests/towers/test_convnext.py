@@ -72,5 +72,5 @@ def test_no_device_gets_the_maps_of_the_others():
 
 
 def test_an_unknown_size_lists_the_known_ones():
-  with pytest.raises(UserError, match="ConvNext size 'XXL' does not exist; there are 'T', 'S', 'B'"):
+  with pytest.raises(UserError, match="ConvNext size 'XXL' does not exist; there are 'T', 'S'"):
     build(changed(IMAGE_TOWERS["convnext"], size="XXL"), rngs=nnx.Rngs(0))

@@ -32,7 +32,7 @@ def test_a_mixer_mixes_places_and_channels_in_turn():
 
 def test_a_mixer_is_for_one_size_of_images():
   tower = filled(SPEC)
-  with pytest.raises(UserError, match="images of 16 x 24 and got 16 x 16; its matrices over places"):
+  with pytest.raises(UserError, match="of 16 x 24 and got 16 x 16; its matrices over places"):
     tower(jnp.zeros((1, 16, 16, 3)))
   with pytest.raises(UserError, match="20 x 16 does not divide into patches of 8.*that does: 16"):
     build(changed(SPEC, image_size=(20, 16)), rngs=nnx.Rngs(0))
