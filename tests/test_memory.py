@@ -1,0 +1,56 @@
+"""What the compiler says of the memory that a large batch needs; nothing is computed."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from clip_jax import step as step_lib
+from clip_jax.config import call
+from clip_jax.model import split
+from clip_jax.objectives.clip import Clip
+from clip_jax.towers.text import TextTransformer
+from clip_jax.towers.vit import Vit
+from tiny import learner
+
+GB = 1e9
+
+
+def step_memory(B, microbatches, *, objective, size, patch, image_size, length=16):
+  """Bytes of a step's arguments and temporaries, on one device."""
+  made = lambda: learner(
+      objective, embed=512,
+      image=call(Vit, size=size, patch=patch, image_size=image_size, remat="full"),
+      text=call(TextTransformer, size=size, length=length, remat="full"))
+  graphdef = split(jax.eval_shape(made))[0]
+  optimizer = optax.adam(1e-3)
+  state = jax.eval_shape(lambda: step_lib.create(made(), optimizer))
+  batch = {"image": jax.ShapeDtypeStruct((B, image_size, image_size, 3), jnp.uint8),
+           "tokens": jax.ShapeDtypeStruct((B, length), jnp.int32)}
+  step = step_lib.make_train_step(graphdef, optimizer, seed=0, microbatches=microbatches)
+  memory = jax.jit(step, donate_argnums=0).lower(state, batch).compile().memory_analysis()
+  return memory.argument_size_in_bytes, memory.temp_size_in_bytes
+
+
+def test_microbatches_need_a_fraction_of_the_memory():
+  sizes = dict(objective=call(Clip, block=64), size="mu", patch=8, image_size=64)
+  plain, pieces = (step_memory(512, m, **sizes)[1] for m in (1, 16))
+  assert pieces < plain / 4
+
+
+@pytest.fixture
+def optimized():
+  """The compiler as it is in use; tests have most of it off."""
+  before = jax.config.jax_disable_most_optimizations
+  jax.config.update("jax_disable_most_optimizations", False)
+  yield
+  jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.mark.slow
+def test_a_batch_of_32768_of_a_vit_b_16_fits_one_device_of_80_gb(optimized):
+  """By the compiler for CPU, which keeps some of what is bfloat16 elsewhere in float32."""
+  arguments, temporaries = step_memory(
+      32_768, 64, objective=call(Clip, block=512), size="B", patch=16, image_size=224)
+  print(f"arguments {arguments / GB:.1f} GB, temporaries {temporaries / GB:.1f} GB")
+  assert arguments + temporaries < 80 * GB
