@@ -370,6 +370,9 @@ def _vision_config(model):
   if kind(image) == "ClipResnet":
     demand(model, "the model", "open_clip's ModifiedResNet", image_projection=("affine", "linear"))
     stages, width, side = _numbers(image)
+    if len(stages) != 4:
+      raise UserError(f"open_clip's ModifiedResNet has four stages, and this model {len(stages)}. "
+                      + saved_lib.EXPORTABLE)
     heads = image.heads or max(1, width // 2)
     return {"layers": list(stages), "width": width, "head_width": width * 32 // heads,
             "image_size": side, "patch_size": None}
