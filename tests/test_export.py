@@ -16,10 +16,16 @@ from clip_jax import export, loop
 from clip_jax.config import call
 from clip_jax.errors import UserError
 from clip_jax.loading import read
+from clip_jax.model import TwoTowers, split
+from clip_jax.pretrained import big_vision, hugging_face, open_clip, stablehlo
+from clip_jax.pretrained.saved import Saved
+from clip_jax.towers.clip_resnet import ClipResnet
+from clip_jax.towers.resnet import BitResnet
 from clip_jax.towers.text import TextTransformer
 from clip_jax.towers.vit import Vit
 from goldens import GOLDENS
 from run_config import get_config
+from tiny import SIZE, batch, learner, model_call, text_tower
 
 TEXTS = ["a dog", "flag of France"]
 
@@ -54,7 +60,8 @@ def written(run, form, out):
 def test_a_run_comes_back_from_another_librarys_form(run, form, tmp_path):
   there, here = clip_jax.load(run), clip_jax.load(written(run, form, tmp_path / "out"))
   np.testing.assert_allclose(here.encode_text(TEXTS), there.encode_text(TEXTS), atol=1e-6)
-  np.testing.assert_allclose(here.encode_image(pictures()), there.encode_image(pictures()), atol=1e-6)
+  np.testing.assert_allclose(here.encode_image(pictures()), there.encode_image(pictures()),
+                             atol=1e-6)
   assert here.scale == pytest.approx(there.scale) and here.bias == there.bias == 0
 
 
@@ -75,11 +82,25 @@ def test_a_run_becomes_programs_that_need_no_model_code(run, tmp_path):
   np.testing.assert_allclose(text.call(there.tokenize(TEXTS)), there.encode_text(TEXTS), atol=1e-6)
 
 
+def test_towers_without_a_counterpart_become_programs_too(tmp_path):
+  towers = dict(image=call(BitResnet, stages=(1,), width=4, groups=2, pool="flat", stem="small",
+                           block="basic", image_size=SIZE, dtype="float32"),
+                text=text_tower(pool="mean"))
+  made, spec = learner(**towers).model, model_call(**towers)
+  _, params, stats = split(made)
+  stablehlo.write(Saved(spec, params, stats, 10.0, 0.0, None, None), tmp_path)
+  given = batch(3)
+  for name, x in (("encode_image", given["image"]), ("encode_text", given["tokens"])):
+    program = jax_export.deserialize(bytearray((tmp_path / f"{name}.stablehlo").read_bytes()))
+    encode = jax.jit(lambda model, x: getattr(model, name)(x))
+    np.testing.assert_allclose(program.call(x), encode(made, x), atol=1e-5)
+
+
 @pytest.mark.parametrize("changes, form, message", [
     ({"image.pool": "gap", "image.class_position": False}, "open_clip",
      "from timm, which has none of|Vit's patch_bias is False, and there it is True"),
     ({"image.pre_norm": False}, "huggingface", "Vit's pre_norm is False, and there it is True"),
-    ({"text.pool": "mean"}, "open_clip", "TextTransformer's pool is 'mean', and there it is 'last' or"),
+    ({"text.pool": "mean"}, "open_clip", "pool is 'mean', and there it is 'last' or 'eot'"),
     ({"text.causal": False}, "open_clip", "mask_padding is True, and there it is False"),
     ({"text.causal": False}, "huggingface", "causal is False, and there it is True"),
     ({"text.activation": "quick_gelu"}, "open_clip", "one quick_gelu for both towers.*'gelu' and"),
@@ -95,7 +116,6 @@ def test_what_has_no_counterpart_is_said(run, changes, form, message, tmp_path):
     for part in sections:
       section = section[part]
     section[name] = value
-  from clip_jax.pretrained import big_vision, hugging_face, open_clip
   module = {"open_clip": open_clip, "huggingface": hugging_face, "big_vision": big_vision}[form]
   with pytest.raises(UserError, match=message):
     module.write(saved, tmp_path / "out")
@@ -104,9 +124,6 @@ def test_what_has_no_counterpart_is_said(run, changes, form, message, tmp_path):
 
 def test_other_towers_bias_and_texts_without_an_end_are_said(run, tmp_path):
   from clip_jax.data.tokenizer import SentencePiece
-  from clip_jax.pretrained import big_vision, hugging_face, open_clip
-  from clip_jax.towers.clip_resnet import ClipResnet
-  from clip_jax.towers.resnet import BitResnet
   saved = read(run)
   saved.tokenizer = SentencePiece(length=8, eos=False)
   with pytest.raises(UserError, match="pools at a token with one number.*writes an end token"):
@@ -198,7 +215,8 @@ def test_the_other_library_sees_what_this_one_sees(python, name, form, tmp_path)
   unit = lambda z: z / np.linalg.norm(z, axis=1, keepdims=True)
   np.testing.assert_allclose(here.encode_image(theirs["image"][None]), unit(theirs["z_image"]),
                              rtol=1e-4, atol=2e-6)
-  z_text = jax.jit(lambda model, x: model.encode_text(x))(here.model, theirs["tokens"].astype(np.int32))
+  encode = jax.jit(lambda model, x: model.encode_text(x))
+  z_text = encode(here.model, theirs["tokens"].astype(np.int32))
   np.testing.assert_allclose(z_text, unit(theirs["z_text"]), rtol=1e-4, atol=2e-6)
   assert here.scale == pytest.approx(float(theirs["scale"]), rel=1e-6)
 
@@ -211,8 +229,8 @@ made = dict(np.load(out))
 model = open_clip.create_model("local-dir:" + folder).eval()
 pixels = (torch.from_numpy(made["image"]).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
 with torch.no_grad():
-  made |= dict(z_image=model.encode_image(pixels), z_text=model.encode_text(torch.tensor(made["tokens"])),
-               bias=model.logit_bias)
+  z_text = model.encode_text(torch.tensor(made["tokens"]))
+  made |= dict(z_image=model.encode_image(pixels), z_text=z_text, bias=model.logit_bias)
 np.savez(out, **made)
 """
 
@@ -224,9 +242,6 @@ def test_open_clip_sees_a_siglip_of_full_size(python, tmp_path):
   from clip_jax.config import build
   from clip_jax.data.tokenizer_file import NoTokenizer
   from clip_jax.data.two_step import TwoStep
-  from clip_jax.model import TwoTowers, split
-  from clip_jax.pretrained import open_clip
-  from clip_jax.pretrained.saved import Saved
   spec = call(TwoTowers,
               image=call(Vit, size="B", patch=32, image_size=256, pool="map", dtype="float32"),
               text=call(TextTransformer, size="mu", vocabulary=64, length=8, mask_padding=False,

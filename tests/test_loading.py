@@ -78,7 +78,7 @@ except UserError as e:
 
 
 def test_the_hub_is_read_from_its_cache(tmp_path):
-  """A cache as huggingface_hub lays it out, and no network; a process of its own, that it looks there."""
+  """A cache as huggingface_hub lays it out, no network, and a process that looks there."""
   repository = tmp_path / "hub/models--example--tiny"
   shutil.copytree(GOLDENS["huggingface_clip"][0], repository / "snapshots/0123abcd")
   (repository / "refs").mkdir()

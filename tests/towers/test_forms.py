@@ -9,6 +9,9 @@ import pytest
 from clip_jax.config import build, call
 from clip_jax.errors import UserError
 from clip_jax.model import TwoTowers
+from clip_jax.towers.clip_resnet import ClipResnet
+from clip_jax.towers.text import TextTransformer
+from clip_jax.towers.vit import Vit
 from tiny import LENGTH, SIZE, image_tower, largest_difference, text_tower
 
 OPENAI = dict(pool="tok", class_position=True, pre_norm=True, patch_bias=False, epsilon=1e-5,
@@ -93,3 +96,17 @@ def test_projections_are_matrices_have_a_bias_or_are_not_there():
     model(text_projection="mlp")
   with pytest.raises(UserError, match="the image tower has 32, not embed=16. Set embed=32"):
     model(embed=16)
+
+
+@pytest.mark.parametrize("name, parameters", [
+    ("ViT-B/32", 151_277_313), ("ViT-L/14", 427_616_513), ("RN50", 102_007_137)])
+def test_openais_models_have_the_published_number_of_parameters(name, parameters):
+  form = dict(OPENAI, size=name[4], patch=int(name[6:])) if "ViT" in name else {}
+  image = call(Vit, **form) if form else call(ClipResnet)
+  text = call(TextTransformer, vocabulary=49_408, length=77, size="B" if "L" in name else "M",
+              causal=True, pool="eot")
+  spec = call(TwoTowers, image=image, text=text, embed={"L": 768, "B": 512}.get(name[4:5], 1024),
+              image_projection="linear" if form else "affine")
+  made = jax.eval_shape(lambda key: build(spec, rngs=nnx.Rngs(key)), jax.random.key(0))
+  # The scale of the logits is the objective's.
+  assert sum(x.size for x in jax.tree.leaves(nnx.state(made, nnx.Param))) + 1 == parameters
