@@ -22,6 +22,7 @@ setuptools.setup(
     install_requires=[
         "jax>=0.10.2",
         "flax>=0.12.8",
+        "flatbuffers>=25.12.19",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
         "grain>=0.2.18",

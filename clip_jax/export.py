@@ -13,6 +13,9 @@ HELP = """Writes a model as other libraries load it.
           =stablehlo   jax.export.deserialize(...).call(images), no model code needed
   --out=DIR            made when missing
   --trust=MODULE,...   modules beyond clip_jax that the model's config may call
+
+Weights are written in float32 and agree to 1e-4; a run that computes in bfloat16 agrees with what
+is written to the rounding of that.
 """
 FORMATS = ("open_clip", "huggingface", "big_vision", "stablehlo")
 

@@ -128,7 +128,8 @@ def _model(arrays, where):
 
   def sizes(prefix):
     block = f"{prefix}encoderblock_0/"
-    return dict(width=shape(f"{block}LayerNorm_0/scale"), mlp=shape(f"{block}MlpBlock_0/Dense_0/bias"),
+    return dict(width=shape(f"{block}LayerNorm_0/scale"),
+                mlp=shape(f"{block}MlpBlock_0/Dense_0/bias"),
                 depth=sum(n.startswith(f"{prefix}encoderblock_") and n.endswith("LayerNorm_0/scale")
                           for n in arrays),
                 heads=shape(f"{block}{_ATTENTION}/query/bias"), dtype="float32")

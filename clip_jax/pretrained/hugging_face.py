@@ -5,7 +5,7 @@ Source: the layout that transformers 5.23 writes and reads, and the defaults of 
 
 from pathlib import Path
 
-from ml_collections.config_dict import ConfigDict
+import numpy as np
 
 from clip_jax.config import call
 from clip_jax.data.crops import Resize
@@ -171,8 +171,7 @@ def _siglip(config, image, text, settings):
   return call(
       TwoTowers,
       image=call(Vit, patch=patch_size, image_size=side, pool="map",
-                 drop_rest=any(s % patch_size for s in (side if isinstance(side, tuple) else (side,))),
-                 **_shape(image)),
+                 drop_rest=bool(np.any(np.mod(side, patch_size))), **_shape(image)),
       text=call(TextTransformer, vocabulary=text["vocab_size"],
                 length=text["max_position_embeddings"], pool="last", mask_padding=False,
                 **_shape(text)),

@@ -143,5 +143,6 @@ def read(table: list[Name], tree: dict[str, np.ndarray], arrays: dict[str, np.nd
 
 def written(table: list[Name], tree: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Theirs, float32, of our arrays."""
-  return {name: np.array(np.concatenate(parts) if len(parts) > 1 else parts[0], np.float32, order="C")
+  whole = lambda parts: np.concatenate(parts) if len(parts) > 1 else parts[0]
+  return {name: np.array(whole(parts), np.float32, order="C")
           for name, parts in theirs(table, tree).items()}

@@ -131,13 +131,13 @@ def resnet_table(stages: tuple[int, ...]) -> list[Name]:
   ]
 
 
-def table(model: ConfigDict, *, biased: bool) -> list[Name]:
-  """All rows for a model."""
+def table(model: ConfigDict, *, biased: bool, custom: bool) -> list[Name]:
+  """All rows for a model; `custom` ones have their text tower apart."""
   trunk = kind(model.image) == "Vit" and not model.image.class_position
   image = resnet_table(_numbers(model.image)[0]) if kind(model.image) == "ClipResnet" else (
       TRUNK if trunk else VIT)
   affine = model.text_projection == "affine"
-  return [*image, *text_table("text." if trunk else "", affine=affine), *SCALARS, *(BIAS * biased)]
+  return [*image, *text_table("text." if custom else "", affine=affine), *SCALARS, *(BIAS * biased)]
 
 
 def _numbers(image):
@@ -163,7 +163,8 @@ def read(folder: Path) -> Saved:
   model = _model(described, arrays, settings, str(folder / CONFIG))
   interpolation = settings["interpolation"]
   return saved_lib.read(
-      model, table(complete(model), biased="logit_bias" in arrays), arrays, str(folder / WEIGHTS),
+      model, table(complete(model), biased="logit_bias" in arrays,
+                   custom="text.positional_embedding" in arrays), arrays, str(folder / WEIGHTS),
       ignored=IGNORED,
       preprocess=TwoStep(model.image.image_size, settings["resize_mode"],
                          "bicubic" if interpolation == "random" else interpolation),
@@ -176,10 +177,10 @@ def _model(config, arrays, settings, where):
   quick = "quick_gelu" if config.get("quick_gelu") else "gelu"
   affine = text_config.pop("proj_bias", False)
   vision = _timm if image.get("timm_model_name") else (
-      _resnet if isinstance(image["layers"], (list, tuple)) else _vit)
+      _resnet if isinstance(image.get("layers"), (list, tuple)) else _vit)
   spec, projection = vision(image, arrays, quick, where)
-  return call(TwoTowers, image=spec, text=_text(text_config, quick, where), embed=config["embed_dim"],
-              image_projection=projection, text_projection="affine" if affine else "linear",
+  return call(TwoTowers, image=spec, text=_text(text_config, quick, where),
+              embed=config["embed_dim"], image_projection=projection, text_projection="affine" if affine else "linear",
               mean=tuple(settings["mean"]), std=tuple(settings["std"]))
 
 
@@ -254,7 +255,7 @@ def _timm(config, arrays, quick, where):
       width=shape("pos_embed", -1) or 768, depth=depth or 12,
       mlp=shape("blocks.0.mlp.fc1.weight", 0) or 3072, heads=TIMM_HEADS[size],
       activation=_timm_activation(size, patch_size, int(found[4])), dtype="float32",
-      drop_rest=any(s % patch_size for s in (side if isinstance(side, list) else [side])))
+      drop_rest=bool(np.any(np.mod(side, patch_size))))
   _rest(config, "vision_cfg", where, ("timm_model_pretrained", "timm_drop", "timm_drop_path",
                                       "patch_dropout"))
   return spec, "none" if projection == "none" else "affine" if affine else "linear"
@@ -333,7 +334,8 @@ def write(saved: Saved, folder: Path):
     described["custom_text"] = True
   if saved.bias:
     described["init_logit_bias"] = saved.bias
-  arrays = saved_lib.written(saved, table(model, biased=bool(saved.bias)))
+  arrays = saved_lib.written(saved, table(
+      model, biased=bool(saved.bias), custom="custom_text" in described))
   if kind(model.image) == "ClipResnet" and model.image_projection == "linear":
     arrays["visual.attnpool.c_proj.bias"] = np.zeros(model.embed, np.float32)
   for name in [name for name in arrays if name.endswith("running_mean")]:
@@ -370,6 +372,9 @@ def _vision_config(model):
   if kind(image) == "ClipResnet":
     demand(model, "the model", "open_clip's ModifiedResNet", image_projection=("affine", "linear"))
     stages, width, side = _numbers(image)
+    if len(stages) != 4:
+      raise UserError(f"open_clip's ModifiedResNet has four stages, and this model {len(stages)}. "
+                      + saved_lib.EXPORTABLE)
     heads = image.heads or max(1, width // 2)
     return {"layers": list(stages), "width": width, "head_width": width * 32 // heads,
             "image_size": side, "patch_size": None}

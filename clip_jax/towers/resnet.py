@@ -95,7 +95,7 @@ class BitResnet(nnx.Module):
       raise UserError(f'This BitResnet has pool="flat" for images of {self.image_size[0]} x '
                       f'{self.image_size[1]} and got {image.shape[1]} x {image.shape[2]}. Set '
                       'image_size and size of the crop to the same, or pool="gap".')
-    return on_rows(x.reshape(len(x), -1))
+    return on_rows(x.reshape(x.shape[0], -1))
 
 
 class StdConv(nnx.Module):

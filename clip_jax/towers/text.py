@@ -88,6 +88,6 @@ class TextTransformer(nnx.Module):
     mask = jnp.tril(jnp.ones((1, 1, self.length, self.length), bool)) if self.causal else None
     if self.mask_padding:
       keys = real[:, None, None, :]
-      mask = jnp.broadcast_to(keys, (len(real), 1, self.length, self.length)) if mask is None \
+      mask = jnp.broadcast_to(keys, (real.shape[0], 1, self.length, self.length)) if mask is None \
           else mask & keys
     return mask

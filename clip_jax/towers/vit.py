@@ -47,8 +47,8 @@ class Vit(nnx.Module):
                pool: str = "gap", positions: str = "learned", class_position: bool = False,
                pre_norm: bool = False, patch_bias: bool = True, drop_rest: bool = False,
                epsilon: float = 1e-6, width: int | None = None, depth: int | None = None,
-               mlp: int | None = None, heads: int | None = None, activation: str = "gelu_tanh", dtype: str = "bfloat16",
-               remat: str = "none", unroll: int = 1, rngs: nnx.Rngs):
+               mlp: int | None = None, heads: int | None = None, activation: str = "gelu_tanh",
+               dtype: str = "bfloat16", remat: str = "none", unroll: int = 1, rngs: nnx.Rngs):
     for name, value, known in (("pool", pool, POOLS), ("positions", positions, POSITIONS)):
       if value not in known:
         raise UserError(f"Vit has no {name} {value!r}; there are {', '.join(known)}.")
@@ -64,7 +64,8 @@ class Vit(nnx.Module):
     N = math.prod(grid)
     self.width, self.patch, self.image_size, self.pool = width, patch, (height, across), pool
     self.class_position, self.dtype = class_position, dtype
-    self.embedding = layers.Linear(patch * patch * 3, width, bias=patch_bias, dtype=dtype, rngs=rngs)
+    self.embedding = layers.Linear(patch * patch * 3, width, bias=patch_bias, dtype=dtype,
+                                   rngs=rngs)
     if positions == "learned":
       self.positions = nnx.Param(
           jax.random.normal(rngs.params(), (N + class_position, width)) / math.sqrt(width))
@@ -72,10 +73,7 @@ class Vit(nnx.Module):
       self.positions = Fixed(jnp.asarray(layers.sincos2d(*grid, width)))
     if pool == "tok":
       self.class_token = nnx.Param(jnp.zeros(width))
-    if pre_norm:
-      self.pre_norm = layers.LayerNorm(width, epsilon=epsilon, dtype=dtype)
-    else:
-      self.pre_norm = None
+    self.pre_norm = layers.LayerNorm(width, epsilon=epsilon, dtype=dtype) if pre_norm else None
     self.stack = layers.blocks(width, depth, heads, mlp, activation=activation, epsilon=epsilon,
                                dtype=dtype, remat=remat, unroll=unroll, rngs=rngs)
     self.norm = layers.LayerNorm(width, epsilon=epsilon, dtype=dtype)
@@ -103,8 +101,8 @@ class Vit(nnx.Module):
     if self.pool == "tok":
       token = self.class_token[...].astype(self.dtype)
       token = token + positions[0] if self.class_position else token
-      x = jnp.concatenate(
-          [jnp.broadcast_to(token, (x.shape[0], 1, self.width)), x], axis=1)  # [B, K + 1, D]
+      token = jnp.broadcast_to(token, (x.shape[0], 1, self.width))
+      x = jnp.concatenate([token, x], axis=1)                               # [B, K + 1, D]
     if self.pre_norm is not None:
       x = self.pre_norm(x)
     x = self.norm(self.stack(x))

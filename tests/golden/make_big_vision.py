@@ -34,7 +34,8 @@ def make(name, seed, **options):
   flat = flax.traverse_util.flatten_dict(params, sep="/")
   shaken = {}
   for path, x in flat.items():
-    fan = 1 if "embed" in path or "probe" in path or x.ndim < 2 else max(1, x.size // x.shape[-1] // 2)
+    single = "embed" in path or "probe" in path or x.ndim < 2
+    fan = 1 if single else max(1, x.size // x.shape[-1] // 2)
     one = 1.0 if path.endswith("scale") else 0.0
     shaken[path] = (one + rng.normal(size=x.shape) * (0.2 if x.ndim < 2 else fan**-0.5)).astype(
         np.float32)

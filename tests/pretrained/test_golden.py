@@ -133,6 +133,18 @@ def test_what_is_not_trained_may_lie_beside_the_weights(tmp_path):
           == flat(read(GOLDENS["huggingface_clip"][0]).params)["text/positions"]).all()
 
 
+def test_a_text_tower_may_lie_apart(tmp_path):
+  """As in models that open_clip calls custom."""
+  folder = copy("open_clip_vit", tmp_path)
+  file = folder / "open_clip_model.safetensors"
+  arrays = {k if k.startswith(("visual.", "logit")) else f"text.{k}": np.array(x)
+            for k, x in safetensors.read(file).items()}
+  safetensors.write(file, arrays)
+  there = read(GOLDENS["open_clip_vit"][0])
+  assert all((x == y).all() for x, y in zip(
+      jax.tree.leaves(there.params), jax.tree.leaves(read(folder).params)))
+
+
 def test_weights_in_several_files_are_put_together(tmp_path):
   folder = copy("huggingface_clip", tmp_path)
   arrays = {k: np.array(x) for k, x in safetensors.read(folder / "model.safetensors").items()}

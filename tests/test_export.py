@@ -1,0 +1,263 @@
+"""Models as other libraries read them."""
+
+import json
+import os
+from pathlib import Path
+import subprocess
+import sys
+
+import jax
+from jax import export as jax_export
+import numpy as np
+import pytest
+
+import clip_jax
+from clip_jax import export, loop
+from clip_jax.config import call
+from clip_jax.errors import UserError
+from clip_jax.loading import read
+from clip_jax.model import TwoTowers, split
+from clip_jax.pretrained import big_vision, hugging_face, open_clip, stablehlo
+from clip_jax.pretrained.saved import Saved
+from clip_jax.towers.clip_resnet import ClipResnet
+from clip_jax.towers.resnet import BitResnet
+from clip_jax.towers.text import TextTransformer
+from clip_jax.towers.vit import Vit
+from goldens import GOLDENS
+from run_config import get_config
+from tiny import SIZE, batch, learner, model_call, text_tower
+
+TEXTS = ["a dog", "flag of France"]
+
+
+@pytest.fixture(name="run", scope="module")
+def trained(tmp_path_factory):
+  """A run of a few steps, its towers in OpenAI's form."""
+  config = get_config("2")
+  config.evaluators = config.final_evaluators = {}
+  config.model.image = call(
+      Vit, size="mu", patch=8, image_size=32, pool="tok", class_position=True, pre_norm=True,
+      patch_bias=False, epsilon=1e-5, activation="gelu", dtype="float32")
+  config.model.text = call(
+      TextTransformer, size="mu", vocabulary=4096, length=8, pool="eot", causal=True,
+      activation="gelu", dtype="float32")
+  workdir = tmp_path_factory.mktemp("run")
+  loop.run(config, workdir)
+  return workdir
+
+
+def pictures():
+  rng = np.random.default_rng(0)
+  return [rng.integers(0, 256, size).astype(np.uint8) for size in ((40, 60, 3), (32, 32, 3))]
+
+
+def written(run, form, out):
+  assert export.main([f"--from={run}", f"--format={form}", f"--out={out}"]) == 0
+  return out
+
+
+@pytest.mark.parametrize("form", ["open_clip", "huggingface"])
+def test_a_run_comes_back_from_another_librarys_form(run, form, tmp_path):
+  there, here = clip_jax.load(run), clip_jax.load(written(run, form, tmp_path / "out"))
+  np.testing.assert_allclose(here.encode_text(TEXTS), there.encode_text(TEXTS), atol=1e-6)
+  np.testing.assert_allclose(here.encode_image(pictures()), there.encode_image(pictures()),
+                             atol=1e-6)
+  assert here.scale == pytest.approx(there.scale) and here.bias == there.bias == 0
+
+
+def test_a_run_becomes_programs_that_need_no_model_code(run, tmp_path):
+  folder, there = written(run, "stablehlo", tmp_path), clip_jax.load(run)
+  shapes = json.loads((folder / "shapes.json").read_text())
+  assert shapes["encode_image"] == {"input": {"shape": ["B", 32, 32, 3], "dtype": "uint8"},
+                                    "output": {"shape": ["B", 32], "dtype": "float32"}}
+  assert shapes["encode_text"]["input"] == {"shape": ["B", 8], "dtype": "int32"}
+  assert shapes["scale"] == pytest.approx(there.scale) and shapes["bias"] == 0
+  program = lambda name: jax_export.deserialize(
+      bytearray((folder / f"{name}.stablehlo").read_bytes()))
+  image, text = program("encode_image"), program("encode_text")
+  assert set(image.platforms) == {"cpu", "cuda", "tpu"}
+  pixels = np.stack([there.preprocess(x) for x in pictures()])
+  np.testing.assert_allclose(image.call(pixels), there.encode_image(pixels), atol=1e-6)
+  np.testing.assert_allclose(image.call(pixels[:1]), there.encode_image(pixels)[:1], atol=1e-6)
+  np.testing.assert_allclose(text.call(there.tokenize(TEXTS)), there.encode_text(TEXTS), atol=1e-6)
+
+
+def test_towers_without_a_counterpart_become_programs_too(tmp_path):
+  towers = dict(image=call(BitResnet, stages=(1,), width=4, groups=2, pool="flat", stem="small",
+                           block="basic", image_size=SIZE, dtype="float32"),
+                text=text_tower(pool="mean"))
+  made, spec = learner(**towers).model, model_call(**towers)
+  _, params, stats = split(made)
+  stablehlo.write(Saved(spec, params, stats, 10.0, 0.0, None, None), tmp_path)
+  given = batch(3)
+  for name, x in (("encode_image", given["image"]), ("encode_text", given["tokens"])):
+    program = jax_export.deserialize(bytearray((tmp_path / f"{name}.stablehlo").read_bytes()))
+    encode = jax.jit(lambda model, x: getattr(model, name)(x))
+    np.testing.assert_allclose(program.call(x), encode(made, x), atol=1e-5)
+
+
+@pytest.mark.parametrize("changes, form, message", [
+    ({"image.pool": "gap", "image.class_position": False}, "open_clip",
+     "from timm, which has none of|Vit's patch_bias is False, and there it is True"),
+    ({"image.pre_norm": False}, "huggingface", "Vit's pre_norm is False, and there it is True"),
+    ({"text.pool": "mean"}, "open_clip", "pool is 'mean', and there it is 'last' or 'eot'"),
+    ({"text.causal": False}, "open_clip", "mask_padding is True, and there it is False"),
+    ({"text.causal": False}, "huggingface", "causal is False, and there it is True"),
+    ({"text.activation": "quick_gelu"}, "open_clip", "one quick_gelu for both towers.*'gelu' and"),
+    ({"image.epsilon": 1e-5}, "big_vision", "big_vision has no counterpart.*epsilon is 1e-05"),
+    ({"image_projection": "affine"}, "huggingface", "image_projection is 'affine'"),
+])
+def test_what_has_no_counterpart_is_said(run, changes, form, message, tmp_path):
+  saved = read(run)
+  saved.model.unlock()
+  for path, value in changes.items():
+    *sections, name = path.split(".")
+    section = saved.model
+    for part in sections:
+      section = section[part]
+    section[name] = value
+  module = {"open_clip": open_clip, "huggingface": hugging_face, "big_vision": big_vision}[form]
+  with pytest.raises(UserError, match=message):
+    module.write(saved, tmp_path / "out")
+  assert not (tmp_path / "out").exists()
+
+
+def test_other_towers_bias_and_texts_without_an_end_are_said(run, tmp_path):
+  from clip_jax.data.tokenizer import SentencePiece
+  saved = read(run)
+  saved.tokenizer = SentencePiece(length=8, eos=False)
+  with pytest.raises(UserError, match="pools at a token with one number.*writes an end token"):
+    open_clip.write(saved, tmp_path / "out")
+  saved.bias = -10.0
+  with pytest.raises(UserError, match="no bias of logits, and this model's is -10"):
+    hugging_face.write(saved, tmp_path / "out")
+  saved.model.unlock()
+  saved.model.image = call(BitResnet)
+  for module, there in ((open_clip, "open_clip has"), (hugging_face, "SiglipModel have"),
+                        (big_vision, "two towers have")):
+    with pytest.raises(UserError, match=f"{there} no counterpart of BitResnet.*What can be exported"):
+      module.write(saved, tmp_path / "out")
+  saved.model.image = call(ClipResnet, stages=(1, 1, 1))
+  with pytest.raises(UserError, match="has four stages, and this model 3"):
+    open_clip.write(saved, tmp_path / "out")
+  saved.model.text = call(BitResnet)
+  saved.model.image = read(run).model.image
+  with pytest.raises(UserError, match="no counterpart of BitResnet"):
+    open_clip.write(saved, tmp_path / "out")
+
+
+def test_mistakes_in_flags_are_said(tmp_path):
+  for arguments, message in (
+      ([], "Which model"), (["--from=x"], "--format=None is not one of open_clip, huggingface"),
+      (["--from=x", "--format=onnx"], "--format=onnx is not one of"),
+      (["--from=x", "--format=open_clip"], "Where should it be written"),
+      (["--from=x", "--format=open_clip", "--out=y.npz"], "big_vision's is a FILE.npz"),
+      ([f"--from={tmp_path}/x", "--format=open_clip", "--out=y"], "No model lies in")):
+    with pytest.raises(UserError, match=message):
+      export.main(arguments)
+
+
+THEIRS = """
+import sys
+import numpy as np, open_clip, torch, transformers
+from PIL import Image
+folder, form, out = sys.argv[1:]
+rng = np.random.default_rng(0)
+image = Image.fromarray(rng.integers(0, 256, (70, 90, 3)).astype(np.uint8))
+ends = 1 if "siglip" in folder else 63
+tokens = torch.tensor([[5, 6, 7, 8, 9, 10, 11, ends]])
+with torch.no_grad():
+  if form == "open_clip":
+    model, _, transform = open_clip.create_model_and_transforms("local-dir:" + folder)
+    model.eval()
+    z_image = model.encode_image(transform(image)[None])
+    z_text = model.encode_text(tokens)
+  else:
+    made = transformers.SiglipModel if "siglip" in folder else transformers.CLIPModel
+    model, report = made.from_pretrained(folder, output_loading_info=True)
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    made = (transformers.SiglipImageProcessorPil if "siglip" in folder
+            else transformers.CLIPImageProcessorPil)
+    pixels = made.from_pretrained(folder)(image, return_tensors="pt")["pixel_values"]
+    found = model.eval()(input_ids=tokens, pixel_values=pixels)
+    z_image, z_text = found.image_embeds, found.text_embeds
+np.savez(out, z_image=z_image, z_text=z_text, tokens=tokens, image=np.asarray(image),
+         scale=float(model.logit_scale.exp()))
+"""
+
+
+@pytest.fixture(name="python", scope="module")
+def foreign(tmp_path_factory):
+  """A Python with the libraries; CLIP_JAX_FOREIGN_PYTHON names one that is there already."""
+  if "CLIP_JAX_FOREIGN_PYTHON" in os.environ:
+    return os.environ["CLIP_JAX_FOREIGN_PYTHON"]
+  folder = tmp_path_factory.mktemp("foreign")
+  subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+  subprocess.run([folder / "bin/pip", "install", "--quiet", "torch", "torchvision",
+                  "open_clip_torch", "transformers"], check=True)
+  return str(folder / "bin/python")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, form", [
+    ("open_clip_vit", "open_clip"), ("open_clip_quickgelu", "open_clip"),
+    ("open_clip_resnet", "open_clip"), ("open_clip_quickgelu", "huggingface"),
+    ("huggingface_clip", "huggingface"), ("huggingface_clip", "open_clip"),
+    ("huggingface_siglip", "huggingface")])
+def test_the_other_library_sees_what_this_one_sees(python, name, form, tmp_path):
+  folder = tmp_path / name
+  written(GOLDENS[name][0], form, folder)
+  for file in folder.glob("token*"):
+    file.unlink()  # Tokens are given as numbers here.
+  out = tmp_path / "theirs.npz"
+  subprocess.run([python, "-c", THEIRS, folder, form, out], check=True)
+  theirs, here = np.load(out), clip_jax.load(folder)
+  unit = lambda z: z / np.linalg.norm(z, axis=1, keepdims=True)
+  np.testing.assert_allclose(here.encode_image(theirs["image"][None]), unit(theirs["z_image"]),
+                             rtol=1e-4, atol=2e-6)
+  encode = jax.jit(lambda model, x: model.encode_text(x))
+  z_text = encode(here.model, theirs["tokens"].astype(np.int32))
+  np.testing.assert_allclose(z_text, unit(theirs["z_text"]), rtol=1e-4, atol=2e-6)
+  assert here.scale == pytest.approx(float(theirs["scale"]), rel=1e-6)
+
+
+TIMM = """
+import sys
+import numpy as np, open_clip, torch
+folder, out = sys.argv[1:]
+made = dict(np.load(out))
+model = open_clip.create_model("local-dir:" + folder).eval()
+pixels = (torch.from_numpy(made["image"]).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
+with torch.no_grad():
+  z_text = model.encode_text(torch.tensor(made["tokens"]))
+  made |= dict(z_image=model.encode_image(pixels), z_text=z_text, bias=model.logit_bias)
+np.savez(out, **made)
+"""
+
+
+@pytest.mark.slow
+def test_open_clip_sees_a_siglip_of_full_size(python, tmp_path):
+  """timm has SigLIP's towers in their published sizes only; with random weights."""
+  from flax import nnx
+  from clip_jax.config import build
+  from clip_jax.data.tokenizer_file import NoTokenizer
+  from clip_jax.data.two_step import TwoStep
+  spec = call(TwoTowers,
+              image=call(Vit, size="B", patch=32, image_size=256, pool="map", dtype="float32"),
+              text=call(TextTransformer, size="mu", vocabulary=64, length=8, mask_padding=False,
+                        dtype="float32"),
+              embed=768, image_projection="none", text_projection="affine")
+  _, params, stats = split(build(spec, rngs=nnx.Rngs(0)))
+  open_clip.write(Saved(spec, params, stats, 10.0, -5.0, TwoStep(256, "squash"),
+                        NoTokenizer("none", 8, 64)), tmp_path)
+  rng, out = np.random.default_rng(0), tmp_path / "x.npz"
+  np.savez(out, image=rng.integers(0, 256, (2, 256, 256, 3)).astype(np.uint8),
+           tokens=rng.integers(0, 64, (2, 8)))
+  subprocess.run([python, "-c", TIMM, tmp_path, out], check=True)
+  made, here = np.load(out), clip_jax.load(tmp_path)
+  unit = lambda z: z / np.linalg.norm(z, axis=1, keepdims=True)
+  np.testing.assert_allclose(here.encode_image(made["image"]), unit(made["z_image"]), rtol=1e-4,
+                             atol=1e-5)
+  np.testing.assert_allclose(here.model.encode_text(made["tokens"].astype(np.int32)),
+                             unit(made["z_text"]), rtol=1e-4, atol=1e-5)
+  assert here.bias == float(made["bias"]) == -5

@@ -1,0 +1,105 @@
+"""Places where models lie, and where none does."""
+
+import builtins
+import json
+from pathlib import Path
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from clip_jax.errors import UserError
+from clip_jax.loading import read
+from goldens import FOLDER, GOLDENS
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_an_unknown_place_says_what_was_looked_for(tmp_path):
+  with pytest.raises(UserError, match="(?s)No model lies in .*no such place. Looked for were:.*"
+                     "workdir.*open_clip_model.safetensors.*model.safetensors.*npz.*hf-hub:ORG/NAME"):
+    read(tmp_path / "nowhere")
+  (tmp_path / "notes.txt").write_text("none")
+  with pytest.raises(UserError, match="There are: notes.txt. Looked for were"):
+    read(tmp_path)
+  with pytest.raises(UserError, match="It is no such place"):
+    read(tmp_path / "gone.npz")
+
+
+def test_a_config_without_weights_is_said(tmp_path):
+  (tmp_path / "config.json").write_text("{}")
+  with pytest.raises(UserError, match="a config.json, and no checkpoint yet and no weights.*wait for"
+                     ".*download model.safetensors too"):
+    read(tmp_path)
+  (tmp_path / "checkpoints").mkdir()
+  with pytest.raises(UserError, match="The run in .* has not saved a checkpoint yet. Wait for one"):
+    read(tmp_path)
+
+
+@pytest.mark.parametrize("name, target", [
+    ("open_clip_pytorch_model.bin", "open_clip_model.safetensors"),
+    ("pytorch_model.bin", "model.safetensors"), ("ViT-B-32.pt", "open_clip_model.safetensors")])
+def test_pickles_are_refused_with_the_way_out(name, target, tmp_path):
+  (tmp_path / name).write_bytes(b"\x80\x04")
+  (tmp_path / "open_clip_config.json").write_text("{}")
+  for where in (tmp_path, tmp_path / name):
+    with pytest.raises(UserError) as e:
+      read(where)
+    assert f"{tmp_path / name} is a pickle, and reading a pickle runs whatever code" in str(e.value)
+    assert f"save_file(state, {str(tmp_path / target)!r})" in str(e.value)
+
+
+def test_without_huggingface_hub_it_is_said_how_to_get_it(monkeypatch):
+  real = builtins.__import__
+
+  def absent(name, *args, **kwargs):
+    if name == "huggingface_hub":
+      raise ImportError(name)
+    return real(name, *args, **kwargs)
+
+  monkeypatch.setattr(builtins, "__import__", absent)
+  with pytest.raises(UserError, match="not installed: pip install huggingface_hub"):
+    read("hf-hub:example/tiny")
+
+
+CODE = """
+import sys
+from clip_jax.errors import UserError
+from clip_jax.loading import read
+saved = read("hf-hub:example/tiny")
+print(saved.model.embed, saved.scale)
+try:
+  read("hf-hub:example/other")
+except UserError as e:
+  print(e)
+"""
+
+
+def test_the_hub_is_read_from_its_cache(tmp_path):
+  """A cache as huggingface_hub lays it out, no network, and a process that looks there."""
+  repository = tmp_path / "hub/models--example--tiny"
+  shutil.copytree(GOLDENS["huggingface_clip"][0], repository / "snapshots/0123abcd")
+  (repository / "refs").mkdir()
+  (repository / "refs/main").write_text("0123abcd")
+  done = subprocess.run(
+      [sys.executable, "-c", CODE], cwd=ROOT, capture_output=True, text=True, check=True,
+      env={"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "JAX_PLATFORMS": "cpu",
+           "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)})
+  first, rest = done.stdout.split("\n", 1)
+  assert first.startswith("24 9.97")
+  assert rest.startswith("hf-hub:example/other cannot be had: ")
+
+
+def test_a_run_may_call_only_what_is_trusted(tmp_path):
+  from clip_jax.config import from_json
+  text = json.dumps({"model": {"fn": "os:system", "command": "true"}})
+  with pytest.raises(UserError, match="calls os:system, which is not part of clip_jax.*trust="):
+    from_json(text)
+
+
+def test_goldens_are_small():
+  assert sum(p.stat().st_size for p in FOLDER.rglob("*")) < 2_000_000
+  assert all(np.isfinite(dict(np.load(outputs))["z_image"]).all()
+             for _, outputs in GOLDENS.values())
