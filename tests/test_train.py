@@ -68,8 +68,9 @@ def test_a_run_leaves_everything_that_is_promised(unbroken):
   assert sorted(int(p.name) for p in (workdir / "checkpoints").iterdir()) == [28, 30]
   assert Image.open(workdir / "retrieval.png").width > 200
   assert list((workdir / "tensorboard").iterdir())
-  for words in ("4,562 records", "M parameters", "mesh data=1 x fsdp=1 x tensor=1", "30/30", "image_to_text_r10",
-                str(workdir / "metrics.jsonl"), str(workdir / "retrieval.png")):
+  for words in ("4,562 records", "M parameters", "mesh data=1 x fsdp=1 x tensor=1", "30/30",
+                "image_to_text_r10", str(workdir / "metrics.jsonl"),
+                str(workdir / "retrieval.png")):
     assert words in printed
   assert "Warning" not in printed and "Traceback" not in printed
 
