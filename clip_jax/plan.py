@@ -5,14 +5,14 @@ import os
 
 from clip_jax import cli
 
-HELP = """Says whether a config fits a pod, how fast it can go there, and what it takes; before paying.
+HELP = """Says whether a config fits a pod, how fast it can go there, and what that takes.
 
   python -m clip_jax.plan --config=FILE --topology=v5e:16x16 [--json=FILE] [--config.a.b=value ...]
 
   --config=FILE[:ARGUMENT]   the config of a training run
   --config.a.b=VALUE         replaces a value of the config
-  --topology=CHIP:SIDES      as v5e:16x16, v4:4x4x4, 2xv5e:16x16 (two slices), h100:8; "all" compares
-                             64 chips of each TPU
+  --topology=CHIP:SIDES      as v5e:16x16, v4:4x4x4, 2xv5e:16x16 (two slices), h100:8; "all"
+                             compares 64 chips of each TPU
   --json=FILE                writes the numbers there as well
   --images_per_core=N        images a second that one virtual CPU of a host makes ready (`python -m
                              clip_jax.bench data` measures it), 480 if not given
@@ -88,7 +88,8 @@ def _number(text):
   except ValueError:
     value = 0
   if value <= 0:
-    raise UserError(f"--images_per_core={text} is not a number above 0, as in --images_per_core=480.")
+    raise UserError(f"--images_per_core={text} is not a number above 0, as in "
+                    "--images_per_core=480.")
   return {"images_per_core": value}
 
 

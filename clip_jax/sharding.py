@@ -13,7 +13,7 @@ import numpy as np
 from clip_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
-BATCH = ("data", "fsdp")   # The batch is split over both: FSDP is data parallelism with split state.
+BATCH = ("data", "fsdp")   # The batch is split over both: FSDP is data parallelism of split state.
 STACKED = "blocks"         # Below this name, a leading [depth] axis that scan walks along.
 
 # Tensor parallelism: which axis of a parameter, counted from the end, is split over `tensor`. Heads

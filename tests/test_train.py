@@ -68,8 +68,9 @@ def test_a_run_leaves_everything_that_is_promised(unbroken):
   assert sorted(int(p.name) for p in (workdir / "checkpoints").iterdir()) == [28, 30]
   assert Image.open(workdir / "retrieval.png").width > 200
   assert list((workdir / "tensorboard").iterdir())
-  for words in ("4,562 records", "M parameters", "mesh data=1 x fsdp=1", "30/30", "image_to_text_r10",
-                str(workdir / "metrics.jsonl"), str(workdir / "retrieval.png")):
+  for words in ("4,562 records", "M parameters", "mesh data=1 x fsdp=1 x tensor=1", "30/30",
+                "image_to_text_r10", str(workdir / "metrics.jsonl"),
+                str(workdir / "retrieval.png")):
     assert words in printed
   assert "Warning" not in printed and "Traceback" not in printed
 
@@ -123,7 +124,7 @@ def test_sigterm_saves_and_asks_to_be_started_again(unbroken, tmp_path):
     (("--config=nowhere/x.py",), "In nowhere there are: none"),
     ((f"--config={CONFIG}",), "Set --workdir=DIR"),
     ((f"--config={CONFIG}", "--workdri=x"), "no flag --workdri; there are --workdir, "
-     "--coordinator, --processes, --process, --print, --config. Did you mean --workdir?"),
+     "--coordinator, --processes, --process, --print, --explain, --config. Did you mean --workdir?"),
     ((f"--config={CONFIG}", "--workdir=x", "--config.train.step=5"), 'Did you mean "steps"'),
     ((f"--config={CONFIG}", "--workdir=x", "--config.train.steps=many"), "many"),
     ((f"--config={CONFIG}", "--workdir=x", "left-over"), "'left-over' is not a flag"),
@@ -136,6 +137,12 @@ def test_a_mistyped_command_is_told_what_was_meant(arguments, message):
 def test_the_config_can_be_printed():
   printed = train(f"--config={CONFIG}", "--print", "--config.objective.block=8")
   assert json.loads(printed)["objective"]["block"] == 8
+
+
+def test_where_arrays_lie_can_be_explained():
+  printed = train(f"--config={CONFIG}", "--explain")
+  assert "params/model/image/stack/blocks/mlp/up/kernel" in printed
+  assert "on mesh data=1 x fsdp=1 x tensor=1" in printed and "bytes a device in all" in printed
 
 
 def test_help_says_how():

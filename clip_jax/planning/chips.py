@@ -43,7 +43,8 @@ class Chip:
 # (docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e); bytes/s of a link in one direction, and
 # which sides are rings, as in "How to Scale Your Model" (jax-ml.github.io/scaling-book/tpus);
 # hosts are the virtual machines of several-host slices, ct4p-hightpu-4t, ct5lp-hightpu-4t,
-# ct5p-hightpu-4t, ct6e-standard-4t. v4's DCN is 200 Gbit/s a host. HBM is what libtpu 0.0.42 grants.
+# ct5p-hightpu-4t, ct6e-standard-4t. v4's DCN is 200 Gbit/s a host. HBM is what libtpu 0.0.42
+# grants.
 # GPU: NVIDIA's data sheets of A100 80GB SXM, H100 SXM, H200 SXM and HGX B200; half of NVLink's
 # bandwidth is one direction; the network is one adapter a GPU (200 Gbit/s for A100, else 400);
 # hosts are Google's a2-ultragpu-8g, a3-highgpu-8g, a3-ultragpu-8g and a4-highgpu-8g.
@@ -113,7 +114,8 @@ class Topology:
       return self.chip.network
     if not self.is_tpu:
       return self.chip.link
-    sides = [side for i, side in enumerate(self.shape) if len({place[1 + i] for place in places}) > 1]
+    sides = [side for i, side in enumerate(self.shape)
+             if len({place[1 + i] for place in places}) > 1]
     return self.chip.link * max(1, sum(1 if side % self.chip.ring else 2 for side in sides))
 
 
@@ -143,8 +145,8 @@ def topology(text: str) -> Topology:
   chip = CHIPS[name]
   if len(sides) != max(1, chip.dimensions) or slices < 1 or min(sides) < 1:
     example = {0: "8", 2: "4x8", 3: "2x2x4"}[chip.dimensions]
-    raise UserError(f"--topology={text}: slices of {name} have {max(1, chip.dimensions)} sides of 1 "
-                    f"chip or more, as in {name}:{example}.")
+    raise UserError(f"--topology={text}: slices of {name} have {max(1, chip.dimensions)} sides of "
+                    f"1 chip or more, as in {name}:{example}.")
   if slices > 1 and not chip.dimensions:
     raise UserError(f"--topology={text}: GPUs lie in hosts of {chip.host_chips}, not in slices. "
                     f"Write {name}:{slices * sides[0]}.")

@@ -1,4 +1,4 @@
-"""What devices send each other in a step: kinds, sizes and groups, read from the compiled program."""
+"""What devices send each other in a step: kinds, sizes, groups, out of the compiled program."""
 
 from collections.abc import Iterator, Sequence
 import dataclasses
@@ -46,7 +46,7 @@ class Collective:
 
 
 def collectives(program: Program, devices: int) -> list[Collective]:
-  """Every collective of a program for so many devices that talks to another device, largest first."""
+  """Every collective of a program for so many devices that leaves a device, largest first."""
   found = {}
   for name, computation in program.computations.items():
     for instruction in computation.values():

@@ -40,7 +40,7 @@ class Compiled:
 
 @dataclasses.dataclass(frozen=True)
 class TooLarge:
-  """A step that the compiler refused: bytes a chip that it needs, and that there are for programs."""
+  """A step that the compiler refused: bytes a chip that it needs, and that a program can have."""
   needed: int
   there: int
   seconds: float

@@ -99,7 +99,8 @@ def estimate(config: ConfigDict, topology: Topology, *,
                       for exact in (1, chip.exact))
   return Estimate(
       topology=topology, mesh=dict(parts.mesh.shape), fits=fits,
-      arguments=compile_lib.bytes_a_device((parts.state, parts.batch)), temporaries=made.temporaries if fits else None,
+      arguments=compile_lib.bytes_a_device((parts.state, parts.batch)),
+      temporaries=made.temporaries if fits else None,
       peak=None if made is None else made.peak if fits else made.needed,
       limit=made.there if fits is False else chip.memory,
       batch_size=parts.data.batch_size, total_steps=parts.total_steps if knows_length else None,
@@ -176,8 +177,8 @@ def _places(mesh, topology):
 def _what_is_missing(topology):
   why = ("libtpu is not installed (pip install 'scaling-clip-jax[tpu]')" if topology.is_tpu
          else "programs can be compiled ahead of time for TPUs alone")
-  return (f"Nothing was compiled, for {why}. Missing: temporaries and peak, whether it fits, memory "
-          "traffic, collectives; the time is of the products and the input alone.")
+  return (f"Nothing was compiled, for {why}. Missing: temporaries and peak, whether it fits, "
+          "memory traffic, collectives; the time is of the products and the input alone.")
 
 
 def as_json(plan: Estimate) -> dict[str, Any]:

@@ -22,7 +22,8 @@ def described(plan: Estimate) -> str:
       ("FLOPs a step", f"{plan.model_flops:.3g} of the model, {plan.flops:.3g} done"),
       ("memory traffic", f"{gigabytes(plan.traffic)} a chip and step"),
       *_collective_rows(plan),
-      ("seconds a step", ", ".join(f"{name} {number(value)}" for name, value in roof.known.items())),
+      ("seconds a step",
+       ", ".join(f"{part} {number(value)}" for part, value in roof.known.items())),
       ("what binds", f"{roof.binds}: {number(roof.best)} s a step at best"
                      + (f", {number(roof.worst)} s if nothing overlaps"
                         if roof.memory is not None else "")),
@@ -48,7 +49,7 @@ def _collective_rows(plan):
                                     for kind, row in kinds.items()) or "none")]
   for one in plan.found[:3]:
     rows.append(("", f"{one.kind} of {one.shape} among {len(one.group)}, {one.times}x: "
-                     f"{gigabytes(one.wire_bytes)}, {one.origin.rpartition('jit(train_step)/')[2]}"))
+                     f"{gigabytes(one.wire_bytes)} {one.origin.rpartition('(train_step)/')[2]}"))
   return rows
 
 
@@ -65,11 +66,12 @@ def run(plan: Estimate) -> str:
   """How long all steps take, and how many hours of chips."""
   if plan.total_steps is None:
     return _MISSING
-  hours = [plan.total_steps * seconds / 3600 for seconds in (plan.roofline.best, plan.roofline.worst)]
+  roof = plan.roofline
+  hours = [plan.total_steps * seconds / 3600 for seconds in (roof.best, roof.worst)]
   chips = [plan.topology.devices * h for h in hours]
-  text = f"{plan.total_steps:,} steps: {duration(3600 * hours[0])} ({number(hours[0] / 24)} days) " \
-         f"and {chips[0]:,.0f} chip-hours at best"
-  if plan.roofline.memory is None:
+  text = f"{plan.total_steps:,} steps: {duration(3600 * hours[0])} ({number(hours[0] / 24)} days)" \
+         f" and {chips[0]:,.0f} chip-hours at best"
+  if roof.memory is None:
     return text
   return text + f"; {duration(3600 * hours[1])} and {chips[1]:,.0f} if nothing overlaps"
 

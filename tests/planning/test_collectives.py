@@ -58,14 +58,16 @@ def test_a_collective_in_a_loop_runs_at_every_turn():
   assert one.wire_bytes == pytest.approx(5 * 2 * 7 / 8 * 128)
 
 
-@pytest.mark.parametrize("axis, group", [("i", (0, 4)), ("j", (0, 1, 2, 3)), (("i", "j"), range(8))])
+@pytest.mark.parametrize("axis, group", [
+    ("i", (0, 4)), ("j", (0, 1, 2, 3)), (("i", "j"), range(8))])
 def test_groups_follow_the_axes_of_the_mesh(axis, group):
   one, = compiled(lambda x: lax.psum(x, axis), (2, 4), ("i", "j"), jax.P(("i", "j")))
   assert sorted(one.group) == list(group)
 
 
 def groups(text, kind="all-reduce", devices=16):
-  line = (f"  %p = f32[8]{{0}} parameter(0)\n  ROOT %r = f32[8]{{0}} {kind}(%p), channel_id=1, {text}")
+  line = ("  %p = f32[8]{0} parameter(0)\n"
+          f"  ROOT %r = f32[8]{{0}} {kind}(%p), channel_id=1, {text}")
   return collectives(Program(f"ENTRY %main (p: f32[8]) -> f32[8] {{\n{line}\n}}\n"), devices)
 
 
