@@ -9,7 +9,8 @@ import pytest
 from clip_jax import parts
 from clip_jax.config import from_json, to_json
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.py"))
+CONFIGS = sorted(path for path in (Path(__file__).parent.parent / "configs").rglob("*.py")
+                 if path.parent.name != "evaluations")  # These are in test_evaluate.py.
 
 
 def config_of(path):

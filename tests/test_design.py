@@ -24,7 +24,7 @@ LAYERS = [
     ("parts",),
     ("loading",),
     ("loop",),
-    ("train", "prepare", "bench", "score"),
+    ("train", "evaluate", "prepare", "bench", "score"),
 ]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
