@@ -5,7 +5,7 @@ from clip_jax import cli
 HELP = """Says how good a model is, with what is needed to trust the numbers.
 
   python -m clip_jax.evaluate --from=MODEL --suite=configs/evaluations/openclipart.py [--out=F.json]
-  python -m clip_jax.evaluate --from=MODEL --classification=DIR [--templates=openai_80] [--out=F.json]
+  python -m clip_jax.evaluate --from=MODEL --classification=DIR [--templates=openai_80]
   python -m clip_jax.evaluate --from=MODEL --retrieval=F.jsonl [--out=F.json]
 
   --from=MODEL               the workdir of a training run, or whatever clip_jax.load reads
@@ -15,8 +15,9 @@ HELP = """Says how good a model is, with what is needed to trust the numbers.
   --only=NAME,...            these evaluators of the suite alone
   --classification=DIR       your own images, one folder a class; classnames.json in it may name the
                              classes, {"folder": "name" or ["name", ...]}
-  --templates=NAME           for --classification: none, openai_7, openai_80, or a file with one a
-                             line and {} where the name goes
+  --templates=NAME           for --classification: none, openai_7, openai_80, a data set that OpenAI
+                             has templates for (food101, ...), or a file with one a line and {}
+                             where the name goes
   --retrieval=F.jsonl        your own captions, {"image": path beside the file, "caption": "..." or
                              ["...", ...]} a line
   --resize=MODE              for these two: squash, crop (the shorter side, then the centre) or
@@ -32,8 +33,8 @@ def main(arguments: list[str]) -> int:
   from clip_jax.flags import parse
   has_suite = any(a.startswith(("--suite=", "--suite.")) for a in arguments)
   flags = parse(arguments, HELP, config="suite" if has_suite else False,
-                strings=("from", "only", "classification", "templates", "retrieval", "resize", "out",
-                         "trust"))
+                strings=("from", "only", "classification", "templates", "retrieval", "resize",
+                         "out", "trust"))
   where = getattr(flags, "from")
   if not where:
     raise UserError("Which model? Set --from=MODEL, the workdir of a training run.")
@@ -64,16 +65,16 @@ def evaluators(flags, has_suite: bool) -> dict:
   made, only = {}, list(filter(None, (flags.only or "").split(",")))
   unknown = [name for name in only if not has_suite or name not in flags.suite]
   if unknown:
-    raise UserError(f"--only={flags.only}: there is no {unknown[0]!r} in the suite; it has "
-                    f"{', '.join(flags.suite) if has_suite else 'nothing, for there is no --suite'}.")
+    has = ", ".join(flags.suite) if has_suite else "nothing, for there is no --suite"
+    raise UserError(f"--only={flags.only}: there is no {unknown[0]!r} in the suite; it has {has}.")
   if has_suite:
     from clip_jax.config import build
     for name, call in flags.suite.items():
       if only and name not in only:
         continue
       if "fn" not in call:
-        raise UserError(f"The suite's {name} is not a call; expected call(ZeroShot, ...), or another "
-                        "evaluator.")
+        raise UserError(f"The suite's {name} is not a call; expected call(ZeroShot, ...), or "
+                        "another evaluator.")
       made[name] = build(call)
   for flag in ("templates", "resize"):
     asking = [n for n in ("classification", "retrieval") if getattr(flags, n)]
@@ -104,9 +105,9 @@ def classification(folder: str):
   empty = [name for name in source.classes if not any(
       file.suffix.lower() in IMAGES for file in (Path(folder) / name).iterdir())]
   if empty:
-    raise UserError(f"{len(empty)} of the {len(source.classes)} classes in {folder} have no images: "
-                    f"{', '.join(empty[:5])}{', ...' if len(empty) > 5 else ''}. Add some, or remove "
-                    "their folders.")
+    raise UserError(
+        f"{len(empty)} of the {len(source.classes)} classes in {folder} have no images: "
+        f"{_some(empty)}. Add some, or remove their folders.")
   file = Path(folder) / "classnames.json"
   if not file.is_file():
     return source, {name: name.replace("_", " ") for name in source.classes}
@@ -115,15 +116,20 @@ def classification(folder: str):
     if not isinstance(names, dict):
       raise ValueError("it is not an object")
   except ValueError as error:
-    raise UserError(f"{file} cannot be read: {error}. Expected {{\"folder\": \"name\", ...}}, where a "
-                    "name may be a list of names.") from error
+    raise UserError(f"{file} cannot be read: {error}. Expected {{\"folder\": \"name\", ...}}, "
+                    "where a name may be a list of names.") from error
   for one, other, said in ((names, source.classes, "which are no folders of images"),
                            (source.classes, names, "so these folders have no names")):
     extra = [name for name in one if name not in other]
     if extra:
-      raise UserError(f"{file} and the folders beside it do not agree: {len(extra)} are only in one "
-                      f"of them, {said}: {', '.join(extra[:5])}{', ...' if len(extra) > 5 else ''}.")
+      raise UserError(f"{file} and the folders beside it do not agree: {len(extra)} are only in "
+                      f"one of them, {said}: {_some(extra)}.")
   return source, {name: names[name] for name in source.classes}
+
+
+def _some(names: list[str]) -> str:
+  """The first five."""
+  return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def report(answers, shared, where: str, out: str | None):
@@ -181,7 +187,8 @@ def _writable(out: str):
     with open(out, "a", encoding="utf-8"):
       pass
   except OSError as error:
-    raise UserError(f"--out={out} cannot be written: {error.strerror}. Name another file.") from error
+    raise UserError(
+        f"--out={out} cannot be written: {error.strerror}. Name another file.") from error
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from ml_collections import config_flags
 from clip_jax.errors import UserError
 
 
-def parse(arguments: list[str], text: str, *, config: bool | str = False, strings: tuple[str, ...] = (),
-          switches: tuple[str, ...] = ()) -> SimpleNamespace:
+def parse(arguments: list[str], text: str, *, config: bool | str = False,
+          strings: tuple[str, ...] = (), switches: tuple[str, ...] = ()) -> SimpleNamespace:
   """The values of flags by name, the config with its replacements made and locked.
 
   Args:

@@ -98,7 +98,8 @@ def study(folder):
            "real_label": [] if k % 10 == 9 else [(c + 1) % 1000, c] if k % 2 else [c]}
           for k, c in enumerate(some)]})
   names, rows = objectnet_names(), classes.in_imagenet("objectnet")
-  make(folder, "objectnet", {"image": image, "label": tfds.features.ClassLabel(names=names)}, {"test": [
+  objects = {"image": image, "label": tfds.features.ClassLabel(names=names)}
+  make(folder, "objectnet", objects, {"test": [
       {"image": jpeg(int(rows[name][-1]) if name in rows else 5), "label": name}
       for name in names[1::6]]})
   make(folder, "coco_captions", {

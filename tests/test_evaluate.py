@@ -1,6 +1,7 @@
 """The command: a trained model, a suite or a person's own files, a table and a JSON file."""
 
 import json
+import os
 from pathlib import Path
 import subprocess
 import sys
@@ -119,7 +120,8 @@ def test_own_folders_of_classes(model, folders, tmp_path):
   from clip_jax.evaluators.templates import SETS
   names = (("lion", "tiger"), ("dog",), ("owl",))
   z_class = np.stack([np.mean(embedder.encode_text(
-      [form.replace("{}", name) for name in own for form in SETS["openai_7"]]), 0) for own in names])
+      [form.replace("{}", name) for name in own for form in SETS["openai_7"]]), 0)
+      for own in names])
   z_class /= np.linalg.norm(z_class, axis=1, keepdims=True)
   prepare = Resize(32, mode="crop", central=.875)
   images = np.stack([prepare((folders / name / f"{i}.png").read_bytes())
@@ -129,7 +131,8 @@ def test_own_folders_of_classes(model, folders, tmp_path):
 
 
 def test_own_captions(model, tmp_path):
-  rows = [{"image": f"in/{k}.png", "caption": ["a", f"b {k}"] if k % 2 else f"c {k}"} for k in range(5)]
+  rows = [{"image": f"in/{k}.png", "caption": ["a", f"b {k}"] if k % 2 else f"c {k}"}
+          for k in range(5)]
   for k in range(5):
     write_image(tmp_path / f"in/{k}.png", 50 * k)
   table = tmp_path / "pairs.jsonl"
@@ -142,9 +145,10 @@ def test_own_captions(model, tmp_path):
 
 def test_missing_images_are_counted_and_named(model, tmp_path):
   table = tmp_path / "pairs.jsonl"
-  table.write_text("".join(json.dumps({"image": f"{k}.png", "caption": "x"}) + "\n" for k in range(7)))
-  with pytest.raises(UserError, match="7 of the 7 images that pairs.jsonl names are not in .*: 0.png, "
-                                      "1.png, 2.png, 3.png, 4.png, ..."):
+  table.write_text("".join(
+      json.dumps({"image": f"{k}.png", "caption": "x"}) + "\n" for k in range(7)))
+  with pytest.raises(UserError, match="7 of the 7 images that pairs.jsonl names are not in .*: "
+                                      "0.png, 1.png, 2.png, 3.png, 4.png, ..."):
     evaluate.main(["--from=nowhere", f"--retrieval={table}"])
 
 
@@ -152,15 +156,18 @@ def test_missing_images_are_counted_and_named(model, tmp_path):
     ((), "Which model\\? Set --from=MODEL"),
     (("--from=m",), "Evaluate on what\\? Set --suite=FILE"),
     (("--from=m", "--suite=configs/evaluations/openclipert.py"),
-     "no suite file configs/evaluations/openclipert.py. Did you mean configs/evaluations/openclipart"),
+     "no suite file configs/evaluations/openclipert.py. Did you mean configs/evaluations/openc"),
     (("--from=m", "--suite.a.b=3"), "Which suite\\? Set --suite=FILE, as in --suite=configs/eval"),
-    (("--from=m", "--suite=SUITE", "--only=pears"), "--only=pears: there is no 'pears' in the suite; "
-                                                    "it has pairs, subsets, summary"),
-    (("--from=m", "--only=pairs"), "no 'pairs' in the suite; it has nothing, for there is no --suite"),
-    (("--from=m", "--suite=SUITE", "--templates=none"), "--templates is for --classification; in a "),
+    (("--from=m", "--suite=SUITE", "--only=pears"),
+     "--only=pears: there is no 'pears' in the suite; it has pairs, subsets, summary"),
+    (("--from=m", "--only=pairs"),
+     "no 'pairs' in the suite; it has nothing, for there is no --suite"),
+    (("--from=m", "--suite=SUITE", "--templates=none"),
+     "--templates is for --classification; in a "),
     (("--from=m", "--suite=SUITE", "--resize=crop"), "--resize is for --classification and --retr"),
     (("--from=m", "--classification=FOLDERS", "--resize=crap"), "resize='crap' is none of squash"),
-    (("--from=m", "--classification=FOLDERS", "--out=/nowhere/x.json"), "--out=/nowhere/x.json cannot "),
+    (("--from=m", "--classification=FOLDERS", "--out=/nowhere/x.json"),
+     "--out=/nowhere/x.json cannot "),
     (("--from=m", "--classification=FOLDERS"), "No model lies in m")])
 def test_mistakes_are_told_before_anything_expensive(suite, folders, arguments, message):
   with pytest.raises(UserError, match=message):
@@ -169,7 +176,9 @@ def test_mistakes_are_told_before_anything_expensive(suite, folders, arguments, 
 
 
 def test_a_suite_of_something_else_is_told(tmp_path):
-  (tmp_path / "suite.py").write_text("def get_config():\n  from ml_collections.config_dict import ConfigDict\n  return ConfigDict({'a': {'b': 3}})\n")
+  (tmp_path / "suite.py").write_text(
+      "from ml_collections.config_dict import ConfigDict\n"
+      "def get_config():\n  return ConfigDict({'a': {'b': 3}})\n")
   with pytest.raises(UserError, match="The suite's a is not a call; expected call"):
     evaluate.main(["--from=m", f"--suite={tmp_path / 'suite.py'}"])
 
@@ -212,6 +221,7 @@ def test_the_drawings_suite_can_be_built():
 
 POD = """
 import sys
+import jax
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8 // int(sys.argv[1]))
 if int(sys.argv[1]) > 1:
@@ -232,15 +242,16 @@ from clip_jax.evaluators.retrieval import Retrieval
 from clip_jax.evaluators.zero_shot import ZeroShot
 
 def get_config():
-  test = call(Subset, source=call(OpenClipart, split="test"), size=293)
-  train = call(Subset, source=call(OpenClipart, split="train"), size=601)
-  probe = lambda solver: call(LinearProbe, train=call(Labelled, source=train, classes=OpenClipart.classes),
-                              test=call(Labelled, source=test), solver=solver)
+  test = call(Subset, source=call(OpenClipart, split="test"), size=97)
+  train = call(Subset, source=call(OpenClipart, split="train"), size=151)
+  known = call(Labelled, source=train, classes=OpenClipart.classes)
+  probe = lambda solver: call(LinearProbe, train=known, test=call(Labelled, source=test),
+                              solver=solver)
   return ConfigDict({"pairs": call(Retrieval, source=test),
-          "subsets": call(ZeroShot, source=test, classes=OpenClipart.classes, limit=217),
+          "subsets": call(ZeroShot, source=test, classes=OpenClipart.classes, limit=71),
           "few": call(FewShot, train=train, test=test, classes=OpenClipart.classes, shots=(1,)),
           "lbfgs": probe(call(Lbfgs, penalties=(1e-2,))),
-          "sgd": probe(call(Sgd, rates=(0.1,), epochs=2))})
+          "sgd": probe(call(Sgd, rates=(0.1,), epochs=1))})
 """
 
 
@@ -257,13 +268,14 @@ def test_two_processes_answer_what_one_does(model, tmp_path):
     out = tmp_path / f"{hosts}.json"
     processes = [subprocess.Popen(
         [sys.executable, str(tmp_path / "pod.py"), str(hosts), str(k), f"--from={model}",
-         f"--suite={tmp_path / 'suite.py'}", f"--out={out}"], cwd=ROOT,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+         f"--suite={tmp_path / 'suite.py'}", f"--out={out}"],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for k in range(hosts)]
     printed = [process.communicate(timeout=900)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * hosts, printed
     told[hosts] = json.loads(out.read_text())
     assert all("images/s" in text for text in printed[:1]) and printed[1:] == [""] * (hosts - 1)
-  assert told[2]["images_embedded"] == told[1]["images_embedded"] == 293 + 601
-  assert told[2]["metrics"] == pytest.approx(told[1]["metrics"], abs=0.4)  # One example on the edge.
+  assert told[2]["images_embedded"] == told[1]["images_embedded"] == 97 + 151
+  # One example may stand on the edge.
+  assert told[2]["metrics"] == pytest.approx(told[1]["metrics"], abs=100 / 71 + .01)
   assert told[2]["model"] == told[1]["model"]

@@ -99,9 +99,10 @@ class Classes:
     right = [self.rows(label, int(place)) for label, place in zip(labels, at)]
     asked = np.flatnonzero([len(one) > 0 for one in right])
     if not len(asked):
-      raise UserError(f"None of the {len(labels):,} records is of one of the {len(self)} classes: "
-                      f"{', '.join(self.called[:10])}{', ...' if len(self) > 10 else ''}. The first "
-                      f"has {self.label} {labels[0]!r}.")
+      raise UserError(
+          f"None of the {len(labels):,} records is of one of the {len(self)} classes: "
+          f"{', '.join(self.called[:10])}{', ...' if len(self) > 10 else ''}. The first has "
+          f"{self.label} {labels[0]!r}.")
     return asked, [right[k] for k in asked]
 
   def _of(self, label, place):

@@ -130,8 +130,8 @@ def competing(given: str | tuple[str, ...] | Mapping[str, Any],
   """
   if isinstance(given, str):
     if given not in SETS:
-      raise UserError(f"classes={given!r} of a test set is none of {', '.join(SETS)}; or give label "
-                      "-> class of the training set.")
+      raise UserError(f"classes={given!r} of a test set is none of {', '.join(SETS)}; or give "
+                      "label -> class of the training set.")
     given = in_imagenet(given)
   if not isinstance(given, Mapping):
     given = {name: name for name in given}

@@ -26,8 +26,8 @@ class LinearProbe(Question):
     Args:
       train: the set that is trained on.
       test: the set that `top1` is of.
-      others: sets that further metrics are of, by the names that these get, such as ImageNet-A; what
-        their labels stand for, `Labelled` says.
+      others: sets that further metrics are of, by the names that these get, such as ImageNet-A;
+        `Labelled` says what their labels stand for.
       solver: a `regression.Lbfgs`, which is the default, or a `regression.Sgd`.
       features: "tower", the image tower's output before the projection; or "embedding".
 

@@ -1,4 +1,4 @@
-"""Embeds images and texts once, for all evaluators that ask about one model; hosts share the work."""
+"""Embeds images and texts once for all evaluators that ask about a model; hosts share the work."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -94,8 +94,8 @@ class Shared:
       resize: a name in `RESIZES`; None for the model's own preprocessing.
 
     Raises:
-      UserError: a record lacks a field, or more than `UNREADABLE_SHARE` of the images cannot be
-        read.
+      UserError: a record cannot be read or lacks a field, or more than `UNREADABLE_SHARE` of the
+        images cannot be read.
     """
     prepare, told = preprocessing(self.embedder, resize)
     table = self._tables.setdefault(told, {})
@@ -147,6 +147,9 @@ class Shared:
             return _read_one(source, int(place), fields, prepare, table)
           except UserError as error:  # Of one host; all have to hear of it.
             return _Read(None, {}, None, str(error))
+          except (OSError, ValueError) as error:
+            return _Read(None, {}, None, f"Record {place} cannot be read: {error!r}. Check the "
+                                         f"source, {type(source).__name__}.")
         return list(pool.map(one, batch[host]))
 
       coming = ahead.submit(read, batches[0])
@@ -256,9 +259,9 @@ def _read_one(source, place, fields, prepare, table):
 
 def _too_many(damaged, seen, total):
   first = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
-  return (f"{len(damaged):,} of the first {seen:,} images cannot be read, at records {first} of the "
-          f"source, and at most {UNREADABLE_SHARE:.0%} of the {total:,} may be: they would all count "
-          "as wrong. Repair them, or leave them out of the source.")
+  return (f"{len(damaged):,} of the first {seen:,} images cannot be read, at records {first} of "
+          f"the source, and at most {UNREADABLE_SHARE:.0%} of the {total:,} may be: they would all "
+          "count as wrong. Repair them, or leave them out of the source.")
 
 
 def _gathered(mine: list) -> list[list]:

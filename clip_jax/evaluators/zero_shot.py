@@ -78,8 +78,8 @@ class ZeroShot(Question):
     twins = np.array([first.setdefault(tuple(texts), row) for row, texts in enumerate(self._texts)])
     rank = class_ranks(images.z[asked] @ z_class.T, right, twins)
     metrics, errors = accuracies(rank, right, len(classes))
-    return Answer(metrics, told(self._source, images, **self._told, left_out=len(labels) - len(asked),
-                                standard_error=errors))
+    return Answer(metrics, told(self._source, images, **self._told,
+                                left_out=len(labels) - len(asked), standard_error=errors))
 
 
 def class_embeddings(shared: Shared, texts: list[list[str]]) -> np.ndarray:

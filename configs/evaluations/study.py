@@ -5,10 +5,10 @@
   ... --only=imagenet,imagenet_v2,coco                             some of it
 
 Wants from TFDS, in ArrayRecord files (`tfds build NAME --file_format=array_record`): imagenet2012,
-imagenet_v2, imagenet_a, imagenet_r, imagenet_sketch, imagenet2012_real, coco_captions; and objectnet,
-for which TFDS has no builder: a set with an `image` and a ClassLabel `label` that has the names of
-ObjectNet's folders, split "test", without the red border of its images. ImageNet itself has to be
-downloaded by hand.
+imagenet_v2, imagenet_a, imagenet_r, imagenet_sketch, imagenet2012_real, coco_captions; and
+objectnet, for which TFDS has no builder: a set with an `image` and a ClassLabel `label` that has
+the names of ObjectNet's folders, split "test", without the red border of its images. ImageNet
+itself has to be downloaded by hand.
 
 As in the study: the shorter side is resized and the central 0.875 kept, in one step; few-shot as
 big_vision's; COCO by R@1 on the 5,000 test images with all their captions. OpenAI's class names and

@@ -30,7 +30,8 @@ def test_what_is_not_a_number_counts_against(spoilt):
 
 
 def test_accuracies_of_a_case_counted_by_hand():
-  metrics, errors = accuracies(np.array([0, 1, 0, 4, 5, 9]), [(0,), (0,), (1,), (1,), (2,), (2, 6)], 7)
+  right = [(0,), (0,), (1,), (1,), (2,), (2, 6)]
+  metrics, errors = accuracies(np.array([0, 1, 0, 4, 5, 9]), right, 7)
   assert metrics["top1"] == pytest.approx(200 / 6) and metrics["top5"] == pytest.approx(400 / 6)
   assert metrics["mean_per_class"] == pytest.approx(100 * (.5 + .5 + 0 + 0) / 4)
   assert metrics["chance"] == pytest.approx(100 * (7 / 6) / 7)

@@ -61,7 +61,8 @@ def test_the_probe_is_trained_once_and_tested_on_every_set():
 
 
 def test_records_of_other_classes_can_be_left_out_of_a_test():
-  test = Labelled(records((towards(0), 0), (towards(1), 7)), classes={0: 0, 1: 1}, others="leave_out")
+  test = Labelled(records((towards(0), 0), (towards(1), 7)), classes={0: 0, 1: 1},
+                  others="leave_out")
   assert probe(test)(Vectors())["examples"] == 1
   with pytest.raises(UserError, match="label 7, which is none of the 2 classes"):
     probe(Labelled(records((towards(1), 7)), classes={0: 0, 1: 1}))(Vectors())
@@ -110,7 +111,7 @@ def test_what_cannot_be_trained_on_is_told(train, message):
 
 @pytest.mark.parametrize("given, message", [
     ("imagenet_v2", "classes='imagenet_v2' of a test set is none of imagenet, "),
-    ({"hound": "dig"}, "label 'hound' of a test set stands for 'dig', which is none of the 4 classes")])
+    ({"hound": "dig"}, "label 'hound' of a test set stands for 'dig', which is none of the 4")])
 def test_a_test_set_that_stands_for_nothing_known_is_told(given, message):
   with pytest.raises(UserError, match=message):
     competing(given, Classes([], NAMES))

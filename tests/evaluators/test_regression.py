@@ -12,7 +12,8 @@ from clip_jax.sharding import make_mesh
 def examples(n=90, D=4, C=3, seed=0):
   rng = np.random.default_rng(seed)
   x = rng.normal(size=(n, D)) * [1, 5, .2, 1] + 3
-  y = ((x - 3) @ np.random.default_rng(5).normal(size=(D, C)) + rng.normal(size=(n, C)) * 2).argmax(1)
+  w = np.random.default_rng(5).normal(size=(D, C))
+  y = ((x - 3) @ w + rng.normal(size=(n, C)) * 2).argmax(1)
   return x.astype(np.float32), y
 
 
