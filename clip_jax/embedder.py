@@ -8,6 +8,7 @@ from typing import Any
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
@@ -46,13 +47,34 @@ class Embedder:
     with ThreadPoolExecutor(self.threads) as pool:
       made = (np.stack(list(pool.map(self.preprocess, piece)))
               for piece in _batched(images, self.batch_size))
-      return self._encoded("encode_image", made)
+      return self._encoded(_images, made)
 
   def encode_text(self, texts: Sequence[str]) -> np.ndarray:
     """Unit vectors of texts, float32 [n, E]."""
     if isinstance(texts, str):
       raise UserError(f"encode_text takes a list of texts, not one: encode_text([{texts!r}]).")
-    return self._encoded("encode_text", map(self.tokenize, _batched(texts, self.batch_size)))
+    return self._encoded(_texts, map(self.tokenize, _batched(texts, self.batch_size)))
+
+  def encode_share(self, share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Features and unit vectors of images that every host has preprocessed a part of.
+
+    Args:
+      share: uint8 [n, H, W, 3], this host's, `preprocess`ed; n is the same on every host.
+
+    Returns:
+      float32 [hosts * n, D] and [hosts * n, E], the same on every host: the tower's output, and
+      what `encode_image` gives; host after host.
+    """
+    n, local = len(share), self.mesh.size // jax.process_count()
+    size = -(-(1 << (n - 1).bit_length()) // local) * local
+    filled = np.zeros((size, *share.shape[1:]), share.dtype)
+    filled[:n] = share
+    graphdef, arrays = nnx.split(self.model)
+    with jax.set_mesh(self.mesh):
+      made = _program(_features_too, graphdef, self.mesh)(
+          arrays, to_device({"x": filled}, self.mesh)["x"])
+    return tuple(np.asarray(x).reshape(-1, size, x.shape[1])[:, :n].reshape(-1, x.shape[1])
+                 for x in made)
 
   def _encoded(self, method, batches):
     """All rows of all batches, each batch filled up so that few programs serve every number."""
@@ -77,11 +99,24 @@ class Embedder:
 
 
 @functools.lru_cache(maxsize=16)
-def _program(method: str, graphdef: Any, mesh: Mesh):
+def _program(method: Callable, graphdef: Any, mesh: Mesh):
   """The compiled encoder of one model structure on one mesh; every process gets every row."""
   def encode(arrays, x):
-    return getattr(nnx.merge(graphdef, arrays), method)(x)
+    return method(nnx.merge(graphdef, arrays), x)
   return jax.jit(encode, in_shardings=(None, rows(mesh)), out_shardings=replicated(mesh))
+
+
+def _images(model, image):
+  return model.encode_image(image)
+
+
+def _texts(model, tokens):
+  return model.encode_text(tokens)
+
+
+def _features_too(model, image):
+  features = model.image_features(image)
+  return features.astype(jnp.float32), model.project_image(features)
 
 
 def _batched(items: Iterable[Any], n: int) -> Iterator[list[Any]]:

@@ -12,14 +12,14 @@ from ml_collections import config_flags
 from clip_jax.errors import UserError
 
 
-def parse(arguments: list[str], text: str, *, config: bool = False, strings: tuple[str, ...] = (),
-          switches: tuple[str, ...] = ()) -> SimpleNamespace:
+def parse(arguments: list[str], text: str, *, config: bool | str = False,
+          strings: tuple[str, ...] = (), switches: tuple[str, ...] = ()) -> SimpleNamespace:
   """The values of flags by name, the config with its replacements made and locked.
 
   Args:
     arguments: of the command line, without the program's name.
     text: printed for --help.
-    config: whether there is a --config.
+    config: whether there is a --config; or the flag's name, if it is another.
     strings: flags that take a value, None when not given.
     switches: flags that are there or not.
 
@@ -35,10 +35,12 @@ def parse(arguments: list[str], text: str, *, config: bool = False, strings: tup
     absl_flags.DEFINE_string(name, None, "", flag_values=values)
   for name in switches:
     absl_flags.DEFINE_bool(name, False, "", flag_values=values)
+  config = "config" if config is True else config
   if config:
-    _check_config(arguments)
-    config_flags.DEFINE_config_file("config", flag_values=values)
-  known = (*strings, *switches, *(("config",) if config else ()))
+    _check_config(arguments, config)
+    config_flags.DEFINE_config_file(config, flag_values=values,
+                                    sys_argv=["clip_jax", *arguments])
+  known = (*strings, *switches, *((config,) if config else ()))
   for argument in arguments:
     _check_name(argument, known)
   try:
@@ -68,15 +70,16 @@ for _kind, _parser in ((int, absl_flags.IntegerParser()), (float, absl_flags.Flo
   config_flags.register_flag_parser_for_type(_kind, _OrNone(_parser))
 
 
-def _check_config(arguments):
-  given = [a.partition("=")[2] for a in arguments if a.startswith("--config=")]
+def _check_config(arguments, flag):
+  given = [a.partition("=")[2] for a in arguments if a.startswith(f"--{flag}=")]
   if not given:
-    raise UserError("Which config? Set --config=FILE, as in --config=configs/quickstart.py.")
+    example = "configs/quickstart.py" if flag == "config" else "configs/evaluations/openclipart.py"
+    raise UserError(f"Which {flag}? Set --{flag}=FILE, as in --{flag}={example}.")
   path = Path(given[-1].partition(":")[0])
   if not path.is_file():
     near = sorted(p.stem for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
     close = difflib.get_close_matches(path.stem, near, 1)
-    raise UserError(f"There is no config file {path}."
+    raise UserError(f"There is no {flag} file {path}."
                     + (f" Did you mean {path.with_name(close[0] + '.py')}?" if close else
                        f" In {path.parent} there are: {', '.join(near) or 'none'}."))
 

@@ -110,7 +110,11 @@ class Embedder(Protocol):
 
 
 class Evaluator(Protocol):
-  """A question asked of a model. May also have `picture(embedder)`, a PIL image of the answer."""
+  """A question asked of a model.
+
+  May also have `answer(embedder)`, an `answers.Answer` with the detail that makes the numbers worth
+  trusting, and `picture(embedder)`, a PIL image of the answer.
+  """
 
   def __call__(self, embedder: Embedder) -> dict[str, float]:
     """Values by name."""

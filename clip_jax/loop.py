@@ -23,6 +23,8 @@ from clip_jax.data.pipeline import Examples, batches
 from clip_jax.data.selection import levels, places_in
 from clip_jax.embedder import Embedder
 from clip_jax.errors import UserError
+from clip_jax.evaluators import answers
+from clip_jax.evaluators.shared import Shared
 from clip_jax.flops import multiply_adds, parameters
 from clip_jax.loading import embedder_of, load
 from clip_jax.model import split
@@ -125,7 +127,9 @@ def train(parts: Parts, state: Any, start: int, checkpoints: Checkpoints, report
     if logs:
       log.write(step, values)
     if evaluates:
-      report.log(step, evaluate(parts.evaluators, embedder(parts, state)))
+      model = Shared(embedder(parts, state), report.note)
+      report.log(step, evaluate(parts.evaluators, model))
+      report.note(model.speed())
       log.restart_clock()
     if saves:
       checkpoints.save(step, state, config)
@@ -141,7 +145,7 @@ def finish(parts, state, start, checkpoints, report, workdir):
   total, again = parts.total_steps, start >= parts.total_steps
   if again:
     report.note(f"This run was done at step {start}; here is its evaluation.")
-  trained = embedder(parts, state)
+  trained = Shared(embedder(parts, state), report.note)
   evaluators = {**parts.evaluators, **parts.final_evaluators}
   results = evaluate(evaluators, trained)
   if not again:
@@ -151,7 +155,7 @@ def finish(parts, state, start, checkpoints, report, workdir):
   checkpoints.close()
   report.close()
   if results:
-    report.note("\n" + evaluations(results) + "\n")
+    report.note("\n" + evaluations(results) + f"\n\n{trained.speed()}\n")
   for name, evaluator in parts.final_evaluators.items():
     if hasattr(evaluator, "picture"):
       picture = evaluator.picture(trained)  # Which takes all processes.
@@ -163,10 +167,9 @@ def finish(parts, state, start, checkpoints, report, workdir):
       report.note(f"  {workdir / path}")
 
 
-def evaluate(evaluators: dict[str, Any], model: Embedder) -> dict[str, float]:
-  """What all evaluators say, by `evaluator/metric`."""
-  return {f"{name}/{metric}": value for name, evaluator in evaluators.items()
-          for metric, value in evaluator(model).items()}
+def evaluate(evaluators: dict[str, Any], model: Embedder | Shared) -> dict[str, float]:
+  """What all evaluators say, by `evaluator/metric`; images and texts are embedded once for all."""
+  return answers.metrics(answers.ask(evaluators, Shared.of(model)))
 
 
 def embedder(parts: Parts, state: Any) -> Embedder:

@@ -227,6 +227,39 @@ def duration(seconds: float) -> str:
   return f"{whole} s"
 
 
+class Progress:
+  """A line every so often, and at the end: how far, how fast, how long still, how many damaged."""
+
+  def __init__(self, total: int, say: Callable[[str], None], unit: str, *, every: float = 10.0,
+               last: bool = True):
+    """Begins.
+
+    Args:
+      total: of `unit` to be done.
+      say: takes the lines.
+      unit: what is counted, as "images".
+      every: seconds between two lines.
+      last: whether there is a line at the end even of what took less than that.
+    """
+    self.total, self.say, self.unit, self.every, self.last = total, say, unit, every, last
+    self.done = self.damaged = 0
+    self.begun = self.shown = time.monotonic()
+
+  def add(self, done: int, damaged: int = 0):
+    """So many more are done, so many of them damaged."""
+    self.done, self.damaged = self.done + done, self.damaged + damaged
+    now = time.monotonic()
+    if now - self.shown < self.every and (self.done < self.total or not self.last):
+      return
+    self.shown = now
+    rate = self.done / max(now - self.begun, 1e-9)
+    self.say(f"{self.done:,}/{self.total:,} {self.unit}  {100 * self.done // self.total}%  "
+             f"{number(rate)} {self.unit}/s"
+             + (f"  time left {duration((self.total - self.done) / rate)}"
+                if self.done < self.total else "")
+             + (f"  damaged {self.damaged:,}" if self.damaged else ""))
+
+
 def _forget(path, step):
   """Drops the lines of `path` after `step`, and a half-written last one; all of them at step 0."""
   if not path.exists():

@@ -7,7 +7,6 @@ import json
 import os
 from pathlib import Path
 import shutil
-import time
 from typing import Any
 
 from flax import nnx
@@ -18,7 +17,7 @@ from clip_jax.data.scores import fingerprint, read_scores, write_scores
 from clip_jax.embedder import Embedder
 from clip_jax.errors import UserError
 from clip_jax.interfaces import Source
-from clip_jax.report import duration, number
+from clip_jax.report import Progress
 
 CAPTIONS = {"mean": np.add, "max": np.maximum}
 
@@ -66,7 +65,7 @@ def score(embedder: Embedder, source: Source, out: str | Path, *, shard: tuple[i
   todo = [i for i in mine if not files[i].exists()]
   if len(todo) < len(mine):
     say(f"{len(mine) - len(todo):,} of {len(mine):,} chunks are there already; going on from them.")
-  progress = _Progress(sum(min(chunk, n - i * chunk) for i in todo), say)
+  progress = Progress(sum(min(chunk, n - i * chunk) for i in todo), say, "records")
   with ThreadPoolExecutor(embedder.threads) as pool, ThreadPoolExecutor(1) as ahead:
     for i in todo:
       places = range(i * chunk, min(n, (i + 1) * chunk))
@@ -221,25 +220,3 @@ def _together(files, out, parts, source, facts, say):
         f"{', '.join(map(str, first))}{' and others' if damaged > len(first) else ''} of the "
         "source.")
   return scores
-
-
-class _Progress:
-  """A line every ten seconds: how far, how fast, how long still, how many damaged."""
-
-  def __init__(self, total, say, every=10.0):
-    self.total, self.say, self.every = total, say, every
-    self.done = self.damaged = 0
-    self.begun = self.shown = time.monotonic()
-
-  def add(self, records, damaged):
-    self.done, self.damaged = self.done + records, self.damaged + damaged
-    now = time.monotonic()
-    if now - self.shown < self.every and self.done < self.total:
-      return
-    self.shown = now
-    rate = self.done / max(now - self.begun, 1e-9)
-    self.say(f"{self.done:,}/{self.total:,} records  {100 * self.done // self.total}%  "
-             f"{number(rate)} records/s"
-             + (f"  time left {duration((self.total - self.done) / rate)}"
-                if self.done < self.total else "")
-             + (f"  damaged {self.damaged:,}" if self.damaged else ""))

@@ -24,7 +24,7 @@ LAYERS = [
     ("parts", "pretrained"),
     ("loading",),
     ("loop", "benches", "planning"),
-    ("train", "prepare", "bench", "score", "export", "plan"),
+    ("train", "evaluate", "prepare", "bench", "score", "export", "plan"),
 ]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

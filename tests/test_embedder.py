@@ -44,6 +44,15 @@ def test_eight_devices_encode_what_one_encodes():
                              atol=1e-6)
 
 
+@pytest.mark.parametrize("devices, n", [(1, 5), (8, 5), (8, 16)])
+def test_a_share_of_all_hosts_gives_features_and_vectors(devices, n):
+  made = embedder(devices)
+  features, z = made.encode_share(pictures(n))
+  np.testing.assert_allclose(z, made.encode_image(pictures(n)), atol=1e-6)
+  np.testing.assert_allclose(features, np.asarray(made.model.image_features(pictures(n))),
+                             atol=1e-5)
+
+
 def test_an_image_may_come_as_pixels_as_a_picture_or_encoded():
   pixels = pictures(3)
   encoded = []

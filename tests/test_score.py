@@ -18,7 +18,8 @@ from clip_jax.data.sources.openclipart import OpenClipart
 from clip_jax.data.tokenizer import SentencePiece
 from clip_jax.embedder import Embedder
 from clip_jax.errors import UserError
-from clip_jax.scoring import _Progress, model_fingerprint, score, similarities
+from clip_jax.report import Progress
+from clip_jax.scoring import model_fingerprint, score, similarities
 from clip_jax.sharding import make_mesh
 from run_config import get_config
 from tiny import SIZE, learner, text_tower
@@ -183,7 +184,7 @@ def test_progress_tells_how_long_it_will_take(monkeypatch):
   now = [0.0]
   monkeypatch.setattr("time.monotonic", lambda: now[0])
   said = []
-  progress = _Progress(1000, said.append)
+  progress = Progress(1000, said.append, "records")
   for _ in range(10):
     now[0] += 4
     progress.add(100, 1)

@@ -5,14 +5,15 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from clip_jax.data.decode import decode
+from clip_jax.data.decode import UnreadableImage, decode
 from clip_jax.errors import UserError
-from clip_jax.evaluators.examples import (
-    TIE, chunks, field, image_embeddings, places, text_embeddings)
+from clip_jax.evaluators.accuracy import TIE
+from clip_jax.evaluators.answers import Answer, Question, binomial_error, places, told
+from clip_jax.evaluators.shared import Shared, check_resize
 from clip_jax.interfaces import Embedder, Source
 
 
-class Retrieval:
+class Retrieval(Question):
   """Recall in both directions, over any number of captions per image.
 
   Image to text: a hit at k is an image with at least one of its own captions among the k captions
@@ -20,32 +21,39 @@ class Retrieval:
   count against, because a model that gives everything one score has found nothing.
   """
 
-  def __init__(self, source: Source, limit: int | None = None, block: int = 4096):
+  def __init__(self, source: Source, limit: int | None = None, block: int = 4096,
+               resize: str | None = None):
     """Asks about the records of `source`.
 
     Args:
       source: records {"image": ..., "text": one caption or several}.
       limit: ask only about this many records, spread evenly over the source; None for all.
       block: rows and columns of scores made at a time; bounds the memory, not the answer.
+      resize: how images are made the model's size, a name in `shared.RESIZES`; None for the
+        model's own way.
 
     Raises:
-      UserError: there is nothing to ask about.
+      UserError: there is nothing to ask about, or no such `resize`.
     """
-    self._source = source
+    check_resize(resize)
+    self._source, self._resize, self._block = source, resize, block
     self._places = places(source, limit)
-    self._block = block
 
-  def __call__(self, embedder: Embedder) -> dict[str, float]:
+  def answer(self, embedder: Embedder) -> Answer:
     """`{image_to_text,text_to_image}_{r1,r5,r10}` in percent, `.._median_rank` (1 is best), counts.
 
     Raises:
       UserError: a record has no image, no text, or a text that is not one.
     """
-    z_image, z_text, owner, _ = self._embed(embedder)
-    image_rank, text_rank = ranks(z_image, z_text, owner, block=self._block)
-    return {
+    images, z_text, owner, _ = self._embed(embedder)
+    image_rank, text_rank = ranks(images.z, z_text, owner, block=self._block)
+    metrics = {
         **_summary("image_to_text", image_rank), **_summary("text_to_image", text_rank),
-        "examples": float(len(z_image)), "captions": float(len(z_text))}
+        "examples": float(len(images.z)), "captions": float(len(z_text))}
+    return Answer(metrics, told(self._source, images, standard_error={
+        f"{direction}_r{k}": binomial_error(metrics[f"{direction}_r{k}"] / 100, len(rank))
+        for direction, rank in (("image_to_text", image_rank), ("text_to_image", text_rank))
+        for k in (1, 5, 10)}))
 
   def picture(self, embedder: Embedder, rows: int = 8) -> Image.Image:
     """A contact sheet: captions spread evenly over the set, each with its five nearest images.
@@ -53,7 +61,8 @@ class Retrieval:
     Raises:
       UserError: as in the call.
     """
-    z_image, z_text, owner, texts = self._embed(embedder)
+    images, z_text, owner, texts = self._embed(embedder)
+    z_image = images.z
     image_rank, text_rank = ranks(z_image, z_text, owner, block=self._block)
     sheet = []
     for i in np.unique((np.arange(rows) * 2 + 1) * len(texts) // (2 * rows)):  # Middles of parts.
@@ -70,17 +79,19 @@ class Retrieval:
 
   def _image(self, i: int) -> np.ndarray:
     image = self._source[int(self._places[i])]["image"]
-    return decode(image) if isinstance(image, bytes) else np.asarray(image)
+    try:
+      return decode(image)
+    except UnreadableImage:
+      return np.zeros((1, 1, 3), np.uint8)  # A black square: counted, and never found.
 
-  def _embed(self, embedder: Embedder) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
-    """z_image [n, E], z_text [m, E], the image that each text belongs to [m], the texts."""
-    z_image, own = [], []
-    for records in chunks(self._source, self._places):
-      own += [_captions(field(record, "text", place), place) for place, record in records]
-      z_image.append(image_embeddings(embedder, records))
+  def _embed(self, embedder: Embedder):
+    """The images, z_text [m, E], the image that each text belongs to [m], the texts."""
+    shared = Shared.of(embedder)
+    images = shared.images(self._source, self._places, fields=("text",), resize=self._resize)
+    own = [_captions(record["text"], place) for record, place in zip(images.records, self._places)]
     texts = [text for captions in own for text in captions]
     owner = np.repeat(np.arange(len(own)), [len(captions) for captions in own])
-    return np.concatenate(z_image), text_embeddings(embedder, texts), owner, texts
+    return images, shared.texts(texts), owner, texts
 
 
 def _captions(text: Any, place: int) -> list[str]:
@@ -91,6 +102,9 @@ def _captions(text: Any, place: int) -> list[str]:
         f"Record {place} has text {text!r}; expected a caption, or a list of at least one. Leave "
         "records without a caption out of the source.")
   return list(texts)
+
+
+_LOWEST = -1e30  # Below every score, and above what stands for "does not compete".
 
 
 def ranks(z_image: np.ndarray, z_text: np.ndarray, owner: np.ndarray, *,
@@ -113,15 +127,22 @@ def ranks(z_image: np.ndarray, z_text: np.ndarray, owner: np.ndarray, *,
   best = np.full(len(z_image), -np.inf, np.float32)
   with np.errstate(invalid="ignore"):
     np.maximum.at(best, owner, own)  # Passes NaN on, unlike fmax: one bad text spoils its image.
+  # What scores less than this is beaten; against what is not a number nothing is.
+  image_bar, text_bar = (np.nan_to_num(x - np.float32(TIE), nan=_LOWEST) for x in (best, own))
   image_rank, text_rank = np.zeros(len(z_image), np.int64), np.zeros(len(z_text), np.int64)
+  order = np.argsort(owner, kind="stable")  # So that the own texts of a block of images are a run.
   for i in range(0, len(z_image), block):
+    rows = slice(i, i + block)
+    mine = order[np.searchsorted(owner[order], i):np.searchsorted(owner[order], i + block)]
     for j in range(0, len(z_text), block):
-      rows, columns = slice(i, i + block), slice(j, j + block)
+      columns = slice(j, j + block)
       scores = z_image[rows] @ z_text[columns].T  # [block, block]
-      wrong = np.arange(len(z_image))[rows, None] != owner[None, columns]
-      # Not "scores >= ...", which is false of NaN: a diverged model would find everything.
-      image_rank[rows] += (wrong & ~(scores < best[rows, None] - TIE)).sum(1)
-      text_rank[columns] += (wrong & ~(scores < own[None, columns] - TIE)).sum(0)
+      here = mine[(mine >= j) & (mine < j + block)]
+      scores[owner[here] - i, here - j] = -np.inf  # Below every bar: the own ones do not compete.
+      # Counts what is beaten, because NaN is less than nothing: a diverged model finds nothing.
+      image_rank[rows] += scores.shape[1] - np.count_nonzero(scores < image_bar[rows, None], axis=1)
+      text_rank[columns] += scores.shape[0] - np.count_nonzero(
+          scores < text_bar[None, columns], axis=0)
   return image_rank, text_rank
 
 

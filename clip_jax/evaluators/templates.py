@@ -1,6 +1,8 @@
 """Prompt templates, and the canonical form of class names, for zero-shot classification."""
 
+import csv
 import difflib
+import functools
 from pathlib import Path
 import re
 import string
@@ -48,8 +50,9 @@ def templates(spec: str | tuple[str, ...]) -> tuple[str, ...]:
   """Prompt templates, each with "{}" where the class name goes.
 
   Args:
-    spec: the name of one of `SETS`; or one template; or several; or a text file of them, one a
-      line, where empty lines and lines that start with # are skipped.
+    spec: the name of one of `SETS`, or of a data set that OpenAI published templates for, such as
+      "food101" (`per_dataset`); or one template; or several; or a text file of them, one a line,
+      where empty lines and lines that start with # are skipped.
 
   Raises:
     UserError: neither a set nor a file, no templates, or a template without "{}".
@@ -58,6 +61,8 @@ def templates(spec: str | tuple[str, ...]) -> tuple[str, ...]:
     found = tuple(spec)
   elif spec in SETS:
     found = SETS[spec]
+  elif spec in per_dataset():
+    found = per_dataset()[spec]
   elif "{}" in spec:
     found = (spec,)
   else:
@@ -73,14 +78,28 @@ def templates(spec: str | tuple[str, ...]) -> tuple[str, ...]:
   return found
 
 
+@functools.cache
+def per_dataset() -> dict[str, tuple[str, ...]]:
+  """The templates that OpenAI's CLIP was evaluated with, by data set.
+
+  Source: `data/assets/templates/README.md`.
+  """
+  file = Path(__file__).parent.parent / "data/assets/templates/openai.tsv"
+  made = {}
+  with open(file, encoding="utf-8", newline="") as f:
+    for row in csv.DictReader(f, delimiter="\t", quoting=csv.QUOTE_NONE):
+      made[row["dataset"]] = (*made.get(row["dataset"], ()), row["template"])
+  return made
+
+
 def _from_file(path):
   try:
     lines = Path(path).read_text(encoding="utf-8").splitlines()
   except OSError as error:
-    close = difflib.get_close_matches(path, SETS, 1)
+    close = difflib.get_close_matches(path, (*SETS, *per_dataset()), 1)
     raise UserError(
-        f"templates={path!r} is neither a set of templates ({', '.join(SETS)}) nor a text file "
-        f"that can be read ({error.strerror})."
+        f"templates={path!r} is neither a set of templates ({', '.join((*SETS, *per_dataset()))}) "
+        f"nor a text file that can be read ({error.strerror})."
         + (f" Did you mean {close[0]!r}?" if close else
            " Name a set, a file with one template a line, or give the templates themselves.")
     ) from error

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from clip_jax.data.decode import decode
 from clip_jax.errors import UserError
 from clip_jax.evaluators.retrieval import Retrieval, contact_sheet, ranks
 
@@ -158,7 +159,7 @@ def test_many_records_are_embedded_in_chunks_with_the_same_answer(monkeypatch):
   texts = [f"{i}" for i in range(20)]
   embedder = Table(unit(rng, 20, 3), dict(zip(texts, unit(rng, 20, 3))))
   whole = Retrieval(records(*texts))(embedder)
-  monkeypatch.setattr("clip_jax.evaluators.examples.CHUNK", 7)
+  monkeypatch.setattr("clip_jax.evaluators.shared.CHUNK", 7)
   embedder.calls.clear()
   assert Retrieval(records(*texts), block=3)(embedder) == whole
   assert [len(call) for call in embedder.calls] == [7, 7, 6]
@@ -238,13 +239,29 @@ def test_a_text_that_is_none_says_so(text):
     Retrieval(records("a", text))(Table(np.eye(2), {"a": [1, 0]}))
 
 
-def test_images_that_cannot_be_read_are_named():
-  from clip_jax.data.decode import decode
+def test_an_answer_has_standard_errors_of_every_recall():
+  detail = Retrieval(records("a", "b", ["c", "d"])).answer(
+      Table(np.eye(3), {"a": [1, 0, 0], "b": [0, 1, 0], "c": [1, 0, 0], "d": [0, 0, 1]})).detail
+  assert detail["standard_error"]["image_to_text_r1"] == pytest.approx(100 * (2 / 9 / 3) ** .5)
+  assert detail["standard_error"]["text_to_image_r1"] == pytest.approx(100 * (3 / 16 / 4) ** .5)
 
-  class Decodes(Table):
-    def encode_image(self, images):
-      return super().encode_image([decode(image) for image in images])
 
-  broken = [*records("a", "b"), {"image": b"not an image", "text": "c"}]
-  with pytest.raises(UserError, match=r"cannot be read, at records 2 \(1 in this part"):
-    Retrieval(broken)(Decodes(np.eye(3), {}))
+def test_an_image_that_cannot_be_read_is_a_black_square_that_is_never_found():
+  class Prepares(Table):
+    """Decodes, as a real embedder does."""
+
+    def preprocess(self, image):
+      return decode(image)
+
+  class Model:
+    image = None
+
+  embedder = Prepares(np.eye(200), {f"{i}": np.eye(200)[i] for i in range(200)})
+  embedder.model = Model
+  source = records(*(f"{i}" for i in range(200)))
+  source[7]["image"] = b"no image"
+  evaluate = Retrieval(source)
+  answer = evaluate.answer(embedder)
+  assert answer.detail["unreadable"] == 1 and answer.detail["unreadable_records"] == [7]
+  assert answer.metrics["image_to_text_r10"] == answer.metrics["text_to_image_r10"] == 99.5
+  assert evaluate.picture(embedder, rows=200).width

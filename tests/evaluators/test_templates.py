@@ -3,7 +3,7 @@
 import pytest
 
 from clip_jax.errors import UserError
-from clip_jax.evaluators.templates import SETS, canonical, templates
+from clip_jax.evaluators.templates import SETS, canonical, per_dataset, templates
 
 
 @pytest.mark.parametrize("name, count", [("none", 1), ("openai_7", 7), ("openai_80", 80)])
@@ -27,6 +27,19 @@ def test_the_eighty_are_pairs_of_articles_as_published():
     place = max(i for i, word in enumerate(words) if word in ("a", "the"))
     words[place] = {"a": "the", "the": "a"}[words[place]]
     assert " ".join(words) + " {}" + after in eighty, template
+
+
+@pytest.mark.parametrize("name, count, first", [
+    ("food101", 1, "a photo of {}, a type of food."), ("cifar10", 18, "a photo of a {}."),
+    ("gtsrb", 3, 'a zoomed in photo of a "{}" traffic sign.'),
+    ("ucf101", 48, "a photo of a person {}.")])
+def test_data_sets_have_the_templates_published_for_them(name, count, first):
+  assert len(templates(name)) == count and templates(name)[0] == first
+
+
+def test_every_data_sets_templates_have_one_place_for_the_name():
+  assert len(per_dataset()) == 26
+  assert all(template.count("{}") == 1 for own in per_dataset().values() for template in own)
 
 
 def test_none_is_the_name_alone():

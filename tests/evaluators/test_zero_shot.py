@@ -7,7 +7,9 @@ import pytest
 
 from clip_jax.config import build, call, from_json, to_json
 from clip_jax.errors import UserError
-from clip_jax.evaluators.zero_shot import ZeroShot, class_embeddings, class_ranks
+from clip_jax.evaluators.classes import in_imagenet, published
+from clip_jax.evaluators.shared import Shared
+from clip_jax.evaluators.zero_shot import ZeroShot, class_embeddings
 
 
 class Table:
@@ -74,7 +76,8 @@ def by_loops(z_image, z_class, truth):
 
 
 def test_the_numbers_are_those_of_the_loops(monkeypatch):
-  monkeypatch.setattr("clip_jax.evaluators.examples.CHUNK", 17)
+  monkeypatch.setattr("clip_jax.evaluators.shared.CHUNK", 17)
+  monkeypatch.setattr("clip_jax.evaluators.accuracy._ROWS", 9)
   monkeypatch.setattr("clip_jax.evaluators.zero_shot.CHUNK", 5)
   rng = np.random.default_rng(0)
   names, forms = tuple("abcdefgh"), ("{}", "a {}.", "the {} {}")
@@ -95,12 +98,12 @@ def test_the_numbers_are_those_of_the_loops(monkeypatch):
 def test_a_class_is_the_normalised_mean_of_its_sentences():
   table = Table({"a cat": [1, 0, 0], "the cat": [0, 1, 0],
                  "a dog": [0, 0, 1], "the dog": [0, 0, 1]})
-  z = class_embeddings(table, [["a cat", "the cat"], ["a dog", "the dog"]])
+  z = class_embeddings(Shared(table), [["a cat", "the cat"], ["a dog", "the dog"]])
   np.testing.assert_allclose(z, [[.5 ** .5, .5 ** .5, 0], [0, 0, 1]], rtol=1e-6)
 
 
 def test_sentences_that_cancel_out_make_a_class_that_is_near_to_nothing():
-  z = class_embeddings(Table({"a": [1, 0], "b": [-1, 0]}), [["a", "b"]])
+  z = class_embeddings(Shared(Table({"a": [1, 0], "b": [-1, 0]})), [["a", "b"]])
   assert z.tolist() == [[0, 0]]
 
 
@@ -110,18 +113,20 @@ def test_ties_count_against():
   assert metrics["top1"] == metrics["top5"] == 0
 
 
-def test_two_classes_of_one_name_are_never_right():
-  metrics = ZeroShot(records((CAT, 0), (CAT, 1), (DOG, 2)), ("cat", "cat", "dog"))(Table(TWO))
-  assert metrics["top1"] == pytest.approx(100 / 3)
+def test_of_two_classes_of_one_name_the_first_is_chosen_as_by_argmax():
+  embedder = Hashed()
+  names = ("missile", "cat", "dog", "missile", "fox", "owl", "elk")
+  z = embedder.encode_text(names)
+  metrics = ZeroShot(records(*zip(z, range(7))), names)(embedder)
+  assert metrics["top1"] == pytest.approx(600 / 7)  # All but the second missile.
+  assert metrics["top5"] == 100  # Which is the second choice.
+  assert metrics["top1"] == 100 * np.mean((z @ z.T).argmax(1) == np.arange(7))
 
 
-@pytest.mark.parametrize("spoilt", ["image", "class", "both"])
-def test_a_diverged_model_knows_nothing(spoilt):
-  z = np.eye(7, dtype=np.float32)
-  nan = np.full_like(z, np.nan)
-  ranks = class_ranks(nan if spoilt != "class" else z, nan if spoilt != "image" else z,
-                      np.arange(7))
-  assert ranks.tolist() == [6] * 7
+def test_a_diverged_model_knows_nothing():
+  for z_image, z_text in (([np.nan] * 2, TWO), (CAT, {"cat": [np.nan] * 2, "dog": DOG})):
+    metrics = ZeroShot(records((z_image, 0), (z_image, 1)), ("cat", "dog"))(Table(z_text))
+    assert metrics["top1"] == 0
 
 
 def test_a_class_may_have_several_names():
@@ -176,6 +181,85 @@ def test_a_limit_may_leave_classes_out_of_the_mean():
   metrics = ZeroShot(source, ("cat", "dog", "fox"), limit=2)(Table({**TWO, "fox": [-1, 0]}))
   assert metrics["examples"] == 2
   assert metrics["mean_per_class"] == 100
+
+
+def test_a_label_may_be_several_any_of_which_is_right_or_none():
+  images = {(1.0, 0.0): [0, 1], (0.0, 1.0): [0], (0.6, 0.8): [1, 2], (-1.0, 0.0): []}
+  embedder = Table({**TWO, "fox": [0.0, -1.0]})
+  answer = ZeroShot(records(*((list(z), label) for z, label in images.items())),
+                    ("cat", "dog", "fox")).answer(embedder)
+  # The nearest are cat, dog, dog: right, wrong, right; and nobody knows what the last one shows.
+  assert answer.metrics["top1"] == pytest.approx(200 / 3)
+  assert answer.metrics["examples"] == 3 and answer.detail["left_out"] == 1
+  assert answer.metrics["mean_per_class"] == pytest.approx(100 * (1 / 2 + 1 + 1) / 3)
+  assert answer.metrics["chance"] == pytest.approx(100 * 5 / 9)
+
+
+def test_records_of_classes_that_do_not_compete_are_left_out_if_asked():
+  source = records((CAT, 281), (DOG, 207), (CAT, 7))
+  classes = {281: "cat", 207: "dog"}
+  assert ZeroShot(source, classes, others="leave_out")(Table(TWO))["examples"] == 2
+  with pytest.raises(UserError, match="label 7, which is none of .* others=.leave_out"):
+    ZeroShot(source, classes)(Table(TWO))
+  with pytest.raises(UserError, match="None of the 1 records is of one of the 2 classes: 281, 207. "
+                                      "The first has label 9"):
+    ZeroShot(records((CAT, 9)), classes, others="leave_out")(Table(TWO))
+  with pytest.raises(UserError, match="others='ignore' is none of error, leave_out"):
+    ZeroShot(source, classes, others="ignore")
+
+
+def test_a_source_may_name_its_classes_and_keys_may_be_these_names():
+  source = Pairs()
+  source.classes = ("dog", "unused", "cat")
+  source[:] = records((CAT, 2), (DOG, 0))
+  assert ZeroShot(source, {"cat": "cat", "dog": "dog"})(Table(TWO))["top1"] == 100
+  metrics = ZeroShot(source, limit=9)(Table({**TWO, "unused": [-1, 0]}))
+  assert metrics["top1"] == 100 and metrics["classes"] == 3
+  with pytest.raises(UserError, match="list does not say what its classes are called"):
+    ZeroShot(records((CAT, 0)))
+
+
+def test_an_answer_says_what_it_takes_to_trust_it():
+  answer = ZeroShot(records(([.9, .1], 0), ([.2, .8], 1), ([.3, .7], 0), ([0, 1], 1)),
+                    ("cat", "dog"), templates="a {}!", canonicalise=True).answer(
+                        Table({f"a {name}": z for name, z in TWO.items()}))
+  detail = answer.detail
+  assert detail["standard_error"]["top1"] == pytest.approx(100 * math.sqrt(.75 * .25 / 4))
+  # Of "cat" half is right, of "dog" all: the mean of two has half the error of the first.
+  assert detail["standard_error"]["mean_per_class"] == pytest.approx(
+      100 * math.sqrt(.5 * .5 / 2) / 2)
+  assert detail["sentences"] == ["a {}"] and detail["canonicalise"]
+  assert detail["classes"] == ["cat", "dog"] and detail["records"] == detail["asked"] == 4
+  assert detail["unreadable"] == 0 and detail["resize"] == "the embedder's own"
+
+
+@pytest.mark.parametrize("name, count, label, names", [
+    ("imagenet", 1000, "0", ("tench",)), ("imagenet_a", 200, "6", ("stingray",)),
+    ("imagenet_r", 200, "1", ("goldfish",)), ("objectnet", 113, "wok", ("wok",))])
+def test_published_classes_go_by_name(name, count, label, names):
+  found = published(name)
+  assert len(found) == count and found[label] == names
+  assert set(in_imagenet(name)) == set(found)
+  assert {k for keys in in_imagenet(name).values() for k in keys} <= set(published("imagenet"))
+
+
+def test_objectnet_stands_for_125_classes_of_imagenet():
+  rows = [row for rows in in_imagenet("objectnet").values() for row in rows]
+  assert len(rows) == len(set(rows)) == 125
+  names = published("imagenet")
+  assert {names[row] for row in in_imagenet("objectnet")["bicycle"]} == {
+      ("mountain bike",), ("tandem bicycle",)}
+
+
+def test_unknown_published_classes_say_which_there_are():
+  with pytest.raises(UserError, match="no classes 'imagenet_v2'; there are imagenet, imagenet_a"):
+    ZeroShot(records((CAT, 0)), "imagenet_v2")
+
+
+def test_an_unknown_way_to_resize_says_which_there_are():
+  with pytest.raises(UserError, match="resize='squish' is none of squash, crop, central_crop.*"
+                                      "Did you mean 'squash'"):
+    ZeroShot(records((CAT, 0)), ("cat", "dog"), resize="squish")
 
 
 class Pairs(list):

@@ -4,6 +4,8 @@ import difflib
 import os
 from typing import Any
 
+import numpy as np
+
 from clip_jax.errors import UserError
 
 
@@ -11,8 +13,8 @@ class Tfds:
   """Source of one split of a dataset that TFDS has prepared as ArrayRecord files.
 
   Only its files are read: neither the code that prepared them nor TensorFlow is needed. A record is
-  {"image": encoded bytes, as TFDS stored them, "text": str or list of str, "label": int}, the last
-  two only where they are asked for.
+  {"image": encoded bytes, as TFDS stored them, "text": str or list of str, "label": int or list of
+  int}, the last two only where they are asked for.
 
   Attributes:
     classes: names of the labels, in order; only with a `label`.
@@ -30,7 +32,7 @@ class Tfds:
       image: feature that is the image. A slash leads inside: "a/b" is feature b of feature a.
       text: feature that is the text, "captions/text" for COCO, where it is a list. Or several: then
         the text is a list of all of theirs. None for a dataset without.
-      label: ClassLabel feature that is the class, if any.
+      label: ClassLabel feature that is the class, if any; where it is a sequence, so is the label.
       data_dir: folder that TFDS prepared into, if not its own (~/tensorflow_datasets, or the
         environment's TFDS_DATA_DIR); may be gs://.
 
@@ -65,7 +67,8 @@ class Tfds:
       texts = [_text(_value(stored, path)) for path in self._texts]
       record["text"] = _flat(texts) if self._several else texts[0]
     if self._label:
-      record["label"] = int(_value(stored, self._label))
+      label = _value(stored, self._label)
+      record["label"] = [int(one) for one in label] if np.ndim(label) else int(label)
     return record
 
 

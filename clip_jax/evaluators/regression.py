@@ -1,0 +1,279 @@
+"""Multinomial logistic regression on cached features: full-batch L-BFGS, and SGD."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+import numpy as np
+import optax
+
+from clip_jax.errors import UserError
+from clip_jax.sharding import BATCH, on_rows, replicated
+
+_ROWS = 8192  # Of features whose logits are made at a time: 33 MB for 1,000 classes.
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+  """A linear classifier of features.
+
+  Attributes:
+    mean, deviation: float32 [D], of the training features, which are standardised by them.
+    w, b: float32 [D, C] and [C].
+    detail: how it was found, in what JSON can hold.
+  """
+  mean: np.ndarray
+  deviation: np.ndarray
+  w: np.ndarray
+  b: np.ndarray
+  detail: dict[str, Any]
+
+  def __call__(self, x: np.ndarray) -> np.ndarray:
+    """float32 [n, D] -> logits, float32 [n, C]."""
+    return (x - self.mean) / self.deviation @ self.w + self.b
+
+
+@dataclasses.dataclass(frozen=True)
+class Lbfgs:
+  """Full-batch L-BFGS; the penalty is the one that does best on a part held out.
+
+  Minimises mean cross-entropy + penalty / 2 * sum(w^2) of standardised features; the bias is free.
+  Afterwards all examples are trained on. Source: the linear probe of Radford et al. 2021.
+
+  Attributes:
+    penalties: tried, each starting from the solution of the next larger one.
+    iterations: evaluations of the loss at most, for each.
+    tolerance: norm of the gradient at which it has converged.
+    validation: share of the examples that is held out for the choice.
+    seed: of that part.
+  """
+  penalties: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+  iterations: int = 1000
+  tolerance: float = 1e-4
+  validation: float = 0.1
+  seed: int = 0
+
+  def __post_init__(self):
+    _check_sweep("penalties", self.penalties, self.validation)
+
+  def fit(self, x: np.ndarray, y: np.ndarray, classes: int, mesh: Mesh) -> Fit:
+    """The classifier of `x` float32 [n, D] into `y` int [n], below `classes`; rows over `mesh`."""
+    mean, deviation = x.mean(0), x.std(0) + 1e-5
+    held = held_out(len(x), self.validation, self.seed)
+    standard = (x - mean) / deviation
+    tried, chosen = {}, None
+    with jax.set_mesh(mesh):
+      rows, labels, kept, all_of_them = _on_rows(
+          mesh, np.pad(standard, ((0, 0), (0, 1)), constant_values=1), y.astype(np.int32),
+          (~held).astype(np.float32), np.ones(len(x), np.float32))
+      w = jax.device_put(np.zeros((x.shape[1] + 1, classes), np.float32), replicated(mesh))
+      solve = functools.partial(_lbfgs, tolerance=self.tolerance, iterations=self.iterations)
+      for penalty in sorted(self.penalties, reverse=True):
+        w, steps, norm = solve(w, rows, labels, kept, penalty)
+        share = _validation(np.asarray(w)[:-1], np.asarray(w)[-1], standard, y, held)
+        tried[penalty] = {"validation_top1": share, "evaluations": int(steps),
+                          "gradient_norm": float(norm)}
+        if chosen is None or share > tried[chosen[0]]["validation_top1"]:  # Of equals the largest.
+          chosen = penalty, w
+      w, steps, norm = solve(chosen[1], rows, labels, all_of_them, chosen[0])
+    return Fit(mean, deviation, np.asarray(w)[:-1], np.asarray(w)[-1], {
+        "solver": "L-BFGS", "penalty": chosen[0], "tried": {f"{k:g}": v for k, v in tried.items()},
+        "at_the_edge": len(tried) > 1 and chosen[0] in (min(tried), max(tried)),
+        "evaluations": int(steps), "gradient_norm": float(norm),
+        "converged": bool(norm <= self.tolerance), "held_out": int(held.sum())})
+
+
+@dataclasses.dataclass(frozen=True)
+class Sgd:
+  """SGD with momentum from a layer of zeros, cosine to 0; the rate is the one that does best.
+
+  All rates are trained at once on all but a part held out; then the best one on all examples.
+  Source: the study's probe has a zero-initialised layer and a learning rate swept for each tower;
+  momentum, batch and epochs, which it leaves open, are those of SLIP's probe (Mu et al. 2021).
+
+  Attributes:
+    rates: peak learning rates tried, on standardised features.
+    epochs: over the examples.
+    batch_size: examples in a step.
+    momentum: of the gradients.
+    validation: share of the examples that is held out for the choice.
+    seed: of that part, and of the order.
+  """
+  rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+  epochs: int = 90
+  batch_size: int = 1024
+  momentum: float = 0.9
+  validation: float = 0.1
+  seed: int = 0
+
+  def __post_init__(self):
+    _check_sweep("rates", self.rates, self.validation)
+
+  def fit(self, x: np.ndarray, y: np.ndarray, classes: int, mesh: Mesh) -> Fit:
+    """The classifier of `x` float32 [n, D] into `y` int [n], below `classes`."""
+    mean, deviation = x.mean(0), x.std(0) + 1e-5
+    held = held_out(len(x), self.validation, self.seed)
+    with jax.set_mesh(mesh):
+      rows, labels = (jax.make_array_from_callback(v.shape, replicated(mesh), lambda at, v=v: v[at])
+                      for v in ((x - mean) / deviation, y.astype(np.int32)))
+      train = functools.partial(self._train, rows, labels, classes)
+      many = train(np.flatnonzero(~held), self.rates)
+      tried = {rate: _validation(w, b, (x - mean) / deviation, y, held)
+               for rate, w, b in zip(self.rates, *many)}
+      rate = max(tried, key=tried.get)
+      one = train(np.arange(len(x)), (rate,))
+    return Fit(mean, deviation, *(v[0] for v in one), {
+        "solver": "SGD", "rate": rate, "tried": {f"{k:g}": v for k, v in tried.items()},
+        "at_the_edge": len(tried) > 1 and rate in (min(tried), max(tried)), "epochs": self.epochs,
+        "batch_size": self.batch_size, "momentum": self.momentum, "held_out": int(held.sum())})
+
+  def _train(self, rows, labels, classes, of, rates):
+    """(w [R, D, C], b [R, C]) of the examples `of`, for every rate."""
+    size = min(self.batch_size, len(of))
+    per_epoch = len(of) // size  # What is left over is another part in each epoch.
+    rng = np.random.default_rng(self.seed)
+    zeros = lambda: (np.zeros((len(rates), rows.shape[1], classes), np.float32),
+                     np.zeros((len(rates), classes), np.float32))
+    wb, velocity = zeros(), zeros()
+    for epoch in range(self.epochs):
+      order = rng.permutation(of)[:per_epoch * size].reshape(per_epoch, size).astype(np.int32)
+      wb, velocity = _sgd_epoch(
+          wb, velocity, rows, labels, order, np.float32(rates), np.float32(epoch / self.epochs),
+          np.float32(1 / (self.epochs * per_epoch)), np.float32(self.momentum))
+    return tuple(map(np.asarray, wb))
+
+
+def held_out(n: int, share: float, seed: int) -> np.ndarray:
+  """bool [n], true for a random share of n examples, at least one of them and not all."""
+  held = np.zeros(n, bool)
+  held[np.random.default_rng(seed).permutation(n)[:min(n - 1, max(1, round(share * n)))]] = True
+  return held
+
+
+def _check_sweep(name, values, validation):
+  if not values or min(values) <= 0:
+    raise UserError(f"{name}={tuple(values)}; expected one or more, above 0.")
+  if not 0 < validation < 1:
+    raise UserError(f"validation={validation} is not a share between 0 and 1.")
+
+
+def _everywhere(tree):
+  """The whole of each array on every device, so that every host can read it."""
+  return jax.tree.map(lambda v: lax.with_sharding_constraint(v, P()), tree)
+
+
+def _validation(w, b, x, y, held) -> float:
+  """Top-1 in percent on the part held out."""
+  return 100 * float(np.mean((x[held] @ w + b).argmax(1) == y[held]))
+
+
+def _on_rows(mesh, *arrays):
+  """Each [n, ...] as [K, R, ...], rows over the mesh, filled up with zeros."""
+  n = len(arrays[0])
+  R = min(-(-_ROWS // mesh.size), -(-n // mesh.size)) * mesh.size
+  K = -(-n // R)
+
+  def put(v):
+    filled = np.zeros((K * R, *v.shape[1:]), v.dtype)
+    filled[:n] = v
+    filled = filled.reshape(K, R, *v.shape[1:])
+    return jax.make_array_from_callback(
+        filled.shape, NamedSharding(mesh, P(None, BATCH)), lambda at: filled[at])
+
+  return [put(v) for v in arrays]
+
+
+def _everywhere(tree):
+  """The whole of each array on every device, so that every host can read it."""
+  return jax.tree.map(lambda v: lax.with_sharding_constraint(v, P()), tree)
+
+
+def _cross_entropy(logits, y, weight):
+  """Sum over rows of weight [R] times the cross-entropy of logits [R, C] with y [R]."""
+  return (weight * optax.softmax_cross_entropy_with_integer_labels(logits, y)).sum()
+
+
+@functools.partial(jax.jit, static_argnames=("memory",))
+def _lbfgs(w, x, y, weight, penalty, *, iterations, tolerance, memory=10):
+  """(weights [D + 1, C], evaluations made, norm of the gradient) at the minimum.
+
+  Each turn of the loop evaluates the loss once, at a trial point: it is accepted if the loss has
+  fallen enough (Armijo), or else the step is halved. Source: Nocedal and Wright, algorithm 7.4.
+  """
+  def one(w, part):
+    x, y, weight = part
+    return _cross_entropy(jnp.matmul(x, w, precision="highest"), y, weight)
+
+  def loss(w):
+    sums = lax.map(lambda part: jax.checkpoint(one, prevent_cse=False)(w, part), (x, y, weight))
+    return sums.sum() / weight.sum() + penalty / 2 * jnp.square(w[:-1]).sum()
+
+  def direction(g, S, Y, rho, k):
+    """-(inverse Hessian) g, from the last steps S and differences of gradients Y."""
+    at = (k - 1 - jnp.arange(memory)) % memory  # Newest first.
+    there = jnp.arange(memory) < k
+    def back(q, i):
+      alpha = there[i] * rho[at[i]] * jnp.vdot(S[at[i]], q)
+      return q - alpha * Y[at[i]], alpha
+    q, alphas = lax.scan(back, -g, jnp.arange(memory))
+    newest = (k - 1) % memory
+    scale = jnp.where(k > 0, 1 / (rho[newest] * jnp.vdot(Y[newest], Y[newest])),
+                      1 / jnp.maximum(1, jnp.linalg.norm(g)))
+    def forth(q, i):
+      beta = rho[at[i]] * jnp.vdot(Y[at[i]], q)
+      return q + there[i] * (alphas[i] - beta) * S[at[i]], None
+    return lax.scan(forth, scale * q, jnp.arange(memory)[::-1])[0]
+
+  def turn(state):
+    w, f, g, d, t, S, Y, rho, k, count = state
+    trial = w + t * d
+    f_new, g_new = jax.value_and_grad(loss)(trial)
+    # With room for the rounding of float32 near the minimum.
+    accepted = f_new <= f + 1e-4 * t * jnp.vdot(g, d) + 1e-7 * jnp.abs(f)
+    s, change = trial - w, g_new - g
+    curvature = jnp.vdot(s, change)
+    kept = accepted & (curvature > 1e-12)
+
+    def moved():
+      at = k % memory
+      new = (S.at[at].set(s), Y.at[at].set(change), rho.at[at].set(1 / curvature), k + 1)
+      S_, Y_, rho_, k_ = jax.tree.map(lambda a, b: jnp.where(kept, a, b), new, (S, Y, rho, k))
+      return (trial, f_new, g_new, direction(g_new, S_, Y_, rho_, k_), jnp.float32(1),
+              S_, Y_, rho_, k_)
+
+    return *lax.cond(accepted, moved, lambda: (w, f, g, d, t / 2, S, Y, rho, k)), count + 1
+
+  def goes_on(state):
+    _, _, g, _, t, *_, count = state
+    return (count == 0) | ((count < iterations) & (jnp.linalg.norm(g) > tolerance) & (t > 1e-9))
+
+  past = jnp.zeros((memory, *w.shape))
+  # The first turn stays where it is, to see the gradient there.
+  start = (w, jnp.float32(jnp.inf), jnp.zeros_like(w), jnp.zeros_like(w), jnp.float32(1),
+           past, past, jnp.zeros(memory), jnp.int32(0), jnp.int32(0))
+  w, _, g, *_, count = lax.while_loop(goes_on, turn, start)
+  return _everywhere((w, count, jnp.linalg.norm(g)))
+
+
+@functools.partial(jax.jit, donate_argnums=(0, 1))
+def _sgd_epoch(wb, velocity, x, y, order, rates, begun, per_step, momentum):
+  """One epoch of all rates; `order` int [steps, B], `begun` and `per_step` shares of the run."""
+  def loss(wb, x, y):
+    logits = jnp.matmul(x, wb[0], precision="highest") + wb[1]
+    return _cross_entropy(logits, y, 1 / len(x))
+
+  def step(carry, now):
+    wb, velocity = carry
+    k, at = now
+    images, labels = on_rows(x[at]), y[at]
+    grad = jax.vmap(jax.grad(loss), (0, None, None))(wb, images, labels)
+    velocity = jax.tree.map(lambda v, g: momentum * v + g, velocity, grad)
+    rate = rates * (1 + jnp.cos(jnp.pi * (begun + k * per_step))) / 2         # [R]
+    wb = jax.tree.map(lambda p, v: p - rate.reshape(-1, *[1] * (p.ndim - 1)) * v, wb, velocity)
+    return (wb, velocity), None
+
+  return _everywhere(lax.scan(step, (wb, velocity), (jnp.arange(len(order)), order))[0])

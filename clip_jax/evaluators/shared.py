@@ -1,0 +1,276 @@
+"""Embeds images and texts once for all evaluators that ask about a model; hosts share the work."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+import dataclasses
+import difflib
+import hashlib
+import pickle
+import time
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+from clip_jax.data.crops import Resize
+from clip_jax.data.decode import UnreadableImage
+from clip_jax.errors import UserError
+from clip_jax.interfaces import Embedder, Source
+from clip_jax.report import Progress, duration, number
+
+# What an evaluator's `resize` may be, beside None for the model's own; see `data.crops.Resize`.
+RESIZES = {
+    "squash": dict(mode="squash"),                          # The whole image, distorted.
+    "crop": dict(mode="crop"),                              # The shorter side, then the centre.
+    "central_crop": dict(mode="crop", central=0.875),       # The study's.
+}
+UNREADABLE_SHARE = 0.01  # More than this of a set, and the answer is not about that set.
+CHUNK = 1024             # Texts asked of the embedder at a time, at least.
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+  """Some records of a source, embedded; row k is of the k-th place asked about.
+
+  Attributes:
+    z: float32 [n, E], unit length; NaN where the image cannot be read.
+    features: float32 [n, D], the image tower's output, before the projection; NaN as in `z`.
+    records: of each, the fields that were asked for.
+    unreadable: places whose image cannot be read.
+    resize: how images were made the model's size, in words.
+  """
+  z: np.ndarray
+  features: np.ndarray
+  records: list[dict[str, Any]]
+  unreadable: list[int]
+  resize: str
+
+
+class Shared:
+  """A model, with a memory of what it embedded.
+
+  An image is known by its bytes and by how it was made the model's size: the ImageNet that a
+  zero-shot evaluator, a probe and ReaL's labels ask about is embedded once. It is an `Embedder`
+  itself, for evaluators that want no more.
+
+  Attributes:
+    embedder: the model.
+    embedded: images embedded so far.
+    seconds: that this took, reading and decoding included.
+  """
+
+  def __init__(self, embedder: Embedder, say: Callable[[str], None] | None = None):
+    """Args: lines about the progress go to `say`, if any."""
+    self.embedder = embedder
+    self.embedded, self.seconds = 0, 0.0
+    self._say = say if jax.process_index() == 0 else None
+    self._tables, self._read, self._text = {}, {}, {}
+
+  @classmethod
+  def of(cls, embedder: "Embedder | Shared") -> "Shared":
+    """`embedder` with a memory, its own if it has one."""
+    return embedder if isinstance(embedder, cls) else cls(embedder)
+
+  def __getattr__(self, name):
+    return getattr(self.embedder, name)
+
+  def encode_image(self, images: Any) -> np.ndarray:
+    """As the embedder's."""
+    return self.embedder.encode_image(images)
+
+  def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+    """As the embedder's."""
+    return self.embedder.encode_text(texts)
+
+  def images(self, source: Source, at: np.ndarray, *, fields: tuple[str, ...] = (),
+             resize: str | None = None) -> Images:
+    """Embeds the images of the records at `at`, each host a part of them.
+
+    Args:
+      source: records with an "image" and `fields`.
+      at: int64 [n], places in the source, at least one.
+      fields: of the records to keep.
+      resize: a name in `RESIZES`; None for the model's own preprocessing.
+
+    Raises:
+      UserError: a record cannot be read or lacks a field, or more than `UNREADABLE_SHARE` of the
+        images cannot be read.
+    """
+    prepare, told = preprocessing(self.embedder, resize)
+    table = self._tables.setdefault(told, {})
+    key = (id(source), np.asarray(at).tobytes(), tuple(fields), told)
+    if key not in self._read:
+      begun = time.perf_counter()
+      # With the source, so that its id stays taken.
+      self._read[key] = (source, *self._embed(source, at, fields, prepare, table))
+      self.seconds += time.perf_counter() - begun
+    _, digests, records = self._read[key]
+    unreadable = [int(at[k]) for k, digest in enumerate(digests) if digest is None]
+    if len(unreadable) == len(digests):
+      raise UserError(f"None of the {len(digests):,} images can be read. Check what the source "
+                      "gives as \"image\": encoded bytes, or uint8 [H, W, 3].")
+    known = next(table[digest] for digest in digests if digest is not None)
+    nothing = tuple(np.full_like(x, np.nan) for x in known)
+    features, z = zip(*(nothing if digest is None else table[digest] for digest in digests))
+    return Images(np.stack(z), np.stack(features), records, unreadable, told)
+
+  def texts(self, texts: Sequence[str]) -> np.ndarray:
+    """float32 [len(texts), E]; each distinct text is embedded once, so equal ones stay equal."""
+    new = [text for text in dict.fromkeys(texts) if text not in self._text]
+    chunk = max(CHUNK, getattr(self.embedder, "batch_size", 1))
+    progress = Progress(len(new), self._say, "texts", last=False) if self._say else None
+    for start in range(0, len(new), chunk):
+      part = new[start:start + chunk]
+      self._text.update(zip(part, np.asarray(self.embedder.encode_text(part), np.float32)))
+      if progress:
+        progress.add(len(part))
+    return np.stack([self._text[text] for text in texts])
+
+  def speed(self) -> str:
+    """How many images were embedded in what time, for a person."""
+    return (f"{self.embedded:,} images embedded in {duration(self.seconds)}, "
+            f"{number(self.embedded / max(self.seconds, 1e-9))} images/s")
+
+  def _embed(self, source, at, fields, prepare, table):
+    """(digest of each image, None where it cannot be read; the fields of each record)."""
+    hosts, host = jax.process_count(), jax.process_index()
+    size = getattr(self.embedder, "batch_size", CHUNK)
+    batches = [np.array_split(at[k:k + size], hosts) for k in range(0, len(at), size)]
+    progress = Progress(len(at), self._say, "images", last=False) if self._say else None
+    digests, records, damaged = [], [], []
+    with (ThreadPoolExecutor(getattr(self.embedder, "threads", 1)) as pool,
+          ThreadPoolExecutor(1) as ahead):
+      def read(batch):
+        def one(place):
+          try:
+            return _read_one(source, int(place), fields, prepare, table)
+          except UserError as error:  # Of one host; all have to hear of it.
+            return _Read(None, {}, None, str(error))
+          except (OSError, ValueError) as error:
+            return _Read(None, {}, None, f"Record {place} cannot be read: {error!r}. Check the "
+                                         f"source, {type(source).__name__}.")
+        return list(pool.map(one, batch[host]))
+
+      coming = ahead.submit(read, batches[0])
+      for k in range(len(batches)):
+        mine = coming.result()
+        if k + 1 < len(batches):
+          coming = ahead.submit(read, batches[k + 1])  # While the model is busy with this one.
+        told = _gathered([dataclasses.replace(r, pixels=np.shape(r.pixels)) for r in mine])
+        everyone = [r for part in told for r in part]
+        wrong = next((r.problem for r in everyone if r.problem), None)
+        if wrong:
+          coming.cancel()
+          raise UserError(wrong)
+        self._add(mine, told, table)
+        bad = [int(p) for p, r in zip(np.concatenate(batches[k]), everyone) if r.digest is None]
+        damaged += bad
+        if len(damaged) > UNREADABLE_SHARE * len(at):
+          coming.cancel()
+          raise UserError(_too_many(damaged, len(digests) + len(everyone), len(at)))
+        digests += [r.digest for r in everyone]
+        records += [r.values for r in everyone]
+        if progress:
+          progress.add(len(everyone), len(bad))
+    if damaged and self._say:
+      self._say(f"{len(damaged):,} of {len(at):,} images cannot be read and count as wrong; they "
+                f"are at records {', '.join(map(str, damaged[:5]))}"
+                f"{', ...' if len(damaged) > 5 else ''} of the source.")
+    return digests, records
+
+  def _add(self, mine, told, table):
+    """Embeds the images of one batch that are not in the table; every host puts all of them in."""
+    seen, new = {None}, []
+    for part in told:
+      new.append([j for j, r in enumerate(part) if r.digest not in table
+                  and r.digest not in seen and not seen.add(r.digest)])
+    most = max(map(len, new))
+    if not most:
+      return
+    own = [mine[j].pixels for j in new[jax.process_index()]]
+    if hasattr(self.embedder, "encode_share"):
+      shape = next(part[js[0]].pixels for part, js in zip(told, new) if js)
+      # As many on each host; the zeros are not looked at.
+      own += [np.zeros(shape, np.uint8)] * (most - len(own))
+      features, z = self.embedder.encode_share(np.stack(own))
+    else:  # An embedder that knows nothing of hosts.
+      features = z = np.asarray(self.embedder.encode_image(own), np.float32)
+    for h, (part, js) in enumerate(zip(told, new)):
+      for k, j in enumerate(js):
+        table[part[j].digest] = features[h * most + k], z[h * most + k]
+    self.embedded += sum(map(len, new))
+
+
+def preprocessing(embedder: Embedder, resize: str | None) -> tuple[Callable[[Any], Any], str]:
+  """What makes images the model's size, and that in words."""
+  prepare = getattr(embedder, "preprocess", None)
+  if prepare is None:  # An embedder that does it all itself.
+    return lambda image: image, "the embedder's own"
+  if resize is not None:
+    prepare = Resize(embedder.model.image.image_size, **RESIZES[resize])
+  if not isinstance(prepare, Resize):
+    return prepare, f"the model's own, {type(prepare).__name__}"
+  return prepare, (f"{prepare.mode} to {prepare.size[0]} x {prepare.size[1]}"
+                   + (f", central {prepare.central:g}" if prepare.central < 1 else ""))
+
+
+def check_resize(resize: str | None):
+  """Raises unless it is one of `RESIZES`, or None."""
+  if resize is not None and resize not in RESIZES:
+    close = difflib.get_close_matches(str(resize), RESIZES, 1)
+    raise UserError(f"resize={resize!r} is none of {', '.join(RESIZES)}, or None for the model's "
+                    "own preprocessing." + (f" Did you mean {close[0]!r}?" if close else ""))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Read:
+  """A record, read on one host.
+
+  Attributes:
+    digest: of the image, None if it cannot be read.
+    values: the fields asked for.
+    pixels: what the model takes; None if it is known already. Told to others: the shape alone.
+    problem: why the record is of no use at all.
+  """
+  digest: bytes | None
+  values: dict[str, Any]
+  pixels: Any
+  problem: str | None = None
+
+
+def _read_one(source, place, fields, prepare, table):
+  record = source[place]
+  for name in ("image", *fields):
+    if name not in record:
+      raise UserError(
+          f"Record {place} has no field {name!r}; it has {', '.join(map(repr, record))}. Choose "
+          "one of these, or give the evaluator another source.")
+  image, values = record["image"], {name: record[name] for name in fields}
+  encoded = image if isinstance(image, bytes) else pickle.dumps(image)
+  digest = hashlib.blake2b(encoded, digest_size=16).digest()
+  if digest in table:
+    return _Read(digest, values, None)
+  try:
+    return _Read(digest, values, prepare(image))
+  except UnreadableImage:
+    return _Read(None, values, None)
+
+
+def _too_many(damaged, seen, total):
+  first = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
+  return (f"{len(damaged):,} of the first {seen:,} images cannot be read, at records {first} of "
+          f"the source, and at most {UNREADABLE_SHARE:.0%} of the {total:,} may be: they would all "
+          "count as wrong. Repair them, or leave them out of the source.")
+
+
+def _gathered(mine: list) -> list[list]:
+  """The lists of all hosts."""
+  if jax.process_count() == 1:
+    return [mine]
+  data = np.frombuffer(pickle.dumps(mine), np.uint8)
+  sizes = np.asarray(multihost_utils.process_allgather(np.int64(len(data)))).ravel()
+  padded = np.zeros(sizes.max(), np.uint8)
+  padded[:len(data)] = data
+  rows = np.asarray(multihost_utils.process_allgather(padded))
+  return [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes)]

@@ -1,0 +1,89 @@
+"""Few-shot classification, against least squares solved another way."""
+
+import numpy as np
+import pytest
+
+from clip_jax.errors import UserError
+from clip_jax.evaluators.few_shot import FewShot, ridge
+
+
+class Vectors:
+  """An embedder whose images are their own vectors."""
+
+  def encode_image(self, images):
+    return np.asarray(images, np.float32)
+
+
+def records(x, y):
+  return [{"image": row, "label": int(label)} for row, label in zip(x, y)]
+
+
+def blobs(n, classes=3, D=5, seed=0, spread=1.0):
+  rng = np.random.default_rng(seed)
+  y = np.arange(n) % classes
+  centres = np.random.default_rng(9).normal(size=(classes, D)) * 2
+  return (centres[y] + spread * rng.normal(size=(n, D))).astype(np.float32), y
+
+
+def by_least_squares(x, y, test, classes, penalty=1024.0):
+  """Ridge as plain least squares with rows added for the penalty."""
+  mean, deviation = x.mean(0), x.std(0) + 1e-5
+  whitened = lambda v: np.hstack([(v - mean) / deviation, np.full((len(v), 1), 100.0)])
+  a, targets = whitened(x), 2.0 * np.eye(classes)[y] - 1
+  rows = np.vstack([a, penalty ** .5 * np.eye(a.shape[1])])
+  w = np.linalg.lstsq(rows, np.vstack([targets, np.zeros((a.shape[1], classes))]), rcond=None)[0]
+  return whitened(test) @ w
+
+
+@pytest.mark.parametrize("n, D", [(60, 5), (9, 20)])  # More rows than columns, and fewer.
+def test_the_classifier_is_the_penalised_least_squares_solution(n, D):
+  x, y = blobs(n, D=D)
+  test, _ = blobs(30, D=D, seed=1)
+  np.testing.assert_allclose(ridge(x, y, 3)(test), by_least_squares(x, y, test, 3), atol=1e-4)
+
+
+def test_accuracy_is_the_mean_over_seeds_of_the_shots_drawn():
+  x, y = blobs(60, spread=2.5)
+  test, right = blobs(40, seed=1, spread=2.5)
+  names = ("a", "b", "c")
+  answer = FewShot(records(x, y), records(test, right), classes=names, shots=(1, 4),
+                   seeds=3).answer(Vectors())
+  expected = {1: [], 4: []}
+  for seed in range(3):
+    rng = np.random.default_rng(seed)
+    order = [rng.permutation(np.flatnonzero(y == c)) for c in range(3)]
+    for shots in expected:
+      chosen = np.concatenate([one[:shots] for one in order])
+      scores = by_least_squares(x[chosen], y[chosen], test, 3)
+      expected[shots].append(100 * np.mean(scores.argmax(1) == right))
+  for shots, each in expected.items():
+    name = f"{shots}_shot_top1"
+    assert answer.detail["by_seed"][name] == pytest.approx(each)
+    assert answer.metrics[name] == pytest.approx(np.mean(each))
+    assert answer.detail["standard_error"][name] == pytest.approx(np.std(each, ddof=1) / 3 ** .5)
+  assert answer.metrics["examples"] == 40 and answer.metrics["classes"] == 3
+  assert answer.metrics["4_shot_top1"] > answer.metrics["chance"]
+  assert answer.detail["penalty"] == 1024 and answer.detail["train"]["records"] == 60
+
+
+def test_one_seed_has_no_spread():
+  x, y = blobs(9)
+  answer = FewShot(records(x, y), records(x, y), classes=("a", "b", "c"), shots=(1,),
+                   seeds=1).answer(Vectors())
+  assert answer.detail["standard_error"] == {"1_shot_top1": 0.0}
+
+
+def test_too_few_images_of_a_class_are_told():
+  x, y = blobs(12)
+  with pytest.raises(UserError, match=r"Class 'a' has 4 images to train on, and shots=\(1, 5\) ne"):
+    FewShot(records(x, y), records(x, y), classes=("a", "b", "c"), shots=(1, 5))(Vectors())
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (dict(shots=()), r"shots=\(\) and seeds=3; expected one or more"),
+    (dict(shots=(0,)), r"shots=\(0,\) and seeds=3"),
+    (dict(seeds=0), "seeds=0; expected one or more"),
+    (dict(features="logits"), "features='logits' is none of tower, embedding")])
+def test_what_makes_no_sense_is_told_before_anything_is_embedded(arguments, message):
+  with pytest.raises(UserError, match=message):
+    FewShot(records(*blobs(3)), records(*blobs(3)), classes=("a", "b", "c"), **arguments)

@@ -1,0 +1,117 @@
+"""The linear probe: trained on one set, tested on others whose labels stand for its classes."""
+
+import numpy as np
+import pytest
+
+from clip_jax.errors import UserError
+from clip_jax.evaluators import labelled
+from clip_jax.evaluators.classes import Classes
+from clip_jax.evaluators.labelled import Labelled, competing
+from clip_jax.evaluators.linear_probe import LinearProbe
+from clip_jax.evaluators.regression import Lbfgs
+from clip_jax.evaluators.shared import Shared
+
+NAMES = ("cat", "dog", "fox", "owl")
+
+
+class Vectors:
+  """An embedder whose images are their own vectors."""
+
+  def encode_image(self, images):
+    return np.asarray(images, np.float32)
+
+
+def records(*pairs):
+  return [{"image": list(map(float, image)), "label": label} for image, label in pairs]
+
+
+def towards(*classes):
+  """A vector between class vectors, nearer to the first."""
+  return np.sum([np.eye(4)[c] * (len(classes) - k) for k, c in enumerate(classes)], 0)
+
+
+TRAIN = records(*[(towards(c) + .1 * np.random.default_rng(k).normal(size=4), c)
+                  for k in range(10) for c in range(4)])
+SOLVER = Lbfgs(penalties=(1e-2,))
+
+
+def probe(test, **others):
+  return LinearProbe(Labelled(TRAIN, classes=NAMES), test,
+                     {name: other for name, other in others.items()}, SOLVER)
+
+
+def test_the_probe_is_trained_once_and_tested_on_every_set():
+  test = Labelled(records((towards(0), 0), (towards(1), 1), (towards(2), 3)))
+  few = Labelled(records((towards(0, 2), 2), (towards(3, 2), 2)), classes={2: 2, 3: "owl"})
+  two = Labelled(records((towards(2), "wild"), (towards(0), "tame"), (towards(3), "tame")),
+                 classes={"wild": ("fox", "owl"), "tame": 0})
+  several = Labelled(records((towards(1), [0, 1]), (towards(1), []), (towards(1), [2, 3])))
+  answer = probe(test, few=few, two=two, several=several).answer(Vectors())
+  metrics = answer.metrics
+  assert metrics["top1"] == pytest.approx(200 / 3)
+  # Among fox and owl alone the first is a fox, though it is nearer to a cat.
+  assert metrics["few/top1"] == 50 and metrics["few/classes"] == 2
+  assert metrics["two/top1"] == pytest.approx(200 / 3) and metrics["two/classes"] == 3
+  assert metrics["several/top1"] == 50 and metrics["several/examples"] == 2
+  assert metrics["train_examples"] == 40
+  detail = answer.detail
+  assert detail["fit"]["penalty"] == 0.01 and detail["train"]["records"] == 40
+  assert set(detail["others"]) == {"few", "two", "several"}
+  assert detail["standard_error"]["few/top1"] == pytest.approx(100 * .5 / 2 ** .5)
+
+
+def test_records_of_other_classes_can_be_left_out_of_a_test():
+  test = Labelled(records((towards(0), 0), (towards(1), 7)), classes={0: 0, 1: 1},
+                  others="leave_out")
+  assert probe(test)(Vectors())["examples"] == 1
+  with pytest.raises(UserError, match="label 7, which is none of the 2 classes"):
+    probe(Labelled(records((towards(1), 7)), classes={0: 0, 1: 1}))(Vectors())
+
+
+def test_what_a_published_set_stands_for_is_known():
+  imagenet = Classes([], "imagenet")
+  found = competing("objectnet", imagenet)
+  assert len(found) == 113 and found["bicycle"] == (671, 444)
+  assert competing("imagenet_a", imagenet)["6"] == (6,)
+  assert competing(("cat", "owl"), Classes([], NAMES)) == {"cat": (0,), "owl": (3,)}
+
+
+def test_unreadable_training_images_teach_nothing(monkeypatch):
+  monkeypatch.setattr("clip_jax.evaluators.shared.UNREADABLE_SHARE", .5)
+  from clip_jax.data.decode import UnreadableImage
+
+  class Prepares(Vectors):
+    class model:
+      image = None
+
+    def preprocess(self, image):
+      if image == "damaged":
+        raise UnreadableImage("damaged")
+      return image
+
+  source = [*TRAIN, {"image": "damaged", "label": 1}]
+  known = labelled.training(Shared(Prepares()), Labelled(source, classes=NAMES), "tower")
+  assert len(known.x) == len(known.y) == 40 and known.images.unreadable == [40]
+
+
+def test_a_diverged_model_cannot_be_probed():
+  with pytest.raises(UserError, match="features are not numbers: its training has diverged"):
+    labelled.training(Shared(Vectors()), Labelled(records(*[([np.nan] * 4, c) for c in range(4)]),
+                                                  classes=NAMES), "tower")
+
+
+@pytest.mark.parametrize("train, message", [
+    (records((towards(0), 0), (towards(1), [1, 2])), "Record 1 has several labels"),
+    (records((towards(0), 0)), "3 of 4 classes have no images, the first: 'dog', 'fox', 'owl'"),
+    (records((towards(0), 4)), "Record 0 has label 4, which is none of the 4 classes")])
+def test_what_cannot_be_trained_on_is_told(train, message):
+  with pytest.raises(UserError, match=message):
+    labelled.training(Shared(Vectors()), Labelled(train, classes=NAMES), "tower")
+
+
+@pytest.mark.parametrize("given, message", [
+    ("imagenet_v2", "classes='imagenet_v2' of a test set is none of imagenet, "),
+    ({"hound": "dig"}, "label 'hound' of a test set stands for 'dig', which is none of the 4")])
+def test_a_test_set_that_stands_for_nothing_known_is_told(given, message):
+  with pytest.raises(UserError, match=message):
+    competing(given, Classes([], NAMES))

@@ -1,0 +1,110 @@
+"""Tiny stand-ins of the data sets that the study's evaluations want, made by TFDS itself.
+
+An image is one colour that says which class it shows; `seen` reads it again.
+"""
+
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+import tensorflow_datasets as tfds
+
+from clip_jax.data.decode import decode
+from clip_jax.evaluators import classes
+
+_ASSETS = Path(__file__).parent.parent / "clip_jax/data/assets/imagenet"
+WNIDS = [row["wnid"] for row in csv.DictReader(open(_ASSETS / "classes.tsv"), delimiter="\t")]
+FOLDERS = tuple(classes.published("objectnet"))
+# What a picture of ImageNet-A or -R shows that shows a class outside of the 200 -> its own class.
+HIDDEN = {}
+for _name, _first in (("imagenet_a", 0), ("imagenet_r", -1)):
+  _outside = [c for c in range(1000) if str(c) not in classes.published(_name)]
+  for _k, _key in enumerate(list(classes.published(_name))[::5]):
+    if _k % 2:
+      HIDDEN[_name, int(_key)] = _outside[_k if _first == 0 else -1 - _k]
+_STEP = 20  # Between two values of a channel: a JPEG changes it by less than half of that.
+
+
+def jpeg(number, noise=0):
+  """A picture of `number`, below 1,331; others of the same number have another `noise`."""
+  colour = [20 + _STEP * (number // 11**k % 11) for k in range(3)]
+  out = io.BytesIO()
+  Image.new("RGB", (8 + noise, 8), tuple(colour)).save(out, "JPEG", quality=95, subsampling=0)
+  return out.getvalue()
+
+
+def seen(encoded):
+  """The number that a picture shows."""
+  colour = np.rint((decode(encoded).mean((0, 1)) - 20) / _STEP).astype(int)
+  return int(colour @ [1, 11, 121])
+
+
+def make(folder, name, features, splits, config=None):
+  """Lets TFDS write a data set; `splits` are lists of records by split."""
+  class StandIn(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config, version="1.0.0")] if config else []
+    code_path = None  # Not looked for: TFDS would want a package for it, when pytest imports this.
+
+    def _info(self):
+      return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, manager):
+      return {split: self._generate_examples(records) for split, records in splits.items()}
+
+    def _generate_examples(self, records):
+      for i, record in enumerate(records):
+        yield i, {**record, "image": io.BytesIO(record["image"])}
+
+  StandIn.name = name
+  StandIn(data_dir=str(folder), file_format="array_record",
+          **({"config": config} if config else {})).download_and_prepare()
+
+
+def objectnet_names():
+  """Of 313 classes, the 113 that count among them."""
+  return sorted([*FOLDERS, *(f"other_{k}" for k in range(200))], reverse=True)
+
+
+def study(folder):
+  """All sets of configs/evaluations/study.py, with the features that TFDS gives them.
+
+  Pictures show their own class, but for every second one of ImageNet-A and -R (`HIDDEN`), and for
+  every third one of V2, which shows the next class. Every second one of ReaL has another label
+  before its own, and every tenth has none.
+  """
+  image = tfds.features.Image(encoding_format="jpeg")
+  text, label = tfds.features.Text(), tfds.features.ClassLabel(names=WNIDS)
+  plain = {"image": image, "label": label, "file_name": text}
+  one = lambda shown, right, **more: {"image": jpeg(shown, noise=right % 3), "label": right,
+                                      "file_name": f"{right}.jpg", **more}
+  some = range(0, 1000, 25)
+  make(folder, "imagenet2012", plain, {
+      "train": [one(c, c) for c in range(1000)], "validation": [one(c, c) for c in some]})
+  make(folder, "imagenet_v2", plain, {"test": [
+      one(c if k % 3 else c + 1, c) for k, c in enumerate(some)]}, config="matched-frequency")
+  for name in ("imagenet_a", "imagenet_r"):
+    make(folder, name, plain, {"test": [
+        one(HIDDEN.get((name, int(key)), int(key)), int(key))
+        for key in list(classes.published(name))[::5]]})
+  make(folder, "imagenet_sketch", {**plain, "image": tfds.features.Image()}, {"test": [
+      one(c, c) for c in some]})
+  make(folder, "imagenet2012_real", {
+      "image": image, "original_label": label, "real_label": tfds.features.Sequence(label),
+      "file_name": text}, {"validation": [
+          {"image": jpeg(c, noise=c % 3), "original_label": c, "file_name": f"{c}.jpg",
+           "real_label": [] if k % 10 == 9 else [(c + 1) % 1000, c] if k % 2 else [c]}
+          for k, c in enumerate(some)]})
+  names, rows = objectnet_names(), classes.in_imagenet("objectnet")
+  objects = {"image": image, "label": tfds.features.ClassLabel(names=names)}
+  make(folder, "objectnet", objects, {"test": [
+      {"image": jpeg(int(rows[name][-1]) if name in rows else 5), "label": name}
+      for name in names[1::6]]})
+  make(folder, "coco_captions", {
+      "image": image, "image/filename": text, "image/id": np.int64,
+      "captions": tfds.features.Sequence({"id": np.int64, "text": text})}, {"test": [
+          {"image": jpeg(c), "image/filename": f"{c}.jpg", "image/id": c,
+           "captions": [{"id": k, "text": f"{c} {k}"} for k in range(5)]} for c in range(30)]},
+       config="2014")
