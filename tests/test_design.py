@@ -19,11 +19,12 @@ LAYERS = [
     ("data", "augment", "towers", "optim"),
     ("model",),
     ("embedder", "objectives"),
-    ("step",),
+    ("step", "compute"),
     ("checkpoint", "evaluators", "experiment", "scoring"),
     ("parts",),
     ("loading",),
     ("loop",),
+    ("study",),
     ("train", "prepare", "bench", "score"),
 ]
 MODULES = sorted(PACKAGE.rglob("*.py"))
