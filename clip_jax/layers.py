@@ -49,6 +49,11 @@ def glorot(fan_in: int, fan_out: int) -> Initializer:
   return lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -limit, limit)
 
 
+def normal(deviation: float) -> Initializer:
+  """Normal with one deviation, whatever the shape."""
+  return lambda key, shape: deviation * jax.random.normal(key, shape)
+
+
 class Linear(nnx.Module):
   """`x @ kernel + bias` over the last axes of x.
 
@@ -94,18 +99,24 @@ class LayerNorm(nnx.Module):
 class Attention(nnx.Module):
   """Multi-head attention of a sequence to itself, with one product for queries, keys and values."""
 
-  def __init__(self, width: int, heads: int, *, dtype: str = "float32", rngs: nnx.Rngs):
+  def __init__(self, width: int, heads: int, *, init: Initializer | None = None,
+               dtype: str = "float32", rngs: nnx.Rngs):
     check_heads(width, heads)
     # As if the three were separate [D, D] kernels.
-    self.qkv = Linear(width, (3, heads, width // heads), init=glorot(width, width), dtype=dtype,
-                      rngs=rngs)
-    self.out = Linear((heads, width // heads), width, dtype=dtype, rngs=rngs)
+    self.qkv = Linear(width, (3, heads, width // heads), init=init or glorot(width, width),
+                      dtype=dtype, rngs=rngs)
+    self.out = Linear((heads, width // heads), width, init=init, dtype=dtype, rngs=rngs)
 
-  def __call__(self, x, mask=None):
-    """[B, N, D] -> [B, N, D]; `mask`, bool [B or 1, 1, N, N], is True where a query may look."""
+  def __call__(self, x, mask=None, bias=None):
+    """[B, N, D] -> [B, N, D].
+
+    Args:
+      mask: bool [B or 1, 1, N, N], True where a query may look.
+      bias: float [B or 1, heads, N, N], added to the logits.
+    """
     qkv = self.qkv(x)                                                       # [B, N, 3, heads, D/h]
     q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-    return self.out(jax.nn.dot_product_attention(q, k, v, mask=mask))
+    return self.out(jax.nn.dot_product_attention(q, k, v, bias, mask))
 
 
 def check_heads(width: int, heads: int):
@@ -118,10 +129,10 @@ class Mlp(nnx.Module):
   """Two layers with an activation between them."""
 
   def __init__(self, width: int, hidden: int, *, activation: str = "gelu_tanh",
-               dtype: str = "float32", rngs: nnx.Rngs):
+               init: Initializer | None = None, dtype: str = "float32", rngs: nnx.Rngs):
     one_of(ACTIVATIONS, activation, "activation")
-    self.up = Linear(width, hidden, dtype=dtype, rngs=rngs)
-    self.down = Linear(hidden, width, dtype=dtype, rngs=rngs)
+    self.up = Linear(width, hidden, init=init, dtype=dtype, rngs=rngs)
+    self.down = Linear(hidden, width, init=init, dtype=dtype, rngs=rngs)
     self.activation = activation
 
   def __call__(self, x):
@@ -162,13 +173,13 @@ class Stack(nnx.Module):
     one_of(REMAT, remat, "remat")
     self.remat, self.unroll = remat, unroll
 
-  def __call__(self, x, mask=None):
-    """[B, N, D] -> [B, N, D]."""
+  def __call__(self, x, *shared):
+    """[B, ..., D] -> the same; `shared` is what every block gets besides x, such as a mask."""
     if self.blocks is None:
       return x
 
     def apply(x, block):
-      return block(x, mask), None
+      return block(x, *shared), None
 
     if self.remat != "none":
       apply = jax.checkpoint(apply, policy=REMAT[self.remat], prevent_cse=False)
@@ -217,6 +228,25 @@ def patches(image: jax.Array, size: int) -> jax.Array:
     raise UserError(f"An image of {H} x {W} does not divide into patches of {size} x {size}.")
   image = image.reshape(B, H // size, size, W // size, size, C)
   return image.transpose(0, 1, 3, 2, 4, 5).reshape(B, -1, size * size * C)
+
+
+def squares(x: jax.Array, size: int) -> jax.Array:
+  """[B, H, W, C] -> [B, H / size, W / size, size * size * C], both rounded up.
+
+  A strided convolution's input: the patches of a map, with zeros where the map ends before the last
+  of them does.
+  """
+  B, H, W, C = x.shape
+  x = jnp.pad(x, ((0, 0), (0, -H % size), (0, -W % size), (0, 0)))
+  return patches(x, size).reshape(B, -(-H // size), -(-W // size), size * size * C)
+
+
+def check_keeps_all(keep: float, why: str):
+  """Raises if patches are to be dropped, for a tower that cannot do without any."""
+  if keep < 1:
+    raise UserError(
+        f"keep={keep} drops patches, and {why}. Set keep_patches=1 of the objective, or train a "
+        "Vit; to save compute with this tower, use smaller images.")
 
 
 def some_of(x: jax.Array, keep: float, key: jax.Array) -> jax.Array:

@@ -8,8 +8,9 @@ from jax import lax
 import jax.numpy as jnp
 
 from clip_jax.errors import UserError
-from clip_jax.layers import REMAT, one_of
+from clip_jax.layers import REMAT, Stack, check_keeps_all
 from clip_jax.sharding import on_rows
+from clip_jax.towers.sizes import both_sides
 
 # Layers -> blocks in each of the four stages, bottleneck blocks throughout.
 DEPTHS = {
@@ -38,6 +39,7 @@ class BitResnet(nnx.Module):
     image_size: side, or (height, width), of the images in pixels.
     dtype: what the tower computes in; parameters are float32 all the same.
     remat: what the backward pass keeps of a block, a name in `layers.REMAT`.
+    unroll: blocks per turn of the compiled loop over the like blocks of a stage.
 
   Source: Kolesnikov et al. 2020 (BiT), sec. 3.1 and 4.1, after He et al. 2016 (v2).
   """
@@ -45,7 +47,7 @@ class BitResnet(nnx.Module):
   def __init__(self, *, layers: int | None = 50, stages: tuple[int, ...] | None = None,
                width: int = 64, block: str = "bottleneck", stem: str = "large", groups: int = 32,
                pool: str = "gap", image_size: int | tuple[int, int] = 224, dtype: str = "bfloat16",
-               remat: str = "none", rngs: nnx.Rngs):
+               remat: str = "none", unroll: int = 1, rngs: nnx.Rngs):
     if stages is None and layers not in DEPTHS:
       raise UserError(f"BitResnet has no layers={layers}; there are "
                       f"{', '.join(map(str, DEPTHS))}. Or give stages, as in stages=(2, 2, 2).")
@@ -55,19 +57,20 @@ class BitResnet(nnx.Module):
       if value not in known:
         raise UserError(f"BitResnet has no {name} {value!r}; there are {', '.join(known)}.")
     stages = tuple(stages or DEPTHS[layers])
-    self.image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    self.image_size = both_sides(image_size)
     self.stem_kind, self.pool, self.dtype, self.remat = stem, pool, dtype, remat
-    one_of(REMAT, remat, "remat")
     size = 7 if stem == "large" else 3
     self.stem = StdConv(3, width, size, stride=2, dtype=dtype, rngs=rngs)
-    made, channels = [], width
+    # The first block of a stage changes the shape; the others are alike.
+    firsts, stacks, channels = [], [], width
     for i, depth in enumerate(stages):
-      for j in range(depth):
-        one = BLOCKS[block](channels, width * 2**i, stride=2 if i > 0 and j == 0 else 1,
-                            groups=groups, dtype=dtype, rngs=rngs)
-        made.append(one)
-        channels = one.outputs
-    self.residuals = nnx.List(made)
+      make = lambda inputs, stride, rngs: BLOCKS[block](
+          inputs, width * 2**i, stride=stride, groups=groups, dtype=dtype, rngs=rngs)
+      firsts.append(make(channels, 2 if i else 1, rngs))
+      channels = firsts[-1].outputs
+      stacks.append(Stack(lambda rngs: make(channels, 1, rngs), depth - 1, remat=remat,
+                          unroll=unroll, rngs=rngs))
+    self.firsts, self.stacks = nnx.List(firsts), nnx.List(stacks)
     self.norm = GroupNorm(channels, groups, dtype=dtype)
     self.places = tuple(
         -(-side // ((4 if stem == "large" else 2) * 2 ** (len(stages) - 1)))
@@ -76,18 +79,15 @@ class BitResnet(nnx.Module):
 
   def __call__(self, image, *, train=False, keep=1.0, key=None):
     """float [B, H, W, 3] -> [B, D]."""
-    if keep < 1:
-      raise UserError(
-          f"keep={keep} drops patches, and a ResNet has none. Set keep_patches=1 of the objective, "
-          "or train a Vit; to save compute with a ResNet, use smaller images.")
+    check_keeps_all(keep, "a ResNet has none")
     x = self.stem(image)
     if self.stem_kind == "large":
       x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
-    for residual in self.residuals:
-      apply = lambda block, x: block(x)
-      if self.remat != "none":
-        apply = jax.checkpoint(apply, policy=REMAT[self.remat])
-      x = on_rows(apply(residual, x))
+    apply = lambda block, x: block(x)
+    if self.remat != "none":
+      apply = jax.checkpoint(apply, policy=REMAT[self.remat])
+    for first, stack in zip(self.firsts, self.stacks):
+      x = stack(on_rows(apply(first, x)))
     x = jax.nn.relu(self.norm(x))
     if self.pool == "gap":
       return on_rows(x.mean(axis=(1, 2)))
@@ -164,7 +164,7 @@ class _Residual(nnx.Module):
     y = self.convolutions[0](y)
     for norm, convolution in zip(self.norms[1:], self.convolutions[1:]):
       y = convolution(jax.nn.relu(norm(y)))
-    return x + y
+    return on_rows(x + y)
 
 
 class Basic(_Residual):

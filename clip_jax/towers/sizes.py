@@ -1,4 +1,7 @@
-"""Transformer sizes, as big_vision names them: width, depth, hidden width of the MLP, heads."""
+"""Sizes of towers and of what they look at.
+
+Transformers as big_vision names them: width, depth, hidden width of the MLP, heads.
+"""
 
 from clip_jax.errors import UserError
 
@@ -32,3 +35,17 @@ def transformer_size(size: str, width: int | None, depth: int | None, mlp: int |
   if width is not None and width != named[0]:
     named = (width, named[1], 4 * width, max(1, width // 64))
   return tuple(n if given is None else given for given, n in zip((width, depth, mlp, heads), named))
+
+
+def both_sides(image_size: int | tuple[int, int]) -> tuple[int, int]:
+  """(height, width) of images in pixels, from these or from the side of a square."""
+  return (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+
+
+def patch_grid(image_size: tuple[int, int], patch: int) -> tuple[int, int]:
+  """(rows, columns) of patches; raises unless the image divides into them."""
+  height, width = image_size
+  if height % patch or width % patch:
+    raise UserError(f"An image of {height} x {width} does not divide into patches of {patch} x "
+                    f"{patch}. Nearest height that does: {max(1, round(height / patch)) * patch}.")
+  return height // patch, width // patch

@@ -1,0 +1,90 @@
+"""ConvNeXt: a convolutional network with the proportions of a transformer."""
+
+from flax import nnx
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from clip_jax import layers
+from clip_jax.sharding import on_rows
+from clip_jax.towers.sizes import both_sides
+
+# Blocks in each of the four stages, and channels of the first.
+SIZES = {
+    "T": ((3, 3, 9, 3), 96),
+    "S": ((3, 3, 27, 3), 96),
+    "B": ((3, 3, 27, 3), 128),
+    "L": ((3, 3, 27, 3), 192),
+    "XL": ((3, 3, 27, 3), 256),
+}
+INIT = layers.normal(0.02)
+
+
+class ConvNext(nnx.Module):
+  """Stages of depthwise-convolution blocks, each half as fine and twice as wide as the one before.
+
+  Images may have any size: a map that does not halve evenly gets zeros at its end.
+
+  Args:
+    size: "T", "S", "B", "L" or "XL"; `stages` and `width` replace its numbers.
+    stages: blocks in each stage.
+    width: channels of the first stage.
+    layer_scale: start of the learned factors on what a block adds.
+    image_size: side, or (height, width), of the images in pixels.
+    activation, dtype, remat: as of `Vit`.
+    unroll: blocks per turn of the compiled loop over the blocks of a stage.
+
+  Source: Liu et al. 2022 (A ConvNet for the 2020s), sec. 2 and table 9; without stochastic depth.
+  """
+
+  def __init__(self, *, size: str = "T", stages: tuple[int, ...] | None = None,
+               width: int | None = None, layer_scale: float = 1e-6,
+               image_size: int | tuple[int, int] = 224, activation: str = "gelu",
+               dtype: str = "bfloat16", remat: str = "none", unroll: int = 1, rngs: nnx.Rngs):
+    named = layers.one_of(SIZES, size, "ConvNext size")
+    stages, width = tuple(stages or named[0]), width or named[1]
+    self.image_size, self.width = both_sides(image_size), width * 2 ** (len(stages) - 1)
+    self.stem = layers.Linear(4 * 4 * 3, width, init=INIT, dtype=dtype, rngs=rngs)
+    self.stem_norm = layers.LayerNorm(width, dtype=dtype)
+    stacks, norms, reductions = [], [], []
+    for i, depth in enumerate(stages):
+      channels = width * 2**i
+      if i:
+        norms.append(layers.LayerNorm(channels // 2, dtype=dtype))
+        reductions.append(layers.Linear(2 * channels, channels, init=INIT, dtype=dtype, rngs=rngs))
+      make = lambda rngs: ConvNextBlock(channels, layer_scale, activation=activation, dtype=dtype,
+                                        rngs=rngs)
+      stacks.append(layers.Stack(make, depth, remat=remat, unroll=unroll, rngs=rngs))
+    self.stacks = nnx.List(stacks)
+    self.norms, self.reductions = nnx.List(norms), nnx.List(reductions)
+    self.norm = layers.LayerNorm(self.width, dtype=dtype)
+
+  def __call__(self, image, *, train=False, keep=1.0, key=None):
+    """float [B, H, W, 3] -> [B, D]."""
+    layers.check_keeps_all(keep, "a ConvNext convolves over all of them")
+    x = self.stacks[0](self.stem_norm(self.stem(layers.squares(image, 4))))  # [B, H/4, W/4, width]
+    for norm, reduction, stack in zip(self.norms, self.reductions, self.stacks[1:]):
+      x = stack(reduction(layers.squares(norm(x), 2)))       # Half as fine, twice as wide.
+    return on_rows(self.norm(x.mean(axis=(1, 2))))
+
+
+class ConvNextBlock(nnx.Module):
+  """A depthwise 7x7 convolution, a norm and an MLP, scaled channel by channel, added to x."""
+
+  def __init__(self, width: int, layer_scale: float, *, activation: str, dtype: str,
+               rngs: nnx.Rngs):
+    self.kernel = nnx.Param(INIT(rngs.params(), (7, 7, 1, width)))
+    self.bias = nnx.Param(jnp.zeros(width))
+    self.norm = layers.LayerNorm(width, dtype=dtype)
+    self.mlp = layers.Mlp(width, 4 * width, activation=activation, init=INIT, dtype=dtype,
+                          rngs=rngs)
+    self.scale = nnx.Param(jnp.full(width, layer_scale))
+    self.dtype = dtype
+
+  def __call__(self, x):
+    """[B, H, W, C] -> the same."""
+    y = lax.conv_general_dilated(
+        x, self.kernel[...].astype(self.dtype), (1, 1), "SAME", feature_group_count=x.shape[-1],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    y = self.mlp(self.norm(y + self.bias[...].astype(self.dtype)))
+    return on_rows(x + self.scale[...].astype(self.dtype) * y)

@@ -1,0 +1,73 @@
+"""The MLP-Mixer: patches mixed by MLPs, along places and along channels in turn."""
+
+import math
+
+from flax import nnx
+import jax
+
+from clip_jax import layers
+from clip_jax.errors import UserError
+from clip_jax.sharding import on_rows
+from clip_jax.towers.sizes import both_sides, patch_grid
+
+# Width and depth. The channels' MLP is four times as wide, the tokens' half as wide.
+SIZES = {"S": (512, 8), "B": (768, 12), "L": (1024, 24), "H": (1280, 32)}
+
+
+class MlpMixer(nnx.Module):
+  """Patches, a stack of blocks that mix tokens and then channels, a norm, and the mean.
+
+  Args:
+    size: "S", "B", "L" or "H"; `width` and `depth` replace its numbers.
+    patch: side of a patch in pixels.
+    image_size: side, or (height, width), of the images in pixels. The tower is made for just these:
+      tokens are mixed by matrices over their places.
+    mlp, token_mlp: hidden widths of the channels' and the tokens' MLP; 4 and 1/2 times the width.
+    activation, dtype, remat, unroll: as of `Vit`.
+
+  Source: Tolstikhin et al. 2021, sec. 2 and table 1; initial values as in the authors' code.
+  """
+
+  def __init__(self, *, size: str = "B", patch: int = 16, image_size: int | tuple[int, int] = 224,
+               width: int | None = None, depth: int | None = None, mlp: int | None = None,
+               token_mlp: int | None = None, activation: str = "gelu_tanh",
+               dtype: str = "bfloat16", remat: str = "none", unroll: int = 1, rngs: nnx.Rngs):
+    named = layers.one_of(SIZES, size, "MlpMixer size")
+    width, depth = width or named[0], depth or named[1]
+    self.image_size, self.patch, self.width = both_sides(image_size), patch, width
+    N = math.prod(patch_grid(self.image_size, patch))
+    init = jax.nn.initializers.lecun_normal()
+    self.embedding = layers.Linear(patch * patch * 3, width, init=init, dtype=dtype, rngs=rngs)
+    make = lambda rngs: MixerBlock(N, width, token_mlp or width // 2, mlp or 4 * width,
+                                   activation=activation, dtype=dtype, rngs=rngs)
+    self.stack = layers.Stack(make, depth, remat=remat, unroll=unroll, rngs=rngs)
+    self.norm = layers.LayerNorm(width, dtype=dtype)
+
+  def __call__(self, image, *, train=False, keep=1.0, key=None):
+    """float [B, H, W, 3] -> [B, D]."""
+    layers.check_keeps_all(keep, "an MlpMixer weighs every one of them by its place")
+    if image.shape[1:3] != self.image_size:
+      raise UserError(f"This MlpMixer was made for images of {self.image_size[0]} x "
+                      f"{self.image_size[1]} and got {image.shape[1]} x {image.shape[2]}; its "
+                      "matrices over places fit no other. Set image_size of the tower and size of "
+                      "the crop to the same.")
+    x = self.embedding(layers.patches(image, self.patch))                   # [B, N, D]
+    return on_rows(self.norm(self.stack(x)).mean(axis=1))
+
+
+class MixerBlock(nnx.Module):
+  """An MLP over the tokens of each channel, then one over the channels of each token."""
+
+  def __init__(self, tokens: int, width: int, token_mlp: int, mlp: int, *, activation: str,
+               dtype: str, rngs: nnx.Rngs):
+    options = dict(activation=activation, init=jax.nn.initializers.lecun_normal(), dtype=dtype,
+                   rngs=rngs)
+    self.norm_tokens = layers.LayerNorm(width, dtype=dtype)
+    self.tokens = layers.Mlp(tokens, token_mlp, **options)
+    self.norm_channels = layers.LayerNorm(width, dtype=dtype)
+    self.channels = layers.Mlp(width, mlp, **options)
+
+  def __call__(self, x):
+    """[B, N, D] -> [B, N, D]."""
+    x = x + self.tokens(self.norm_tokens(x).swapaxes(1, 2)).swapaxes(1, 2)
+    return on_rows(x + self.channels(self.norm_channels(x)))

@@ -1,0 +1,42 @@
+"""Layers in NumPy, one statement each, from the parameters of ours: for towers written out again."""
+
+import math
+
+import numpy as np
+
+
+def of(tree, i):
+  """The i-th of stacked parameters."""
+  return {k: of(v, i) if isinstance(v, dict) else v[i] for k, v in tree.items()}
+
+
+def linear(p, x):
+  return x @ np.asarray(p["kernel"]) + np.asarray(p.get("bias", 0))
+
+
+def layer_norm(p, x, epsilon=1e-6):
+  mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+  return (x - mean) / np.sqrt(variance + epsilon) * np.asarray(p["scale"]) + np.asarray(p["bias"])
+
+
+def gelu(x):
+  return x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
+
+
+def gelu_tanh(x):
+  return x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
+
+
+def mlp(p, x, activation=gelu):
+  return linear(p["down"], activation(linear(p["up"], x)))
+
+
+def squares(x, size):
+  """[B, H, W, C] cut into squares, each laid out row by row; zeros beyond the end."""
+  B, H, W, C = x.shape
+  rows, columns = math.ceil(H / size), math.ceil(W / size)
+  out = np.zeros((B, rows, columns, size, size, C), x.dtype)
+  for i in range(H):
+    for j in range(W):
+      out[:, i // size, j // size, i % size, j % size] = x[:, i, j]
+  return out.reshape(B, rows, columns, -1)

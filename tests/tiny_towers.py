@@ -1,0 +1,63 @@
+"""One line for each kind of image tower, as small as it gets: what every tower is tested with."""
+
+from flax import nnx
+import jax
+import numpy as np
+
+from clip_jax.config import build, call, function
+from clip_jax.model import split
+from clip_jax.towers.convnext import ConvNext
+from clip_jax.towers.mixer import MlpMixer
+from clip_jax.towers.resnet import BitResnet
+from clip_jax.towers.sizes import both_sides
+from clip_jax.towers.swin import Swin
+from tiny import image_tower
+
+# Float32, square, with images of 16 or 32 pixels; two like blocks at least, for the loop over them.
+IMAGE_TOWERS = {
+    "vit-gap": image_tower(),
+    "vit-tok": image_tower(pool="tok", positions="sincos2d"),
+    "vit-map": image_tower(pool="map"),
+    "resnet": call(BitResnet, stages=(1, 3), width=8, groups=4, image_size=16, dtype="float32"),
+    "resnet-flat": call(BitResnet, stages=(3, 1), width=4, block="basic", stem="small", groups=2,
+                        image_size=16, dtype="float32", pool="flat"),
+    "mixer": call(MlpMixer, width=32, depth=2, patch=8, image_size=16, dtype="float32"),
+    "convnext": call(ConvNext, stages=(2, 2), width=8, layer_scale=0.5, image_size=16,
+                     dtype="float32"),
+    "swin": call(Swin, stages=(2, 4), width=16, head_width=8, window=3, patch=2, image_size=16,
+                 dtype="float32"),
+}
+
+
+def changed(spec, **changes):
+  """The call with some of its arguments replaced."""
+  arguments = {name: value for name, value in spec.items() if name != "fn"}
+  return call(function(spec.fn), **(arguments | changes))
+
+
+def made(spec, seed=0):
+  """The tower; compiled as one program, which takes less time than each of its arrays by itself."""
+  return jax.jit(lambda key: build(spec, rngs=nnx.Rngs(key)))(jax.random.key(seed))
+
+
+def features(tower, image, **options):
+  """float32 [B, D], compiled as one program."""
+  return jax.jit(lambda tower, image: tower(image, **options))(tower, image)
+
+
+def pixels(spec, B=4):
+  """Normalised images of the size that a tower is made for, float32 [B, H, W, 3]."""
+  shape = (B, *both_sides(spec.image_size), 3)
+  return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def shaken(module):
+  """The module with every array moved off its initial value, so that zeros and ones matter too."""
+  rng = np.random.default_rng(1)
+  graphdef, params, stats = split(module)
+  moved = lambda p: p + 0.2 * rng.normal(size=p.shape).astype(np.float32)
+  return nnx.merge(graphdef, _each(moved, params), stats)
+
+
+def _each(fn, tree):
+  return {k: _each(fn, v) for k, v in tree.items()} if isinstance(tree, dict) else fn(tree)

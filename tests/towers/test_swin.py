@@ -1,0 +1,84 @@
+"""Swin against attention over all places with everything outside the window masked."""
+
+from flax import nnx
+import numpy as np
+import pytest
+
+import by_hand
+from clip_jax.config import build
+from clip_jax.errors import UserError
+from clip_jax.model import split
+from clip_jax.towers.swin import WindowAttention
+from tiny_towers import IMAGE_TOWERS, changed, features, made, pixels, shaken
+
+
+def attention(p, x, window, shifted):
+  """Every place looks at every place whose window is the same: no rolling, padding or cutting.
+
+  Windows are the squares of a grid that lies on the map from its corner on, or from half a window
+  before it; along an axis no longer than a window there is but one.
+  """
+  B, H, W, C = x.shape
+  places = [(i, j) for i in range(H) for j in range(W)]
+
+  def window_of(at, length):
+    return 0 if length <= window else (at - (window // 2 if shifted else 0)) // window
+
+  same = [[(window_of(a[0], H), window_of(a[1], W)) == (window_of(b[0], H), window_of(b[1], W))
+           for b in places] for a in places]
+  qkv_kernel, qkv_bias = (np.asarray(p["attention"]["qkv"][k]) for k in ("kernel", "bias"))
+  table, flat, out = np.asarray(p["bias"]), x.reshape(B, H * W, C), 0
+  for head in range(qkv_kernel.shape[2]):
+    q, k, v = (flat @ qkv_kernel[:, i, head] + qkv_bias[i, head] for i in range(3))
+    logits = q @ k.swapaxes(1, 2) / np.sqrt(q.shape[-1])                    # [B, HW, HW]
+    for i, a in enumerate(places):
+      for j, b in enumerate(places):
+        logits[:, i, j] += (table[a[0] - b[0] + window - 1, a[1] - b[1] + window - 1, head]
+                            if same[i][j] else -np.inf)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    out += weights / weights.sum(-1, keepdims=True) @ v @ np.asarray(
+        p["attention"]["out"]["kernel"])[head]
+  return (out + np.asarray(p["attention"]["out"]["bias"])).reshape(x.shape)
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize("window, shape", [
+    (4, (8, 8)),    # Windows fit.
+    (3, (8, 4)),    # They do not, and the last is mostly padding.
+    (4, (4, 8)),    # One window high: shifted across only.
+    (7, (3, 5)),    # The map is smaller than a window.
+    (3, (2, 10)),   # Smaller one way, padded and shifted the other.
+])
+def test_attention_stays_in_its_window(window, shape, shifted):
+  ours = shaken(WindowAttention(8, 2, window, shifted=shifted, dtype="float32", rngs=nnx.Rngs(0)))
+  x = np.random.default_rng(0).normal(size=(2, *shape, 8)).astype(np.float32)
+  np.testing.assert_allclose(features(ours, x), attention(split(ours)[1], x, window, shifted),
+                             rtol=1e-4, atol=1e-4)
+
+
+def test_a_swin_is_its_blocks_written_out():
+  spec = changed(IMAGE_TOWERS["swin"], image_size=(13, 18))  # Maps of 7 x 9 and 4 x 5.
+  tower, image = shaken(made(spec)), pixels(spec, B=2)
+  p = split(tower)[1]
+  norm = lambda p, x: by_hand.layer_norm(p, x, 1e-5)
+  x = norm(p["embedding_norm"], by_hand.linear(p["embedding"], by_hand.squares(image, 2)))
+  for stage, pairs in enumerate((1, 2)):
+    if stage:
+      x = by_hand.linear(p["mergers"][0], norm(p["norms"][0], by_hand.squares(x, 2)))
+    for i in range(pairs):
+      for name in ("plain", "shifted"):
+        b = by_hand.of(p["stacks"][stage]["blocks"], i)[name]
+        x = x + attention(b["attention"], norm(b["norm_attention"], x), 3, name == "shifted")
+        x = x + by_hand.mlp(b["mlp"], norm(b["norm_mlp"], x))
+  expected = norm(p["norm"], x).mean((1, 2))
+  np.testing.assert_allclose(features(tower, image), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_mistakes_are_said():
+  spec, rngs = IMAGE_TOWERS["swin"], nnx.Rngs(0)
+  with pytest.raises(UserError, match=r"come in pairs.*stages=\(2, 3\) has odd numbers. Set even"):
+    build(changed(spec, stages=(2, 3)), rngs=rngs)
+  with pytest.raises(UserError, match="width 16 does not divide into heads of 12.*head_width=4"):
+    build(changed(spec, head_width=12), rngs=rngs)
+  with pytest.raises(UserError, match="Swin size 'XL' does not exist; there are 'T', 'S', 'B', 'L'"):
+    build(changed(spec, size="XL"), rngs=rngs)
