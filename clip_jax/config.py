@@ -125,6 +125,11 @@ def from_json(text: str, *, trust: tuple[str, ...] = ()) -> ConfigDict:
   return config
 
 
+def modules(config: ConfigDict) -> tuple[str, ...]:
+  """Names of the modules whose functions a config calls."""
+  return tuple(sorted({name.partition(":")[0] for name in _functions(config)}))
+
+
 def _functions(value) -> Iterator[str]:
   if isinstance(value, ConfigDict):
     for name, inner in value.items():

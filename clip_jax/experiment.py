@@ -1,5 +1,6 @@
 """What a config file returns: every section of a training run, each a call, none left out."""
 
+from collections.abc import Collection
 import dataclasses
 from typing import Any
 
@@ -47,6 +48,9 @@ class Training:
   Attributes:
     steps, samples, epochs: the length of the run; exactly one of them. samples may be written as
       "340M".
+    start_from: a trained model, as `clip_jax.load` takes: its parameters are those that the run
+      begins with, under a new optimizer and objective. Image size and text length may be others. A
+      run that goes on from its own checkpoint does not look at it.
     microbatches: pieces that the batch is embedded in, one after the other; same gradient, less
       memory.
     log_every, eval_every, save_every: in steps; 0 is never (the end always evaluates and saves).
@@ -56,6 +60,7 @@ class Training:
   steps: int | None = None
   samples: int | str | None = None
   epochs: float | None = None
+  start_from: str | None = None
   microbatches: int = 1
   log_every: int = 50
   eval_every: int = 0
@@ -111,10 +116,20 @@ def build_all(specs: ConfigDict) -> dict[str, Any]:
   return {name: build(spec) for name, spec in specs.items()}
 
 
-def check_inputs(objective: Objective, outputs: tuple[str, ...]):
-  """Raises unless the pipeline makes every batch entry that the objective reads."""
+def check_inputs(objective: Objective, outputs: tuple[str, ...], augmented: Collection[str] = ()):
+  """Raises unless the pipeline makes every batch entry that the objective reads.
+
+  Args:
+    outputs: what the pipeline makes.
+    augmented: entries that are augmented on the device; the objective must read them.
+  """
   missing = [name for name in objective.inputs if name not in outputs]
   if missing:
     raise UserError(
         f"{type(objective).__name__} reads {', '.join(objective.inputs)} and the pipeline makes "
         f"{', '.join(outputs)}. Add to config.data.views.images: {', '.join(missing)}.")
+  unread = [name for name in augmented if name not in objective.inputs]
+  if unread:
+    raise UserError(
+        f"config.augment has {', '.join(unread)}, and {type(objective).__name__} reads only "
+        f"{', '.join(objective.inputs)}. Augment one of these, or leave it out.")

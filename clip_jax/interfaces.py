@@ -72,7 +72,11 @@ class Source(Protocol):
 
 
 class Tokenizer(Protocol):
-  """Texts to token numbers; picklable."""
+  """Texts to token numbers; picklable.
+
+  One that takes `keep=` as well, as those of this package, can shorten texts in other ways than by
+  their end: see `data.shorten`.
+  """
 
   length: int      # L
   vocabulary: int  # Token numbers are below it; 0 is padding.

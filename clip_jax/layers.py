@@ -96,6 +96,40 @@ class LayerNorm(nnx.Module):
     return (x * self.scale[...] + self.bias[...]).astype(self.dtype)
 
 
+class BatchNorm(nnx.Module):
+  """Normalises each channel over all other axes, in float32.
+
+  On any number of devices it is over the rows of the global batch: there is one program. Running
+  averages, which stand in for the batch's own mean and variance where there is no batch, move by
+  `momentum` at each call in training; their variance is the unbiased one, as in PyTorch.
+
+  Source: Ioffe & Szegedy 2015, algorithms 1 and 2.
+  """
+
+  def __init__(self, width: int, *, momentum: float = 0.1, epsilon: float = 1e-5,
+               dtype: str = "float32"):
+    self.scale = nnx.Param(jnp.ones(width))
+    self.bias = nnx.Param(jnp.zeros(width))
+    self.mean = nnx.BatchStat(jnp.zeros(width))
+    self.variance = nnx.BatchStat(jnp.ones(width))
+    self.momentum, self.epsilon, self.dtype = momentum, epsilon, dtype
+
+  def __call__(self, x, *, train):
+    """[B, ..., D] -> the same; `train` uses this batch's mean and variance, and remembers them."""
+    x = x.astype(jnp.float32)
+    mean, variance = self.mean[...], self.variance[...]
+    if train:
+      axes = tuple(range(x.ndim - 1))
+      mean = x.mean(axes)
+      variance = jnp.square(x - mean).mean(axes)
+      count = math.prod(x.shape[:-1])
+      unbiased = variance * (count / max(count - 1, 1))
+      self.mean[...] += self.momentum * (mean - self.mean[...])
+      self.variance[...] += self.momentum * (unbiased - self.variance[...])
+    x = (x - mean) * lax.rsqrt(variance + self.epsilon)
+    return (x * self.scale[...] + self.bias[...]).astype(self.dtype)
+
+
 class Attention(nnx.Module):
   """Multi-head attention of a sequence to itself, with one product for queries, keys and values."""
 

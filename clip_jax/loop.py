@@ -1,6 +1,7 @@
 """The training loop: step after step, and what happens between steps."""
 
 from collections.abc import Iterator
+import dataclasses
 import os
 from pathlib import Path
 import signal
@@ -19,8 +20,10 @@ from clip_jax.data.selection import levels, places_in
 from clip_jax.embedder import Embedder
 from clip_jax.errors import UserError
 from clip_jax.flops import parameters
-from clip_jax.loading import embedder_of
+from clip_jax.loading import embedder_of, load
+from clip_jax.model import split
 from clip_jax.parts import Parts, prepare
+from clip_jax.positions import fitted, overlaid
 from clip_jax.report import Report, evaluations, number
 
 PREEMPTED = 75  # Exit code: saved after SIGTERM, start me again.
@@ -49,6 +52,8 @@ def run(config: ConfigDict, workdir: Path | str) -> int:
     else:
       shardings = jax.tree.map(lambda x: x.sharding, parts.state)
       state = jax.jit(parts.make, static_argnums=0, out_shardings=shardings)(config.seed)
+      if parts.training.start_from:
+        state = started(parts, state)
     if jax.process_index() == 0:
       (workdir / "config.json").write_text(config_lib.to_json(config) + "\n")
     report = Report(workdir, total_steps=parts.total_steps, start_step=start,
@@ -64,6 +69,26 @@ def run(config: ConfigDict, workdir: Path | str) -> int:
       return PREEMPTED
     finish(parts, state, start, checkpoints, report, workdir)
   return 0
+
+
+def started(parts: Parts, state: Any) -> Any:
+  """A train state before its first step, with the model that `train.start_from` names.
+
+  Raises:
+    UserError: there is none, or it differs in more than image size and text length.
+  """
+  # Whoever starts this config vouches for the modules that it names.
+  trained = load(parts.training.start_from, trust=config_lib.modules(parts.config)).model
+  image = parts.learner.model.image
+  grid = tuple(side // image.patch for side in image.image_size) if hasattr(image, "patch") else None
+  params = fitted(split(trained)[1], state.params["model"], grid)
+  # Averages of BatchNorm come along; fixed positions are those of this image size.
+  averages = nnx.to_pure_dict(nnx.state(trained, nnx.BatchStat))
+  placed = lambda x, like: jax.device_put(x, like.sharding)
+  return dataclasses.replace(
+      state,
+      params=jax.tree.map(placed, {**state.params, "model": params}, state.params),
+      stats=jax.tree.map(placed, overlaid(state.stats, {"model": averages}), state.stats))
 
 
 def train(parts: Parts, state: Any, start: int, checkpoints: Checkpoints, report: Report,
@@ -265,6 +290,8 @@ def summary(parts: Parts, workdir: Path, start: int) -> list[str]:
       f"model      {parameters(parts.state.params) / 1e6:.1f} M parameters: image "
       f"{parameters(nnx.state(model.image)) / 1e6:.1f} M, text "
       f"{parameters(nnx.state(model.text)) / 1e6:.1f} M",
+      *([f"           from {parts.training.start_from}"]
+        if parts.training.start_from and not start else []),
       f"objective  {config.objective.fn.rpartition(':')[2]} on batches of {data.batch_size}",
       f"compute    {number(compute.forward / 1e9)} G multiply-adds forward an example (image "
       f"{number(compute.image / 1e9)}, text {number(compute.text / 1e9)}, loss "

@@ -86,7 +86,7 @@ def prepare(config: ConfigDict) -> Parts:
   total_steps = training.total_steps(batch_size=data.batch_size, examples=len(data.source))
 
   learner = abstract_learner(config)
-  check_inputs(learner.objective, data.views.outputs)
+  check_inputs(learner.objective, data.views.outputs, config.augment)
   model_lib.check_tokens(learner.model.text, data.views.tokenizer)
   graphdef = model_lib.split(learner)[0]
   optimizer = kept_within(build(config.optimizer, total_steps=total_steps),

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import dataclasses
 from typing import Any
+import zlib
 
 from flax import nnx
 import jax
@@ -44,6 +45,11 @@ def example_keys(seed: int, step: jax.Array, B: int) -> jax.Array:
   # Threefry draws the same numbers however the batch is sliced or split over devices; rbg does not.
   key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), step)
   return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(B))
+
+
+def entry_keys(keys: jax.Array, name: str) -> jax.Array:
+  """Keys of one batch entry, [B], so that two views of an image are not augmented alike."""
+  return jax.vmap(jax.random.fold_in, (0, None))(keys, zlib.crc32(name.encode()))
 
 
 def by_piece(embed: Callable, pieces: int) -> Callable:
@@ -94,7 +100,7 @@ def make_train_step(graphdef: Any, optimizer: optax.GradientTransformation, *, s
     pairs = jax.vmap(jax.random.split)(keys)                                # [B, 2]
     augment_keys, model_keys = pairs[:, 0], pairs[:, 1]
     # In here, not before: outside, the whole batch would be live as floats.
-    batch = {name: augment[name](x, augment_keys) if name in augment else x
+    batch = {name: augment[name](x, entry_keys(augment_keys, name)) if name in augment else x
              for name, x in batch.items()}
     learner = nnx.merge(graphdef, params, stats)
     z = learner.objective.embed(learner.model, batch, train=True, key=model_keys)

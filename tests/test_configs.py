@@ -7,22 +7,40 @@ import jax
 import pytest
 
 from clip_jax import parts
-from clip_jax.config import from_json, to_json
+from clip_jax.config import call, from_json, to_json
+from clip_jax.data.sources.openclipart import OpenClipart
+from clip_jax.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.py"))
+# What can be given after the colon; without any, whatever the config does on its own.
+ARGUMENTS = {"clip_augment": ("crop_flip", "randaugment", "stacked"),
+             **{name: ("study", "paper") for name in (
+                 "slip", "flip", "flip_tuning", "siglip", "clipa", "clipa_tuning")}}
+CASES = [pytest.param(path, argument, id=":".join([path.stem, *argument]))
+         for path in CONFIGS for argument in (
+             [(a,) for a in ARGUMENTS[path.stem]] if path.stem in ARGUMENTS else [()])]
 
 
-def config_of(path):
+def module_of(path):
   spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  return module.get_config(), module
+  return module
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_a_config_is_built_and_its_step_traced(path):
-  config, _ = config_of(path)
-  made = parts.prepare(from_json(to_json(config)))
+def with_data(config):
+  """The config, with pairs and a tokenizer that are here in place of those that are not."""
+  config = from_json(to_json(config))
+  if not config.data.source.fn.startswith(OpenClipart.__module__):
+    config.data.source = call(OpenClipart)
+    if "model" in config.data.views.tokenizer:
+      config.data.views.tokenizer.model = "openclipart-4k"
+  return config
+
+
+@pytest.mark.parametrize("path, argument", CASES)
+def test_a_config_is_built_and_its_step_traced(path, argument):
+  made = parts.prepare(with_data(module_of(path).get_config(*argument)))
   with jax.set_mesh(made.mesh):
     state, metrics = jax.eval_shape(made.train_step, made.state, made.batch)
   assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(
@@ -32,6 +50,29 @@ def test_a_config_is_built_and_its_step_traced(path):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_a_config_says_how_it_is_run_on_what_and_what_to_expect(path):
-  text = config_of(path)[1].__doc__
-  for word in ("python -m clip_jax.train --config=configs/", "cores", "min", "R@10"):
+  text = module_of(path).__doc__
+  words = ("cores", "min", "R@10")
+  if "Not run here." in text.replace("\n", " "):
+    words = ("From ", "Left open", "Expect: ")
+  for word in (f"python -m clip_jax.train --config=configs/{path.stem}.py", *words):
     assert word in text, f"the header of {path.name} does not say {word!r}"
+  assert len(path.read_text().splitlines()) <= 75, "more than a screen"
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_another_argument_is_answered_with_those_there_are(name):
+  path = next(p for p in CONFIGS if p.stem == name)
+  with pytest.raises(UserError, match=rf"configs/.*:nothing does not exist; there are "
+                     f"{', '.join(ARGUMENTS[name])}"):
+    module_of(path).get_config("nothing")
+
+
+def test_what_is_tuned_is_what_the_first_run_made():
+  """But for the sizes that may differ; the models' calls are compared."""
+  for name in ("flip", "clipa"):
+    for settings in ("study", "paper"):
+      first, tuned = (module_of(p).get_config(settings).model.to_dict() for p in CONFIGS
+                      if p.stem in (name, f"{name}_tuning"))
+      for config in (first, tuned):
+        del config["image"]["image_size"], config["text"]["length"]
+      assert first == tuned

@@ -20,7 +20,7 @@ LAYERS = [
     ("model",),
     ("embedder", "objectives"),
     ("step", "compute"),
-    ("checkpoint", "evaluators", "experiment", "scoring"),
+    ("checkpoint", "evaluators", "experiment", "positions", "scoring"),
     ("parts",),
     ("loading",),
     ("loop",),

@@ -2,17 +2,25 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from clip_jax import loop, parts
-from clip_jax.config import build, call
+from clip_jax.augment.simclr import SimclrColours
+from clip_jax.checkpoint import Checkpoints
+from clip_jax.config import build, call, to_json
 from clip_jax.data import Subset
 from clip_jax.data.sources.openclipart import OpenClipart
 from clip_jax.errors import UserError
 from clip_jax.experiment import Training
+from clip_jax.loading import load
+from clip_jax.model import split
+from clip_jax.objectives.siglip import Siglip
+from clip_jax.positions import resampled
 from clip_jax.schedules import warmup_constant
 from run_config import get_config
+from tiny import largest_difference
 
 
 class Damaged:
@@ -37,8 +45,9 @@ class Hungry:
   inputs = ("image", "view_a", "tokens")
 
 
-def small(steps=6, **changes):
+def small(steps=6, seed=0, **changes):
   config = get_config(str(steps))
+  config.seed = seed
   config.evaluators = config.final_evaluators = {}
   config.train.save_every = 0
   for name, value in changes.items():
@@ -88,6 +97,8 @@ def test_mistakes_in_a_config_are_said_before_anything_is_compiled(tmp_path):
       (dict(mesh__data=3), "mesh data=3 fsdp=1 does not make up the 8 devices"),
       (dict(objective=call(Hungry)), r"Hungry reads image, view_a, tokens and the pipeline makes "
        r"image, tokens\. Add to config.data.views.images: view_a"),
+      (dict(augment__view_a=call(SimclrColours)), "config.augment has view_a, and Clip reads only "
+       "image, tokens. Augment one of these, or leave it out"),
       (dict(train__samples=10), "Set exactly one"),
       (dict(train__steps=None), "given are none"),
       (dict(train__steps=0), "does nothing"),
@@ -127,6 +138,63 @@ def test_a_workdir_of_another_model_is_an_error_that_names_the_arrays(tmp_path):
                      r"\(32, 16\) here"):
     loop.run(config, tmp_path)
   assert before == {name: (tmp_path / name).read_text() for name in before}
+
+
+def larger(workdir, steps=2, **changes):
+  """A config that starts from a run of `small`, with larger images and longer texts."""
+  config = small(steps, train__start_from=str(workdir), **changes)
+  config.model.image.image_size = config.data.views.images.image.crop.size = 48
+  config.model.text.length = config.data.views.tokenizer.length = 12
+  return config
+
+
+def saved(config, workdir):
+  """Leaves a run of one step in `workdir`, as the loop would, with its initial values."""
+  made = parts.prepare(config)
+  checkpoints = Checkpoints(workdir / "checkpoints")
+  checkpoints.save(1, jax.jit(made.make, static_argnums=0)(config.seed), config)
+  checkpoints.close()
+  (workdir / "config.json").write_text(to_json(config))
+
+
+def test_a_run_starts_from_the_model_of_another_and_goes_on_from_itself(tmp_path):
+  config = small(seed=1)
+  config.objective = call(Siglip)  # The objective may be another: only the model is taken.
+  saved(config, tmp_path / "first")
+  theirs = split(load(tmp_path / "first").model)[1]
+  config = larger(tmp_path / "first")
+  made = parts.prepare(config)
+  fresh = made.make(0)
+  with jax.set_mesh(made.mesh):
+    state = jax.device_put(fresh, jax.tree.map(lambda x: x.sharding, made.state))
+    ours = jax.device_get(loop.started(made, state))
+  model = ours.params["model"]
+  for name in ("stack", "embedding", "norm"):
+    assert largest_difference(model["image"][name], theirs["image"][name]) == 0
+  assert largest_difference(model["text_projection"], theirs["text_projection"]) == 0
+  np.testing.assert_allclose(model["image"]["positions"], resampled(
+      np.asarray(theirs["image"]["positions"]), (4, 4), (6, 6)), atol=1e-6)
+  np.testing.assert_array_equal(model["text"]["positions"][:8], theirs["text"]["positions"])
+  np.testing.assert_array_equal(model["text"]["positions"][8:],
+                                fresh.params["model"]["text"]["positions"][8:])
+  assert largest_difference(ours.params["objective"], fresh.params["objective"]) == 0
+  assert largest_difference(ours.opt_state, fresh.opt_state) == 0 and ours.step == 0
+
+  assert loop.run(config, tmp_path / "second") == 0
+  assert loop.run(larger("nowhere any more", 4), tmp_path / "second") == 0  # It is not looked at.
+  assert load(tmp_path / "second").model.image.image_size == (48, 48)
+
+
+def test_a_run_cannot_start_from_nothing_or_from_another_architecture(tmp_path):
+  with pytest.raises(UserError, match="No model lies in .*nowhere"):
+    loop.run(larger(tmp_path / "nowhere"), tmp_path / "run")
+  saved(small(), tmp_path / "first")
+  config = larger(tmp_path / "first")
+  config.model.embed = 16
+  with pytest.raises(UserError, match=r"(?s)train.start_from has another model; 2 arrays differ:.*"
+                     r"image_projection/kernel: \(32, 32\) there, \(32, 16\) here"):
+    loop.run(config, tmp_path / "run")
+  assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_lengths_are_interchangeable():

@@ -6,7 +6,9 @@ import numpy as np
 import optax
 
 from clip_jax import step as step_lib
+from clip_jax.config import call
 from clip_jax.model import split
+from clip_jax.objectives.slip import Slip
 from tiny import batch, largest_difference, learner
 
 
@@ -36,6 +38,28 @@ def test_augmentation_is_the_same_in_pieces():
       step_lib.create(made, optimizer), batch(8))[0].params
   assert largest_difference(*after) < 1e-5
   assert largest_difference(after[0], plain) > 1e-3
+
+
+def test_two_views_of_an_image_are_not_augmented_alike():
+  """The same class on both, and the same image in both: they must still become different."""
+  seen = []
+
+  class Seeing(Darker):
+    def __call__(self, image, key):
+      x = super().__call__(image, key)
+      jax.debug.callback(lambda x: seen.append(np.asarray(x)), x)
+      return x
+
+  made, optimizer = learner(call(Slip, hidden=8, outputs=4, dtype="float32")), optax.sgd(0.1)
+  data = batch(16)
+  data["view_b"] = data["view_a"]
+  step = step_lib.make_train_step(split(made)[0], optimizer, seed=0,
+                                  augment={"view_a": Seeing(), "view_b": Seeing()})
+  jax.jit(step)(step_lib.create(made, optimizer), data)
+  jax.effects_barrier()
+  original = data["view_a"] / 255.0
+  darker = [np.abs(x - original).max((1, 2, 3)) > 0.1 for x in seen]
+  assert len(darker) == 2 and 0 < (darker[0] != darker[1]).sum() < 16
 
 
 def test_a_step_counts_itself_and_keeps_the_other_arrays():

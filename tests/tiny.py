@@ -38,12 +38,13 @@ def learner(objective=None, seed=0, **changes):
 
 
 def batch(B, seed=0):
-  """Random pixels and tokens, with padding at the end of each text."""
+  """Random pixels, two noisy views of them, and tokens, with padding at the end of each text."""
   rng = np.random.default_rng(seed)
   tokens = rng.integers(1, VOCABULARY, (B, LENGTH))
   tokens[np.arange(LENGTH) >= rng.integers(1, LENGTH + 1, B)[:, None]] = 0
-  return {"image": rng.integers(0, 256, (B, SIZE, SIZE, 3)).astype(np.uint8),
-          "tokens": tokens.astype(np.int32)}
+  image = rng.integers(0, 256, (B, SIZE, SIZE, 3)).astype(np.uint8)
+  view = lambda: (image + rng.normal(0, 30, image.shape)).clip(0, 255).astype(np.uint8)
+  return {"image": image, "tokens": tokens.astype(np.int32), "view_a": view(), "view_b": view()}
 
 
 def largest_difference(a, b):

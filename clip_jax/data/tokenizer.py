@@ -5,13 +5,16 @@ import gzip
 import html
 import io
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import sentencepiece
 import tokenizers
 
 from clip_jax.errors import UserError
+
+# (n, room) -> which of a text's n pieces are kept, `room` indices; n > room.
+Keep = Callable[[int, int], Sequence[int]]
 
 _FOLDER = pathlib.Path(__file__).parent / "assets" / "tokenizers"
 SHIPPED = ("openclipart-1k", "openclipart-4k")
@@ -82,18 +85,26 @@ class SentencePiece:
   def vocabulary(self) -> int:
     return self._processor.vocab_size()
 
-  def __call__(self, texts: Sequence[str]) -> np.ndarray:
-    """Texts -> int32 [len(texts), L]."""
+  def __call__(self, texts: Sequence[str], keep: Keep | None = None) -> np.ndarray:
+    """Texts -> int32 [len(texts), L]; `keep` says which pieces of long ones; else the first."""
     pieces = self._processor
     if self.lower:
       texts = [text.lower() for text in texts]
+    starts = [pieces.bos_id()] if self.bos else []
     ends = [pieces.eos_id()] if self.eos else []
+    room = self.length - len(starts) - len(ends)
     tokens = np.full((len(texts), self.length), pieces.eos_id() if self.sticky_eos else 0, np.int32)
     for row, found in zip(tokens, pieces.encode(list(texts), num_threads=1)):
-      found = ([pieces.bos_id()] if self.bos else []) + found
-      found = found[:self.length - len(ends)] + ends or [pieces.unk_id()]
+      found = starts + _kept(found, room, keep) + ends or [pieces.unk_id()]
       row[:len(found)] = found
     return tokens
+
+
+def _kept(found, room, keep):
+  """Of a text's pieces, those that there is room for."""
+  if len(found) <= room:
+    return found
+  return found[:room] if keep is None else [found[i] for i in keep(len(found), room)]
 
 
 def train_sentencepiece(texts: Iterable[str], path: str, pieces: int = 4096) -> int:
@@ -148,13 +159,13 @@ class ClipBpe:
       raise UserError(f"length {length} leaves no room between start and end; at least 3.")
     self.length = length
 
-  def __call__(self, texts: Sequence[str]) -> np.ndarray:
-    """Texts -> int32 [len(texts), L]."""
+  def __call__(self, texts: Sequence[str], keep: Keep | None = None) -> np.ndarray:
+    """Texts -> int32 [len(texts), L]; `keep` says which pieces of long ones; else the first."""
     texts = [" ".join(html.unescape(html.unescape(text)).split()) for text in texts]
     tokens = np.zeros((len(texts), self.length), np.int32)
     for row, text in zip(tokens, texts):
       found = _clip_tokenizer().encode(text).ids
-      found = [self.start, *found[:self.length - 2], self.end]
+      found = [self.start, *_kept(found, self.length - 2, keep), self.end]
       row[:len(found)] = found
     return tokens
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax.data.decode import Picture
+from clip_jax.data.shorten import WAYS
 from clip_jax.errors import UserError
 from clip_jax.interfaces import HostAugment, Tokenizer
 
@@ -41,7 +42,7 @@ class Views:
   """
 
   def __init__(self, images: dict[str, ImageView], tokenizer: Tokenizer,
-               captions: str | tuple[float, ...] = "random"):
+               captions: str | tuple[float, ...] = "random", shorten: str = "first"):
     """Notes what to make.
 
     Args:
@@ -50,9 +51,11 @@ class Views:
       captions: which text, where a record has several: "random" draws one at each visit, "first"
         takes the first; weights draw by them, one for each place in the list (a source of several
         fields gives them in its own order).
+      shorten: which tokens of a text that is longer than the tokenizer's length: its "first", any
+        at "random" in their order, or a "block" from anywhere (CLIPA).
 
     Raises:
-      UserError: no view, or captions that are none of these.
+      UserError: no view, or captions or shorten that are none of these.
     """
     if not images:
       raise UserError('No image view. Give at least {"image": ImageView(...)}.')
@@ -65,7 +68,10 @@ class Views:
         weighted and captions and min(captions) >= 0 and sum(captions) > 0):
       raise UserError(
           f'captions {captions!r} is not "random", "first", or weights such as (0.7, 0.3).')
+    if shorten not in WAYS:
+      raise UserError(f"shorten {shorten!r} is not {', '.join(map(repr, WAYS))}.")
     self.images, self.tokenizer, self.captions = dict(images), tokenizer, captions
+    self.shorten = shorten
     self._shares = np.cumsum(captions) / np.sum(captions) if weighted else None
 
   @property
@@ -96,8 +102,16 @@ class Views:
     text = record["text"]
     if not isinstance(text, str):
       text = self._chosen(text, generator)
-    example["tokens"] = self.tokenizer([text])[0]
+    example["tokens"] = self._tokens(text, generator)
     return example
+
+  def _tokens(self, text, generator):
+    """int32 [L]."""
+    way = WAYS[self.shorten]
+    if way is None:
+      return self.tokenizer([text])[0]
+    rng = generator("tokens/shorten")
+    return self.tokenizer([text], keep=lambda n, room: way(n, room, rng))[0]
 
   def _chosen(self, texts, generator):
     """One of a record's texts."""

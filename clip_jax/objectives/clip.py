@@ -6,9 +6,10 @@ from flax import nnx
 import jax.numpy as jnp
 
 from clip_jax import losses
+from clip_jax.objectives.pairs import Pairs
 
 
-class Clip(nnx.Module):
+class Clip(Pairs):
   """Symmetric softmax over the global batch, with a learned temperature.
 
   Args:
@@ -21,21 +22,11 @@ class Clip(nnx.Module):
   Source: Radford et al. 2021, sec. 2.3 and 2.5.
   """
 
-  inputs = ("image", "tokens")
-
   def __init__(self, *, temperature: float = 0.07, max_scale: float = 100.0,
                keep_patches: float = 1.0, block: int | None = None):
+    super().__init__(keep_patches=keep_patches, block=block)
     self.log_scale = nnx.Param(jnp.float32(-math.log(temperature)), at_least=0.0,
                                at_most=math.log(max_scale))
-    self.keep_patches, self.block = keep_patches, block
-
-  def embed(self, model, batch, *, train, key):
-    """Unit vectors of images and texts, [B, E] each."""
-    keep = self.keep_patches if train else 1.0
-    return {
-        "image": model.encode_image(batch["image"], train=train, keep=keep, key=key),
-        "text": model.encode_text(batch["tokens"], train=train),
-    }
 
   def loss(self, embeddings):
     """float32 [], nats; and the share of images and texts whose partner is nearest."""

@@ -7,7 +7,7 @@ from clip_jax.data import Examples, decode as decode_lib
 from clip_jax.data.crops import RandomResizedCrop, Resize
 from clip_jax.data.flip import HorizontalFlip
 from clip_jax.data.sources.openclipart import OpenClipart
-from clip_jax.data.tokenizer import SentencePiece
+from clip_jax.data.tokenizer import ClipBpe, SentencePiece
 from clip_jax.data.views import ImageView, Views
 from clip_jax.errors import UserError
 
@@ -106,12 +106,63 @@ def test_a_single_text_is_taken_whatever_the_policy():
   assert text_of(Views({"image": CROP}, TOKENIZER)({**RECORD, "text": []}, rng())) == ""
 
 
+LONG = "one red cat and two blue dogs sit under a green tree by the old house near the sea"
+
+
+@pytest.mark.parametrize("make", [
+    lambda length: SentencePiece(length=length),
+    lambda length: SentencePiece(length=length, bos=True, sticky_eos=True),
+    lambda length: SentencePiece(length=length, eos=False),
+    lambda length: ClipBpe(length=length)])
+@pytest.mark.parametrize("way", ["first", "random", "block"])
+def test_a_long_text_is_shortened_as_asked_for_by_the_examples_own_numbers(make, way):
+  whole, short = make(60)([LONG])[0], make(9)
+  starts = int(getattr(short, "bos", True))
+  ends = int(getattr(short, "eos", True))
+  pad = whole[-1]
+  full = [int(t) for t in whole[:1 + max(i for i, t in enumerate(whole) if t != pad)]]
+  if pad and ends:  # The end token is the padding too, and so was cut off with it.
+    full.append(int(pad))
+  content, room = full[starts:len(full) - ends], 9 - starts - ends
+  assert len(content) > 2 * room
+  views = Views({"image": ImageView(Resize(1))}, short, shorten=way)
+  record = {"image": np.zeros((1, 1, 3), np.uint8), "text": LONG}
+  seen = set()
+  for seed in range(60):
+    tokens = [int(t) for t in views(record, rng(seed))["tokens"]]
+    np.testing.assert_array_equal(tokens, views(record, rng(seed))["tokens"])
+    assert tokens[:starts] == full[:starts] and tokens[9 - ends:] == full[len(full) - ends:]
+    kept = tokens[starts:9 - ends]
+    if way == "random":
+      rest = iter(content)
+      assert all(token in rest for token in kept)  # In order, though with gaps.
+    else:
+      assert any(kept == content[i:i + room] for i in range(len(content) - room + 1))
+    seen.add(tuple(kept))
+  assert len(seen) == 1 if way == "first" else len(seen) > len(content) - room - 2
+  if way == "first":
+    assert seen == {tuple(content[:room])}
+  if way == "block":
+    assert {tuple(content[:room]), tuple(content[-room:])} <= seen
+
+
+def test_a_short_text_is_kept_whole_and_another_way_changes_no_image():
+  views = [Views({"image": CROP}, TOKENIZER, captions="first", shorten=way)
+           for way in ("first", "random", "block")]
+  examples = [v(RECORD, rng(3)) for v in views]
+  for example in examples[1:]:
+    np.testing.assert_array_equal(example["tokens"], examples[0]["tokens"])
+    np.testing.assert_array_equal(example["image"], examples[0]["image"])
+
+
 @pytest.mark.parametrize("make, message", [
     (lambda: Views({}, TOKENIZER), "No image view. Give at least"),
     (lambda: Views({"index": CROP}, TOKENIZER), "No image view can be named index"),
     (lambda: Views({"image": CROP}, TOKENIZER, "last"), "captions 'last' is not"),
     (lambda: Views({"image": CROP}, TOKENIZER, (0, 0)), r"captions \(0, 0\) is not"),
     (lambda: Views({"image": CROP}, TOKENIZER, ()), r"captions \(\) is not"),
+    (lambda: Views({"image": CROP}, TOKENIZER, shorten="syntax"),
+     "shorten 'syntax' is not 'first', 'random', 'block'"),
     (lambda: Views({"image": CROP}, TOKENIZER, (1, 2))(RECORD, rng()),
      "2 weights and a record has 3 texts"),
     (lambda: Views({"image": CROP}, TOKENIZER)({"jpg": b"", "txt": ""}, rng()),

@@ -10,13 +10,21 @@ from clip_jax import sharding, step as step_lib
 from clip_jax.config import call
 from clip_jax.model import bounds, split
 from clip_jax.objectives.clip import Clip
+from clip_jax.objectives.flip import flip
+from clip_jax.objectives.siglip import Siglip
+from clip_jax.objectives.slip import Slip
 from clip_jax.optim import kept_within
 from tiny import batch, largest_difference, learner
 
+SMALL = dict(hidden=32, outputs=16, dtype="float32")
 OBJECTIVES = {
     "clip": call(Clip),
-    "clip-blockwise": call(Clip, block=4),
-    "clip-masked": call(Clip, keep_patches=0.5),
+    "flip-blockwise": call(flip, block=4),
+    "siglip": call(Siglip),
+    "siglip-masked-blockwise": call(Siglip, keep_patches=0.75, block=8),
+    "slip": call(Slip, **SMALL),
+    "slip-masked-blockwise": call(Slip, pairs=call(Siglip, keep_patches=0.5, block=4),
+                                  keep_patches=0.75, block=8, **SMALL),
 }
 B = 16
 
@@ -45,27 +53,29 @@ def plain(request):
   return OBJECTIVES[request.param], trained(OBJECTIVES[request.param])
 
 
-@pytest.mark.parametrize("microbatches", [2, 8])
-def test_the_accumulated_step_is_the_plain_step(plain, microbatches):
-  objective, (state, losses) = plain
-  accumulated, their_losses = trained(objective, microbatches=microbatches)
+def check_same(one, other):
+  """Two results of `trained`: losses and all that was trained or averaged agree to rounding."""
+  (state, losses), (their_state, their_losses) = one, other
   np.testing.assert_allclose(their_losses, losses, rtol=1e-5)
-  assert largest_difference(accumulated.params, state.params) < 2e-6
+  assert largest_difference(their_state.params, state.params) < 2e-6
+  if state.stats:
+    assert largest_difference(their_state.stats, state.stats) < 2e-6
 
 
-@pytest.mark.parametrize("data, fsdp", [(8, 1), (2, 4)])
-def test_eight_devices_train_what_one_trains(plain, data, fsdp):
-  objective, (state, losses) = plain
-  sharded, their_losses = trained(objective, mesh=sharding.make_mesh(data, fsdp))
-  np.testing.assert_allclose(their_losses, losses, rtol=1e-5)
-  assert largest_difference(sharded.params, state.params) < 2e-6
+def test_the_accumulated_step_is_the_plain_step(plain):
+  objective, result = plain
+  check_same(result, trained(objective, microbatches=4))
 
 
-def test_accumulated_on_eight_devices_is_plain_on_one(plain):
-  objective, (state, losses) = plain
-  sharded, their_losses = trained(objective, mesh=sharding.make_mesh(2, 4), microbatches=2)
-  np.testing.assert_allclose(their_losses, losses, rtol=1e-5)
-  assert largest_difference(sharded.params, state.params) < 2e-6
+def test_eight_devices_train_what_one_trains(plain):
+  objective, result = plain
+  check_same(result, trained(objective, mesh=sharding.make_mesh(2, 4)))
+
+
+def test_accumulated_on_eight_devices_is_plain_on_one():
+  objective = OBJECTIVES["slip-masked-blockwise"]
+  check_same(trained(objective),
+             trained(objective, mesh=sharding.make_mesh(8, 1), microbatches=2))
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

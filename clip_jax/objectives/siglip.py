@@ -1,0 +1,46 @@
+"""SigLIP's objective: say of every image and every text whether they belong together."""
+
+import math
+
+from flax import nnx
+import jax.numpy as jnp
+
+from clip_jax import losses
+from clip_jax.objectives.pairs import Pairs
+
+
+class Siglip(Pairs):
+  """A sigmoid for each of the B x B pairs, summed and divided by B, with a learned scale and bias.
+
+  Args:
+    scale: where the scale starts.
+    bias: where the bias starts; far below 0, because only one pair in B belongs together. (The one
+      config that big_vision ships, for a frozen image tower, starts at -2.71.)
+    max_scale: where the scale stops; nowhere by default, as in the paper and in big_vision
+      (open_clip stops it at 100, as CLIP's).
+    keep_patches: share of the patches that the image tower sees in training (FLIP).
+    block: rows of the B x B matrix of logits in memory at once; all of them by default.
+
+  Source: Zhai et al. 2023, sec. 3.2 and algorithm 1.
+  """
+
+  def __init__(self, *, scale: float = 10.0, bias: float = -10.0, max_scale: float | None = None,
+               keep_patches: float = 1.0, block: int | None = None):
+    super().__init__(keep_patches=keep_patches, block=block)
+    bounds = {} if max_scale is None else dict(at_least=0.0, at_most=math.log(max_scale))
+    self.log_scale = nnx.Param(jnp.float32(math.log(scale)), **bounds)
+    self.bias = nnx.Param(jnp.float32(bias))
+
+  def loss(self, embeddings):
+    """float32 [], nats an image; and the share of images and texts whose partner is nearest."""
+    z_image, z_text = embeddings["image"], embeddings["text"]
+    scale, bias = self.logit()
+    loss = losses.sigmoid_pairs(z_image, z_text, scale, bias, block=self.block)
+    image_to_text, text_to_image = losses.accuracies(z_image, z_text, block=self.block)
+    return loss, {"siglip/scale": scale, "siglip/bias": bias,
+                  "siglip/image_to_text_accuracy": image_to_text,
+                  "siglip/text_to_image_accuracy": text_to_image}
+
+  def logit(self):
+    """(scale, bias) that turn a product of unit vectors into a logit; float32 [] each."""
+    return jnp.exp(self.log_scale[...]), self.bias[...]

@@ -1,0 +1,82 @@
+"""SLIP's objective: CLIP's, or another one of pairs, and SimCLR's on two more views of an image."""
+
+from flax import nnx
+import jax
+
+from clip_jax import losses
+from clip_jax.interfaces import Objective
+from clip_jax.layers import BatchNorm, Linear
+from clip_jax.model import TwoTowers, unit
+from clip_jax.objectives.clip import Clip
+from clip_jax.objectives.pairs import checked_share
+
+
+class Slip(nnx.Module):
+  """An objective of pairs on "image" and "tokens", plus NT-Xent on "view_a" and "view_b".
+
+  The image tower is applied three times; its features go into the head before the projection. The
+  head is part of the loss, not of the embedding: its BatchNorm sees the whole batch, on any number
+  of devices and in microbatches alike.
+
+  Args:
+    pairs: the objective of the pairs, `Clip()` by default; a `Siglip`, or one with masked images.
+    ssl_weight: of NT-Xent.
+    temperature: of NT-Xent; fixed.
+    hidden, outputs: widths of the head's three layers are hidden, hidden, outputs.
+    keep_patches: share of the patches of the two views that the tower sees; `pairs` has its own.
+    block: rows of NT-Xent's matrices in memory at once; all of them by default.
+    dtype: what the head computes in; statistics and the loss are float32 all the same.
+    model: that is trained; `build` is told it.
+
+  Source: Mu et al. 2022, sec. 3 and algorithm 1; the head as in its code.
+  """
+
+  def __init__(self, *, model: TwoTowers, pairs: Objective | None = None, ssl_weight: float = 1.0,
+               temperature: float = 0.1, hidden: int = 4096, outputs: int = 256,
+               keep_patches: float = 1.0, block: int | None = None, dtype: str = "bfloat16",
+               rngs: nnx.Rngs):
+    self.pairs = Clip() if pairs is None else pairs
+    self.inputs = (*self.pairs.inputs, "view_a", "view_b")
+    self.head = Head(model.image.width, hidden, outputs, dtype=dtype, rngs=rngs)
+    self.ssl_weight, self.temperature, self.block = ssl_weight, temperature, block
+    self.keep_patches = checked_share(keep_patches)
+
+  def embed(self, model, batch, *, train, key):
+    """What `pairs` embeds, and the features of the views, [B, D] each."""
+    keep = self.keep_patches if train else 1.0
+    z = self.pairs.embed(model, batch, train=train, key=key)
+    for i, view in enumerate(("view_a", "view_b")):
+      # Masks of its own, while the pairs have the same as without views.
+      keys = key if key is None else jax.vmap(jax.random.fold_in, (0, None))(key, i)
+      z[view] = model.image_features(batch[view], train=train, keep=keep, key=keys)
+    return z
+
+  def loss(self, embeddings):
+    """float32 [], nats; how well pairs are matched, and views."""
+    pairs, metrics = self.pairs.loss(embeddings)
+    # One after the other, as in the source: each view has its own mean and variance.
+    z_a, z_b = (unit(self.head(embeddings[v], train=True)) for v in ("view_a", "view_b"))
+    ssl = losses.nt_xent(z_a, z_b, self.temperature, block=self.block)
+    return pairs + self.ssl_weight * ssl, {
+        **metrics, "pairs/loss": pairs, "ssl/loss": ssl,
+        "ssl/accuracy": losses.nt_xent_accuracy(z_a, z_b, block=self.block)}
+
+  def logit(self):
+    """(scale, bias) that turn a product of unit vectors into a logit; float32 [] each."""
+    return self.pairs.logit()
+
+
+class Head(nnx.Module):
+  """Three linear layers, with BatchNorm and ReLU after each but the last."""
+
+  def __init__(self, inputs: int, hidden: int, outputs: int, *, dtype: str, rngs: nnx.Rngs):
+    widths = (inputs, hidden, hidden, outputs)
+    self.layers = nnx.List([Linear(a, b, dtype=dtype, rngs=rngs)
+                            for a, b in zip(widths, widths[1:])])
+    self.norms = nnx.List([BatchNorm(hidden, dtype=dtype) for _ in range(2)])
+
+  def __call__(self, x, *, train):
+    """[B, D] -> float32 [B, outputs], normalised by this batch, or else by running averages."""
+    for layer, norm in zip(self.layers, self.norms):
+      x = jax.nn.relu(norm(layer(x), train=train))
+    return self.layers[-1](x).astype("float32")

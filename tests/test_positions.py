@@ -1,0 +1,84 @@
+"""Positions of another grid or length, and what may not differ."""
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from clip_jax.errors import UserError
+from clip_jax.positions import fitted, overlaid, resampled
+
+
+def positions(N, D=3, seed=0):
+  return np.random.default_rng(seed).normal(size=(N, D)).astype(np.float32)
+
+
+@pytest.mark.parametrize("method, filter", [
+    ("bilinear", Image.Resampling.BILINEAR), ("bicubic", Image.Resampling.BICUBIC)])
+@pytest.mark.parametrize("old, new", [((7, 7), (14, 14)), ((14, 14), (7, 7)), ((4, 6), (5, 9))])
+def test_resampling_is_that_of_an_image(method, filter, old, new):
+  x = positions(old[0] * old[1])
+  got = resampled(x, old, new, method=method)
+  for d in range(3):
+    image = Image.fromarray(x[:, d].reshape(old))  # Mode F; Pillow's filters are antialiased too.
+    expected = np.asarray(image.resize(new[::-1], filter))
+    np.testing.assert_allclose(got[:, d], expected.reshape(-1), atol=1e-5)
+
+
+def test_the_same_grid_keeps_its_positions():
+  np.testing.assert_allclose(resampled(positions(12), (3, 4), (3, 4)), positions(12), atol=1e-6)
+
+
+def model(grid=(2, 2), length=4, width=3, fill=None):
+  make = lambda seed, *shape: (np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+                               if fill is None else np.full(shape, fill, np.float32))
+  return {"image": {"positions": make(0, grid[0] * grid[1], 3), "kernel": make(1, 5, width)},
+          "text": {"positions": make(2, length, 3)}}
+
+
+def test_everything_but_positions_is_taken_as_it_is():
+  trained = model()
+  made = fitted(trained, model((3, 3), 6, fill=7.0), (3, 3))
+  np.testing.assert_array_equal(made["image"]["kernel"], trained["image"]["kernel"])
+  np.testing.assert_allclose(made["image"]["positions"],
+                             resampled(trained["image"]["positions"], (2, 2), (3, 3)))
+  np.testing.assert_array_equal(made["text"]["positions"][:4], trained["text"]["positions"])
+  assert (made["text"]["positions"][4:] == 7).all()
+  shorter = fitted(trained, model(length=3), (2, 2))
+  np.testing.assert_array_equal(shorter["text"]["positions"], trained["text"]["positions"][:3])
+
+
+def test_a_grid_is_a_square_or_has_the_aspect_ratio_of_this_models():
+  wide = fitted(model((2, 4)), model((3, 6)), (3, 6))
+  np.testing.assert_allclose(wide["image"]["positions"],
+                             resampled(model((2, 4))["image"]["positions"], (2, 4), (3, 6)))
+  square = fitted(model((2, 2)), model((2, 4)), (2, 4))
+  np.testing.assert_allclose(square["image"]["positions"],
+                             resampled(model((2, 2))["image"]["positions"], (2, 2), (2, 4)))
+  with pytest.raises(UserError, match="6 position embeddings to start from are neither a square "
+                     "nor of this model's aspect ratio, 2 x 2 patches"):
+    fitted(model((2, 3)), model(), (2, 2))
+
+
+def test_other_differences_are_listed():
+  ours = model(width=4)
+  ours["image"]["bias"] = np.zeros(2)
+  trained = {**model(), "head": np.zeros(1)}
+  with pytest.raises(UserError, match=r"(?s)another model; 3 arrays differ:.*image/kernel: \(5, 3\)"
+                     r" there, \(5, 4\) here.*image/bias: not there, .*head: \(1,\) there, not "
+                     "here.*"
+                     "config.json of that run"):
+    fitted(trained, ours, (2, 2))
+
+
+def test_overlaying_replaces_what_both_have():
+  made = overlaid({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}, "d": {"e": 4}})
+  assert made == {"a": {"b": 3, "c": 2}}
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (((2, 3), (4, 4)), "4 position embeddings are not a grid of 2 x 3"),
+    (((2, 2), (4, 4), "nearest"), "method 'nearest' is not")])
+def test_a_wrong_argument_is_said(arguments, message):
+  old, new, *method = arguments
+  with pytest.raises(UserError, match=message):
+    resampled(positions(4), old, new, **({"method": method[0]} if method else {}))
