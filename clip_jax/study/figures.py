@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 import html
 from pathlib import Path
+import re
 
 from clip_jax.errors import UserError
 from clip_jax.study import records
-from clip_jax.study.grids import short
+from clip_jax.study.grids import ARCHITECTURES, AUGMENTATIONS, METHODS, VITS, short
 from clip_jax.study.panels import PANELS, TITLE, Mark, Panel, marks
 
 # Okabe and Ito's colours, which the colour-blind tell apart; markers for print in grey.
@@ -188,15 +189,15 @@ def _bars(axis, panel, own, paper, style, handles):
 
 
 def _ordered(names):
-  """Series in the order in which a reader expects them: by number where they begin with one."""
-  unit = {"k": 1e3, "M": 1e6, "B": 1e9}
+  """Series in the order in which a reader expects them: by size, or as the paper has them."""
+  known = (*VITS, *ARCHITECTURES, *METHODS, *AUGMENTATIONS)
 
   def key(name):
-    first = name.split()[0]
-    try:
-      return 0, float(first.rstrip("kMB")) * unit.get(first[-1], 1), name
-    except ValueError:
-      return 1, 0.0, name
+    if name in known:
+      return 1, known.index(name), name
+    number = re.match(r"([\d.]+)([kMB]?)", name)
+    return (0, float(number[1]) * {"": 1, "k": 1e3, "M": 1e6, "B": 1e9}[number[2]], name) if number \
+        else (2, 0.0, name)
   return sorted(names, key=key)
 
 

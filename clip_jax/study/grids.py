@@ -42,6 +42,18 @@ def quality_cuts(make: Make, *, data: str, pool: int, samples: int,
   return once + [run for run in same if run.config.to_json() not in seen]
 
 
+def cut(make: Make, *, data: str, pool: int, cut: float, samples: int, arch: str,
+        seeds: Iterable[int]) -> list[Run]:
+  """All of a pool; its best part as often, so for as much less; and that for as many samples.
+
+  For pools that are too small to be seen once: the first two have the same epochs.
+  """
+  part = round(samples * cut / 100)
+  return [_run(make, data, protocol, arch, size=pool, quality=quality, samples=seen, seed=seed)
+          for seed in seeds for protocol, quality, seen in (
+              ("epochs", 100, samples), ("epochs", cut, part), ("same samples", cut, samples))]
+
+
 def by_size(make: Make, *, data: str, sizes: Sequence[int], samples: int | None,
             archs: Sequence[str] = ("ViT-B/32",), methods: Sequence[str] = ("CLIP",),
             seeds: Iterable[int] = (0,)) -> list[Run]:

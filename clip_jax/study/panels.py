@@ -39,13 +39,13 @@ class Panel:
     return self.x in TITLES
 
   def shows(self, point: Point) -> bool:
-    """Whether it shows a run of one's own."""
+    """Whether it shows a run of one's own, if that is of its protocol."""
     plain = point.method == "CLIP" and point.aug == "none"
     whole = point.quality == 100 or self.x == "quality"
     fits = {"size": plain, "": plain, "arch": plain, "vit": plain and point.arch.startswith("ViT"),
-            "method": point.arch.startswith("ViT"), "aug": point.method in ("CLIP", "CLIP+DA"),
+            "method": True, "aug": point.method in ("CLIP", "CLIP+DA"),
             "any": True}[self.varied]
-    return point.metric == self.metric and whole and fits and point.protocol in self.protocols
+    return point.metric == self.metric and whole and fits
 
   def value_x(self, point: Point) -> float:
     """Where a point stands on the horizontal axis."""
@@ -178,8 +178,8 @@ class Mark:
 def marks(panel: Panel, points: Iterable[Point], source: str) -> list[Mark]:
   """What a panel shows of some points; of the paper's, exactly those of that panel."""
   points = list(points)
-  chosen = [p for p in points if p.where == panel.figure] if source == "paper" else [
-      p for p in points if panel.shows(p)]
+  chosen = [p for p in points if p.where == panel.figure] if source == "paper" else _own(
+      panel, points)
   if panel.x == "quality" and len({p.quality for p in chosen}) < 2:
     return []
   across = {(p.where, p.metric): 100 - p.error for p in points} if panel.scatter else {}
@@ -201,3 +201,18 @@ def marks(panel: Panel, points: Iterable[Point], source: str) -> list[Mark]:
     spread = math.sqrt(sum((v - mean)**2 for v in values) / (n - 1) / n) if n > 1 else math.nan
     found.append(Mark(series, x, mean, spread, n, source))
   return sorted(found, key=lambda m: (m.series, m.x))
+
+
+def _own(panel, points):
+  """The runs that a panel shows."""
+  # The largest size once has the same samples already, and is run but once.
+  same = {p.samples_seen for p in points if p.protocol == "same samples"}
+  chosen = [p for p in points if panel.shows(p) and (
+      p.protocol in panel.protocols
+      or ("same samples" in panel.protocols and p.samples_seen in same))]
+  if panel.varied in ("method", "aug") and chosen:
+    # Strategies are compared on one architecture: the one that has most of them.
+    vary = lambda arch: len({(p.method, p.aug) for p in chosen if p.arch == arch})
+    best = max(sorted({p.arch for p in chosen}), key=vary)
+    chosen = [p for p in chosen if p.arch == best] if vary(best) > 1 else []
+  return chosen

@@ -1,9 +1,9 @@
-"""Data x strategy x quality x architecture on synthetic scenes, three seeds.
+"""Data x strategy x quality x architecture on synthetic scenes; the argument is a number of seeds.
 
   python -m clip_jax.study run --grid=configs/study/shapes.py --out=DIR --jobs=2
 
-The pool is 25,600 scenes. The noisy one has two captions in five of another scene, and its cut at
-60% is the pairs that are right.
+The pool is 25,600 scenes of one or two objects. The noisy one has two captions in five of another
+scene; its cut at 60% is the pairs that are right, as if noise were known.
 """
 
 from clip_jax.config import call
@@ -12,27 +12,26 @@ from clip_jax.study import grids, recipes
 from clip_jax.study.grid import Grid
 
 POOL, NOISE = 25_600, 0.4
-SIZES = (1_600, 6_400, 25_600)
+SIZES = (1_600, 6_400, POOL)
+SCENES = dict(image_size=32, objects=2)
 
 
 def scenes(noise):
-  """Quality -> the scenes: all with their noise, or those that are right."""
-  return lambda quality: call(Shapes, size=POOL, image_size=32, objects=2,
-                              noise=noise if quality == 100 else 0.0)
+  """Quality in percent -> the scenes: all with their noise, or those that are right."""
+  return lambda quality: call(Shapes, size=POOL, noise=noise if quality == 100 else 0.0, **SCENES)
 
 
 def get_grid(seeds="3"):
-  """The runs, for so many seeds."""
-  options = dict(test=call(Shapes, size=1000, image_size=32, objects=2, seed=1),
-                 classes=Shapes.classes)
-  clean = recipes.small(scenes(0.0), **options)
-  noisy = recipes.small(scenes(NOISE), **options)
-  seeds = range(int(seeds))
-  runs = (
-      grids.by_size(clean, data="shapes", sizes=SIZES, samples=None, seeds=seeds,
-                    archs=("ViT-64x3", "ResNet-8"))
-      + grids.by_size(clean, data="shapes", sizes=SIZES[:2], samples=POOL, seeds=seeds,
-                      archs=("ViT-64x3",), methods=("CLIP", "CLIP+DA", "FLIP"))
-      + grids.quality_cuts(noisy, data="noisy shapes", pool=POOL, samples=POOL, cuts=(60, 100),
-                           arch="ViT-64x3", seeds=seeds))
-  return Grid(runs, recipes.SMALL_COLUMNS)
+  """The runs."""
+  seeds, small = range(int(seeds)), lambda noise: recipes.small(
+      scenes(noise), test=call(Shapes, size=1000, seed=1, **SCENES), classes=Shapes.classes)
+  clean, data = small(0.0), dict(data="shapes", seeds=seeds)
+  return Grid(
+      grids.by_size(clean, sizes=SIZES, samples=None, **data,
+                    archs=("ViT-32x2", "ViT-64x3", "ViT-128x4", "ResNet-8"))
+      + grids.by_size(clean, sizes=SIZES[-1:], samples=None, archs=("ViT-64x3",),
+                      methods=grids.METHODS[1:], **data)
+      + grids.by_size(clean, sizes=SIZES[:-1], samples=POOL, archs=("ViT-64x3",),
+                      methods=grids.METHODS, **data)
+      + grids.quality_cuts(small(NOISE), data="noisy shapes", pool=POOL, samples=POOL,
+                           cuts=(60, 100), arch="ViT-64x3", seeds=seeds), recipes.SMALL_COLUMNS)
