@@ -197,7 +197,7 @@ def _predicted(parameters, x, epochs, top):
   return np.log(floor + (top - floor) * np.exp(-exponent * np.log1p(worth / scale)))
 
 
-def _minimised(x, epochs, seen, start, top, box, free, turns=80):
+def _minimised(x, epochs, seen, start, top, box, free, turns=50):
   """([k, 4], cost [k]): Levenberg-Marquardt of k problems at once, the first `free` parameters."""
   theta, damping = start.copy(), np.full(len(start), 1e-2)
   residual = lambda t: _predicted(t, x, epochs, top) - seen                    # [k, n]
