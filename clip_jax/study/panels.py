@@ -210,6 +210,12 @@ def _own(panel, points):
   chosen = [p for p in points if panel.shows(p) and (
       p.protocol in panel.protocols
       or ("same samples" in panel.protocols and p.samples_seen in same))]
+  if panel.x == "quality" and chosen:
+    # Cuts are compared of one pool, by one architecture: those that have most of them.
+    pool = lambda p: (p.arch, round(math.log(p.dataset_size / p.quality), 1))
+    cuts = lambda one: len({p.quality for p in chosen if pool(p) == one})
+    best = max(sorted({pool(p) for p in chosen}), key=cuts)
+    chosen = [p for p in chosen if pool(p) == best]
   if panel.varied in ("method", "aug") and chosen:
     # Strategies are compared on one architecture: the one that has most of them.
     vary = lambda arch: len({(p.method, p.aug) for p in chosen if p.arch == arch})

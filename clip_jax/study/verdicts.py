@@ -1,8 +1,8 @@
 """Which of the paper's statements hold in runs: each tested by differences between like runs.
 
-A difference is between means over seeds of error in percent; it counts when it is twice its
-standard error, and else it cannot be told at this scale. Where there are sizes enough, runs of the
-same size, samples and seed are compared in pairs.
+Runs that are alike but for what is tested are compared in pairs: same size, samples and seed. A
+difference counts when Student's t says so with nineteen in twenty, and else it cannot be told at
+this scale.
 
 Source of the statements: Li, Xie, Cubuk 2024, as its text or figures have them.
 """
@@ -20,7 +20,9 @@ from clip_jax.report import table
 from clip_jax.study.grids import short
 from clip_jax.study.records import Point
 
-SURE = 2.0  # Standard errors.
+SURE = 2.0  # Standard errors, from many runs; from few, more.
+# Student's t, two-sided 95%, for 2, 3, ... pairs of runs.
+_STUDENT = (12.7, 4.3, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 HOLDS, FAILS, UNTOLD, MISSING = "holds", "fails", "cannot be told", "no runs"
 
 
@@ -51,9 +53,14 @@ class Difference:
   runs: int
 
   @property
+  def bound(self) -> float:
+    """Half the width of its interval, nineteen in twenty."""
+    return self.deviation * (_STUDENT[self.runs - 2] if self.runs - 2 < len(_STUDENT) else SURE)
+
+  @property
   def sign(self) -> int:
     """-1 or 1 when sure, else 0."""
-    return 0 if not abs(self.mean) > SURE * self.deviation else int(math.copysign(1, self.mean))
+    return 0 if not abs(self.mean) > self.bound else int(math.copysign(1, self.mean))
 
   def __str__(self):
     return f"{self.what} {self.mean:+.1f} ± {self.deviation:.1f} ({self.runs} pairs of runs)"
@@ -212,9 +219,9 @@ def _saturation(points, metric):
   if above is None or below is None:
     return None
   numbers = f"{below}; {above}"
-  if above.mean + SURE * above.deviation < 1:
+  if above.mean + above.bound < 1:
     return (HOLDS if below.sign > 0 else UNTOLD), numbers
-  return (FAILS if above.mean - SURE * above.deviation > 1 else UNTOLD), numbers
+  return (FAILS if above.mean - above.bound > 1 else UNTOLD), numbers
 
 
 def _cut(points, metric):
@@ -270,7 +277,7 @@ def _half_data(points, metric):
         [p for p in first if p.dataset_size == size], doubled,
         lambda p: (p.arch, p.samples_seen, p.seed))
     if found:
-      return (FAILS if found.sign > 0 else HOLDS if found.mean + SURE * found.deviation < 1
+      return (FAILS if found.sign > 0 else HOLDS if found.mean + found.bound < 1
               else UNTOLD), str(found)
   return None
 
