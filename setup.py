@@ -17,7 +17,7 @@ setuptools.setup(
     license_files=["LICENSE", "clip_jax/data/assets/openclipart/LICENSE.txt"],
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["clip_jax", "clip_jax.*"]),
-    package_data={"clip_jax": ["data/assets/**/*"]},
+    package_data={"clip_jax": ["data/assets/**/*", "study/reference/*"]},
     # Lower bounds are the versions it was tried with, unless it was tried with older ones too.
     install_requires=[
         "jax>=0.10.2",

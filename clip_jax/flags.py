@@ -99,7 +99,7 @@ def _readable(error) -> str:
   return message.strip().strip("'\"")
 
 
-def shard(text: str | None) -> tuple[int, int]:
+def shard(text: str | None, flag: str = "--shard") -> tuple[int, int]:
   """(i, n) of "i/n", which of how many machines this is; of None, the only one.
 
   Raises:
@@ -107,5 +107,5 @@ def shard(text: str | None) -> tuple[int, int]:
   """
   numbers = re.fullmatch(r"(\d+)/(\d+)", text or "0/1")
   if not numbers or int(numbers[1]) >= int(numbers[2]):
-    raise UserError(f"--shard={text} is not I/N with I from 0 to N - 1, as in --shard=0/8.")
+    raise UserError(f"{flag}={text} is not I/N with I from 0 to N - 1, as in {flag}=0/8.")
   return int(numbers[1]), int(numbers[2])

@@ -25,7 +25,7 @@ from clip_jax.embedder import Embedder
 from clip_jax.errors import UserError
 from clip_jax.evaluators import answers
 from clip_jax.evaluators.shared import Shared
-from clip_jax.flops import multiply_adds, parameters
+from clip_jax.flops import parameters
 from clip_jax.loading import embedder_of, load
 from clip_jax.model import split
 from clip_jax.parts import Parts, forward_pass, prepare
@@ -316,7 +316,9 @@ class Log:
     images = (step - self.step) * self.parts.data.batch_size
     values["train/images_per_second"] = images / elapsed
     values["train/data_wait"] = min(1.0, (self.feed.waited - self.waited) / elapsed)
-    values["train/epoch"] = step * self.parts.data.batch_size / len(self.parts.data.source)
+    samples = step * self.parts.data.batch_size
+    values["train/epoch"] = samples / len(self.parts.data.source)
+    values["train/flops"] = samples * self.parts.compute.flops
     self.report.log(step, values)
     self.step = step
     self.feed.check()
@@ -367,8 +369,7 @@ def summary(parts: Parts, workdir: Path, start: int) -> list[str]:
   data, config, model = parts.data, parts.config, parts.learner.model
   samples = parts.total_steps * data.batch_size
   selections = [one.describe() for one in levels(data.source) if hasattr(one, "describe")]
-  forward = multiply_adds(lambda state, batch: forward_pass(parts, state, batch),
-                          parts.state, parts.batch)
+  compute = parts.compute
   devices = jax.devices()
   return [
       f"data       {len(data.source):,} records, each seen {number(samples / len(data.source))} "
@@ -380,8 +381,9 @@ def summary(parts: Parts, workdir: Path, start: int) -> list[str]:
       *([f"           from {parts.training.start_from}"]
         if parts.training.start_from and not start else []),
       f"objective  {config.objective.fn.rpartition(':')[2]} on batches of {data.batch_size}",
-      f"compute    {number(forward / data.batch_size / 1e9)} G multiply-adds forward an example, "
-      f"{number(6 * forward / 1e12)} TFLOP a step, {6 * forward * parts.total_steps:.1e} FLOP in all",
+      f"compute    {number(compute.forward / 1e9)} G multiply-adds forward an example (image "
+      f"{number(compute.image / 1e9)}, text {number(compute.text / 1e9)}, loss "
+      f"{number(compute.loss / 1e9)}), {compute.flops * samples:.1e} FLOP in all",
       f"devices    {len(devices)} x {devices[0].device_kind}, mesh "
       + " x ".join(f"{name}={n}" for name, n in parts.mesh.shape.items()),
       f"steps      {parts.total_steps:,}" + (f", from step {start:,} on" if start else ""),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
+import functools
 from typing import Any
 
 from flax import nnx
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 from ml_collections.config_dict import ConfigDict
 
+from clip_jax import compute as compute_lib
 from clip_jax import model as model_lib
 from clip_jax import sharding, step as step_lib
 from clip_jax.config import build
@@ -77,6 +79,11 @@ class Parts:
     return {name: jax.ShapeDtypeStruct((self.data.batch_size, *np.shape(example[name])),
                                        np.asarray(example[name]).dtype, sharding=on_rows)
             for name in self.learner.objective.inputs}
+
+  @functools.cached_property
+  def compute(self) -> compute_lib.Compute:
+    """What an example costs."""
+    return compute_lib.count(self.learner, self.batch)
 
 
 def prepare(config: ConfigDict, *, mesh: jax.sharding.Mesh | None = None) -> Parts:

@@ -11,9 +11,8 @@ from clip_jax.config import call, from_json, to_json
 from clip_jax.data.sources.openclipart import OpenClipart
 from clip_jax.errors import UserError
 
-# The suites of evaluations are in test_evaluate.py.
-CONFIGS = sorted(path for path in (Path(__file__).parent.parent / "configs").rglob("*.py")
-                 if path.parent.name != "evaluations")
+# The suites of evaluations are in test_evaluate.py, the study's grids in tests/study.
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 # What can be given after the colon; without any, whatever the config does on its own.
 ARGUMENTS = {"clip_augment": ("crop_flip", "randaugment", "stacked"),
              **{name: ("study", "paper") for name in (

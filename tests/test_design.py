@@ -19,11 +19,12 @@ LAYERS = [
     ("data", "augment", "towers", "optim"),
     ("model",),
     ("embedder", "objectives"),
-    ("step",),
+    ("step", "compute"),
     ("checkpoint", "evaluators", "experiment", "positions", "scoring"),
     ("parts", "pretrained"),
     ("loading",),
     ("loop", "benches", "planning"),
+    ("study",),
     ("train", "evaluate", "prepare", "bench", "score", "export", "plan"),
 ]
 MODULES = sorted(PACKAGE.rglob("*.py"))

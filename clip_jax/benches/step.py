@@ -10,8 +10,7 @@ import numpy as np
 
 from clip_jax import profiling, sharding
 from clip_jax.benches.machine import matmul_ceiling, per_call
-from clip_jax.flops import multiply_adds
-from clip_jax.parts import Parts, forward_pass
+from clip_jax.parts import Parts
 from clip_jax.report import table
 
 TRACED = 3  # Steps under the profiler.
@@ -35,8 +34,8 @@ def bench_step(parts: Parts, profile: str | None = None) -> dict[str, float]:
     seconds, cpu, state = per_call(step, first_state(parts))
     ceiling = matmul_ceiling(parts.mesh, parts.learner.model.image.dtype)
     shares = _shares(step, state, compiled.as_text(), profile)
-  flops = 6 * multiply_adds(lambda s, b: forward_pass(parts, s, b), parts.state, parts.batch)
   images = parts.data.batch_size
+  flops = images * parts.compute.flops
   memory = compiled.memory_analysis()
   return {
       "share of the matrix-multiply ceiling": flops / seconds / ceiling,

@@ -1,0 +1,1 @@
+"""The study itself: budgets, grids, laws, figures, advice; python -m clip_jax.study."""

@@ -1,0 +1,146 @@
+"""The study: python -m clip_jax.study run|figures|fit|advise|verdicts."""
+
+from pathlib import Path
+
+from clip_jax import cli
+
+HELP = """Runs grids of trainings, and says what they and the paper's numbers mean.
+
+  python -m clip_jax.study run --grid=FILE[:ARGUMENT] --out=DIR [--jobs=N] [--retries=2]
+                               [--only=I/N] [--dry-run] [--accelerator=h200] [--utilisation=0.4]
+  python -m clip_jax.study figures --out=DIR [--runs=CSV,...]
+  python -m clip_jax.study fit [--runs=CSV,...] [--out=FILE.csv]
+  python -m clip_jax.study advise --pairs=50M --compute=1e20 | --samples=3.4B | --hours=100
+                               [--accelerator=h200] [--utilisation=0.4] [--metric=zero_shot]
+                               [--runs=CSV,...] [--top=10]
+  python -m clip_jax.study verdicts --runs=CSV,... [--out=FILE.csv]
+
+  run        trains what is missing of a grid; started again, it goes on. One row a run in
+             DIR/runs.csv. --jobs: runs at once, each with its share of GPUs or cores. --only: every
+             N-th run from the I-th on, for an array of machines. --dry-run: what there is to do
+  figures    the paper's figures from runs, the paper's own points behind; DIR/index.html has all
+  fit        laws of error against data, compute and size, and how well they predict the largest run
+  advise     which recipe to train with so many pairs and so much compute, and how sure that is
+  verdicts   which of the paper's statements hold in runs
+
+Exit codes: 0 done, 1 some runs failed, 2 a mistake in what was asked for, 75 stopped: start again.
+"""
+
+
+def main(arguments: list[str]) -> int | None:
+  """Runs the command; returns its exit code."""
+  from clip_jax.errors import UserError
+  from clip_jax.flags import parse
+  commands = {"run": _run, "one": _one, "figures": _figures, "fit": _fit, "advise": _advise,
+              "verdicts": _verdicts}
+  what, *rest = arguments or [""]
+  if what.startswith("-"):
+    what, rest = "", arguments
+  strings, switches, command = {
+      "run": (("grid", "out", "jobs", "retries", "only", "accelerator", "utilisation"),
+              ("dry-run",)),
+      "one": (("grid", "out", "name", "fingerprint"), ()),
+      "figures": (("runs", "out"), ()), "fit": (("runs", "out"), ()),
+      "advise": (("pairs", "compute", "samples", "hours", "accelerator", "utilisation", "metric",
+                  "runs", "top"), ()),
+      "verdicts": (("runs", "out"), ())}.get(what, ((), ())) + (commands.get(what),)
+  flags = parse(rest, HELP, strings=strings, switches=switches)
+  if command is None:
+    raise UserError(f"Study what? {what!r} is none of "
+                    f"{', '.join(name for name in commands if name != 'one')}, as in "
+                    "python -m clip_jax.study advise --pairs=50M --samples=3.4B.")
+  return command(flags)
+
+
+def _run(flags):
+  from clip_jax.flags import shard
+  from clip_jax.study import grid as grid_lib, runner
+  where = _wanted(flags, "grid", "configs/study/openclipart.py")
+  grid, part = grid_lib.load(where), shard(flags.only, "--only")
+  if getattr(flags, "dry-run"):
+    out = Path(flags.out).absolute() if flags.out else None
+    print(runner.plan(list(grid.runs)[part[0]::part[1]], out, **_machine(flags)))
+    return 0
+  out = Path(_wanted(flags, "out", "DIR")).absolute()
+  (out / "runs").mkdir(parents=True, exist_ok=True)
+  jobs = _number(flags, "jobs", int, max(1, len(runner.gpus())))
+  return runner.Runner(where, grid, out, jobs=jobs, retries=_number(flags, "retries", int, 2),
+                       part=part).run()
+
+
+def _one(flags):
+  from clip_jax.study.point import run_one
+  return run_one(flags.grid, flags.name, Path(flags.out), flags.fingerprint)
+
+
+def _figures(flags):
+  from clip_jax.study import figures
+  out = Path(_wanted(flags, "out", "DIR"))
+  drawn = figures.draw_all(_points(flags), out)
+  print(f"{drawn} figures are in {out / 'index.html'}")
+
+
+def _fit(flags):
+  from clip_jax.study import fits, records
+  found = fits.fit_all(records.paper() + _points(flags))
+  print(fits.text(found))
+  if flags.out:
+    fits.write(found, Path(flags.out))
+
+
+def _advise(flags):
+  from clip_jax.data.subset import count
+  from clip_jax.errors import UserError
+  from clip_jax.study import advice, budget
+  given = [name for name in ("compute", "samples", "hours") if getattr(flags, name)]
+  if not flags.pairs or len(given) != 1:
+    raise UserError("Say how many pairs there are and what training may take, as in --pairs=50M "
+                    "--compute=1e20 (FLOPs), or --samples=3.4B, or --hours=100 of one accelerator.")
+  compute = _number(flags, "compute", float, None)
+  if flags.hours:
+    compute = _number(flags, "hours", float, None) * budget.flops_an_hour(**_machine(flags))
+  samples = count(flags.samples, 0) if flags.samples else None
+  print(advice.text(advice.advise(
+      count(flags.pairs, 0), compute=compute, samples=samples, runs=_points(flags),
+      metric=flags.metric or "zero_shot"), top=_number(flags, "top", int, 10)))
+
+
+def _verdicts(flags):
+  from clip_jax.study import verdicts
+  _wanted(flags, "runs", "DIR/runs.csv")
+  found = verdicts.judge_all(_points(flags))
+  print(verdicts.text(found))
+  if flags.out:
+    verdicts.write(found, Path(flags.out))
+
+
+def _points(flags):
+  from clip_jax.study import records
+  return [point for path in (flags.runs or "").split(",") if path for point in records.read(path)]
+
+
+def _wanted(flags, name, example):
+  from clip_jax.errors import UserError
+  value = getattr(flags, name)
+  if not value:
+    raise UserError(f"--{name} is missing, as in --{name}={example}.")
+  return value
+
+
+def _machine(flags):
+  from clip_jax.study.budget import UTILISATION
+  return {"accelerator": flags.accelerator or "h200",
+          "utilisation": _number(flags, "utilisation", float, UTILISATION)}
+
+
+def _number(flags, name, kind, default):
+  from clip_jax.errors import UserError
+  text = getattr(flags, name)
+  try:
+    return default if text is None else kind(text)
+  except ValueError:
+    raise UserError(f"--{name}={text} is not a number, as in --{name}=2.") from None
+
+
+if __name__ == "__main__":
+  cli.command(main)

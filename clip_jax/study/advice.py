@@ -1,0 +1,409 @@
+"""Which recipe to train with so many pairs and so much compute; how sure, and from what."""
+
+from collections.abc import Iterable, Sequence
+import csv
+import dataclasses
+import functools
+import math
+
+import numpy as np
+
+from clip_jax.errors import UserError
+from clip_jax.report import number
+from clip_jax.study import laws, records
+from clip_jax.study.fits import merged
+from clip_jax.study.grids import short
+from clip_jax.study.records import Point
+
+PLAIN = "CLIP"
+BEYOND = 3.5      # Octaves (factors of two) from the nearest run, from where on nothing is said.
+BORROWED = 0.05   # Relative error of taking over an effect that was measured on another model.
+WIDTH = 0.7       # Octaves within which a run corrects the law that it lies off.
+NORMAL_90 = 1.645
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """What could be trained, and what to expect of it.
+
+  Attributes:
+    arch, method: by the names of the grids.
+    quality: percent of the pairs kept.
+    epochs, samples: how often each pair that is kept is seen, and how many are seen in all.
+    error: expected, percent; `low` and `high` bound it with nine in ten.
+    octaves: factors of two to the nearest run that it rests on.
+    evidence: which figures or runs, what was taken from where, and how far off that is.
+    start: the command.
+    flops: of the training; NaN where nobody counted.
+  """
+  arch: str
+  method: str
+  quality: float
+  epochs: float
+  samples: float
+  error: float
+  low: float
+  high: float
+  octaves: float
+  evidence: tuple[str, ...]
+  start: str
+  flops: float
+
+  @property
+  def name(self) -> str:
+    """In a few words."""
+    cut = "all pairs" if self.quality == 100 else f"best {self.quality:g}%"
+    return f"{self.arch}, {self.method}, {cut}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Advice:
+  """Recipes, best first, and what is to be known about them.
+
+  Attributes:
+    metric: whose error it is.
+    data: "webli" for the paper, or the data of one's own runs.
+    recipes: best first; empty where there is no evidence.
+    refused: what nothing can be said of, and why.
+    changes: what would change the answer.
+  """
+  metric: str
+  data: str
+  recipes: tuple[Recipe, ...]
+  refused: tuple[str, ...]
+  changes: tuple[str, ...]
+
+
+def advise(pairs: int, *, compute: float | None = None, samples: int | None = None,
+           runs: Sequence[Point] = (), metric: str = "zero_shot") -> list[Advice]:
+  """Advice from one's own runs, if there are any that tell, and from the paper's.
+
+  Args:
+    pairs: that there are.
+    compute: FLOPs of training (6 for each multiply-add forward); or
+    samples: seen in training.
+    runs: one's own.
+    metric: a name in `records.TITLES` for which there are numbers.
+
+  Raises:
+    UserError: a number out of its range, or no numbers of that metric.
+  """
+  if pairs < 1 or not (compute or samples or 0) > 0 or (compute and samples):
+    raise UserError(f"pairs={pairs}, compute={compute}, samples={samples}: give at least one pair "
+                    "and either compute or samples, above 0.")
+  found = []
+  for data in [*sorted({p.data for p in runs}), "webli"]:
+    points = [p for p in (records.paper() if data == "webli" else runs)
+              if p.data == data and p.metric == metric]
+    try:
+      evidence = Evidence(points, data)
+    except UserError:
+      continue
+    best, refused = evidence.ranked(pairs, compute, samples)
+    found.append(Advice(metric, data, tuple(best), tuple(refused),
+                        tuple(_changes(evidence, best, pairs, compute, samples))))
+  if not found:
+    known = sorted({p.metric for p in records.paper()})
+    raise UserError(f"There is no evidence about {metric!r}: no runs that a law fits. The paper "
+                    f"has {', '.join(known)}.")
+  return found
+
+
+class Evidence:
+  """Laws of plain CLIP by architecture, and what strategies, cuts and architectures change.
+
+  An effect is the ratio of a run's error to that of plain CLIP at the same size and samples: of the
+  same architecture for strategies, of the reference for architectures, by its law for quality cuts.
+  """
+
+  def __init__(self, points: Iterable[Point], data: str):
+    """Fits.
+
+    Raises:
+      UserError: no architecture has enough plain runs.
+    """
+    points = list(points)
+    self.data, whole = data, merged(points)
+    plain = [p for p in whole if p.method == PLAIN]
+    archs = sorted({p.arch for p in plain})
+    self.runs = {arch: [p for p in plain if p.arch == arch] for arch in archs}
+    self.laws = {}
+    for arch, own in self.runs.items():
+      try:
+        self.laws[arch] = _law(own)
+      except UserError:
+        pass
+    if not self.laws:
+      raise UserError("No law fits these runs.")
+    self.reference = max(self.laws, key=lambda arch: len(self.runs[arch]))
+    self.drift = _drift(self.runs[arch] for arch in self.laws)
+    base = self.runs[self.reference]
+    self.archs = {arch: _ratios(own, base) for arch, own in self.runs.items()
+                  if arch not in self.laws}
+    self.methods = {}
+    for method in sorted({p.method for p in whole} - {PLAIN}):
+      for arch in archs:
+        ratios = _ratios([p for p in whole if p.method == method and p.arch == arch
+                          and p.aug in ("none", "unstated", "stacked RandAugment")],
+                         self.runs[arch])
+        if ratios and len(ratios) > len(self.methods.get(method, ("", ()))[1]):
+          self.methods[method] = (arch, ratios)
+    self.cuts = {}
+    for p in points:
+      if p.quality < 100 and p.method == PLAIN and p.arch in self.laws:
+        law = float(self.laws[p.arch](p.dataset_size, p.epochs)[0])
+        self.cuts.setdefault(p.quality, []).append((p, math.log(p.error / law)))
+
+  def ranked(self, pairs, compute, samples) -> tuple[list[Recipe], list[str]]:
+    """Every recipe that there is evidence about, best first; and what nothing is said of."""
+    found, refused = [], {}
+    for arch in self.runs:
+      for method in (PLAIN, *self.methods):
+        for quality in (100.0, *self.cuts):
+          cost = self._cost(arch, method)
+          if cost is None:
+            if compute:
+              refused[f"{arch}, {method}"] = "nobody counted its compute"
+            continue
+          seen = samples or compute / (6e9 * cost)
+          options = [self._recipe(arch, method, quality, pairs, min(seen, many * pairs * quality
+                                                                    / 100), cost)
+                     for many in (1, 2, 4, 8, 16, 32, math.inf)]
+          said = [one for one in options if isinstance(one, Recipe)]
+          if not isinstance(options[-1], Recipe):
+            refused.setdefault(f"{arch}, {method}", options[-1])
+          if said:
+            # What is left of a budget is not spent where more epochs make it worse.
+            best = min(said, key=lambda r: (round(r.error, 1), -r.samples))
+            found.append(best)
+    # Of two that promise the same, the surer one: half a deviation counts against.
+    careful = lambda r: math.log(r.error) + math.log(r.high / r.error) / NORMAL_90 / 2
+    return (sorted(found, key=careful),
+            [f"{name}: {why}" for name, why in refused.items()])
+
+  def _recipe(self, arch, method, quality, pairs, samples, cost) -> Recipe | str:
+    """A recipe, or why nothing is said of it."""
+    D = pairs * quality / 100
+    epochs = samples / D
+    if samples < 1 or D < 1:
+      return "the budget pays for nothing"
+    if method == "CLIP+DA" and epochs < 2 and self.data == "webli":
+      return "augmentation hurts where pairs are seen once (the paper's text; no figure has numbers)"
+    measured = self.laws.get(arch) is not None
+    own = self.runs[arch if measured else self.reference]
+    law = self.laws[arch if measured else self.reference]
+    # Seen less than once, the pairs that are seen are all there are.
+    near, far = _nearest(own, min(D, samples), max(epochs, 1))
+    log_error = math.log(float(law(D, epochs)[0])) + _off(law, own, D, epochs)
+    low, high = law.interval(D, epochs)
+    variance = (math.log(float(high[0]) / float(low[0])) / 2 / NORMAL_90)**2
+    evidence = [_says(near, far, D, epochs, f"law of {len(own)} runs of {near.arch}")]
+    effects = [] if measured else [(f"{arch} against {self.reference}", self.archs[arch], arch)]
+    if method != PLAIN:
+      on, ratios = self.methods[method]
+      effects.append((f"{method} against {PLAIN}, on {on}", ratios, on))
+    for what, ratios, on in effects:
+      if not ratios:
+        return f"no run compares {what}"
+      ratio, spread, nearest, away = _effect(ratios, D, epochs)
+      log_error += ratio
+      variance += spread**2 + (BORROWED**2 if on != arch else 0)
+      far = max(far, away)
+      evidence.append(_says(nearest, away, D, epochs, f"{what}: error x {math.exp(ratio):.2f}"))
+    if quality < 100:
+      cut = self.cuts[quality]
+      values = [value for _, value in cut]
+      pool = cut[0][0].dataset_size * 100 / quality
+      away = abs(math.log2(pairs / pool))
+      # That a cut helps was seen at one size of pool: how much it does elsewhere, is a guess.
+      log_error += float(np.mean(values))
+      variance += float(np.var(values)) + (BORROWED**2 if cut[0][0].arch != arch else 0) + (
+          0.03 * min(away, BEYOND))**2
+      evidence.append(
+          f"best {quality:g}% against as many at random: error x {math.exp(np.mean(values)):.2f} "
+          f"({', '.join(dict.fromkeys(_where(p) for p, _ in cut))}: a pool of {short(round(pool))}"
+          + (f", {2**away:.2g} times off)" if away > 0.2 else ")"))
+    if far > BEYOND:
+      return (f"the nearest run is {2**far:.2g} times off ({short(near.dataset_size)} pairs, "
+              f"{near.epochs:.3g} epochs)")
+    deviation = math.sqrt(variance + (self.drift * far)**2)
+    error = math.exp(log_error)
+    return Recipe(
+        arch, method, quality, epochs, samples, min(error, 100.0),
+        error * math.exp(-NORMAL_90 * deviation),
+        min(100.0, error * math.exp(NORMAL_90 * deviation)), far, tuple(evidence),
+        self._start(arch, method, quality, samples, near), 6e9 * cost * samples)
+
+  def _cost(self, arch, method):
+    """1e9 multiply-adds forward an example; of the paper's recipes, as this package counts them."""
+    if self.data == "webli":
+      return _costs().get((arch, method))
+    same = [p.forward_gmacs for p in self.runs[arch] if math.isfinite(p.forward_gmacs)]
+    if not same:
+      return None
+    if method == PLAIN:
+      return float(np.mean(same))
+    on, ratios = self.methods[method]
+    times = [p.forward_gmacs / q.forward_gmacs for p, q, _ in ratios]
+    return float(np.mean(same) * np.mean(times)) if all(map(math.isfinite, times)) else None
+
+  def _start(self, arch, method, quality, samples, near):
+    if self.data != "webli":
+      return f"the config.json of {near.where}, with --config.train.samples={round(samples)}"
+    cut = "" if quality == 100 else f",{quality:g}"
+    path = "source.path" if quality == 100 else "source.source.path"
+    return (f"python -m clip_jax.train --config=configs/study/recipe.py:{arch},{method}{cut} "
+            f"--workdir=DIR --config.data.{path}=DATA --config.train.samples={round(samples)}")
+
+
+def text(found: Sequence[Advice], top: int = 10) -> str:
+  """For a person."""
+  parts = []
+  for advice in found:
+    title = records.TITLES[advice.metric]
+    whose = "the paper's figures (WebLI, ImageNet and COCO)" if advice.data == "webli" \
+        else f"your runs on {advice.data}"
+    parts.append(f"From {whose}: {title}, error in percent; nine in ten within the brackets.")
+    if not advice.recipes:
+      parts.append("Nothing can be said: " + ("; ".join(advice.refused[:3]) or "no evidence")
+                   + ". Run a grid of configs/study at your scale.")
+      continue
+    best = advice.recipes[0]
+    for i, one in enumerate(advice.recipes[:top], 1):
+      tied = i > 1 and one.low < best.high and best.low < one.high
+      flops = "" if math.isnan(one.flops) else f", {one.flops:.1e} FLOP"
+      parts.append(
+          f"{i:3}. {one.name}: {one.error:.1f} [{one.low:.1f}, {one.high:.1f}]"
+          + ("  (not to be told from the first)" if tied else "")
+          + f"\n     {number(one.epochs)} epochs, {short(round(one.samples))} samples{flops}"
+          + "".join(f"\n     - {line}" for line in one.evidence))
+    parts.append(f"To start the first:\n  {best.start}")
+    if advice.refused:
+      parts.append("Nothing is said of:\n" + "\n".join(f"  {line}" for line in advice.refused[:8]))
+    if advice.changes:
+      parts.append("What would change the answer:\n" + "\n".join(f"  {c}" for c in advice.changes))
+  parts.append("Errors are of the data that the evidence is from; on yours, only the order can be "
+               "expected to carry over, and that less the more it is extrapolated.")
+  return "\n".join(parts)
+
+
+def _changes(evidence, best, pairs, compute, samples):
+  """What would be best with four times more or less, and what cannot be told apart."""
+  if not best:
+    return
+  first = best[0]
+  tied = [r for r in best[1:] if r.low < first.high and first.low < r.high]
+  if tied:
+    names = "; ".join(r.name for r in tied[:3])
+    yield (f"{len(tied)} others are not to be told from the first ({names}{'; ...' if len(tied) > 3 else ''}): "
+           "a run of each at your scale would.")
+  grown = lambda x, by: None if x is None else x * by
+  for what, args in (
+      ("four times the pairs", (4 * pairs, compute, samples)),
+      ("a quarter of the pairs", (max(1, pairs // 4), compute, samples)),
+      ("four times the budget", (pairs, grown(compute, 4), grown(samples, 4))),
+      ("a quarter of the budget", (pairs, grown(compute, 0.25), grown(samples, 0.25)))):
+    other, _ = evidence.ranked(*args)
+    if not other:
+      yield f"With {what} there is no evidence."
+    elif other[0].name != first.name:
+      yield f"With {what}: {other[0].name}, {other[0].error:.1f} [{other[0].low:.1f}, {other[0].high:.1f}]."
+
+
+def _law(points, replicates=60):
+  """The law of data and epochs, where points tell repetition from data; else of data alone."""
+  once = [p for p in points if p.epochs < 1.01]
+  again = [p for p in points if p.epochs >= 1.01]
+  if len(once) < 3 and len(again) >= laws.FEWEST + 1 and len({p.samples_seen for p in again}) < 2:
+    raise UserError("All these runs saw the same samples, which does not tell repetition from data.")
+  return laws.fit([p.dataset_size for p in points], [p.error for p in points],
+                  [p.epochs for p in points], replicates=replicates)
+
+
+def _drift(groups) -> float:
+  """Relative error for each octave of extrapolation: what laws of small sizes miss of the largest."""
+  misses = []
+  for points in groups:
+    largest = max(p.dataset_size for p in points)
+    small = [p for p in points if p.dataset_size <= largest / 4]
+    try:
+      law = _law(small, replicates=1)
+    except UserError:
+      continue
+    ends = [p for p in points if p.dataset_size == largest]
+    from_ = max(p.dataset_size for p in small)
+    misses += [math.log(p.error / float(law(p.dataset_size, p.epochs)[0]))
+               / math.log2(largest / from_) for p in ends]
+  return max(0.02, float(np.sqrt(np.mean(np.square(misses))))) if misses else 0.1
+
+
+def _ratios(points, base):
+  """(run, plain run, log ratio of errors) wherever both saw the same size as often."""
+  plain = {(p.dataset_size, p.samples_seen, p.seed): p for p in base}
+  found = []
+  for p in points:
+    q = plain.get((p.dataset_size, p.samples_seen, p.seed))
+    if q:
+      found.append((p, q, math.log(p.error / q.error)))
+  return found
+
+
+def _place(D, epochs):
+  return np.array([math.log2(D), math.log2(max(epochs, 1))])
+
+
+def _nearest(points, D, epochs):
+  """The nearest run in pairs and epochs, and how many octaves off it is; 0 between runs."""
+  here = _place(D, epochs)
+  places = np.array([_place(p.dataset_size, p.epochs) for p in points])
+  off = np.linalg.norm(places - here, axis=1)
+  i = int(np.argmin(off))
+  # Between runs on both sides in both directions it is not extrapolated, however far apart they are.
+  sides = {tuple(s) for s in np.sign(np.round(places - here, 2)).astype(int)}
+  inside = all(any((a * x >= 0 and b * y >= 0) for a, b in sides) for x in (-1, 1) for y in (-1, 1))
+  return points[i], float(off[i]) * (0.3 if inside else 1.0)
+
+
+def _off(law, points, D, epochs):
+  """What the runs nearby say that the law does not: their log residuals, near ones more."""
+  here = _place(D, epochs)
+  predicted = law([p.dataset_size for p in points], [p.epochs for p in points])
+  residual = np.log([p.error for p in points]) - np.log(predicted)
+  off = [np.linalg.norm(_place(p.dataset_size, p.epochs) - here) for p in points]
+  weight = np.exp(-np.square(np.array(off) / WIDTH))
+  return float((weight * residual).sum() / (weight.sum() + 0.3))
+
+
+def _effect(ratios, D, epochs):
+  """(log ratio, its deviation, the nearest run, octaves to it); far off, an effect fades out."""
+  here = _place(D, epochs)
+  off = np.array([np.linalg.norm(_place(p.dataset_size, p.epochs) - here) for p, _, _ in ratios])
+  value = np.array([value for _, _, value in ratios])
+  weight = np.exp(-np.square((off - off.min()) / WIDTH))
+  mean = float((weight * value).sum() / weight.sum())
+  spread = math.sqrt(float((weight * np.square(value - mean)).sum() / weight.sum()))
+  fade = math.exp(-(float(off.min()) / BEYOND)**2)
+  # What fades may be there all the same.
+  return (mean * fade, math.hypot(spread, mean * (1 - fade), 0.01), ratios[int(off.argmin())][0],
+          float(off.min()))
+
+
+def _where(point):
+  return f"figure {point.where}" if point.data == "webli" else point.where
+
+
+def _says(point, octaves, D, epochs, what):
+  """One line of evidence: what, from where, and how far off."""
+  here = np.linalg.norm(_place(point.dataset_size, point.epochs) - _place(D, epochs))
+  how = "measured there" if here < 0.15 else (
+      "interpolated" if octaves < 0.31 * here else f"extrapolated {2**here:.2g} times")
+  return (f"{what}; nearest {_where(point)}, {short(point.dataset_size)} pairs, "
+          f"{number(point.epochs)} epochs: {how}")
+
+
+@functools.cache
+def _costs():
+  """(arch, method) -> 1e9 multiply-adds forward an example, as `compute.count` counts the grids'."""
+  with (records.REFERENCE / "costs.csv").open(newline="", encoding="utf-8") as file:
+    return {(r["arch"], r["method"]): sum(float(r[f"{part}_gmacs"]) for part in (
+        "image", "text", "loss")) for r in csv.DictReader(file)}

@@ -1,0 +1,99 @@
+"""The study's grids, at any scale: which runs answer which of its questions.
+
+`make(arch=, method=, aug=, size=, quality=, samples=, seed=)` writes the config of one run; `size` is
+the number of different examples before the quality cut, `samples` how many are seen in all.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+import re
+
+from ml_collections.config_dict import ConfigDict
+
+from clip_jax.study.grid import Run
+
+Make = Callable[..., ConfigDict]
+
+# The dataset sizes of the paper: 10 million to 3.4 billion pairs.
+SIZES = tuple(n * 10**6 for n in (10, 25, 50, 100, 200, 400, 800, 1000, 1700, 2600, 3400))
+SAMPLES = 3_400_000_000  # Seen in the protocol of the same samples.
+VITS = ("ViT-Ti/16", "ViT-S/16", "ViT-B/32", "ViT-B/16", "ViT-L/16")
+ARCHITECTURES = ("ViT-B/32", "ResNet-50", "ConvNeXt-T", "Swin-T", "Mixer-B/32")
+METHODS = ("CLIP", "SLIP", "CLIP+DA", "FLIP")
+AUGMENTATIONS = ("none", "crop&flip", "RandAugment", "stacked RandAugment")
+
+
+def sizes_by_epochs(make: Make, *, data: str, sizes: Sequence[int], epochs: Sequence[int],
+                    arch: str = "ViT-B/32", seeds: Iterable[int] = (0,)) -> list[Run]:
+  """Each size for each number of epochs (Figures 2 to 4 and 20)."""
+  return [_run(make, data, "epochs", arch, size=size, samples=many * size, seed=seed)
+          for seed in seeds for size in sizes for many in epochs]
+
+
+def quality_cuts(make: Make, *, data: str, pool: int, samples: int,
+                 cuts: Sequence[float] = (20, 40, 60, 80, 100), arch: str = "ViT-B/32",
+                 seeds: Iterable[int] = (0,)) -> list[Run]:
+  """The best so many percent of a pool, once, and for the same samples (Figures 5 to 7)."""
+  once = [_run(make, data, "one epoch", arch, size=pool, quality=cut,
+               samples=round(pool * cut / 100), seed=seed) for seed in seeds for cut in cuts]
+  same = [_run(make, data, "same samples", arch, size=pool, quality=cut, samples=samples, seed=seed)
+          for seed in seeds for cut in cuts]
+  # All of the pool once may be the same samples already.
+  seen = {run.config.to_json() for run in once}
+  return once + [run for run in same if run.config.to_json() not in seen]
+
+
+def cut(make: Make, *, data: str, pool: int, cut: float, samples: int, arch: str,
+        seeds: Iterable[int]) -> list[Run]:
+  """All of a pool; its best part as often, so for as much less; and that for as many samples.
+
+  For pools that are too small to be seen once: the first two have the same epochs.
+  """
+  part = round(samples * cut / 100)
+  return [_run(make, data, protocol, arch, size=pool, quality=quality, samples=seen, seed=seed)
+          for seed in seeds for protocol, quality, seen in (
+              ("epochs", 100, samples), ("epochs", cut, part), ("same samples", cut, samples))]
+
+
+def by_size(make: Make, *, data: str, sizes: Sequence[int], samples: int | None,
+            archs: Sequence[str] = ("ViT-B/32",), methods: Sequence[str] = ("CLIP",),
+            seeds: Iterable[int] = (0,)) -> list[Run]:
+  """Architectures (Figures 8 to 15) or strategies (16 to 19) at each size.
+
+  Args:
+    samples: seen by each run; None for one epoch of each size.
+  """
+  return [_run(make, data, "one epoch" if samples is None else "same samples", arch, method=method,
+               size=size, samples=samples or size, seed=seed)
+          for seed in seeds for arch in archs for method in methods for size in sizes]
+
+
+def augmentations(make: Make, *, data: str, sizes: Sequence[int], epochs: int,
+                  augs: Sequence[str] = AUGMENTATIONS, arch: str = "ViT-B/32",
+                  seeds: Iterable[int] = (0,)) -> list[Run]:
+  """Augmentations at small sizes, for many epochs (Figure 1b)."""
+  return [_run(make, data, "epochs", arch, method="CLIP" if aug == "none" else "CLIP+DA", aug=aug,
+               size=size, samples=epochs * size, seed=seed)
+          for seed in seeds for aug in augs for size in sizes]
+
+
+def _run(make, data, protocol, arch, *, size, samples, seed, method="CLIP", aug=None, quality=100):
+  """One run and its name."""
+  # Which augmentation the strategy CLIP+DA has, the paper does not say; its best one here.
+  aug = aug or ("stacked RandAugment" if method == "CLIP+DA" else "none")
+  parts = [data, arch, aug if method == "CLIP+DA" else method, short(size).replace(".", "p"),
+           *([f"top{quality:g}"] if quality < 100 else []), f"{short(samples).replace('.', 'p')}-seen", protocol,
+           f"s{seed}"]
+  return Run(
+      name=".".join(re.sub(r"[^\w+-]+", "-", part) for part in parts),
+      config=make(arch=arch, method=method, aug=aug, size=size, quality=quality, samples=samples,
+                  seed=seed),
+      factors=dict(data=data, protocol=protocol, arch=arch, method=method, aug=aug,
+                   quality=float(quality)))
+
+
+def short(count: int) -> str:
+  """A size as a person writes it: 1600 is 1.6k, 3_400_000_000 is 3.4B."""
+  for unit, letter in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+    if count >= unit:
+      return f"{count / unit:.4g}{letter}"
+  return str(count)

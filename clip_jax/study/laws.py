@@ -1,0 +1,233 @@
+"""Laws: how error falls with data, repetition, compute and size; fitted, with honest intervals.
+
+  E(x) = floor + (top - floor) (1 + x / scale)^-exponent
+
+The saturating power law of Zhai et al. 2022 (Scaling ViT, sec. 2.2), with the error of a model that
+saw nothing, `top`, known. Where examples are seen more than once, x is what they are worth:
+
+  x = D (1 + R (1 - e^-((epochs - 1) / R))) ,  D different examples
+
+after Muennighoff et al. 2023 (data-constrained language models, sec. 3.1): the first repetitions
+are worth as much as new examples, and all of them together as much as R times the data.
+
+Fits are of the logarithm of the error, by Levenberg-Marquardt from many starts with a loss that
+outliers cannot dominate (soft L1). Intervals are from a bootstrap of residuals: they know the noise
+of the points, not that a law may be wrong, which is what `held_out` is for.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from clip_jax.errors import UserError
+
+TOP = 100.0      # Percent error of a model that knows nothing: 99.9 with 1,000 classes.
+OUTLIER = 0.05   # In log error: from here on a residual counts linearly.
+LEVEL = 0.9      # Of all intervals.
+FEWEST = 5       # Points that a law is fitted to.
+_STARTS = [(floor, scale, exponent) for floor in (0.02, 0.2, 0.5)
+           for scale in (0.1, 0.5, 0.9) for exponent in (0.2, 0.5, 1.0)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+  """A fitted law.
+
+  Attributes:
+    parameters: float [4], logarithms as `_predicted` reads them.
+    replicates: float [n, 4], the same fitted to resampled points.
+    residuals: float [points], log error seen - predicted, corrected for the parameters spent.
+    top: error at no data.
+    repeats: whether the worth of repetition was fitted; R is meaningless otherwise.
+  """
+  parameters: np.ndarray
+  replicates: np.ndarray
+  residuals: np.ndarray
+  top: float
+  repeats: bool
+
+  def __call__(self, x, epochs=1.0) -> np.ndarray:
+    """Error in percent.
+
+    Args:
+      x: float [n], different examples seen, or multiply-adds.
+      epochs: float [n] or a number, how often each of them.
+    """
+    return np.exp(_predicted(self.parameters[None], *_both(x, epochs), self.top)[0])
+
+  def interval(self, x, epochs=1.0, *, level: float = LEVEL, noise: bool = True):
+    """(low, high), float [n] each, of a new run's error; without `noise`, of the law alone."""
+    middle = _predicted(self.parameters[None], *_both(x, epochs), self.top)
+    each = _predicted(self.replicates, *_both(x, epochs), self.top)
+    each = middle + (each - middle) * self._wider
+    if noise:
+      rng = np.random.default_rng(0)
+      each = each + rng.choice(self.residuals, each.shape)
+    low, high = np.quantile(each, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return np.exp(low), np.minimum(np.exp(high), 100.0)
+
+  @property
+  def constants(self) -> dict[str, tuple[float, float, float]]:
+    """floor, scale, exponent and, if fitted, repeats (R): (value, low, high)."""
+    off = (self.replicates - self.parameters) * self._wider
+    both = self.parameters + np.concatenate([np.zeros((1, 4)), off])
+    floor, scale, exponent, repeats = _constants(both, self.top)
+    named = {"floor": floor, "scale": scale, "exponent": exponent}
+    if self.repeats:
+      named["repeats"] = repeats
+    ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    return {n: (float(v[0]), *map(float, np.quantile(v[1:], ends))) for n, v in named.items()}
+
+  @property
+  def _wider(self):
+    # Of few points the bootstrap knows the spread badly. With this, nine in ten are nine in ten
+    # for the 6 points to spare of the test, and for many it does nothing.
+    return 1 + 2 / max(1, len(self.residuals) - (4 if self.repeats else 3))
+
+  @property
+  def spread(self) -> float:
+    """Standard deviation of a run about the law, relative to its error."""
+    return float(np.sqrt(np.mean(np.square(self.residuals))))
+
+
+def fit(x, error, epochs=1.0, *, top: float = TOP, replicates: int = 200, seed: int = 0) -> Law:
+  """The law of some points.
+
+  Args:
+    x: float [n], different examples (or multiply-adds), above 0.
+    error: float [n], percent, above 0.
+    epochs: float [n] or a number; the worth of repetition is fitted if any is above 1.
+    top: error at x = 0.
+    replicates: of the bootstrap.
+    seed: of the bootstrap.
+
+  Raises:
+    UserError: fewer than `FEWEST` different points, or numbers out of their range.
+  """
+  x, epochs = _both(x, epochs)
+  error = np.asarray(error, float)
+  repeats = bool((epochs > 1.001).any())
+  distinct = len(np.unique(np.stack([x, epochs]), axis=1).T)
+  if distinct < FEWEST + repeats:
+    raise UserError(f"A law of {3 + repeats} constants was asked of {distinct} different points; at "
+                    f"least {FEWEST + repeats} are needed. Add sizes to the grid.")
+  if not (np.isfinite(x) & (x > 0)).all() or not (np.isfinite(error) & (error > 0)).all():
+    raise UserError("A law is fitted to sizes and errors above 0; leave out the others.")
+  worth = np.log(_worth(x, epochs, np.array([[8.0]]))[0])
+  box = np.array([[-7, worth.min() - 3, np.log(0.03), np.log(0.3)],
+                  [4, worth.max() + 3, np.log(8.0), np.log(300.0)]])
+  starts = np.array([[np.log(floor / (1 - floor)),
+                      np.quantile(worth, scale), np.log(exponent), np.log(8.0)]
+                     for floor, scale, exponent in _STARTS])
+  free = 4 if repeats else 3
+  seen = np.log(error)
+  several, cost = _minimised(x, epochs, np.tile(seen, (len(starts), 1)), starts, top, box, free)
+  best = several[np.argmin(cost)]
+  predicted = _predicted(best[None], x, epochs, top)[0]
+  residuals = (seen - predicted) * np.sqrt(len(x) / max(1, len(x) - free))
+  rng = np.random.default_rng(seed)
+  again = predicted + rng.choice(residuals - residuals.mean(), (replicates, len(x)))
+  # Started where it ended, and elsewhere, so that another minimum is found as well.
+  fitted = [_minimised(x, epochs, again, np.tile(start, (replicates, 1)), top, box, free)
+            for start in (best, several[np.argsort(cost)[len(cost) // 2]])]
+  better = fitted[0][1] <= fitted[1][1]
+  return Law(best, np.where(better[:, None], fitted[0][0], fitted[1][0]), residuals, top, repeats)
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+  """What a law of the smaller sizes said of the largest.
+
+  Attributes:
+    x: the largest size.
+    seen, predicted, low, high: its errors in percent, mean over its points.
+    factor: the largest size over the next.
+  """
+  x: float
+  seen: float
+  predicted: float
+  low: float
+  high: float
+  factor: float
+
+  @property
+  def miss(self) -> float:
+    """Points of error by which the prediction was too high."""
+    return self.predicted - self.seen
+
+  @property
+  def inside(self) -> bool:
+    """Whether the interval held it."""
+    return self.low <= self.seen <= self.high
+
+
+def held_out(x, error, epochs=1.0, *, top: float = TOP) -> HeldOut | None:
+  """Fits to all but the largest size and predicts that; None where too few points are left."""
+  x, epochs = _both(x, epochs)
+  error = np.asarray(error, float)
+  largest = x == x.max()
+  rest = ~largest
+  try:
+    law = fit(x[rest], error[rest], epochs[rest], top=top)
+  except UserError:
+    return None
+  low, high = law.interval(x[largest], epochs[largest])
+  return HeldOut(float(x.max()), float(error[largest].mean()),
+                 float(law(x[largest], epochs[largest]).mean()), float(low.mean()),
+                 float(high.mean()), float(x.max() / x[rest].max()))
+
+
+def frontier(x, error) -> np.ndarray:
+  """bool [n]: the points that none of smaller or equal x undercuts."""
+  x, error = np.asarray(x, float), np.asarray(error, float)
+  return np.array([error[i] <= error[x <= x[i]].min() for i in range(len(x))])
+
+
+def _both(x, epochs):
+  x = np.atleast_1d(np.asarray(x, float))
+  return x, np.broadcast_to(np.asarray(epochs, float), x.shape)
+
+
+def _worth(x, epochs, repeats):
+  """[k, n]: new examples that x examples, each seen so often, are worth; `repeats` [k, 1]."""
+  again = np.maximum(epochs - 1, 0)
+  return np.minimum(epochs, 1) * x * (1 + repeats * -np.expm1(-again / repeats))
+
+
+def _constants(parameters, top):
+  floor, scale, exponent, repeats = parameters.T
+  return top / (1 + np.exp(-floor)), np.exp(scale), np.exp(exponent), np.exp(repeats)
+
+
+def _predicted(parameters, x, epochs, top):
+  """[k, n]: log error by each of k sets of parameters, [k, 4]."""
+  floor, scale, exponent, repeats = (c[:, None] for c in _constants(parameters, top))
+  worth = _worth(x, epochs, repeats)
+  return np.log(floor + (top - floor) * np.exp(-exponent * np.log1p(worth / scale)))
+
+
+def _minimised(x, epochs, seen, start, top, box, free, turns=50):
+  """([k, 4], cost [k]): Levenberg-Marquardt of k problems at once, the first `free` parameters."""
+  theta, damping = start.copy(), np.full(len(start), 1e-2)
+  residual = lambda t: _predicted(t, x, epochs, top) - seen                    # [k, n]
+  cost_of = lambda r: (np.sqrt(1 + np.square(r / OUTLIER)) - 1).sum(1)
+  r = residual(theta)
+  cost = cost_of(r)
+  for _ in range(turns):
+    slopes = np.stack([(residual(theta + 1e-5 * one) - r) / 1e-5
+                       for one in np.eye(4)[:free]], axis=2)                   # [k, n, free]
+    weight = 1 / np.sqrt(1 + np.square(r / OUTLIER))
+    curvature = np.einsum("knp,kn,knq->kpq", slopes, weight, slopes)
+    downhill = -np.einsum("knp,kn,kn->kp", slopes, weight, r)
+    ridge = damping[:, None] * (np.einsum("kpp->kp", curvature) + 1e-9)
+    curvature = curvature + ridge[:, :, None] * np.eye(free)
+    step = np.linalg.solve(curvature, downhill[:, :, None])[:, :, 0]
+    tried = theta.copy()
+    tried[:, :free] += np.clip(step, -2, 2)
+    tried = np.clip(tried, *box)
+    r_tried = residual(tried)
+    cost_tried = cost_of(r_tried)
+    better = cost_tried < cost
+    theta[better], r[better], cost[better] = tried[better], r_tried[better], cost_tried[better]
+    damping = np.clip(np.where(better, damping / 3, damping * 4), 1e-9, 1e9)
+  return theta, cost

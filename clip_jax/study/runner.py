@@ -1,0 +1,295 @@
+"""Runs a grid: what is missing, several at once, whatever is killed on the way."""
+
+from collections.abc import Sequence
+import functools
+import json
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
+
+from ml_collections.config_dict import ConfigDict
+
+from clip_jax.config import build, to_json
+from clip_jax.errors import UserError
+from clip_jax.compute import Compute
+from clip_jax.report import duration, number, table
+from clip_jax.study import budget, records
+from clip_jax.study.grid import Grid, Run
+
+PREEMPTED = 75  # Exit code: saved after SIGTERM, start me again.
+MISTAKE = 2     # Exit code: what was asked for cannot be done; asking again would not help.
+EVERY = 30.0    # Seconds between two lines of progress.
+
+
+class Runner:
+  """Starts the runs of a grid that are not done, each in a process of its own.
+
+  A run is done when its folder holds a row.json. Nothing else is remembered, so whatever is killed,
+  the same command goes on, and several machines can share a folder, each with its part of the grid.
+  """
+
+  def __init__(self, where: str, grid: Grid, out: Path, *, jobs: int, retries: int = 2,
+               part: tuple[int, int] = (0, 1)):
+    """Plans, and starts nothing.
+
+    Args:
+      where: file of the grid, for the processes to read it.
+      grid: what that file holds.
+      out: folder of the results.
+      jobs: runs at once; each gets its share of the GPUs, or else of the cores.
+      retries: of a run that fails; one that was preempted starts again without being counted.
+      part: (i, n): every n-th run from the i-th on.
+
+    Raises:
+      UserError: a number out of its range.
+    """
+    if jobs < 1 or retries < 0:
+      raise UserError(f"--jobs={jobs} and --retries={retries}: at least 1 and at least 0.")
+    self.where, self.out, self.retries = where, out, retries
+    self.grid, self.runs = grid, list(grid.runs)[part[0]::part[1]]
+    self.slots = shares(jobs)
+    self.active: dict[int, tuple[Run, subprocess.Popen]] = {}  # By slot.
+    self.failures: dict[str, list[str]] = {}
+    self.stopping = False
+
+  def run(self) -> int:
+    """Exit code: 0 when all is done, 1 when some failed, `PREEMPTED` after SIGTERM or Ctrl-C."""
+    before = {s: signal.signal(s, self._stop) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+      return self._run()
+    finally:
+      for process in (process for _, process in self.active.values()):
+        process.stdin.close()
+        process.wait()
+      for number_, handler in before.items():
+        signal.signal(number_, handler)
+
+  def _run(self):
+    waiting = [run for run in self.runs if not done(self.out, run)]
+    self.begun, self.total = time.monotonic(), len(self.runs)
+    self.work = {run.name: flops(run.config) for run in self.runs}
+    self.start_work = self._worked()
+    self._say(f"{len(self.runs)} runs, {self.total - len(waiting)} of them done, "
+              f"{len(self.slots)} at once; everything is written to {self.out}")
+    shown = 0.0
+    while (waiting or self.active) and not self.stopping:
+      for slot in range(len(self.slots)):
+        if waiting and slot not in self.active:
+          run = waiting.pop(0)
+          self.active[slot] = (run, self._start(run, slot))
+      time.sleep(0.2)
+      for slot, (run, process) in list(self.active.items()):
+        if process.poll() is not None:
+          del self.active[slot]
+          process.stdin.close()
+          if self._again(run, process.returncode):
+            waiting.insert(0, run)
+          shown = 0.0
+      if time.monotonic() - shown > EVERY:
+        gather(self.out, self.grid)
+        self._progress()
+        shown = time.monotonic()
+    gather(self.out, self.grid)
+    if self.stopping:
+      self._say("Stopped; the same command goes on from here.")
+      return PREEMPTED
+    for name, tail in self.failures.items():
+      if tail:
+        self._say(f"\n{name} failed {len(tail)} times; at last:\n{tail[-1]}")
+    failed = [run.name for run in self.runs if not done(self.out, run)]
+    self._say(f"{self.total - len(failed)} of {self.total} runs are done, in "
+              f"{self.out / 'runs.csv'}" + (f"; failed: {', '.join(failed)}" if failed else ""))
+    return 1 if failed else 0
+
+  def _start(self, run, slot):
+    """A process that trains one run on the slot's share of the machine."""
+    folder = self.out / "runs" / run.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    cores, environment = self.slots[slot]
+    everywhere = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    if cores:
+      os.sched_setaffinity(0, cores)  # What is started has it from here.
+    try:
+      with (folder / "log.txt").open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "clip_jax.study", "one", f"--grid={self.where}",
+             f"--out={self.out}", f"--name={run.name}", f"--fingerprint={run.fingerprint}"],
+            stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
+            env={**os.environ, **environment}, start_new_session=True)
+    finally:
+      if cores:
+        os.sched_setaffinity(0, everywhere)
+
+  def _again(self, run, code):
+    """Whether a run that ended is to be started again."""
+    folder = self.out / "runs" / run.folder
+    if done(self.out, run):
+      self._say(f"done    {run.name}")
+      return False
+    if code == PREEMPTED:
+      return not self.stopping
+    tail = "\n".join((folder / "log.txt").read_text(errors="replace").splitlines()[-12:])
+    attempts = self.failures.setdefault(run.name, [])
+    attempts.append(tail)
+    again = code != MISTAKE and len(attempts) <= self.retries
+    self._say(f"failed  {run.name} (exit code {code})" + ("; again" if again else
+              f"; see {folder / 'log.txt'}"))
+    return again
+
+  def _worked(self):
+    """FLOPs done of each run, by name."""
+    return {run.name: self.work[run.name] if done(self.out, run) else min(
+        self.work[run.name], _flops_so_far(self.out / "runs" / run.folder)) for run in self.runs}
+
+  def _progress(self):
+    worked = self._worked()
+    finished = sum(done(self.out, run) for run in self.runs)
+    share = sum(worked.values()) / max(1.0, sum(self.work.values()))
+    since = sum(worked.values()) - sum(self.start_work.values())
+    left = sum(self.work.values()) - sum(worked.values())
+    running = ", ".join(f"{run.name} {100 * worked[run.name] / self.work[run.name]:.0f}%"
+                        for run, _ in self.active.values())
+    seconds = (time.monotonic() - self.begun) * left / since if since > 0 else None
+    self._say(f"runs {finished}/{self.total}  compute {100 * share:.0f}%"
+              + (f"  time left {duration(seconds)}" if seconds and left else "")
+              + (f"  now {running}" if running else ""))
+
+  def _stop(self, *_):
+    self.stopping = True
+
+  def _say(self, line):
+    print(line, flush=True)
+
+
+def shares(jobs: int) -> list[tuple[set[int] | None, dict[str, str]]]:
+  """For each of so many runs at once, its cores and its environment.
+
+  With GPUs, each run gets its part of them; without, its part of the cores. One run at a time gets
+  everything.
+
+  Raises:
+    UserError: more runs at once than GPUs.
+  """
+  if jobs == 1:
+    return [(None, {})]
+  devices = gpus()
+  if devices:
+    if jobs > len(devices):
+      raise UserError(f"--jobs={jobs} is more than the {len(devices)} GPUs there are: "
+                      f"{', '.join(devices)}. Set --jobs to {len(devices)} or less.")
+    return [(None, {"CUDA_VISIBLE_DEVICES": ",".join(devices[i::jobs])}) for i in range(jobs)]
+  cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+  return [(set(cores[i % len(cores)::jobs]) or None if cores else None, {}) for i in range(jobs)]
+
+
+def gpus() -> list[str]:
+  """Names of the GPUs that may be used, as CUDA_VISIBLE_DEVICES has them."""
+  if "CUDA_VISIBLE_DEVICES" in os.environ:
+    return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
+  try:
+    listed = subprocess.run(["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
+                            capture_output=True, text=True, timeout=20, check=True).stdout
+  except (OSError, subprocess.SubprocessError):
+    return []
+  return listed.split()
+
+
+def done(out: Path, run: Run) -> bool:
+  """Whether a run has its row."""
+  return (out / "runs" / run.folder / "row.json").exists()
+
+
+def gather(out: Path, grid: Grid) -> list[dict]:
+  """Writes runs.csv from the rows of all runs there, but for those whose config changed since."""
+  now = {run.name: run.fingerprint for run in grid.runs}
+  rows = [json.loads(path.read_text()) for path in sorted((out / "runs").glob("*/row.json"))]
+  rows = [row for row in rows if now.get(row["name"], row["fingerprint"]) == row["fingerprint"]]
+  if rows:
+    records.write_rows(out / "runs.csv", rows)
+  return rows
+
+
+def samples_of(config: ConfigDict) -> int:
+  """How many examples a run sees. Reads the data only where its length is in epochs."""
+  from clip_jax.data.subset import count
+  train, size = config.train, config.data.batch_size
+  if train.steps is not None:
+    return train.steps * size
+  if train.samples is not None:
+    samples = count(train.samples, 0)
+  else:
+    samples = train.epochs * len(build(config.data).source)
+  return -int(-samples // size) * size
+
+
+def flops(config: ConfigDict) -> float:
+  """FLOPs of a whole run."""
+  return _cost(config).flops * samples_of(config)
+
+
+def plan(runs: Sequence[Run], out: Path | None, *, accelerator: str, utilisation: float) -> str:
+  """A table of what the runs are, take, and whether they are done; and what is left of it all."""
+  an_hour = budget.flops_an_hour(accelerator, utilisation)
+  source = f"one {accelerator} at {utilisation:.0%} of its peak"
+  if out and (out / "runs.csv").exists():
+    rows = records.read_rows(out / "runs.csv")
+    an_hour = 3600 * sum(float(r["train_flops"]) for r in rows) / sum(
+        float(r["wall_seconds"]) for r in rows)
+    source = f"as fast as the {len(rows)} runs in {out} were, one at a time"
+  lines, left = [], 0.0
+  for run in runs:
+    samples, cost = samples_of(run.config), _cost(run.config)
+    finished = out is not None and done(out, run)
+    left += 0 if finished else cost.flops * samples
+    lines.append((run.name, f"{samples:,}", number(cost.image / 1e9), number(cost.text / 1e9),
+                  f"{cost.flops * samples:.2e}", number(cost.flops * samples / an_hour),
+                  "done" if finished else "missing"))
+  missing = sum(line[-1] == "missing" for line in lines)
+  return (table(lines, ("run", "samples", "image G", "text G", "FLOP", "hours", "state"))
+          + f"\n\nG: 1e9 multiply-adds forward an example. Hours: {source}.\n{len(lines)} runs, "
+          f"{missing} missing: {left:.2e} FLOP, {number(left / an_hour)} hours.")
+
+
+def _cost(config) -> Compute:
+  """`compute_of`, counted once for all runs of one model, objective and batch."""
+  views = config.data.views.images
+  return _counted(to_json(ConfigDict({
+      "model": config.model, "objective": config.objective, "data": {
+          "batch_size": config.data.batch_size, "views": {"images": views}}})))
+
+
+@functools.cache
+def _counted(text) -> Compute:
+  from clip_jax.config import from_json
+  return budget.compute_of(from_json(text, trust=tuple({
+      name.partition(":")[0] for name in _named(json.loads(text))})))
+
+
+def _named(value):
+  """The functions that a config names; a grid file is the user's own, and so trusted."""
+  if isinstance(value, dict):
+    yield from ([value["fn"]] if "fn" in value else [])
+    for inner in value.values():
+      yield from _named(inner)
+  elif isinstance(value, list):
+    for inner in value:
+      yield from _named(inner)
+
+
+def _flops_so_far(folder):
+  """FLOPs by the last line of a run's log that says; 0 before the first."""
+  try:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+  except OSError:
+    return 0.0
+  for line in reversed(lines):
+    try:
+      value = json.loads(line).get("train/flops")
+    except ValueError:
+      continue
+    if value:
+      return value
+  return 0.0

@@ -1,0 +1,22 @@
+"""Data size by epochs: Figures 2 to 4 and 20.
+
+  python -m clip_jax.study run --grid=configs/study/epochs.py:DATA --out=DIR [--dry-run]
+
+DATA is a folder that python -m clip_jax.prepare wrote of your own pairs. Five sizes, five numbers of epochs each.
+Not run here.
+"""
+
+from pathlib import Path
+import runpy
+
+from clip_jax.study import grids, recipes
+from clip_jax.study.grid import Grid
+
+BASE = runpy.run_path(str(Path(__file__).parents[1] / "clip.py"))["get_config"]
+
+
+def get_grid(data="data/pairs"):
+  """The runs."""
+  make = recipes.paper(BASE(), data)
+  return Grid(grids.sizes_by_epochs(
+      make, data="own", sizes=grids.SIZES[1:6], epochs=(2, 4, 8, 16, 32)), recipes.COLUMNS)

@@ -1,0 +1,40 @@
+"""Data x strategy x quality x architecture on the drawings that come with the package.
+
+  python -m clip_jax.study run --grid=configs/study/openclipart.py --out=DIR --jobs=2
+
+The argument is a number of seeds. In the noisy pool two drawings in five have the caption of
+another; its cut at 60% is drawings with their own, as if noise were known. Long captions are the
+short ones and keywords: pairs of better quality, and as many.
+"""
+
+from clip_jax.config import call
+from clip_jax.data.sources.openclipart import OpenClipart
+from clip_jax.study import grids, recipes
+from clip_jax.study.grid import Grid
+
+POOL, SAMPLES, NOISE = 4_562, 25_600, 0.4
+SIZES = (570, 1_140, 2_281, POOL)
+
+
+def drawings(noise=0.0, caption="caption"):
+  """Quality in percent -> the drawings: all with their noise, or with captions of their own."""
+  return lambda quality: call(OpenClipart, split="train", caption=caption,
+                              swapped=noise if quality == 100 else 0.0)
+
+
+def get_grid(seeds="3"):
+  """The runs."""
+  seeds, small = range(int(seeds)), lambda **how: recipes.small(
+      drawings(**how), test=call(OpenClipart, split="test"), classes=OpenClipart.classes)
+  clean, same = small(), dict(data="openclipart", samples=SAMPLES, seeds=seeds)
+  return Grid(
+      grids.by_size(clean, sizes=SIZES, archs=("ResNet-8",), **same)
+      + grids.by_size(clean, sizes=SIZES[1::2], archs=("ResNet-8",), methods=("SLIP", "CLIP+DA"),
+                      **same)
+      + grids.by_size(clean, sizes=SIZES[1::2], archs=("ViT-64x3",), methods=("CLIP", "FLIP"),
+                      **same)
+      + grids.by_size(clean, sizes=SIZES[-1:], archs=("Mixer-64x3",), **same)
+      + grids.by_size(small(caption="caption_long"), sizes=SIZES[-1:], archs=("ResNet-8",),
+                      **same | dict(data="openclipart, long captions"))
+      + grids.cut(small(noise=NOISE), data="noisy openclipart", pool=POOL, cut=60, samples=SAMPLES,
+                  arch="ResNet-8", seeds=seeds), recipes.SMALL_COLUMNS)

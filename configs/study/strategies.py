@@ -1,0 +1,26 @@
+"""Four strategies at eleven sizes, once and for the same samples: Figures 16 to 19, 26 and 27.
+
+  python -m clip_jax.study run --grid=configs/study/strategies.py:DATA --out=DIR [--dry-run]
+
+DATA is a folder that python -m clip_jax.prepare wrote of your own pairs. Not run here.
+"""
+
+from pathlib import Path
+import runpy
+
+from clip_jax.study import grids, recipes
+from clip_jax.study.grid import Grid
+
+BASE = runpy.run_path(str(Path(__file__).parents[1] / "clip.py"))["get_config"]
+
+# The largest size once is the same samples already.
+sizes = lambda samples: grids.SIZES if samples is None else grids.SIZES[:-1]
+
+
+def get_grid(data="data/pairs"):
+  """The runs."""
+  make = recipes.paper(BASE(), data)
+  return Grid([
+      run for samples in (None, grids.SAMPLES) for run in grids.by_size(
+          make, data="own", sizes=sizes(samples), samples=samples,
+          methods=grids.METHODS)], recipes.COLUMNS)

@@ -1,0 +1,93 @@
+"""Advice: right where there are runs, wide beside them, silent far from them."""
+
+import pytest
+
+from clip_jax.errors import UserError
+from clip_jax.study import advice
+from clip_jax.study.records import Point
+
+
+@pytest.fixture(scope="module")
+def fixed():
+  """50 million pairs, 3.4 billion samples: a point of the paper's figures."""
+  return advice.advise(50 * 10**6, samples=3_400_000_000)
+
+
+@pytest.fixture(scope="module")
+def evidence():
+  """The paper's zero-shot errors, fitted."""
+  return advice.Evidence([p for p in advice.records.paper() if p.metric == "zero_shot"], "webli")
+
+
+def test_where_there_is_a_run_its_number_is_given(fixed):
+  by = {r.name: r for r in fixed[0].recipes}
+  for arch, error in (("ViT-B/32", 56.6), ("ViT-L/16", 47.0), ("ResNet-50", 58.2), ("Swin-T", 54.5)):
+    one = by[f"{arch}, CLIP, all pairs"]
+    assert one.error == pytest.approx(error, abs=2.5) and one.low < error < one.high, arch
+  assert by["ViT-B/32, CLIP+DA, all pairs"].error == pytest.approx(47.8, abs=2)
+  assert by["ViT-B/32, SLIP, all pairs"].error == pytest.approx(50.6, abs=2)
+
+
+def test_what_the_papers_figures_contradict_is_not_advised(fixed):
+  by = {r.name: r.error for r in fixed[0].recipes}
+  # Its text has ViT-B/32 best of the five architectures at all sizes, and small ViTs for few pairs.
+  assert by["Swin-T, CLIP, all pairs"] < by["ViT-B/32, CLIP, all pairs"]
+  assert by["ViT-L/16, CLIP, all pairs"] < by["ViT-S/16, CLIP, all pairs"]
+  said = advice.text(fixed).lower()
+  for claim in ("consistently", "always", "at all data"):
+    assert claim not in said
+
+
+def test_the_text_says_from_where_how_far_and_how_to_start(fixed):
+  said = advice.text(fixed, top=3)
+  for words in ("figure 9a, 50M pairs", "measured there", "error x 0.8", "not to be told",
+                "--config=configs/study/recipe.py:", "What would change the answer",
+                "a quarter of the pairs", "only the order can be"):
+    assert words in said, words
+  assert "  4. " not in said
+
+
+def test_intervals_grow_with_the_distance_and_then_nothing_is_said(evidence):
+  width = {}
+  for times in (1, 2, 8):
+    best, _ = evidence.ranked(3_400_000_000 * times, None, 3_400_000_000 * times)
+    one = next(r for r in best if r.name == "ViT-B/32, CLIP, all pairs")
+    width[times] = one.high / one.low
+  assert width[1] < width[2] < width[8]
+  best, refused = evidence.ranked(10_000, None, 100_000)
+  assert not best and all("times off" in line or "pays for" in line or "hurts" in line
+                          for line in refused)
+  assert not any(r.method == "CLIP+DA" and r.epochs < 2
+                 for r in evidence.ranked(10**8, None, 10**8)[0])
+
+
+def test_compute_buys_samples_by_what_a_recipe_costs(evidence):
+  best, _ = evidence.ranked(400 * 10**6, 1e20, None)
+  for one in best:
+    assert one.flops <= 1.001e20
+  samples = {r.name: r.samples for r in best}
+  assert samples["ViT-B/32, CLIP, all pairs"] > 8 * samples["ViT-L/16, CLIP, all pairs"]
+
+
+def test_ones_own_runs_come_first_and_are_fitted_by_the_same_means():
+  def error(size, epochs, slip):
+    worth = size * (1 + 8 * (1 - 2.718 ** (-(epochs - 1) / 8)))
+    return (40 + 55 * (1 + worth / 2000) ** -1) * (0.9 if slip else 1)
+  runs = [Point("mine", "epochs", "A", "SLIP" if slip else "CLIP", "none", 100.0, size,
+                size * epochs, 2.0 if slip else 1.0, "r10", error(size, epochs, slip),
+                where=f"run-{size}-{epochs}-{slip}")
+          for size in (500, 1000, 2000, 4000, 8000) for epochs in (1, 8) for slip in (False, True)]
+  own, = advice.advise(2000, samples=16_000, runs=runs, metric="r10")
+  assert own.data == "mine" and own.recipes[0].name == "A, SLIP, all pairs"
+  assert own.recipes[0].error == pytest.approx(error(2000, 8, True), rel=0.03)
+  said = advice.text([own])
+  assert "your runs on mine" in said and "run-2000-8" in said
+
+
+def test_questions_without_an_answer_are_refused():
+  with pytest.raises(UserError, match="give at least one pair"):
+    advice.advise(0, samples=1)
+  with pytest.raises(UserError, match="give at least one pair"):
+    advice.advise(1, samples=1, compute=1.0)
+  with pytest.raises(UserError, match="no evidence about 'beauty'.*The paper has i2t_r1"):
+    advice.advise(1, samples=1, metric="beauty")

@@ -1,0 +1,110 @@
+"""The grids: as many runs as the paper has, each complete, and the configs that they are made of."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import pytest
+
+from clip_jax import parts
+from clip_jax.config import call, from_json, to_json
+from clip_jax.data.sources.openclipart import OpenClipart
+from clip_jax.errors import UserError
+from clip_jax.study import grid as grid_lib
+from clip_jax.study import recipes, runner
+from run_config import get_config
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "study"
+FACTORS = dict(data="d", protocol="one epoch", arch="A", method="CLIP", aug="none", quality=100.0)
+
+
+def trace(config):
+  """Builds a config and traces a step of it."""
+  made = parts.prepare(from_json(to_json(config)))
+  with jax.set_mesh(made.mesh):
+    return jax.eval_shape(made.train_step, made.state, made.batch)
+
+
+@pytest.mark.parametrize("name, runs, total", [
+    ("epochs", 25, 1.64e21), ("quality", 9, 8.1e20), ("vits", 105, 2.5e22),
+    ("architectures", 105, 7.3e21), ("strategies", 84, 7.8e21), ("augmentations", 16, 7.6e20),
+    ("openclipart", 51, 2.8e13), ("shapes", 78, 3.5e13)])
+def test_a_grid_has_its_runs_and_knows_their_compute(name, runs, total):
+  grid = grid_lib.load(str(CONFIGS / f"{name}.py"))
+  assert len(grid.runs) == runs == len({run.fingerprint for run in grid.runs})
+  assert sum(runner.flops(run.config) for run in grid.runs) == pytest.approx(total, rel=0.03)
+  text = (CONFIGS / f"{name}.py").read_text()
+  assert f"python -m clip_jax.study run --grid=configs/study/{name}.py" in text
+  metrics = {f"{evaluator}/" for run in grid.runs for evaluator in run.config.final_evaluators}
+  assert all(metric.startswith(tuple(metrics)) for metric in grid.columns.values())
+
+
+def test_the_dry_run_says_what_there_is_to_do(tmp_path):
+  grid = grid_lib.load(str(CONFIGS / "augmentations.py"))
+  printed = runner.plan(grid.runs, None, accelerator="a100", utilisation=0.5)
+  assert "16 runs, 16 missing" in printed and "one a100 at 50% of its peak" in printed
+
+
+@pytest.mark.parametrize("name", ["openclipart", "shapes"])
+def test_a_run_of_each_kind_in_miniature_is_traced(name):
+  grid, kinds = grid_lib.load(str(CONFIGS / f"{name}.py:1")), {}
+  for run in grid.runs:
+    kinds.setdefault((run.factors["arch"], run.factors["method"], run.factors["quality"]), run)
+  assert len(kinds) >= 6
+  for run in kinds.values():
+    trace(run.config)
+
+
+@pytest.mark.parametrize("recipe", ["ViT-B/32,CLIP", "Swin-T,SLIP", "ViT-B/16,FLIP",
+                                    "Mixer-B/32,CLIP+DA"])
+def test_the_recipes_that_advice_names_are_traced_at_full_size(recipe):
+  spec = importlib.util.spec_from_file_location("recipe", CONFIGS / "recipe.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config = module.get_config(recipe)
+  config.data.source = call(OpenClipart)
+  config.data.views.tokenizer.model = "openclipart-4k"
+  trace(config)
+  assert module.get_config(recipe + ",40").data.source.keep == "top 40%"
+  with pytest.raises(UserError, match="has the cut '400', which is no percentage"):
+    module.get_config(recipe + ",400")
+
+
+def test_what_a_recipe_cannot_be_is_named():
+  for wrong, message in ((dict(aug="mixup"), "no augmentation 'mixup'; there are none, crop&flip"),
+                         (dict(method="MoCo"), "no strategy 'MoCo'; there are CLIP"),
+                         (dict(arch="VGG"), "no architecture 'VGG'; there are ViT-Ti/16")):
+    make = recipes.paper(grid_lib.load(str(CONFIGS / "vits.py")).runs[0].config, "nowhere")
+    with pytest.raises(UserError, match=message):
+      make(size=1, samples=1, **wrong)
+
+
+def test_a_change_of_a_config_is_another_run():
+  config = get_config()
+  one = grid_lib.Run("a", config, FACTORS)
+  other = grid_lib.Run("a", grid_lib.changed(config, data__batch_size=64), FACTORS)
+  assert one.folder != other.folder and config.data.batch_size == 32
+  with pytest.raises(UserError, match="no data.batchsize to change; beside it are"):
+    grid_lib.changed(config, data__batchsize=64)
+
+
+@pytest.mark.parametrize("runs, message", [
+    ([], "The grid has no runs"),
+    ([("a", FACTORS), ("a", FACTORS)], "there are two called a"),
+    ([("a/b", FACTORS)], "Run name 'a/b' is to be a folder's name"),
+    ([("a", {"arch": "A"})], "Run a has factors .* wanted are data, protocol"),
+])
+def test_a_grid_that_cannot_be_run_is_refused(runs, message):
+  with pytest.raises(UserError, match=message):
+    grid_lib.Grid([grid_lib.Run(name, get_config(), factors) for name, factors in runs], {})
+
+
+def test_a_file_that_is_no_grid_is_named(tmp_path):
+  with pytest.raises(UserError, match="no grid file .*nothing.py. In .* there are: none"):
+    grid_lib.load(str(tmp_path / "nothing.py"))
+  (tmp_path / "a.py").write_text("def get_config(): pass")
+  with pytest.raises(UserError, match="has no get_grid"):
+    grid_lib.load(str(tmp_path / "a.py"))
+  (tmp_path / "b.py").write_text("def get_grid(): pass")
+  with pytest.raises(UserError, match=r"takes no argument, and '3' was given"):
+    grid_lib.load(str(tmp_path / "b.py:3"))

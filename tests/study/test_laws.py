@@ -1,0 +1,96 @@
+"""Laws recovered from made-up points whose law is known."""
+
+import math
+
+import numpy as np
+import pytest
+
+from clip_jax.errors import UserError
+from clip_jax.study import fits, laws, records
+
+D = np.array([10, 25, 50, 100, 200, 400, 800, 1600, 3200]) * 1e6
+
+
+def error(x, epochs=1.0, *, floor=35.0, scale=3e8, exponent=1.2, repeats=8.0):
+  """The law, written point by point."""
+  def one(x, epochs):
+    worth = x * (1 + repeats * (1 - math.exp(-(epochs - 1) / repeats)))
+    return floor + (100 - floor) * (1 + worth / scale) ** -exponent
+  return np.array([one(a, b) for a, b in zip(*np.broadcast_arrays(np.atleast_1d(x), epochs))])
+
+
+def noisy(values, seed, by=0.02):
+  return values * np.exp(np.random.default_rng(seed).normal(0, by, len(values)))
+
+
+def test_the_constants_of_an_exact_law_are_found():
+  found = {n: v[0] for n, v in laws.fit(D, error(D), replicates=2).constants.items()}
+  assert found["floor"] == pytest.approx(35, rel=0.01)
+  assert found["exponent"] == pytest.approx(1.2, rel=0.02)
+  assert found["scale"] == pytest.approx(3e8, rel=0.05)
+  assert "repeats" not in found
+
+
+def test_what_repetition_is_worth_is_found():
+  x, epochs = (a.ravel() for a in np.meshgrid(D, [1, 2, 8, 32, 128]))
+  law = laws.fit(x, noisy(error(x, epochs), 0), epochs, replicates=40)
+  value, low, high = law.constants["repeats"]
+  assert low <= 8 <= high and high / low < 2
+  np.testing.assert_allclose(law(x, epochs), error(x, epochs), rtol=0.03)
+
+
+def test_an_outlier_does_not_carry_the_law_away():
+  values = error(D)
+  values[4] *= 1.3
+  law = laws.fit(D, values, replicates=2)
+  others = np.arange(len(D)) != 4
+  np.testing.assert_allclose(law(D)[others], error(D)[others], rtol=0.03)
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say():
+  inside = []
+  for seed in range(24):
+    low, high = laws.fit(D, noisy(error(D), seed), replicates=60).interval(D, noise=False)
+    inside.append((low <= error(D)) & (error(D) <= high))
+  assert 0.8 <= np.mean(inside) <= 0.97  # Nine in ten are promised.
+
+
+def test_the_largest_is_predicted_from_the_smaller():
+  held = laws.held_out(D, noisy(error(D), 1, 0.01))
+  assert held.x == 3.2e9 and held.factor == 2
+  assert held.inside and abs(held.miss) < 3
+  broken = error(D)
+  broken[-1] *= 1.5
+  assert not laws.held_out(D, broken).inside
+  assert laws.held_out(D[:5], error(D[:5])) is None
+
+
+def test_too_few_points_and_impossible_ones_are_refused():
+  with pytest.raises(UserError, match="A law of 3 constants was asked of 4 different points"):
+    laws.fit(D[:4], error(D[:4]))
+  with pytest.raises(UserError, match="sizes and errors above 0"):
+    laws.fit(D, error(D) * 0)
+
+
+def test_the_frontier_is_what_nothing_cheaper_undercuts():
+  assert laws.frontier([1, 2, 3, 4], [90, 95, 70, 71]).tolist() == [True, False, True, False]
+
+
+def test_the_papers_runs_lie_on_one_law_of_data_and_epochs():
+  points = [p for p in records.paper() if p.metric == "zero_shot" and p.arch == "ViT-B/32"
+            and p.method == "CLIP"]
+  found = {one.kind: one for one in fits.fit_all(points)}["data and epochs"]
+  assert found.law.spread < 0.03 and 5 < found.law.constants["repeats"][0] < 9
+  assert abs(found.held_out.miss) < 1.5
+  printed = fits.text([found])
+  assert "data and epochs" in printed and "ViT-B/32" in printed
+
+
+def test_fits_are_written_with_their_bounds(tmp_path):
+  points = [records.Point("d", "one epoch", "A", "CLIP", "none", 100, int(x), int(x), 1.0,
+                          "zero_shot", float(e)) for x, e in zip(D, error(D))]
+  fits.write(fits.fit_all(points), tmp_path / "fits.csv")
+  text = (tmp_path / "fits.csv").read_text()
+  assert "floor_low" in text and "data, one epoch" in text
+  with pytest.raises(UserError, match="No series has 5 different sizes"):
+    fits.fit_all(points[:3])

@@ -1,0 +1,181 @@
+"""Running a grid: preempted, failing, killed; with a stand-in for training, and once for real."""
+
+import json
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from clip_jax.errors import UserError
+from clip_jax.study import grid as grid_lib
+from clip_jax.study import point, records, runner
+
+ROOT = Path(__file__).parents[2]
+GRID = '''
+import sys
+sys.path[:0] = [{tests!r}]
+from run_config import get_config
+from clip_jax.study.grid import Grid, Run, changed
+def get_grid(runs="3"):
+  factors = dict(data="d", protocol="epochs", arch="A", method="CLIP", aug="none", quality=100.0)
+  return Grid([Run(f"run{{i}}", changed(get_config("16"), seed=i), factors)
+               for i in range(int(runs))], {{"i2t_r10": "retrieval/image_to_text_r10"}})
+'''
+# Takes the place of a training: what it does is said by a file beside, one code a start.
+STAND_IN = """
+import json, pathlib, sys, time
+folder, row = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2])
+codes = json.loads((folder.parent.parent / "codes.json").read_text())[row["name"]]
+starts = folder / "starts"
+n = len(starts.read_text()) if starts.exists() else 0
+starts.write_text("x" * (n + 1))
+print("this is start", n)
+code = codes[min(n, len(codes) - 1)]
+if code == "wait":
+  sys.stdin.read()
+  sys.exit(75)
+if code == 0:
+  (folder / "row.json").write_text(json.dumps(row))
+sys.exit(code)
+"""
+
+
+@pytest.fixture
+def grid_file(tmp_path):
+  path = tmp_path / "grid.py"
+  path.write_text(GRID.format(tests=str(ROOT / "tests")))
+  return path
+
+
+class StandIn(runner.Runner):
+  """A runner whose runs take no time."""
+
+  def _start(self, run, slot):
+    folder = self.out / "runs" / run.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    row = {**{name: "" for name in records.COLUMNS[:9]}, **run.factors, "name": run.name,
+           "fingerprint": run.fingerprint}
+    with (folder / "log.txt").open("a") as log:
+      return subprocess.Popen([sys.executable, "-S", "-c", STAND_IN, str(folder), json.dumps(row)],
+                              stdin=subprocess.PIPE, stdout=log, stderr=log)
+
+
+def started(grid_file, out, codes, **options):
+  """(exit code, starts of each run) of a stand-in's grid."""
+  grid = grid_lib.load(str(grid_file))
+  out.mkdir(exist_ok=True)
+  (out / "codes.json").write_text(json.dumps(codes))
+  (out / "runs").mkdir(exist_ok=True)
+  made = StandIn(str(grid_file), grid, out, **{"jobs": 2, **options})
+  code = made.run()
+  starts = {run.name: len(path.read_text()) if (
+      path := out / "runs" / run.folder / "starts").exists() else 0 for run in grid.runs}
+  return code, starts
+
+
+def test_every_run_is_made_once_and_has_its_row(grid_file, tmp_path, capsys):
+  out = tmp_path / "out"
+  codes = {f"run{i}": [0] for i in range(3)}
+  assert started(grid_file, out, codes) == (0, {"run0": 1, "run1": 1, "run2": 1})
+  assert [row["name"] for row in records.read_rows(out)] == ["run0", "run1", "run2"]
+  assert started(grid_file, out, codes)[1] == {"run0": 1, "run1": 1, "run2": 1}, "nothing again"
+  assert "3 runs, 3 of them done" in capsys.readouterr().out
+
+
+def test_preempted_runs_start_again_and_failing_ones_so_often(grid_file, tmp_path, capsys):
+  codes = {"run0": [75, 75, 75, 75, 0], "run1": [1, 1, 0], "run2": [1]}
+  code, starts = started(grid_file, tmp_path / "out", codes, retries=2)
+  assert code == 1 and starts == {"run0": 5, "run1": 3, "run2": 3}
+  printed = capsys.readouterr().out
+  assert "run2 failed 3 times" in printed and "this is start 2" in printed
+  assert "2 of 3 runs are done" in printed
+
+
+def test_a_users_mistake_is_not_tried_again(grid_file, tmp_path):
+  codes = {"run0": [2], "run1": [0], "run2": [0]}
+  assert started(grid_file, tmp_path / "out", codes) == (1, {"run0": 1, "run1": 1, "run2": 1})
+
+
+def test_a_machine_takes_its_part_of_the_grid(grid_file, tmp_path):
+  codes = {f"run{i}": [0] for i in range(3)}
+  assert started(grid_file, tmp_path / "out", codes, part=(1, 2))[1] == {
+      "run0": 0, "run1": 1, "run2": 0}
+  assert started(grid_file, tmp_path / "out", codes, part=(0, 2))[1] == {
+      "run0": 1, "run1": 1, "run2": 1}
+  assert len(records.read_rows(tmp_path / "out")) == 3
+
+
+def test_a_stopped_grid_stops_its_runs_and_says_so(grid_file, tmp_path):
+  out = tmp_path / "out"
+  previous = signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+  signal.setitimer(signal.ITIMER_REAL, 2.0)
+  try:
+    code, starts = started(grid_file, out, {"run0": ["wait"], "run1": ["wait"], "run2": [0]})
+  finally:
+    signal.signal(signal.SIGALRM, previous)
+  assert code == runner.PREEMPTED and starts == {"run0": 1, "run1": 1, "run2": 0}
+
+
+def test_rows_of_a_config_that_changed_since_are_left_out(grid_file, tmp_path):
+  out = tmp_path / "out"
+  started(grid_file, out, {f"run{i}": [0] for i in range(3)})
+  stale = out / "runs" / "run0-000000000000"
+  stale.mkdir()
+  (stale / "row.json").write_text(json.dumps({"name": "run0", "fingerprint": "000000000000"}))
+  assert len(runner.gather(out, grid_lib.load(str(grid_file)))) == 3
+
+
+def test_runs_at_once_share_gpus_or_else_cores(monkeypatch):
+  monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+  assert runner.shares(1) == [(None, {})]
+  assert [env["CUDA_VISIBLE_DEVICES"] for _, env in runner.shares(2)] == ["0,2", "1,3"]
+  with pytest.raises(UserError, match="--jobs=5 is more than the 4 GPUs"):
+    runner.shares(5)
+  monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+  monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+  assert [cores for cores, _ in runner.shares(2)] == [{0, 2}, {1, 3}]
+
+
+def test_numbers_out_of_range_are_refused(grid_file, tmp_path):
+  with pytest.raises(UserError, match="--jobs=0 and --retries=2: at least 1"):
+    runner.Runner("", grid_lib.load(str(grid_file)), tmp_path, jobs=0)
+
+
+def test_the_clock_counts_a_start_that_was_killed(tmp_path):
+  point.write(tmp_path / "clock.json", {"seconds": 100.0, "begun": 1000.0})
+  (tmp_path / "metrics.jsonl").touch()
+  os.utime(tmp_path / "metrics.jsonl", (1030, 1030))
+  assert 130 <= point.Clock(tmp_path).stop() < 140
+
+
+def test_a_grid_that_changed_while_it_ran_is_refused(grid_file, tmp_path, monkeypatch):
+  monkeypatch.setattr(point, "_end_with_parent", lambda: None)
+  with pytest.raises(UserError, match="changed while it was running: run0 is not what it was"):
+    point.run_one(str(grid_file), "run0", tmp_path, "000000000000")
+
+
+def test_a_grid_killed_in_a_run_goes_on_from_its_checkpoint(grid_file, tmp_path):
+  out = tmp_path / "out"
+  command = [sys.executable, "-m", "clip_jax.study", "run", f"--grid={grid_file}:1",
+             f"--out={out}"]
+  environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+  first = subprocess.Popen(command, cwd=ROOT, env=environment)
+  while not any(p.name.isdigit() for p in out.glob("runs/*/checkpoints/*")):
+    assert first.poll() is None
+    time.sleep(0.02)
+  first.kill()
+  first.wait()
+  done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True,
+                        text=True, timeout=300)
+  assert "1 of 1 runs are done" in done.stdout
+  row, = records.read_rows(out)
+  assert (row["name"], row["dataset_size"], row["samples_seen"], row["seed"]) == (
+      "run0", "4562", "512", "0")
+  assert float(row["i2t_r10"]) >= 0 and float(row["wall_seconds"]) > 0 and row["fingerprint"]
+  assert float(row["train_flops"]) == pytest.approx(6e9 * float(row["forward_gmacs"]) * 512)
+  log, = out.glob("runs/*/log.txt")
+  assert "from step" in log.read_text(), "it did not begin again"

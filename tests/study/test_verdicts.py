@@ -1,0 +1,101 @@
+"""Verdicts on made-up runs whose answer is known."""
+
+import itertools
+
+import pytest
+
+from clip_jax.errors import UserError
+from clip_jax.study import records, verdicts
+from clip_jax.study.records import Point
+
+
+def runs(error, *, noise=(0.0, 0.3, -0.2), **changes):
+  """A run for each seed."""
+  return [Point(**{**dict(
+      data="d", protocol="same samples", arch="ViT-m", method="CLIP", aug="none", quality=100.0,
+      dataset_size=100, samples_seen=1600, forward_gmacs=1.0, metric="zero_shot",
+      error=error + extra, seed=seed, where=f"{seed}"), **changes})
+          for seed, extra in enumerate(noise)]
+
+
+def verdict(points, statement):
+  found, = [v for v in verdicts.judge_all(points) if v.statement == statement]
+  return found.verdict
+
+
+def test_a_clear_difference_holds_or_fails_and_a_small_one_cannot_be_told():
+  other = dict(method="SLIP", protocol="one epoch", samples_seen=100)
+  plain = runs(50, protocol="one epoch", samples_seen=100)
+  assert verdict(plain + runs(40, **other), "S10") == verdicts.HOLDS
+  assert verdict(plain + runs(60, **other), "S10") == verdicts.FAILS
+  assert verdict(plain + runs(49.9, noise=(3, -3, 0.5), **other), "S10") == verdicts.UNTOLD
+  assert verdict(plain, "S10") == verdicts.MISSING
+
+
+def test_three_seeds_need_more_than_two_standard_errors():
+  one = verdicts.Difference("x", 3.0, 1.0, 3)
+  assert one.sign == 0 and verdicts.Difference("x", 3.0, 1.0, 30).sign == 1
+  assert verdicts.Difference("x", -4.4, 1.0, 3).sign == -1
+
+
+def test_the_crossing_of_architectures_needs_both_ends():
+  once = lambda size: dict(protocol="one epoch", samples_seen=size, dataset_size=size)
+  res = lambda error, size: runs(error, arch="ResNet-s", **once(size))
+  vit = lambda error, size: runs(error, **once(size))
+  crossing = res(80, 100) + vit(90, 100) + res(40, 900) + vit(30, 900)
+  assert verdict(crossing, "S1") == verdicts.HOLDS
+  assert verdict(res(80, 100) + vit(90, 100) + res(20, 900) + vit(30, 900), "S1") == verdicts.FAILS
+
+
+def test_size_of_the_model_and_compute():
+  def grid(errors):
+    return list(itertools.chain.from_iterable(
+        runs(error, arch=f"ViT-{g}", forward_gmacs=float(g), protocol="one epoch",
+             samples_seen=size, dataset_size=size)
+        for size, row in errors.items() for g, error in zip((1, 2, 4), row)))
+  paper_like = grid({100: (90, 88, 95), 900: (60, 50, 40)})
+  assert verdict(paper_like, "S2") == verdict(paper_like, "S3") == verdicts.HOLDS
+  assert verdict(grid({100: (90, 88, 80), 900: (60, 50, 40)}), "S3") == verdicts.FAILS
+
+
+def test_saturation_and_cuts_and_half_the_data():
+  sizes = lambda *errors: list(itertools.chain.from_iterable(
+      runs(error, dataset_size=n) for n, error in zip((25, 200, 1600), errors)))
+  assert verdict(sizes(80, 40.3, 40), "S4") == verdicts.HOLDS
+  assert verdict(sizes(80, 60, 40), "S4") == verdicts.FAILS
+  cut = runs(38, quality=60.0, protocol="epochs", dataset_size=60, samples_seen=960)
+  assert verdict(cut + runs(42, protocol="epochs"), "S5") == verdicts.HOLDS
+  assert verdict(cut + runs(30, protocol="epochs"), "S5") == verdicts.FAILS
+  assert verdict(runs(50, method="CLIP+DA", aug="x") + runs(50.1, dataset_size=200),
+                 "S7") == verdicts.HOLDS
+
+
+def test_the_papers_own_figures_bear_out_what_they_can():
+  found = {v.statement: v.verdict for v in verdicts.judge_all(records.paper(), "zero_shot")}
+  assert found["S4"] == found["S6"] == verdicts.HOLDS
+  assert found["S8"] == verdicts.UNTOLD, "four sizes, one seed each, and gains that shrink"
+  assert found["S9"] == verdicts.MISSING, "the paper shows no number for it"
+
+
+def test_retrieval_that_gets_worse_is_seen():
+  many = lambda error, epochs: runs(error, metric="i2t_r1", protocol="epochs",
+                                    samples_seen=100 * epochs)
+  assert verdict(many(70, 8) + many(76, 32), "S14") == verdicts.HOLDS
+
+
+def test_a_line_in_accuracy_is_seen():
+  points = []
+  for i in range(10):
+    points += runs(90 - 5 * i, noise=(0,), where=f"r{i}")
+    points += runs(95 - 4 * i, noise=(0,), where=f"r{i}", metric="zero_shot_R")
+  assert verdict(points, "S15") == verdicts.HOLDS
+
+
+def test_verdicts_are_written_with_their_numbers(tmp_path):
+  found = verdicts.judge_all(runs(50) + runs(60, method="FLIP"))
+  assert len({v.statement for v in found}) == 15
+  verdicts.write(found, tmp_path / "verdicts.csv")
+  assert "FLIP less CLIP at 100 +10.0" in verdicts.text(found)
+  assert (tmp_path / "verdicts.csv").read_text().count("\n") == 16
+  with pytest.raises(UserError, match="There are no runs to judge by"):
+    verdicts.judge_all([])
