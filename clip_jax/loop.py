@@ -28,7 +28,7 @@ from clip_jax.evaluators.shared import Shared
 from clip_jax.flops import parameters
 from clip_jax.loading import embedder_of, load
 from clip_jax.model import split
-from clip_jax.parts import Parts, forward_pass, prepare
+from clip_jax.parts import Parts, prepare
 from clip_jax.positions import fitted, overlaid
 from clip_jax.report import Report, evaluations, number
 from clip_jax.shares import placed, rows_of
@@ -94,11 +94,11 @@ def started(parts: Parts, state: Any) -> Any:
   params = fitted(split(trained)[1], state.params["model"], grid)
   # Averages of BatchNorm come along; fixed positions are those of this image size.
   averages = nnx.to_pure_dict(nnx.state(trained, nnx.BatchStat))
-  placed = lambda x, like: jax.device_put(x, like.sharding)
+  on_device = lambda x, like: jax.device_put(x, like.sharding)
   return dataclasses.replace(
       state,
-      params=jax.tree.map(placed, {**state.params, "model": params}, state.params),
-      stats=jax.tree.map(placed, overlaid(state.stats, {"model": averages}), state.stats))
+      params=jax.tree.map(on_device, {**state.params, "model": params}, state.params),
+      stats=jax.tree.map(on_device, overlaid(state.stats, {"model": averages}), state.stats))
 
 
 def train(parts: Parts, state: Any, start: int, checkpoints: Checkpoints, report: Report,

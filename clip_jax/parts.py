@@ -138,10 +138,3 @@ def make_learner(config: ConfigDict, key: jax.Array) -> model_lib.Learner:
 def abstract_learner(config: ConfigDict) -> model_lib.Learner:
   """The same with shapes for arrays."""
   return jax.eval_shape(lambda key: make_learner(config, key), jax.random.key(0))
-
-
-def forward_pass(parts: Parts, state: Any, batch: dict) -> jax.Array:
-  """The loss of a batch; to count what it takes."""
-  learner = nnx.merge(parts.graphdef, state.params, state.stats)
-  key = jax.random.split(jax.random.key(0), parts.data.batch_size)
-  return learner.objective.loss(learner.objective.embed(learner.model, batch, train=True, key=key))

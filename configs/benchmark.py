@@ -1,47 +1,49 @@
-"""A ViT CLIP on synthetic scenes at 224 px, to measure with and not to learn from.
+"""The models of "Scaling (Down) CLIP" on synthetic scenes: to measure and to plan, not to learn from.
 
-  python -m clip_jax.bench step --config=configs/benchmark.py:B/16
+  python -m clip_jax.bench step --config=configs/benchmark.py:B/16 --config.data.batch_size=1024
+  python -m clip_jax.plan --config=configs/benchmark.py:B/16 --topology=v5e:16x16
 
-The argument is the image tower, SIZE/PATCH; the text tower has the same size, S or more. The text is
-16 tokens long, as in the study. Batch, arithmetic and objective are replaced on the command line:
+The argument is a ViT, "Ti/16" to "L/16", or "resnet50". On a CPU set the dtype of both towers to
+float32. Scenes drawn on the way stand in for the study's data, which is private.
 
-  --config.data.batch_size=1024 --config.objective.keep_patches=0.5 --config.model.image.dtype=float32
-
-Computes in bfloat16 on a TPU and a GPU. On a CPU set both towers' dtype to float32.
+Source: Li, Xie, Cubuk 2024, sec. 3: 224 px, 16 tokens of 32,000, a text tower of size B, batches of
+16,384, 3.4 billion samples.
 """
 
 from clip_jax.config import call
-from clip_jax.data.crops import RandomResizedCrop
+from clip_jax.data.crops import Resize
 from clip_jax.data.sources.shapes import Shapes
 from clip_jax.data.tokenizer import SentencePiece
 from clip_jax.data.views import ImageView, Views
 from clip_jax.experiment import Data, Training, experiment
 from clip_jax.model import TwoTowers
 from clip_jax.objectives.clip import Clip
-from clip_jax.optim import adamw
+from clip_jax.optim import scaling_vit_adafactor
 from clip_jax.schedules import warmup_cosine
+from clip_jax.sharding import make_mesh
+from clip_jax.towers.resnet import BitResnet
 from clip_jax.towers.text import TextTransformer
 from clip_jax.towers.vit import Vit
 
 
-def get_config(tower="B/16"):
-  """The config of the run."""
-  size, patch = tower.split("/")
-  image_size, length = 224, 16
+def get_config(model="B/16"):
+  """The config of one model's run."""
+  if model == "resnet50":
+    image = call(BitResnet, layers=50)
+  else:
+    size, _, patch = model.partition("/")
+    image = call(Vit, size=size, patch=int(patch))
   return experiment(
       data=call(
           Data,
-          source=call(Shapes, size=1_000_000),
-          views=call(
-              Views,
-              images={"image": call(ImageView, crop=call(RandomResizedCrop, size=image_size))},
-              tokenizer=call(SentencePiece, length=length)),
-          batch_size=256),
-      model=call(
-          TwoTowers,
-          image=call(Vit, size=size, patch=int(patch), image_size=image_size),
-          text=call(TextTransformer, size=size, length=length),
-          embed=512),
+          source=call(Shapes, size=3_400_000_000),
+          views=call(Views, images={"image": call(ImageView, crop=call(Resize, size=224))},
+                     tokenizer=call(SentencePiece, length=16)),
+          batch_size=16_384),
+      model=call(TwoTowers, image=image,
+                 text=call(TextTransformer, size="B", vocabulary=32_000, length=16)),
       objective=call(Clip),
-      optimizer=call(adamw, learning_rate=1e-3, schedule=call(warmup_cosine, warmup=100)),
-      train=call(Training, steps=1000, log_every=20))
+      optimizer=call(scaling_vit_adafactor, learning_rate=1e-3,
+                     schedule=call(warmup_cosine, warmup=10_000), weight_decay=1e-4),
+      mesh=call(make_mesh, data=1, fsdp=-1),
+      train=call(Training, epochs=1.0))

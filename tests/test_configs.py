@@ -13,6 +13,7 @@ from clip_jax.errors import UserError
 
 # The suites of evaluations are in test_evaluate.py, the study's grids in tests/study.
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
+TRAINED = [path for path in CONFIGS if path.stem != "benchmark"]
 # What can be given after the colon; without any, whatever the config does on its own.
 ARGUMENTS = {"clip_augment": ("crop_flip", "randaugment", "stacked"),
              **{name: ("study", "paper") for name in (
@@ -49,7 +50,7 @@ def test_a_config_is_built_and_its_step_traced(path, argument):
   assert metrics["loss"].shape == ()
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", TRAINED, ids=lambda p: p.stem)
 def test_a_config_says_how_it_is_run_on_what_and_what_to_expect(path):
   text = module_of(path).__doc__
   words = ("cores", "min", "R@10")

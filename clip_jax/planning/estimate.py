@@ -12,7 +12,6 @@ from clip_jax import sharding
 from clip_jax.config import build, call
 from clip_jax.errors import UserError
 from clip_jax.flops import multiply_adds, parameters
-from clip_jax.loop import forward_pass
 from clip_jax.parts import Parts, explanation, prepare
 from clip_jax.planning import compile as compile_lib
 from clip_jax.planning import roofline
@@ -94,7 +93,6 @@ def estimate(config: ConfigDict, topology: Topology, *,
   found = collectives(program, topology.devices) if fits else None
   traffic = main_memory_traffic(program) if fits else None
   with jax.set_mesh(parts.mesh) if compiles else jax.sharding.use_abstract_mesh(parts.mesh):
-    forward = multiply_adds(lambda s, b: forward_pass(parts, s, b), parts.state, parts.batch)
     done, weighted = (2 * multiply_adds(parts.train_step, parts.state, parts.batch, exact=exact)
                       for exact in (1, chip.exact))
   return Estimate(
@@ -104,7 +102,7 @@ def estimate(config: ConfigDict, topology: Topology, *,
       peak=None if made is None else made.peak if fits else made.needed,
       limit=made.there if fits is False else chip.memory,
       batch_size=parts.data.batch_size, total_steps=parts.total_steps if knows_length else None,
-      parameters=parameters(parts.state.params), model_flops=6 * forward, flops=done,
+      parameters=parameters(parts.state.params), model_flops=parts.data.batch_size * parts.compute.flops, flops=done,
       traffic=traffic, found=found,
       roofline=roofline.Roofline(
           compute=roofline.compute_seconds(weighted, topology),

@@ -40,7 +40,7 @@ def main(arguments):
           [sys.executable, "-m", "clip_jax.bench", "step", f"--json={file.name}",
            f"--config=configs/benchmark.py:{tower}", f"--config.data.batch_size={batch}",
            f"--config.train.microbatches={pieces}", "--config.model.image.dtype=float32",
-           "--config.model.text.dtype=float32"],
+           "--config.model.text.dtype=float32", "--config.mesh.data=-1", "--config.mesh.fsdp=1"],
           check=True, capture_output=True, cwd=ROOT)
       rates["clip_jax"].append(json.load(file)["images per CPU-second"])
     print({name: f"{values[-1]:.2f}" for name, values in rates.items()}, flush=True)
@@ -56,21 +56,23 @@ def torch_rate(tower, batch, pieces):
   import torch.nn.functional as F
   size, patch = tower.split("/")
   width, depth, heads = SIZES[size]
+  text_width, text_depth, text_heads = SIZES["B"]  # As in configs/benchmark.py.
   N = (IMAGE // int(patch))**2
 
   class Block(nn.Module):
-    def __init__(self):
+    def __init__(self, width, heads):
       super().__init__()
+      self.heads = heads
       self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
       self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
       self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"),
                                nn.Linear(4 * width, width))
 
     def forward(self, x, mask=None):
-      B, L, _ = x.shape
-      q, k, v = self.qkv(self.norm1(x)).view(B, L, 3, heads, -1).permute(2, 0, 3, 1, 4)
+      B, L, D = x.shape
+      q, k, v = self.qkv(self.norm1(x)).view(B, L, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
       y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-      x = x + self.out(y.transpose(1, 2).reshape(B, L, width))
+      x = x + self.out(y.transpose(1, 2).reshape(B, L, D))
       return x + self.mlp(self.norm2(x))
 
   class Clip(nn.Module):
@@ -78,13 +80,13 @@ def torch_rate(tower, batch, pieces):
       super().__init__()
       self.patches = nn.Conv2d(3, width, int(patch), int(patch))
       self.positions = nn.Parameter(torch.randn(N, width) * 0.02)
-      self.image = nn.ModuleList(Block() for _ in range(depth))
-      self.image_norm, self.text_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-      self.embedding = nn.Embedding(VOCABULARY, width)
-      self.text_positions = nn.Parameter(torch.randn(LENGTH, width) * 0.01)
-      self.text = nn.ModuleList(Block() for _ in range(depth))
+      self.image = nn.ModuleList(Block(width, heads) for _ in range(depth))
+      self.image_norm, self.text_norm = nn.LayerNorm(width), nn.LayerNorm(text_width)
+      self.embedding = nn.Embedding(VOCABULARY, text_width)
+      self.text_positions = nn.Parameter(torch.randn(LENGTH, text_width) * 0.01)
+      self.text = nn.ModuleList(Block(text_width, text_heads) for _ in range(text_depth))
       self.project_image = nn.Linear(width, EMBED, bias=False)
-      self.project_text = nn.Linear(width, EMBED, bias=False)
+      self.project_text = nn.Linear(text_width, EMBED, bias=False)
       self.log_scale = nn.Parameter(torch.tensor(2.659))
 
     def encode_image(self, image):
