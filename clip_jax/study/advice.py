@@ -188,7 +188,7 @@ class Evidence:
     if samples < 1 or D < 1:
       return "the budget pays for nothing"
     if method == "CLIP+DA" and epochs < 2 and self.data == "webli":
-      return "augmentation hurts where pairs are seen once (the paper's text; no figure has numbers)"
+      return "augmentation hurts where pairs are seen once (the paper's text; no numbers)"
     measured = self.laws.get(arch) is not None
     own = self.runs[arch if measured else self.reference]
     law = self.laws[arch if measured else self.reference]
@@ -294,9 +294,9 @@ def _changes(evidence, best, pairs, compute, samples):
   first = best[0]
   tied = [r for r in best[1:] if r.low < first.high and first.low < r.high]
   if tied:
-    names = "; ".join(r.name for r in tied[:3])
-    yield (f"{len(tied)} others are not to be told from the first ({names}{'; ...' if len(tied) > 3 else ''}): "
-           "a run of each at your scale would.")
+    names = "; ".join(r.name for r in tied[:3]) + ("; ..." if len(tied) > 3 else "")
+    yield (f"{len(tied)} others are not to be told from the first ({names}): a run of each at your "
+           "scale would.")
   grown = lambda x, by: None if x is None else x * by
   for what, args in (
       ("four times the pairs", (4 * pairs, compute, samples)),
@@ -307,7 +307,8 @@ def _changes(evidence, best, pairs, compute, samples):
     if not other:
       yield f"With {what} there is no evidence."
     elif other[0].name != first.name:
-      yield f"With {what}: {other[0].name}, {other[0].error:.1f} [{other[0].low:.1f}, {other[0].high:.1f}]."
+      one = other[0]
+      yield f"With {what}: {one.name}, {one.error:.1f} [{one.low:.1f}, {one.high:.1f}]."
 
 
 def _law(points, replicates=60):
@@ -315,13 +316,13 @@ def _law(points, replicates=60):
   once = [p for p in points if p.epochs < 1.01]
   again = [p for p in points if p.epochs >= 1.01]
   if len(once) < 3 and len(again) >= laws.FEWEST + 1 and len({p.samples_seen for p in again}) < 2:
-    raise UserError("All these runs saw the same samples, which does not tell repetition from data.")
+    raise UserError("All these runs saw the same samples: repetition is not told from data.")
   return laws.fit([p.dataset_size for p in points], [p.error for p in points],
                   [p.epochs for p in points], replicates=replicates)
 
 
 def _drift(groups) -> float:
-  """Relative error for each octave of extrapolation: what laws of small sizes miss of the largest."""
+  """Relative error for each octave of extrapolation: what laws of the smaller sizes miss."""
   misses = []
   for points in groups:
     largest = max(p.dataset_size for p in points)
@@ -358,7 +359,7 @@ def _nearest(points, D, epochs):
   places = np.array([_place(p.dataset_size, p.epochs) for p in points])
   off = np.linalg.norm(places - here, axis=1)
   i = int(np.argmin(off))
-  # Between runs on both sides in both directions it is not extrapolated, however far apart they are.
+  # Between runs on both sides in both directions it is not extrapolated, however far they are.
   sides = {tuple(s) for s in np.sign(np.round(places - here, 2)).astype(int)}
   inside = all(any((a * x >= 0 and b * y >= 0) for a, b in sides) for x in (-1, 1) for y in (-1, 1))
   return points[i], float(off[i]) * (0.3 if inside else 1.0)
@@ -403,7 +404,7 @@ def _says(point, octaves, D, epochs, what):
 
 @functools.cache
 def _costs():
-  """(arch, method) -> 1e9 multiply-adds forward an example, as `compute.count` counts the grids'."""
+  """(arch, method) -> 1e9 multiply-adds forward an example, by `compute.count` of the grids."""
   with (records.REFERENCE / "costs.csv").open(newline="", encoding="utf-8") as file:
     return {(r["arch"], r["method"]): sum(float(r[f"{part}_gmacs"]) for part in (
         "image", "text", "loss")) for r in csv.DictReader(file)}

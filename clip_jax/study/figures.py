@@ -63,7 +63,8 @@ def _matplotlib():
     import matplotlib
   except ImportError as error:
     raise UserError("Figures are drawn by matplotlib, which is missing: "
-                    "pip install 'scaling-clip-jax[figures]', or pip install matplotlib.") from error
+                    "pip install 'scaling-clip-jax[figures]', or pip install matplotlib."
+                   ) from error
   matplotlib.use("Agg")
   matplotlib.rcParams.update({
       "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 7.5,
@@ -94,11 +95,12 @@ def _figure(plt, filled):
     axis.set_visible(False)
   if behind:
     from matplotlib.lines import Line2D
-    handles["the paper's points (grey axis where there is one)"] = Line2D(
+    above = " (own axis above)" if len(figure.axes) > axes.size else ""
+    handles[f"the paper's{above}"] = Line2D(
         [], [], color="#888888", alpha=FAINT + 0.2, linewidth=1, marker=".")
   if len(handles) > 1:
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", frameon=False,
-                  ncols=min(len(handles), 2 * columns))
+                  ncols=min(len(handles), 2 * columns if columns > 1 else 1 + (len(handles) > 3)))
   return figure
 
 
@@ -172,7 +174,7 @@ def _bars(axis, panel, own, paper, style, handles):
   front = own or paper
   sizes = sorted({m.x for m in front})
   names = _ordered(list(dict.fromkeys(m.series for m in front)))
-  width = 0.8 / len(names)
+  width, hatches = 0.8 / len(names), ("", "//", "..", "xx", "\\\\", "--", "++", "oo")
   for i, name in enumerate(names):
     line = {m.x: m for m in front if m.series == name}
     behind = {m.x: m for m in paper if m.series == name} if own else {}
@@ -182,7 +184,7 @@ def _bars(axis, panel, own, paper, style, handles):
              alpha=FAINT)
     handles[name] = axis.bar(
         [left(x) for x in line], [m.y for m in line.values()], width * 0.86, color=style[name][0],
-        edgecolor="black", linewidth=0.4, hatch=("", "//", "..", "xx", "\\\\", "--", "++", "oo")[i % 8],
+        edgecolor="black", linewidth=0.4, hatch=hatches[i % len(hatches)],
         yerr=[m.spread for m in line.values()], ecolor="black", error_kw={"elinewidth": 0.8})
   axis.set_xticks(range(len(sizes)), [short(round(x)) for x in sizes])
   axis.grid(axis="x", visible=False)
@@ -196,14 +198,16 @@ def _ordered(names):
     if name in known:
       return 1, known.index(name), name
     number = re.match(r"([\d.]+)([kMB]?)", name)
-    return (0, float(number[1]) * {"": 1, "k": 1e3, "M": 1e6, "B": 1e9}[number[2]], name) if number \
-        else (2, 0.0, name)
+    if not number:
+      return 2, 0.0, name
+    return 0, float(number[1]) * {"": 1, "k": 1e3, "M": 1e6, "B": 1e9}[number[2]], name
   return sorted(names, key=key)
 
 
 def _page(sections, left_out) -> str:
   """The page with all figures."""
-  parts = ["""<!doctype html><html lang="en"><meta charset="utf-8"><title>The study's figures</title>
+  parts = ["""<!doctype html><html lang="en"><meta charset="utf-8">
+<title>The study's figures</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
   color: #1d2330; }
@@ -211,8 +215,8 @@ img { max-width: 100%; } table { border-collapse: collapse; font-size: 13px; }
 td, th { padding: 2px 10px; border-bottom: 1px solid #ddd; text-align: right; }
 td:first-child, th:first-child { text-align: left; } summary { cursor: pointer; color: #0072B2; }
 </style><h1>The study's figures</h1>
-<p>Numbered as in Scaling (Down) CLIP (Li, Xie, Cubuk 2024); from 28 on they are not in it. Means over
-seeds with their standard errors. Grey points are the paper's own, read off its figures: they are of
+<p>Numbered as in Scaling (Down) CLIP (Li, Xie, Cubuk 2024); from 28 on they are not in it.
+Means over seeds with their standard errors. Grey points are the paper's own, read off its figures: they are of
 other data, so compare shapes of curves and not values.</p>"""]
   for data, number, name, filled in sections:
     title = f"{data}: figure {number}. {TITLE[number]}"
@@ -221,14 +225,15 @@ other data, so compare shapes of curves and not values.</p>"""]
                  "<details><summary>the numbers</summary>"
                  + "".join(_table(*one) for one in filled) + "</details>")
   for data, numbers in left_out.items():
-    parts.append(f"<p>No runs for figures {', '.join(map(str, numbers))} of {html.escape(data)}.</p>")
+    listed = ", ".join(map(str, numbers))
+    parts.append(f"<p>No runs for figures {listed} of {html.escape(data)}.</p>")
   return "\n".join(parts) + "</html>\n"
 
 
 def _table(panel: Panel, own: list[Mark], paper: list[Mark]) -> str:
   rows = "".join(
-      f"<tr><td>{html.escape(m.series)}</td><td>{m.source}</td><td>{m.x:,.6g}</td><td>{m.y:.2f}</td>"
-      f"<td>{'' if m.spread != m.spread else format(m.spread, '.2f')}</td><td>{m.runs}</td></tr>"
+      f"<tr><td>{html.escape(m.series)}</td><td>{m.source}</td><td>{m.x:,.6g}</td>"
+      f"<td>{m.y:.2f}</td><td>{'' if m.spread != m.spread else format(m.spread, '.2f')}</td><td>{m.runs}</td></tr>"
       for m in own + paper)
   return (f"<h3>{panel.figure}</h3><table><tr><th>series</th><th>from</th><th>"
           f"{html.escape(panel.label_x)}</th><th>{html.escape(panel.label_y)}</th>"

@@ -68,7 +68,7 @@ def fit_all(points: Iterable[Point]) -> list[Fitted]:
 
 
 def merged(points: Iterable[Point]) -> list[Point]:
-  """The whole pool's points; one run's number that stands in several figures only once, its mean."""
+  """The whole pool's points; a number that stands in several figures only once, their mean."""
   same = _by((p for p in points if p.quality == 100), lambda p: (
       p.data, p.metric, p.arch, p.method, p.aug, p.dataset_size, p.samples_seen, p.seed))
   return [dataclasses.replace(group[0], error=float(np.mean([p.error for p in group])))

@@ -1,7 +1,7 @@
 """The study's grids, at any scale: which runs answer which of its questions.
 
-`make(arch=, method=, aug=, size=, quality=, samples=, seed=)` writes the config of one run; `size` is
-the number of different examples before the quality cut, `samples` how many are seen in all.
+`make(arch=, method=, aug=, size=, quality=, samples=, seed=)` writes the config of one run; `size`
+is the number of different examples before the quality cut, `samples` how many are seen in all.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -80,8 +80,9 @@ def _run(make, data, protocol, arch, *, size, samples, seed, method="CLIP", aug=
   """One run and its name."""
   # Which augmentation the strategy CLIP+DA has, the paper does not say; its best one here.
   aug = aug or ("stacked RandAugment" if method == "CLIP+DA" else "none")
-  parts = [data, arch, aug if method == "CLIP+DA" else method, short(size).replace(".", "p"),
-           *([f"top{quality:g}"] if quality < 100 else []), f"{short(samples).replace('.', 'p')}-seen", protocol,
+  number = lambda count: short(count).replace(".", "p")
+  parts = [data, arch, aug if method == "CLIP+DA" else method, number(size),
+           *([f"top{quality:g}"] if quality < 100 else []), f"{number(samples)}-seen", protocol,
            f"s{seed}"]
   return Run(
       name=".".join(re.sub(r"[^\w+-]+", "-", part) for part in parts),

@@ -109,8 +109,8 @@ def fit(x, error, epochs=1.0, *, top: float = TOP, replicates: int = 200, seed: 
   repeats = bool((epochs > 1.001).any())
   distinct = len(np.unique(np.stack([x, epochs]), axis=1).T)
   if distinct < FEWEST + repeats:
-    raise UserError(f"A law of {3 + repeats} constants was asked of {distinct} different points; at "
-                    f"least {FEWEST + repeats} are needed. Add sizes to the grid.")
+    raise UserError(f"A law of {3 + repeats} constants was asked of {distinct} different points; "
+                    f"at least {FEWEST + repeats} are needed. Add sizes to the grid.")
   if not (np.isfinite(x) & (x > 0)).all() or not (np.isfinite(error) & (error > 0)).all():
     raise UserError("A law is fitted to sizes and errors above 0; leave out the others.")
   worth = np.log(_worth(x, epochs, np.array([[8.0]]))[0])

@@ -149,11 +149,13 @@ TITLE = {
     10: "ViTs: linear probe", 11: "ViTs: retrieval", 12: "Architectures, each example once",
     13: "Architectures, same samples seen", 14: "Architectures: linear probe",
     15: "Architectures: retrieval", 16: "Strategies, each example once",
-    17: "Strategies, same samples seen", 18: "Strategies: retrieval", 19: "Strategies: linear probe",
+    17: "Strategies, same samples seen", 18: "Strategies: retrieval",
+    19: "Strategies: linear probe",
     20: "Data and epochs: shifted sets", 21: "ViTs: shifted sets", 22: "ViTs: shifted sets, probed",
     23: "Architectures: shifted sets", 24: "Architectures: shifted sets, probed",
     25: "Architectures: few-shot", 26: "Strategies: shifted sets",
-    27: "Strategies: shifted sets, probed", 28: "Retrieval at 10", 29: "Retrieval at 10: quality, compute"}
+    27: "Strategies: shifted sets, probed", 28: "Retrieval at 10",
+    29: "Retrieval at 10: quality, compute"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -111,8 +111,8 @@ def read_rows(path: Path | str) -> list[dict[str, str]]:
     reader = csv.DictReader(file)
     missing = [name for name in COLUMNS[:9] if name not in (reader.fieldnames or ())]
     if missing:
-      raise UserError(f"{path} has no column {', '.join(missing)}; it needs {', '.join(COLUMNS[:9])} "
-                      f"and any of {', '.join(METRICS)}.")
+      raise UserError(f"{path} has no column {', '.join(missing)}; it needs "
+                      f"{', '.join(COLUMNS[:9])} and any of {', '.join(METRICS)}.")
     return list(reader)
 
 
@@ -148,6 +148,7 @@ def paper() -> list[Point]:
     return [Point(
         data="webli", protocol=row["protocol"], arch=row["arch"], method=row["method"],
         aug=row["aug"], quality=float(row["quality"]), dataset_size=int(row["dataset_size"]),
-        samples_seen=int(row["samples_seen"]), forward_gmacs=float(row["forward_gmacs"] or math.nan),
+        samples_seen=int(row["samples_seen"]),
+        forward_gmacs=float(row["forward_gmacs"] or math.nan),
         metric=row["metric"], error=float(row["error"]), where=row["figure"],
         precision=float(row["precision"]), how=row["how"]) for row in csv.DictReader(file)]

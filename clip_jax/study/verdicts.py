@@ -272,8 +272,9 @@ def _half_data(points, metric):
   first, second = _of(own, metric, method="CLIP+DA"), _of(own, metric, method="CLIP")
   for size in sorted({p.dataset_size for p in first}):
     doubled = [p for p in second if 1.9 <= p.dataset_size / size <= 4.1]
+    sizes = "/".join(sorted({short(p.dataset_size) for p in doubled}))
     found = difference(
-        f"CLIP+DA at {short(size)} less CLIP at {'/'.join(sorted({short(p.dataset_size) for p in doubled}))}",
+        f"CLIP+DA at {short(size)} less CLIP at {sizes}",
         [p for p in first if p.dataset_size == size], doubled,
         lambda p: (p.arch, p.samples_seen, p.seed))
     if found:
@@ -302,10 +303,12 @@ def _overfits(points, metric):
   size = min(p.dataset_size for p in own)
   own = [p for p in own if p.dataset_size == size]
   most = max(p.epochs for p in own)
+  if most < 9:
+    return None
   key = lambda p: (p.arch, p.seed)
   return _verdict([(difference(f"{most:.3g} epochs less 8 at {short(size)}",
                                [p for p in own if p.epochs == most],
-                               [p for p in own if 7 < p.epochs < 9], key), 1)]) if most > 9 else None
+                               [p for p in own if 7 < p.epochs < 9], key), 1)])
 
 
 def _linear(points, metric):

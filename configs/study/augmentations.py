@@ -17,4 +17,5 @@ BASE = runpy.run_path(str(Path(__file__).parents[1] / "clip.py"))["get_config"]
 def get_grid(data="data/pairs"):
   """The runs."""
   make = recipes.paper(BASE(), data)
-  return Grid(grids.augmentations(make, data="own", sizes=grids.SIZES[:4], epochs=30), recipes.COLUMNS)
+  return Grid(grids.augmentations(make, data="own", sizes=grids.SIZES[:4], epochs=30),
+              recipes.COLUMNS)

@@ -2,7 +2,8 @@
 
   python -m clip_jax.study run --grid=configs/study/epochs.py:DATA --out=DIR [--dry-run]
 
-DATA is a folder that python -m clip_jax.prepare wrote of your own pairs. Five sizes, five numbers of epochs each.
+DATA is a folder that python -m clip_jax.prepare wrote of your own pairs. Five
+sizes, five numbers of epochs each.
 Not run here.
 """
 

@@ -21,7 +21,8 @@ def evidence():
 
 def test_where_there_is_a_run_its_number_is_given(fixed):
   by = {r.name: r for r in fixed[0].recipes}
-  for arch, error in (("ViT-B/32", 56.6), ("ViT-L/16", 47.0), ("ResNet-50", 58.2), ("Swin-T", 54.5)):
+  for arch, error in (("ViT-B/32", 56.6), ("ViT-L/16", 47.0), ("ResNet-50", 58.2),
+                      ("Swin-T", 54.5)):
     one = by[f"{arch}, CLIP, all pairs"]
     assert one.error == pytest.approx(error, abs=2.5) and one.low < error < one.high, arch
   assert by["ViT-B/32, CLIP+DA, all pairs"].error == pytest.approx(47.8, abs=2)
