@@ -37,16 +37,20 @@ def command(main: Callable[[list[str]], int | None]):
   sys.exit(code)
 
 
+def caches() -> Path:
+  """Where what can be made again is kept from run to run."""
+  return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clip_jax"
+
+
 def compiled_programs() -> Path:
   """Where compiled programs are kept; JAX_COMPILATION_CACHE_DIR names another place."""
-  home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
   # A home is shared by machines, and a program made for one processor may not run on another.
   try:
     flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines()
                  if line.startswith(("flags", "Features")))
   except (OSError, StopIteration):
     flags = platform.processor()
-  return home / "clip_jax" / f"compiled-{hashlib.sha256(flags.encode()).hexdigest()[:8]}"
+  return caches() / f"compiled-{hashlib.sha256(flags.encode()).hexdigest()[:8]}"
 
 
 def _say(message: str, code: int) -> int:

@@ -109,3 +109,17 @@ def shard(text: str | None, flag: str = "--shard") -> tuple[int, int]:
   if not numbers or int(numbers[1]) >= int(numbers[2]):
     raise UserError(f"{flag}={text} is not I/N with I from 0 to N - 1, as in {flag}=0/8.")
   return int(numbers[1]), int(numbers[2])
+
+
+def whole(text: str | None, flag: str, default: int, *, at_least: int = 1) -> int:
+  """The whole number that a flag was given, or its default.
+
+  Raises:
+    UserError: it is none, or below `at_least`.
+  """
+  if text is None:
+    return default
+  if not re.fullmatch(r"\d+", text) or int(text) < at_least:
+    raise UserError(f"{flag}={text} is not a whole number from {at_least} on, as in "
+                    f"{flag}={default}.")
+  return int(text)

@@ -1,6 +1,7 @@
 """A folder of pictures as unit vectors, made once and kept."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 import hashlib
 import os
 from pathlib import Path
@@ -108,10 +109,14 @@ def _embedded(embedder, folder, names):
     except (OSError, UnreadableImage):
       return None
 
-  images = embedder.mapped(read, names)
-  readable = [image for image in images if image is not None]
-  made = iter(embedder.encode_pixels(np.stack(readable)) if readable else ())
-  return [None if image is None else next(made) for image in images]
+  found = []
+  with ThreadPoolExecutor(embedder.threads) as pool:
+    for start in range(0, len(names), embedder.batch_size):
+      images = list(pool.map(read, names[start:start + embedder.batch_size]))
+      readable = [image for image in images if image is not None]
+      z = iter(embedder.encode_share(np.stack(readable))[1] if readable else ())
+      found += [None if image is None else next(z) for image in images]
+  return found
 
 
 def _read(file: Path) -> dict[str, tuple]:

@@ -25,7 +25,7 @@ Prints a line for each picture: the cosine, and the path.
 def main(arguments: list[str]) -> int:
   """Runs the command; returns its exit code."""
   from clip_jax.errors import UserError
-  from clip_jax.flags import parse, positive
+  from clip_jax.flags import parse, whole
   words = [a for a in arguments if not a.startswith("-")]
   flags = parse([a for a in arguments if a.startswith("-")], HELP, switches=("serve",),
                 strings=("from", "images", "top", "sheet", "like", "port", "trust"))
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
   if bool(words) + bool(flags.like) + flags.serve != 1:
     raise UserError("Look for what? Give a text, as in \"a red car\", or --like=PICTURE, or --serve "
                     "for a page to ask on; one of them.")
-  top, port = positive("top", flags.top or 20), positive("port", flags.port or 8000, at_least=0)
+  top, port = whole(flags.top, "--top", 20), whole(flags.port, "--port", 8000, at_least=0)
   like = read(flags.like) if flags.like else None
 
   from clip_jax.index import index

@@ -17,15 +17,16 @@ LAYERS = [
      "schedules", "profiling", "bringup"),
     ("layers", "shares"),
     ("data", "augment", "towers", "optim"),
-    ("model",),
+    ("model", "sheet", "page"),
     ("embedder", "objectives"),
     ("step", "compute"),
-    ("checkpoint", "evaluators", "experiment", "positions", "scoring"),
+    ("checkpoint", "evaluators", "index", "experiment", "positions", "scoring"),
     ("parts", "pretrained"),
     ("loading",),
     ("loop", "benches", "planning"),
     ("study",),
-    ("train", "evaluate", "prepare", "bench", "score", "export", "plan"),
+    ("train", "evaluate", "prepare", "bench", "score", "export", "plan",
+     "search"),
 ]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -11,6 +11,7 @@ from clip_jax.evaluators.accuracy import TIE
 from clip_jax.evaluators.answers import Answer, Question, binomial_error, places, told
 from clip_jax.evaluators.shared import Shared, check_resize
 from clip_jax.interfaces import Embedder, Source
+from clip_jax.sheet import AMBER, CELL, GAP, GREEN, GREY, INK, LINE, MARGIN, PAPER, card, wrapped
 
 
 class Retrieval(Question):
@@ -152,10 +153,7 @@ def _summary(direction: str, rank: np.ndarray) -> dict[str, float]:
   return {**recalls, f"{direction}_median_rank": 1 + float(np.median(rank))}
 
 
-# The contact sheet, in pixels.
-_CELL, _GAP, _MARGIN, _CAPTION, _HEAD = 128, 14, 28, 250, 132
-_PAPER, _CARD, _INK, _GREY, _LINE = "#f6f7f9", "#ffffff", "#1d2330", "#79808f", "#d3d7df"
-_GREEN, _AMBER = "#16a34a", "#d97706"
+_CAPTION, _HEAD = 250, 132  # Pixels of the contact sheet.
 
 
 def contact_sheet(rows: list[tuple[str, int, list[np.ndarray], np.ndarray]], *, title: str,
@@ -170,62 +168,31 @@ def contact_sheet(rows: list[tuple[str, int, list[np.ndarray], np.ndarray]], *, 
   Returns:
     An RGB image.
   """
-  pitch = _CELL + _GAP
-  missed = _MARGIN + _CAPTION + 5 * pitch + 2 * _GAP  # Left edge of what should have been found.
-  width, height = missed + _CELL + _MARGIN, _HEAD + len(rows) * (pitch + _GAP) + _MARGIN - 2 * _GAP
-  sheet = Image.new("RGB", (width, height), _PAPER)
+  pitch = CELL + GAP
+  missed = MARGIN + _CAPTION + 5 * pitch + 2 * GAP  # Left edge of what should have been found.
+  width, height = missed + CELL + MARGIN, _HEAD + len(rows) * (pitch + GAP) + MARGIN - 2 * GAP
+  sheet = Image.new("RGB", (width, height), PAPER)
   draw = ImageDraw.Draw(sheet)
   large, middle, small = (ImageFont.load_default(size) for size in (26, 17, 14))
-  draw.text((_MARGIN, 24), title, _INK, large)
-  draw.text((_MARGIN, 62), subtitle, _GREY, middle)
+  draw.text((MARGIN, 24), title, INK, large)
+  draw.text((MARGIN, 62), subtitle, GREY, middle)
   for k in range(5):
-    x = _MARGIN + _CAPTION + k * pitch + _CELL // 2
-    draw.text((x, _HEAD - 22), f"{k + 1}", _GREY, small, anchor="mm")
-  draw.text((missed + _CELL // 2, _HEAD - 22), "right one, if missed", _GREY, small, anchor="mm")
+    x = MARGIN + _CAPTION + k * pitch + CELL // 2
+    draw.text((x, _HEAD - 22), f"{k + 1}", GREY, small, anchor="mm")
+  draw.text((missed + CELL // 2, _HEAD - 22), "right one, if missed", GREY, small, anchor="mm")
   for number, (text, rank, nearest, right) in enumerate(rows):
-    y = _HEAD + number * (pitch + _GAP)
-    draw.line((_MARGIN, y - _GAP, width - _MARGIN, y - _GAP), _LINE)
+    y = _HEAD + number * (pitch + GAP)
+    draw.line((MARGIN, y - GAP, width - MARGIN, y - GAP), LINE)
     found = rank < len(nearest)
-    lines = _wrapped(draw, text, middle, _CAPTION - 2 * _GAP, 4)
+    lines = wrapped(draw, text, middle, _CAPTION - 2 * GAP, 4)
     for i, line in enumerate(lines):
-      draw.text((_MARGIN, y + 8 + i * 23), line, _INK, middle)
-    draw.text((_MARGIN, y + 14 + len(lines) * 23), f"rank {rank + 1:,}",
-              _GREEN if found else _AMBER, small)
+      draw.text((MARGIN, y + 8 + i * 23), line, INK, middle)
+    draw.text((MARGIN, y + 14 + len(lines) * 23), f"rank {rank + 1:,}",
+              GREEN if found else AMBER, small)
     for k, image in enumerate(nearest):
       hit = k == rank
-      _paste(sheet, image, (_MARGIN + _CAPTION + k * pitch, y), _GREEN if hit else _LINE,
+      card(sheet, image, (MARGIN + _CAPTION + k * pitch, y), GREEN if hit else LINE,
              4 if hit else 1)
     if not found:
-      _paste(sheet, right, (missed, y), _AMBER, 2)
+      card(sheet, right, (missed, y), AMBER, 2)
   return sheet
-
-
-def _paste(sheet: Image.Image, image: np.ndarray, corner: tuple[int, int], colour: str, line: int):
-  """A white card with a coloured frame, the whole image centred in it."""
-  x, y = corner
-  draw = ImageDraw.Draw(sheet)
-  draw.rounded_rectangle((x, y, x + _CELL - 1, y + _CELL - 1), 8, _CARD, colour, line)
-  picture = Image.fromarray(image)
-  scale = (_CELL - 16) / max(picture.size)
-  size = tuple(max(1, round(side * scale)) for side in picture.size)
-  sheet.paste(picture.resize(size, Image.Resampling.LANCZOS),
-              (x + (_CELL - size[0]) // 2, y + (_CELL - size[1]) // 2))
-
-
-def _wrapped(draw: ImageDraw.ImageDraw, text: str, font: Any, width: int, most: int) -> list[str]:
-  """`text` in at most `most` lines that fit into `width` pixels; what does not fit ends in dots."""
-  lines, rest = [], " ".join(text.split())
-  while rest and len(lines) < most:
-    count = len(rest)
-    while count > 1 and draw.textlength(rest[:count], font) > width:
-      count -= 1
-    if count < len(rest) and " " in rest[:count + 1].strip():
-      count = rest[:count + 1].rindex(" ")  # At a word's end, unless one word fills the line.
-    lines.append(rest[:count].strip())
-    rest = rest[count:].strip()
-  if rest:
-    last = lines[-1]
-    while last and draw.textlength(last + "...", font) > width:
-      last = last[:-1]
-    lines[-1] = last.rstrip() + "..."
-  return lines

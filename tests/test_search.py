@@ -1,0 +1,175 @@
+"""The command: a folder of pictures, searched by words and by pictures, embedded only once."""
+
+import io
+import json
+from pathlib import Path
+import threading
+from urllib import request
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from clip_jax import index as index_lib
+from clip_jax import page as page_lib
+from clip_jax import search
+from clip_jax.errors import UserError
+
+COLOURS = {"red.png": (255, 0, 0), "deep/green.jpg": (0, 255, 0), "blue.webp": (0, 0, 255)}
+
+
+class Colours:
+  """An embedder that knows colours: a picture is its mean colour, a text the colour it names."""
+
+  batch_size, threads, model = 2, 2, None
+
+  def __init__(self):
+    self.seen = 0
+
+  def preprocess(self, image):
+    from clip_jax.data.decode import decode
+    return np.asarray(Image.fromarray(decode(image)).resize((2, 2)))
+
+  def encode_share(self, share):
+    self.seen += len(share)
+    z = share.reshape(len(share), -1, 3).mean(1).astype(np.float32) + 1
+    return None, z / np.linalg.norm(z, axis=1, keepdims=True)
+
+  def encode_image(self, images):
+    return self.encode_share(np.stack([self.preprocess(image) for image in images]))[1]
+
+  def encode_text(self, texts):
+    return np.eye(3, dtype=np.float32)[[("red", "green", "blue").index(text.split()[-1])
+                                        for text in texts]]
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  folder = tmp_path / "pictures"
+  for name, colour in COLOURS.items():
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (40, 20), colour).save(folder / name)
+  (folder / "broken.png").write_bytes(b"\x89PNG no picture")
+  (folder / ".hidden.png").write_bytes(b"")
+  (folder / "notes.txt").write_text("no picture")
+  return folder
+
+
+@pytest.fixture
+def colours(monkeypatch):
+  embedder = Colours()
+  monkeypatch.setattr("clip_jax.loading.load", lambda where, trust: embedder)
+  monkeypatch.setattr("clip_jax.scoring.model_fingerprint", lambda model: "colours")
+  return embedder
+
+
+def test_words_find_the_picture(pictures, colours, capsys):
+  assert search.main(["--from=m", f"--images={pictures}", "something", "red", "--top=2"]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert "1 files cannot be read and are left out: broken.png" in lines
+  scores = [line.split("  ", 1) for line in lines if line.endswith((".png", ".jpg", ".webp"))][1:]
+  assert len(scores) == 2 and scores[0][1] == str(pictures / "red.png")
+  assert float(scores[0][0]) > 0.99 > float(scores[1][0])
+
+
+def test_a_picture_finds_its_like(pictures, colours, tmp_path, capsys):
+  Image.new("RGB", (9, 9), (10, 240, 10)).save(tmp_path / "like.png")
+  search.main(["--from=m", f"--images={pictures}", f"--like={tmp_path}/like.png", "--top=1",
+               f"--sheet={tmp_path}/sheet.png"])
+  assert str(pictures / "deep/green.jpg") in capsys.readouterr().out
+  sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+  assert (np.abs(sheet.astype(int) - (0, 255, 0)).sum(-1) < 30).sum() > 1000
+
+
+def test_what_was_embedded_is_not_embedded_again(pictures, colours):
+  find = lambda: index_lib.index(colours, "colours", pictures, lambda line: None)
+  first = find()
+  assert colours.seen == 3 and first.unreadable == ["broken.png"]
+  again = find()
+  assert colours.seen == 3 and again.names == first.names == sorted(COLOURS)
+  np.testing.assert_array_equal(again.z, first.z)
+
+  Image.new("RGB", (41, 20), (0, 0, 9)).save(pictures / "red.png")  # Another picture by that name.
+  (pictures / "blue.webp").unlink()
+  changed = find()
+  assert colours.seen == 4 and changed.names == ["deep/green.jpg", "red.png"]
+  assert changed.z[1].argmax() == 2
+  index_lib.index(colours, "another model", pictures, lambda line: None)
+  assert colours.seen == 6
+
+
+def test_an_index_that_is_damaged_is_made_again(pictures, colours, tmp_path):
+  find = lambda: index_lib.index(colours, "colours", pictures, lambda line: None)
+  find()
+  file, = (tmp_path / "cache").rglob("*.npz")
+  file.write_bytes(file.read_bytes()[:100])
+  assert find().names == sorted(COLOURS) and colours.seen == 6
+
+
+def test_a_kill_costs_no_more_than_a_block(pictures, colours, monkeypatch):
+  monkeypatch.setattr(index_lib, "_BLOCK", 1)
+  calls = []
+
+  def killed(share):
+    calls.append(None)
+    if len(calls) > 2:
+      raise KeyboardInterrupt
+    return Colours.encode_share(colours, share)
+
+  monkeypatch.setattr(colours, "encode_share", killed)
+  find = lambda: index_lib.index(colours, "colours", pictures, lambda line: None)
+  with pytest.raises(KeyboardInterrupt):
+    find()
+  calls.clear()
+  assert find().names == sorted(COLOURS) and len(calls) == 1
+
+
+def test_the_page_answers_from_the_index(pictures, colours, monkeypatch, capsys):
+  pages = []
+  serve = page_lib.Page.serve
+
+  def serving(page):
+    pages.append(page)
+    thread = threading.Thread(target=serve, args=(page,))
+    thread.start()
+    with request.urlopen(page.address + "find?text=blue") as answer:
+      pages.append(json.loads(answer.read()))
+    content = io.BytesIO()
+    Image.new("RGB", (5, 5), "red").save(content, "PNG")
+    with request.urlopen(page.address + "find", content.getvalue()) as answer:
+      pages.append(json.loads(answer.read()))
+    page.close()
+    thread.join()
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(page_lib.Page, "serve", serving)
+  assert search.main(["--from=m", f"--images={pictures}", "--serve", "--port=0"]) == 0
+  assert pages[1][0]["path"].endswith("blue.webp") and pages[2][0]["path"].endswith("red.png")
+  assert f"Open {pages[0].address}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["a car"], "Which model\\? Set --from"),
+    (["--from=m", "a car"], "Which pictures\\? Set --images"),
+    (["--from=m", "--images=x"], "Look for what\\?.*one of them"),
+    (["--from=m", "--images=x", "a car", "--serve"], "Look for what\\?"),
+    (["--from=m", "--images=x", "a car", "--top=many"], "--top=many is not a whole number from 1"),
+    (["--from=m", "--images=x", "a car", "--top=0"], "--top=0 is not a whole number from 1"),
+    (["--from=m", "--images=x", "--like=nowhere.png"], "--like=nowhere.png cannot be opened: No such"),
+    (["--from=m", "--images=x", f"--like={__file__}"], "is no picture that can be read"),
+    (["--from=m", "--images=nowhere", "a car"], "There is no folder .*nowhere")])
+def test_mistakes_are_told(colours, arguments, message):
+  with pytest.raises(UserError, match=message):
+    search.main(arguments)
+
+
+def test_a_folder_needs_a_picture_that_can_be_read(colours, tmp_path, monkeypatch):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  folder = tmp_path / "empty"
+  folder.mkdir()
+  with pytest.raises(UserError, match="empty has no pictures; looked for .jpg"):
+    index_lib.index(colours, "colours", folder, print)
+  (folder / "broken.jpg").write_bytes(b"no")
+  with pytest.raises(UserError, match="None of the 1 pictures in .* can be read: broken.jpg"):
+    index_lib.index(colours, "colours", folder, print)
