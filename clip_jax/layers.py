@@ -103,18 +103,21 @@ class BatchNorm(nnx.Module):
   averages, which stand in for the batch's own mean and variance where there is no batch, move by
   `momentum` at each call in training; their variance is the unbiased one, as in PyTorch.
 
+  Args:
+    scale: where the learned scale starts; 0 makes a residual block start as the identity.
+
   Source: Ioffe & Szegedy 2015, algorithms 1 and 2.
   """
 
-  def __init__(self, width: int, *, momentum: float = 0.1, epsilon: float = 1e-5,
-               dtype: str = "float32"):
-    self.scale = nnx.Param(jnp.ones(width))
+  def __init__(self, width: int, *, scale: float = 1.0, momentum: float = 0.1,
+               epsilon: float = 1e-5, dtype: str = "float32"):
+    self.scale = nnx.Param(jnp.full(width, scale))
     self.bias = nnx.Param(jnp.zeros(width))
     self.mean = nnx.BatchStat(jnp.zeros(width))
     self.variance = nnx.BatchStat(jnp.ones(width))
     self.momentum, self.epsilon, self.dtype = momentum, epsilon, dtype
 
-  def __call__(self, x, *, train):
+  def __call__(self, x, *, train=False):
     """[B, ..., D] -> the same; `train` uses this batch's mean and variance, and remembers them."""
     x = x.astype(jnp.float32)
     mean, variance = self.mean[...], self.variance[...]
@@ -124,8 +127,8 @@ class BatchNorm(nnx.Module):
       variance = jnp.square(x - mean).mean(axes)
       count = math.prod(x.shape[:-1])
       unbiased = variance * (count / max(count - 1, 1))
-      self.mean[...] += self.momentum * (mean - self.mean[...])
-      self.variance[...] += self.momentum * (unbiased - self.variance[...])
+      for average, now in ((self.mean, mean), (self.variance, unbiased)):
+        average[...] += self.momentum * (lax.stop_gradient(now) - average[...])
     x = (x - mean) * lax.rsqrt(variance + self.epsilon)
     return (x * self.scale[...] + self.bias[...]).astype(self.dtype)
 

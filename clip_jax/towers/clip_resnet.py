@@ -8,7 +8,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from clip_jax.errors import UserError
-from clip_jax.layers import REMAT, Linear, check_heads, one_of
+from clip_jax.layers import REMAT, BatchNorm, Linear, check_heads, one_of
 from clip_jax.sharding import on_rows
 
 # Name -> blocks in each stage, channels of the stem, image size it was published for.
@@ -126,38 +126,6 @@ class Convolution(nnx.Module):
     return lax.conv_general_dilated(
         x.astype(self.dtype), self.kernel[...].astype(self.dtype), (self.stride, self.stride),
         ((pad, pad), (pad, pad)), dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-
-class BatchNorm(nnx.Module):
-  """Normalises channels over all rows and places; in evaluation by running averages.
-
-  Source: Ioffe & Szegedy 2015, alg. 1; the averages move by a tenth of the way at each step.
-  """
-
-  def __init__(self, width: int, *, scale: float = 1.0, epsilon: float = 1e-5,
-               momentum: float = 0.9, dtype: str = "float32"):
-    self.scale = nnx.Param(jnp.full(width, scale))
-    self.bias = nnx.Param(jnp.zeros(width))
-    self.mean = nnx.BatchStat(jnp.zeros(width))
-    self.variance = nnx.BatchStat(jnp.ones(width))
-    self.epsilon, self.momentum, self.dtype = epsilon, momentum, dtype
-
-  def __call__(self, x, *, train=False):
-    """[B, H, W, C] -> the same."""
-    x = x.astype(jnp.float32)
-    if train:
-      mean = x.mean((0, 1, 2))
-      variance = jnp.square(x - mean).mean((0, 1, 2))
-      n = math.prod(x.shape[:3])
-      self._move(self.mean, mean)
-      self._move(self.variance, variance * (n / max(1, n - 1)))
-    else:
-      mean, variance = self.mean[...], self.variance[...]
-    x = (x - mean) * (lax.rsqrt(variance + self.epsilon) * self.scale[...]) + self.bias[...]
-    return x.astype(self.dtype)
-
-  def _move(self, average, value):
-    average[...] = self.momentum * average[...] + (1 - self.momentum) * lax.stop_gradient(value)
 
 
 class Bottleneck(nnx.Module):

@@ -184,7 +184,8 @@ def windows(x, sides):
 def unwindowed(x, sides, shape):
   """[B, windows, n, C] -> [B, H, W, C], for H and W in `shape`."""
   (H, W), (h, w) = shape, sides
-  return x.reshape(len(x), H // h, W // w, h, w, -1).swapaxes(2, 3).reshape(len(x), H, W, -1)
+  B = x.shape[0]  # Which len() would not give where it is a symbol, as in an export.
+  return x.reshape(B, H // h, W // w, h, w, -1).swapaxes(2, 3).reshape(B, H, W, -1)
 
 
 def _rolled(x, shift, direction):
