@@ -163,7 +163,8 @@ class Evidence:
           cost = self._cost(arch, method)
           if cost is None:
             if compute:
-              refused[f"{arch}, {method}"] = "nobody counted its compute"
+              refused[f"{arch}, {method}"] = (
+                  "its compute is not known (FLIP drops patches, which only a ViT can)")
             continue
           seen = samples or compute / (6e9 * cost)
           options = [self._recipe(arch, method, quality, pairs, min(seen, many * pairs * quality

@@ -297,12 +297,12 @@ def _order(points, metric):
 def _overfits(points, metric):
   """S14: with few pairs, retrieval gets worse from 8 epochs on."""
   name = "r10" if any(p.metric == "r10" for p in points) else "i2t_r1"
-  own = [p for p in _of(points, name, **_PLAIN) if p.protocol == "epochs"]
+  own = [p for p in _of(points, name, **_PLAIN) if p.epochs > 7]
   if not own:
     return None
-  size = min(p.dataset_size for p in own)
+  size = min((p.dataset_size for p in own if p.epochs < 9), default=0)
   own = [p for p in own if p.dataset_size == size]
-  most = max(p.epochs for p in own)
+  most = max((p.epochs for p in own), default=0)
   if most < 9:
     return None
   key = lambda p: (p.arch, p.seed)

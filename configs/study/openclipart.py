@@ -34,6 +34,8 @@ def get_grid(seeds="3"):
       + grids.by_size(clean, sizes=SIZES[1::2], archs=("ViT-64x3",), methods=("CLIP", "FLIP"),
                       **same)
       + grids.by_size(clean, sizes=SIZES[-1:], archs=("Mixer-64x3",), **same)
+      + grids.augmentations(clean, data="openclipart", sizes=SIZES[1:2], epochs=22, seeds=seeds,
+                            augs=("none", "crop&flip", "RandAugment"), arch="ResNet-8")
       + grids.by_size(small(caption="caption_long"), sizes=SIZES[-1:], archs=("ResNet-8",),
                       **same | dict(data="openclipart, long captions"))
       + grids.cut(small(noise=NOISE), data="noisy openclipart", pool=POOL, cut=60, samples=SAMPLES,

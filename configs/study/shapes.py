@@ -33,5 +33,6 @@ def get_grid(seeds="3"):
                       methods=grids.METHODS[1:], **data)
       + grids.by_size(clean, sizes=SIZES[:-1], samples=POOL, archs=("ViT-64x3",),
                       methods=grids.METHODS, **data)
+      + grids.sizes_by_epochs(clean, sizes=SIZES[:1], epochs=(8,), arch="ViT-64x3", **data)
       + grids.quality_cuts(small(NOISE), data="noisy shapes", pool=POOL, samples=POOL,
                            cuts=(60, 100), arch="ViT-64x3", seeds=seeds), recipes.SMALL_COLUMNS)
