@@ -8,6 +8,7 @@ from typing import Any
 
 from flax import nnx
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
@@ -65,16 +66,13 @@ class Embedder:
       float32 [hosts * n, D] and [hosts * n, E], the same on every host: the tower's output, and
       what `encode_image` gives; host after host.
     """
-    n, local = len(share), self.mesh.size // jax.process_count()
-    size = -(-(1 << (n - 1).bit_length()) // local) * local
-    filled = np.zeros((size, *share.shape[1:]), share.dtype)
-    filled[:n] = share
+    # Every host gets all pixels, and its devices theirs of them: on any mesh, in any order of devices.
+    batch = multihost_utils.process_allgather(share) if jax.process_count() > 1 else share
+    batch = np.asarray(batch).reshape(-1, *share.shape[1:])
     graphdef, arrays = nnx.split(self.model)
     with jax.set_mesh(self.mesh):
-      made = _program(_features_too, graphdef, self.mesh)(
-          arrays, to_device({"x": filled}, self.mesh)["x"])
-    return tuple(np.asarray(x).reshape(-1, size, x.shape[1])[:, :n].reshape(-1, x.shape[1])
-                 for x in made)
+      made = _program(_features_too, graphdef, self.mesh)(arrays, self._on_device(self._filled(batch)))
+    return tuple(np.asarray(x)[:len(batch)] for x in made)
 
   def _encoded(self, method, batches):
     """All rows of all batches, each batch filled up so that few programs serve every number."""
@@ -82,16 +80,20 @@ class Embedder:
     out = []
     with jax.set_mesh(self.mesh):
       for batch in batches:
-        n = len(batch)
-        size = min(self.batch_size, max(self.mesh.size, 1 << (n - 1).bit_length()))
-        filled = np.zeros((-(-size // self.mesh.size) * self.mesh.size, *batch.shape[1:]),
-                          batch.dtype)
-        filled[:n] = batch
-        z = _program(method, graphdef, self.mesh)(arrays, self._on_device(filled))
-        out.append(np.asarray(z)[:n])
+        z = _program(method, graphdef, self.mesh)(arrays, self._on_device(self._filled(batch)))
+        out.append(np.asarray(z)[:len(batch)])
     if not out:
       raise UserError("There is nothing to encode: an empty list was given.")
     return np.concatenate(out)
+
+  def _filled(self, batch):
+    """The rows, and zeros up to a power of two that the devices share."""
+    size = max(self.mesh.size, 1 << (len(batch) - 1).bit_length())
+    if len(batch) <= self.batch_size:
+      size = min(size, self.batch_size)
+    filled = np.zeros((-(-size // self.mesh.size) * self.mesh.size, *batch.shape[1:]), batch.dtype)
+    filled[:len(batch)] = batch
+    return filled
 
   def _on_device(self, batch):
     # Every process has every row; whichever its devices hold, it gives them.

@@ -46,4 +46,4 @@ def get_config(model="B/16"):
       optimizer=call(scaling_vit_adafactor, learning_rate=1e-3,
                      schedule=call(warmup_cosine, warmup=10_000), weight_decay=1e-4),
       mesh=call(make_mesh, data=1, fsdp=-1),
-      train=call(Training, epochs=1.0))
+      train=call(Training, samples="3.4B"))
