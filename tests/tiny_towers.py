@@ -5,6 +5,7 @@ import jax
 import numpy as np
 
 from clip_jax.config import build, call, function
+from clip_jax.towers.clip_resnet import ClipResnet
 from clip_jax.towers.convnext import ConvNext
 from clip_jax.towers.mixer import MlpMixer
 from clip_jax.towers.resnet import BitResnet
@@ -17,6 +18,9 @@ IMAGE_TOWERS = {
     "vit-gap": image_tower(),
     "vit-tok": image_tower(pool="tok", positions="sincos2d"),
     "vit-map": image_tower(pool="map"),
+    "vit-openai": image_tower(pool="tok", class_position=True, pre_norm=True, patch_bias=False,
+                              activation="quick_gelu", epsilon=1e-5),
+    "clip-resnet": call(ClipResnet, stages=(2,), width=8, heads=2, image_size=16, dtype="float32"),
     "resnet": call(BitResnet, stages=(1, 3), width=8, groups=4, image_size=16, dtype="float32"),
     "resnet-flat": call(BitResnet, stages=(3, 1), width=4, block="basic", stem="small", groups=2,
                         image_size=16, dtype="float32", pool="flat"),
@@ -38,7 +42,12 @@ def filled(spec, seed=1):
   """The tower with every array random, zeros and ones of the start too: all of it matters."""
   rng = np.random.default_rng(seed)
   abstract = jax.eval_shape(lambda: build(spec, rngs=nnx.Rngs(0)))
-  return jax.tree.map(lambda x: (0.2 * rng.normal(size=x.shape)).astype(np.float32), abstract)
+
+  def one(path, x):
+    value = (0.2 * rng.normal(size=x.shape)).astype(np.float32)
+    return 1 + abs(value) if "variance" in jax.tree_util.keystr(path) else value
+
+  return jax.tree_util.tree_map_with_path(one, abstract)
 
 
 def features(tower, image, **options):

@@ -23,8 +23,8 @@ class RandomResizedCrop:
   """
 
   def __init__(self, size: int | tuple[int, int], scale: tuple[float, float] = (0.5, 1.0),
-               ratio: tuple[float, float] = (3 / 4, 4 / 3), shrink: bool = True,
-               resize: str = "bicubic"):
+               ratio: tuple[float, float] = (3 / 4, 4 / 3), squash: bool = False,
+               shrink: bool = True, resize: str = "bicubic"):
     """Notes how to crop.
 
     Args:
@@ -32,6 +32,9 @@ class RandomResizedCrop:
       scale: least and greatest share of the area. SLIP uses (0.5, 1) for the view beside the text
         and (0.08, 1) for the others.
       ratio: least and greatest width / height of the box.
+      squash: whether that is width / height once the image was squashed to a square. Then wide
+        images are seen as distorted as `Resize(mode="squash")` shows them in evaluation; as a rule
+        they are not, which matters where many are far from square.
       shrink: whether a JPEG of which the box is at least twice the size is decoded at 1/2, 1/4 or
         1/8: 1.1 to 1.8 times as fast, and pixels differ by 0.2 to 1.1 of 255 on average. False
         gives the pixels of decoding, cropping and resizing in Pillow, exactly.
@@ -49,7 +52,8 @@ class RandomResizedCrop:
                         f"{' <= 1' if most == 1 else ''}.")
     if resize not in ("bicubic", "fast"):
       raise UserError(f'resize {resize!r} is not "bicubic" or "fast".')
-    self.scale, self.ratio, self.shrink, self.resize = scale, ratio, shrink, resize
+    self.scale, self.ratio, self.squash = scale, ratio, squash
+    self.shrink, self.resize = shrink, resize
 
   def __call__(self, image, rng: np.random.Generator) -> np.ndarray:
     """Encoded bytes, uint8 [H, W, 3] or a `Picture` -> uint8 [size, size, 3]."""
@@ -60,16 +64,18 @@ class RandomResizedCrop:
 
   def box(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) of the part that is kept, in pixels."""
-    area = height * width
+    # The root of height / width for boxes of the image's own shape.
+    shape = math.sqrt(height / width) if self.squash else 1
+    side = math.sqrt(height * width)
     shares = rng.uniform(*self.scale, size=10)
-    ratios = np.exp(rng.uniform(*np.log(self.ratio), size=10))
+    ratios = np.exp(rng.uniform(*np.log(self.ratio), size=10)) / shape**2
     down, right = rng.random(2)
     for share, ratio in zip(shares, ratios):
-      h, w = round(math.sqrt(area * share / ratio)), round(math.sqrt(area * share * ratio))
+      h, w = round(side * math.sqrt(share / ratio)), round(side * math.sqrt(share * ratio))
       if 0 < h <= height and 0 < w <= width:
         top, left = int(down * (height - h + 1)), int(right * (width - w + 1))
         return left, top, left + w, top + h
-    low, high = self.ratio
+    low, high = (ratio / shape**2 for ratio in self.ratio)
     h, w = min(height, round(width / low)), min(width, round(height * high))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h

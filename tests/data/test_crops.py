@@ -184,3 +184,18 @@ def test_a_shrunk_resize_is_close_to_the_exact_one():
 def test_a_wrong_argument_is_said(make, message):
   with pytest.raises(UserError, match=message):
     make()
+
+
+def test_a_crop_can_be_of_the_squashed_image():
+  crop = RandomResizedCrop(8, scale=(0.3, 0.9), ratio=(0.5, 2.0), squash=True)
+  rng = np.random.default_rng(0)
+  shares, ratios = [], []
+  for _ in range(500):
+    left, top, right, bottom = crop.box(1000, 4000, rng)
+    h, w = (bottom - top) / 1000, (right - left) / 4000                     # Of a square of side 1.
+    shares.append(h * w)
+    ratios.append(w / h)
+  assert 0.299 < min(shares) < 0.33 and 0.8 < max(shares) < 0.901
+  assert 0.49 < min(ratios) < 0.6 and 1.7 < max(ratios) < 2.01
+  assert RandomResizedCrop(8, scale=(1, 1), ratio=(1, 1), squash=True).box(30, 90, rng) == (
+      0, 0, 90, 30)
