@@ -24,6 +24,8 @@ HELP = """Says how good a model is, with what is needed to trust the numbers.
                              central_crop (0.875 of that), instead of the model's own way
   --out=F.json               everything: settings, counts, standard errors, the model's fingerprint
   --trust=MODULE,...         modules beyond clip_jax that the model's config may call
+  --coordinator=HOST:PORT --processes=N --process=I
+                             one of N processes, as for clip_jax.train
 """
 
 
@@ -34,7 +36,7 @@ def main(arguments: list[str]) -> int:
   has_suite = any(a.startswith(("--suite=", "--suite.")) for a in arguments)
   flags = parse(arguments, HELP, config="suite" if has_suite else False,
                 strings=("from", "only", "classification", "templates", "retrieval", "resize",
-                         "out", "trust"))
+                         "out", "trust", "coordinator", "processes", "process"))
   where = getattr(flags, "from")
   if not where:
     raise UserError("Which model? Set --from=MODEL, the workdir of a training run.")
@@ -44,6 +46,8 @@ def main(arguments: list[str]) -> int:
                     "--retrieval=F.jsonl, as in --suite=configs/evaluations/openclipart.py.")
   if flags.out:
     _writable(flags.out)
+  from clip_jax import distributed
+  distributed.start(flags.coordinator, flags.processes, flags.process)
   import jax
   from clip_jax.evaluators.answers import ask
   from clip_jax.evaluators.shared import Shared

@@ -6,14 +6,14 @@ HELP = """Writes how well image and text of each record go together, by a model,
 
   python -m clip_jax.score --from=MODEL --out=FILE.npz [--source=S | --config=F ...]
 
-  --from=MODEL         the workdir of a training run
+  --from=MODEL         the workdir of a training run, or whatever clip_jax.load reads
   --out=FILE.npz       one cosine similarity a record, in their order; NaN where one is damaged
   --source=S           what to score:
                          openclipart or shapes       what comes with the package
                          DIR, FILE or "DIR/name-*"   ArrayRecord or Parquet files
                          FILE.py                     a Python file with get_source(), or with
                                                      get_config(), of which data.source counts
-                       without it, what the model was trained on
+                       without it, what a run was trained on
   --config=FILE        or the data.source of a config, with --config.data.source.x=y as in training
   --captions=mean      of a record with several captions: the mean of their similarities, or max
   --shard=I/N          this machine's part, I from 0 to N - 1, in a folder that all machines share;
