@@ -11,11 +11,13 @@ from clip_jax.config import build
 from clip_jax.data.subset import count as number_of
 from clip_jax.errors import UserError
 from clip_jax.parts import abstract_learner
+from clip_jax.planning.chips import CHIPS
 
-# bfloat16 FLOP/s of one accelerator without sparsity, as its maker states it.
+# bfloat16 FLOP/s of one accelerator without sparsity, as its maker states it; the older ones cannot be
+# planned for.
 PEAKS = {
-    "t4": 65e12, "v100": 125e12, "a100": 312e12, "l4": 121e12, "h100": 989e12, "h200": 989e12,
-    "v2": 45e12, "v3": 123e12, "v4": 275e12, "v5e": 197e12, "v5p": 459e12, "v6e": 918e12}
+    "t4": 65e12, "v100": 125e12, "l4": 121e12, "v2": 45e12, "v3": 123e12,
+    **{name: chip.flops for name, chip in CHIPS.items()}}
 UTILISATION = 0.4  # Of the peak, where nothing else is stated.
 
 
