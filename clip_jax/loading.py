@@ -1,10 +1,13 @@
 """A trained model, from where it lies: a run of this package, or another library's checkpoint."""
 
 from collections.abc import Callable
+import copy
+import dataclasses
 from pathlib import Path
 
 from flax import nnx
 import jax
+import numpy as np
 
 from clip_jax import model as model_lib
 from clip_jax.checkpoint import Checkpoints
@@ -14,8 +17,9 @@ from clip_jax.embedder import Embedder
 from clip_jax.errors import UserError
 from clip_jax.interfaces import Tokenizer
 from clip_jax.parts import abstract_learner
+from clip_jax.positions import fitted
 from clip_jax.pretrained import big_vision, hugging_face, open_clip
-from clip_jax.pretrained.saved import Saved, abstract
+from clip_jax.pretrained.saved import Saved, abstract, flat
 from clip_jax.sharding import make_mesh, replicated
 
 HUB = "hf-hub:"
@@ -28,7 +32,8 @@ _KNOWN = """
   a repository of the hub with one of these: hf-hub:ORG/NAME"""
 
 
-def load(where: str | Path, *, trust: tuple[str, ...] = ()) -> Embedder:
+def load(where: str | Path, *, image_size: int | tuple[int, int] | None = None,
+         trust: tuple[str, ...] = ()) -> Embedder:
   """A model with its own preprocessing and tokenizer.
 
   What other libraries trained computes in float32; a run computes in what its config says. Where a
@@ -37,13 +42,18 @@ def load(where: str | Path, *, trust: tuple[str, ...] = ()) -> Embedder:
   Args:
     where: the workdir of a run, an open_clip or Hugging Face directory, a big_vision .npz, or
       "hf-hub:ORG/NAME" for one of those in a repository of the hub.
+    image_size: pixels a side, or (height, width), if not those that the model was trained for;
+      position embeddings are resampled.
     trust: modules beyond this package that a run's config may call; see `config.from_json`.
 
   Raises:
-    UserError: there is no model, or one that is not read; says what was looked for.
+    UserError: there is no model, or one that is not read; says what was looked for. Or it cannot
+      be made for that image size.
   """
-  mesh = make_mesh()
-  return _embedder(read(where, trust=trust), mesh=mesh)
+  mesh, saved = make_mesh(), read(where, trust=trust)
+  if image_size is not None:
+    saved = _resized(saved, image_size, f"{where}, at image_size={image_size},")
+  return _embedder(saved, mesh=mesh)
 
 
 def read(where: str | Path, *, trust: tuple[str, ...] = ()) -> Saved:
@@ -139,6 +149,33 @@ def _run(workdir: Path, trust: tuple[str, ...]) -> Saved:
   _, params, stats = model_lib.split(learner.model)
   return Saved(config.model, params, stats, scale, bias, _squash(learner.model),
                build(config.data.views.tokenizer))
+
+
+def _resized(saved: Saved, image_size: int | tuple[int, int], what: str) -> Saved:
+  """The model for another image size."""
+  config, old = copy.deepcopy(saved.model), abstract(saved.model)
+  with config.ignore_type():
+    config.image.image_size = image_size
+  new = abstract(config)
+  empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), model_lib.split(new)[1])
+  params = fitted(saved.params, empty, *(getattr(model.image, "grid", None) for model in (old, new)),
+                  what=what)
+  # Averages of BatchNorm stay; fixed positions are those of this size.
+  make = lambda key: model_lib.split(build(config, rngs=nnx.Rngs(key)))[2]
+  averages = flat(nnx.to_pure_dict(nnx.state(old, nnx.BatchStat)))
+  known = flat(saved.stats)
+  stats = jax.tree_util.tree_map_with_path(
+      lambda path, x: known[name] if (name := _name(path)) in averages else x,
+      jax.jit(make)(jax.random.key(0)))
+  preprocess = copy.copy(saved.preprocess)
+  preprocess.size = new.image.image_size
+  if getattr(preprocess, "side", None):
+    preprocess.side = round(preprocess.side * preprocess.size[0] / saved.preprocess.size[0])
+  return dataclasses.replace(saved, model=config, params=params, stats=stats, preprocess=preprocess)
+
+
+def _name(path):
+  return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _squash(model):

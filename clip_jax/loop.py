@@ -89,9 +89,8 @@ def started(parts: Parts, state: Any) -> Any:
   """
   # Whoever starts this config vouches for the modules that it names.
   trained = load(parts.training.start_from, trust=config_lib.modules(parts.config)).model
-  image = parts.learner.model.image
-  grid = tuple(side // image.patch for side in image.image_size) if hasattr(image, "patch") else None
-  params = fitted(split(trained)[1], state.params["model"], grid)
+  grids = (getattr(model.image, "grid", None) for model in (trained, parts.learner.model))
+  params = fitted(split(trained)[1], state.params["model"], *grids)
   # Averages of BatchNorm come along; fixed positions are those of this image size.
   averages = nnx.to_pure_dict(nnx.state(trained, nnx.BatchStat))
   on_device = lambda x, like: jax.device_put(x, like.sharding)

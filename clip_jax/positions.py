@@ -36,16 +36,19 @@ def resampled(positions: np.ndarray, old_grid: tuple[int, int], new_grid: tuple[
   return np.asarray(grid).reshape(math.prod(new_grid), -1)
 
 
-def fitted(params: dict, like: dict, grid: tuple[int, int] | None) -> dict:
+def fitted(params: dict, like: dict, old_grid: tuple[int, int] | None,
+           new_grid: tuple[int, int] | None, *, what: str = "train.start_from") -> dict:
   """The parameters of a trained model, for a model of another image size or text length.
 
-  Positions of patches are resampled. Of the texts' positions the first ones are kept, and where
-  this model has more, those keep their initial values.
+  Positions of patches are resampled; that of a class token, before them, stays. Of the texts'
+  positions the first ones are kept, and where this model has more, those keep their initial values.
 
   Args:
     params: arrays of the trained model, {"image": ..., "text": ..., ...}.
     like: arrays of this model with their initial values; the result has their shapes.
-    grid: (rows, columns) of this model's patches; None for a tower without.
+    old_grid, new_grid: (rows, columns) of the positions of the two image towers; None for a tower
+      without.
+    what: has the trained model, for the error.
 
   Raises:
     UserError: anything but positions differs; says what.
@@ -54,15 +57,16 @@ def fitted(params: dict, like: dict, grid: tuple[int, int] | None) -> dict:
   made = dict(theirs)
   for name in theirs.keys() & ours.keys():
     old, new = theirs[name], ours[name]
-    if old.shape == new.shape or not name.endswith("/positions") or old.ndim != 2 \
-        or old.shape[1] != new.shape[1]:
+    if not name.endswith("/positions") or old.ndim != 2 or old.shape[1] != new.shape[1]:
       continue
     if name.startswith("text/"):
       made[name] = jnp.concatenate([old[:len(new)], new[len(old):]])
-    elif grid and len(new) == math.prod(grid):
-      made[name] = resampled(np.asarray(old), _grid(len(old), grid), grid)
+    elif old_grid and new_grid and old_grid != new_grid:
+      first = len(old) - math.prod(old_grid)
+      made[name] = np.concatenate([old[:first], resampled(
+          np.asarray(old[first:]), old_grid, new_grid)])
   _check_same({name: x.shape for name, x in made.items()},
-              {name: x.shape for name, x in ours.items()})
+              {name: x.shape for name, x in ours.items()}, what)
   leaves, tree = jax.tree_util.tree_flatten_with_path(like)
   return tree.unflatten([made[_name(path)] for path, _ in leaves])
 
@@ -73,16 +77,6 @@ def overlaid(tree: dict, other: dict) -> dict:
   return jax.tree_util.tree_map_with_path(lambda path, x: theirs.get(_name(path), x), tree)
 
 
-def _grid(N, like):
-  """A grid of N places: of the aspect ratio of `like`, or a square."""
-  rows = math.sqrt(N * like[0] / like[1])
-  for rows in (round(rows), math.isqrt(N)):
-    if rows and N % rows == 0 and (rows * rows == N or rows * like[1] == N // rows * like[0]):
-      return rows, N // rows
-  raise UserError(f"{N} position embeddings to start from are neither a square nor of this model's "
-                  f"aspect ratio, {like[0]} x {like[1]} patches. Set image_size to one of theirs.")
-
-
 def _flat(tree):
   return {_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
@@ -91,7 +85,7 @@ def _name(path):
   return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _check_same(theirs, ours, *, most=5):
+def _check_same(theirs, ours, what, *, most=5):
   lines = [f"{n}: {theirs[n]} there, {ours[n]} here"
            for n in ours if n in theirs and theirs[n] != ours[n]]
   lines += [f"{n}: not there, {ours[n]} here" for n in ours if n not in theirs]
@@ -99,6 +93,6 @@ def _check_same(theirs, ours, *, most=5):
   if lines:
     more = f"\n  ... and {len(lines) - most} more" if len(lines) > most else ""
     raise UserError(
-        f"train.start_from has another model; {len(lines)} arrays differ:\n  "
+        f"{what} has another model; {len(lines)} arrays differ:\n  "
         + "\n  ".join(lines[:most]) + more + "\nImage size and text length may differ. Set the "
         "rest of config.model as in the config.json of that run.")

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from clip_jax.errors import UserError
-from clip_jax.loading import read
+from clip_jax.loading import load, read
+from clip_jax.positions import resampled
 from goldens import FOLDER, GOLDENS
 
 ROOT = Path(__file__).parent.parent
@@ -67,7 +68,8 @@ def test_without_huggingface_hub_it_is_said_how_to_get_it(monkeypatch):
 CODE = """
 import sys
 from clip_jax.errors import UserError
-from clip_jax.loading import read
+from clip_jax.loading import load, read
+from clip_jax.positions import resampled
 saved = read("hf-hub:example/tiny")
 print(saved.model.embed, saved.scale)
 try:
@@ -103,3 +105,20 @@ def test_goldens_are_small():
   assert sum(p.stat().st_size for p in FOLDER.rglob("*")) < 2_000_000
   assert all(np.isfinite(dict(np.load(outputs))["z_image"]).all()
              for _, outputs in GOLDENS.values())
+
+
+@pytest.mark.parametrize("name", ["open_clip_vit", "open_clip_resnet", "huggingface_siglip"])
+def test_a_model_is_loaded_for_another_image_size(name):
+  small, large = load(FOLDER / name), load(FOLDER / name, image_size=64)
+  image = np.random.default_rng(0).integers(0, 256, (2, 70, 90, 3), np.uint8)
+  assert large.model.image.image_size == (64, 64) and large.preprocess(image[0]).shape == (64, 64, 3)
+  assert large.encode_image(list(image)).shape == small.encode_image(list(image)).shape
+  at = lambda model: np.asarray(
+      (model.image.head if name == "open_clip_resnet" else model.image).positions[...])
+  first = len(at(small.model)) - small.model.image.grid[0] * small.model.image.grid[1]
+  assert first == (name != "huggingface_siglip")
+  np.testing.assert_array_equal(at(large.model)[:first], at(small.model)[:first])
+  np.testing.assert_allclose(at(large.model)[first:], resampled(
+      at(small.model)[first:], small.model.image.grid, large.model.image.grid), atol=1e-6)
+  again = load(FOLDER / name, image_size=small.model.image.image_size)
+  np.testing.assert_array_equal(again.encode_image(list(image)), small.encode_image(list(image)))

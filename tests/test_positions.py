@@ -37,26 +37,27 @@ def model(grid=(2, 2), length=4, width=3, fill=None):
 
 def test_everything_but_positions_is_taken_as_it_is():
   trained = model()
-  made = fitted(trained, model((3, 3), 6, fill=7.0), (3, 3))
+  made = fitted(trained, model((3, 3), 6, fill=7.0), (2, 2), (3, 3))
   np.testing.assert_array_equal(made["image"]["kernel"], trained["image"]["kernel"])
   np.testing.assert_allclose(made["image"]["positions"],
                              resampled(trained["image"]["positions"], (2, 2), (3, 3)))
   np.testing.assert_array_equal(made["text"]["positions"][:4], trained["text"]["positions"])
   assert (made["text"]["positions"][4:] == 7).all()
-  shorter = fitted(trained, model(length=3), (2, 2))
+  shorter = fitted(trained, model(length=3), (2, 2), (2, 2))
   np.testing.assert_array_equal(shorter["text"]["positions"], trained["text"]["positions"][:3])
 
 
-def test_a_grid_is_a_square_or_has_the_aspect_ratio_of_this_models():
-  wide = fitted(model((2, 4)), model((3, 6)), (3, 6))
+def test_as_many_places_in_another_shape_are_resampled_too():
+  wide = fitted(model((4, 4)), model((2, 8)), (4, 4), (2, 8))
   np.testing.assert_allclose(wide["image"]["positions"],
-                             resampled(model((2, 4))["image"]["positions"], (2, 4), (3, 6)))
-  square = fitted(model((2, 2)), model((2, 4)), (2, 4))
-  np.testing.assert_allclose(square["image"]["positions"],
-                             resampled(model((2, 2))["image"]["positions"], (2, 2), (2, 4)))
-  with pytest.raises(UserError, match="6 position embeddings to start from are neither a square "
-                     "nor of this model's aspect ratio, 2 x 2 patches"):
-    fitted(model((2, 3)), model(), (2, 2))
+                             resampled(model((4, 4))["image"]["positions"], (4, 4), (2, 8)))
+
+
+def test_the_position_of_a_class_token_stays():
+  old, new = ({"image": {"positions": positions(1 + n)}} for n in (4, 9))
+  made = fitted(old, new, (2, 2), (3, 3))["image"]["positions"]
+  np.testing.assert_array_equal(made[0], old["image"]["positions"][0])
+  np.testing.assert_allclose(made[1:], resampled(old["image"]["positions"][1:], (2, 2), (3, 3)))
 
 
 def test_other_differences_are_listed():
@@ -67,7 +68,7 @@ def test_other_differences_are_listed():
                      r" there, \(5, 4\) here.*image/bias: not there, .*head: \(1,\) there, not "
                      "here.*"
                      "config.json of that run"):
-    fitted(trained, ours, (2, 2))
+    fitted(trained, ours, (2, 2), (2, 2))
 
 
 def test_overlaying_replaces_what_both_have():

@@ -71,8 +71,8 @@ class ClipResnet(nnx.Module):
           for j in range(depth)]))
       channels = width * 4 * 2**i
     self.stages = nnx.List(made)
-    places = math.prod(side // fine for side in self.image_size)
-    self.head = AttentionPool(channels, heads or max(1, channels // 64), places, dtype=dtype,
+    self.grid = tuple(side // fine for side in self.image_size)
+    self.head = AttentionPool(channels, heads or max(1, channels // 64), math.prod(self.grid), dtype=dtype,
                               rngs=rngs)
 
   def __call__(self, image, *, train=False, keep=1.0, key=None):

@@ -60,8 +60,8 @@ class Vit(nnx.Module):
     if (height % patch or across % patch) and not drop_rest:
       raise UserError(f"An image of {height} x {across} does not divide into patches of {patch} x "
                       f"{patch}. Nearest height that does: {max(1, round(height / patch)) * patch}.")
-    grid = (height // patch, across // patch)
-    N = math.prod(grid)
+    self.grid = (height // patch, across // patch)
+    N = math.prod(self.grid)
     self.width, self.patch, self.image_size, self.pool = width, patch, (height, across), pool
     self.class_position, self.dtype = class_position, dtype
     self.embedding = layers.Linear(patch * patch * 3, width, bias=patch_bias, dtype=dtype,
@@ -70,7 +70,7 @@ class Vit(nnx.Module):
       self.positions = nnx.Param(
           jax.random.normal(rngs.params(), (N + class_position, width)) / math.sqrt(width))
     else:
-      self.positions = Fixed(jnp.asarray(layers.sincos2d(*grid, width)))
+      self.positions = Fixed(jnp.asarray(layers.sincos2d(*self.grid, width)))
     if pool == "tok":
       self.class_token = nnx.Param(jnp.zeros(width))
     self.pre_norm = layers.LayerNorm(width, epsilon=epsilon, dtype=dtype) if pre_norm else None
