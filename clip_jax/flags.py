@@ -96,6 +96,8 @@ def _check_name(argument, known):
 def _readable(error) -> str:
   """The message of an error of the flag library, without its quotes and repetitions."""
   message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+  # What a config file has to say comes inside a traceback.
+  message = message.rpartition(f"{UserError.__module__}.{UserError.__name__}: ")[2]
   return message.strip().strip("'\"")
 
 

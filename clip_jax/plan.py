@@ -15,7 +15,7 @@ HELP = """Says whether a config fits a pod, how fast it can go there, and what t
                              compares 64 chips of each TPU
   --json=FILE                writes the numbers there as well
   --images_per_core=N        images a second that one virtual CPU of a host makes ready (`python -m
-                             clip_jax.bench data` measures it), 480 if not given
+                             clip_jax.bench data` measures it), 200 if not given
   --explain                  prints where each array of the train state lies instead
 
 The real train step is compiled for the topology, which needs no TPU but libtpu (pip install
@@ -89,7 +89,7 @@ def _number(text):
     value = 0
   if value <= 0:
     raise UserError(f"--images_per_core={text} is not a number above 0, as in "
-                    "--images_per_core=480.")
+                    "--images_per_core=200.")
   return {"images_per_core": value}
 
 

@@ -3,8 +3,8 @@
   python -m clip_jax.bench step --config=configs/benchmark.py:B/16 --config.data.batch_size=1024
   python -m clip_jax.plan --config=configs/benchmark.py:B/16 --topology=v5e:16x16
 
-The argument is a ViT, "Ti/16" to "L/16", or "resnet50". On a CPU set the dtype of both towers to
-float32. Scenes drawn on the way stand in for the study's data, which is private.
+The argument is a ViT, "Ti/16" to "L/16", or one of the study's other architectures, "resnet50",
+"convnext-T", "swin-T", "mixer-B/32". On a CPU set the dtype of both towers to float32. Scenes drawn on the way stand in for the study's data, which is private.
 
 Source: Li, Xie, Cubuk 2024, sec. 3: 224 px, 16 tokens of 32,000, a text tower of size B, batches of
 16,384, 3.4 billion samples.
@@ -15,24 +15,37 @@ from clip_jax.data.crops import Resize
 from clip_jax.data.sources.shapes import Shapes
 from clip_jax.data.tokenizer import SentencePiece
 from clip_jax.data.views import ImageView, Views
+from clip_jax.errors import UserError
 from clip_jax.experiment import Data, Training, experiment
 from clip_jax.model import TwoTowers
 from clip_jax.objectives.clip import Clip
 from clip_jax.optim import scaling_vit_adafactor
 from clip_jax.schedules import warmup_cosine
 from clip_jax.sharding import make_mesh
+from clip_jax.towers.convnext import ConvNext
+from clip_jax.towers.mixer import MlpMixer
 from clip_jax.towers.resnet import BitResnet
+from clip_jax.towers.sizes import SIZES
+from clip_jax.towers.swin import Swin
 from clip_jax.towers.text import TextTransformer
 from clip_jax.towers.vit import Vit
 
 
+OTHERS = {
+    "resnet50": call(BitResnet, layers=50),
+    "convnext-T": call(ConvNext, size="T"),
+    "swin-T": call(Swin, size="T"),
+    "mixer-B/32": call(MlpMixer, size="B", patch=32),
+}
+
+
 def get_config(model="B/16"):
   """The config of one model's run."""
-  if model == "resnet50":
-    image = call(BitResnet, layers=50)
-  else:
-    size, _, patch = model.partition("/")
-    image = call(Vit, size=size, patch=int(patch))
+  size, _, patch = model.partition("/")
+  if model not in OTHERS and not (size in SIZES and patch.isdigit()):
+    raise UserError(f"configs/benchmark.py:{model} does not exist; there are B/16, "
+                    f"{', '.join(OTHERS)}, and ViTs of other sizes and patches.")
+  image = OTHERS[model] if model in OTHERS else call(Vit, size=size, patch=int(patch))
   return experiment(
       data=call(
           Data,

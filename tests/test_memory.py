@@ -41,7 +41,7 @@ def test_microbatches_need_a_fraction_of_the_memory():
 @pytest.fixture
 def optimized():
   """The compiler as it is in use; tests have most of it off."""
-  before = jax.config.jax_disable_most_optimizations
+  before = jax.config.read("jax_disable_most_optimizations")
   jax.config.update("jax_disable_most_optimizations", False)
   yield
   jax.config.update("jax_disable_most_optimizations", before)

@@ -51,7 +51,7 @@ def test_the_analytic_part_needs_no_compiler_and_says_what_misses(monkeypatch, t
   assert numbers["examples_per_second"] == pytest.approx(32 / numbers["seconds"]["best"])
   assert numbers["run_seconds"]["best"] == pytest.approx(30 * numbers["seconds"]["best"])
   assert numbers["binds"] == "input"
-  assert numbers["seconds"]["input"] == pytest.approx(32 / (208 * 480))
+  assert numbers["seconds"]["input"] == pytest.approx(32 / (208 * 200))
 
 
 def test_all_tpus_are_compared_in_a_table(monkeypatch, capsys):

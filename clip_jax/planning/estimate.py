@@ -21,7 +21,7 @@ from clip_jax.planning.hlo import main_memory_traffic
 
 # Images a second that one virtual CPU decodes from JPEG and crops to 224 px, both antialiased, as
 # `bench data` finds for pictures of 640 x 480.
-IMAGES_PER_CORE = 480.0
+IMAGES_PER_CORE = 200.0
 
 
 @dataclasses.dataclass(frozen=True)
