@@ -12,6 +12,9 @@ from clip_jax.config import build, call
 from clip_jax.errors import UserError
 from clip_jax.flops import multiply_adds, parameters
 from clip_jax.model import split
+from clip_jax.objectives.flip import flip
+from clip_jax.objectives.siglip import Siglip
+from clip_jax.objectives.slip import Slip
 from clip_jax.towers.convnext import ConvNext
 from clip_jax.towers.mixer import MlpMixer
 from clip_jax.towers.resnet import BitResnet
@@ -100,6 +103,28 @@ def plain(request):
 def test_one_batch_is_learned_by_heart(plain):
   _, _, (_, metrics) = plain
   assert metrics[-1][0] < 0.2 * metrics[0][0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", [
+    call(Siglip), call(Slip, hidden=32, outputs=16, dtype="float32"), call(flip, keep_patches=0.75)],
+    ids=("siglip", "slip", "flip"))
+@pytest.mark.parametrize("name", IMAGE_TOWERS)
+def test_one_batch_is_learned_by_heart_under_every_objective_that_suits(name, objective):
+  spec = IMAGE_TOWERS[name]
+  if objective.get("keep_patches", 1) < 1 and not spec.fn.endswith(":Vit"):
+    pytest.skip("no patches that can be left out")
+  made = lambda: learner(objective, image=spec, text=TEXTS)
+  state = jax.jit(lambda: step_lib.create(made(), OPTIMIZER))()
+  step = jax.jit(step_lib.make_train_step(split(jax.eval_shape(made))[0], OPTIMIZER, seed=0))
+  rng = np.random.default_rng(0)
+  draw = lambda: rng.integers(0, 256, (B, *both_sides(spec.image_size), 3), np.uint8)
+  data = batch(B) | {entry: draw() for entry in ("image", "view_a", "view_b")}
+  losses = []
+  for _ in range(60):
+    state, metrics = step(state, data)
+    losses.append(float(metrics["loss"]))
+  assert losses[-1] < 0.4 * losses[0]
 
 
 def test_every_parameter_is_trained(plain):
