@@ -16,6 +16,9 @@ from clip_jax.data.sources.tfds import Tfds
 from clip_jax.data.tokenizer import SentencePiece
 from clip_jax.data.views import ImageView, Views
 from clip_jax.errors import UserError
+from clip_jax.evaluators.few_shot import FewShot
+from clip_jax.evaluators.labelled import Labelled
+from clip_jax.evaluators.linear_probe import LinearProbe
 from clip_jax.evaluators.retrieval import Retrieval
 from clip_jax.evaluators.zero_shot import ZeroShot
 from clip_jax.experiment import Data, Training, experiment
@@ -59,7 +62,8 @@ COLUMNS = {"zero_shot": "imagenet/top1", "i2t_r1": "coco/image_to_text_r1",
 SMALL_COLUMNS = {
     "zero_shot": "zero_shot/top1", "i2t_r1": "retrieval/image_to_text_r1",
     "t2i_r1": "retrieval/text_to_image_r1", "i2t_r10": "retrieval/image_to_text_r10",
-    "t2i_r10": "retrieval/text_to_image_r10"}
+    "t2i_r10": "retrieval/text_to_image_r10", "linear_probe": "probe/top1",
+    "shot5": "few_shot/5_shot_top1", "shot10": "few_shot/10_shot_top1"}
 
 
 def seen(method: str, aug: str, *, size: int,
@@ -157,14 +161,15 @@ def paper(base: ConfigDict, data: str, *,
   return make
 
 
-def small(source: Callable[..., ConfigDict], *, test: ConfigDict, classes: Sequence[str],
-          tokenizer: str = "openclipart-1k", length: int = 24, image_size: int = 32,
-          batch_size: int = 128) -> Callable[..., ConfigDict]:
+def small(source: Callable[..., ConfigDict], *, train: ConfigDict, test: ConfigDict,
+          classes: Sequence[str], tokenizer: str = "openclipart-1k", length: int = 24,
+          image_size: int = 32, batch_size: int = 128) -> Callable[..., ConfigDict]:
   """Makes configs that a laptop trains in a minute: 32 pixels, towers of `SMALL_TOWERS`.
 
   Args:
     source: quality in percent -> the records. They are all of the pool at 100, with the noise that
       it has; below, the clean part of it.
+    train: labelled records that the linear probe and few-shot learn from.
     test, classes: what is asked at the end.
   """
 
@@ -191,6 +196,10 @@ def small(source: Callable[..., ConfigDict], *, test: ConfigDict, classes: Seque
         final_evaluators={
             "retrieval": call(Retrieval, source=test),
             "zero_shot": call(ZeroShot, source=test, classes=tuple(classes)),
+            "few_shot": call(FewShot, train=train, test=test, shots=(5, 10),
+                             classes=tuple(classes)),
+            "probe": call(LinearProbe, train=call(Labelled, source=train, classes=tuple(classes)),
+                          test=call(Labelled, source=test, classes=tuple(classes))),
         },
         seed=seed)
 

@@ -3,8 +3,8 @@
   python -m clip_jax.study run --grid=configs/study/openclipart.py --out=DIR --jobs=2
 
 The argument is a number of seeds. In the noisy pool two drawings in five have the caption of
-another; its cut at 60% is drawings with their own, as if noise were known. Long captions are the
-short ones and keywords: pairs of better quality, and as many.
+another; its cut at 60% is drawings with their own, as if noise were known. Long captions (the short
+ones and keywords), titles and keywords are pairs of other qualities, and as many.
 """
 
 from clip_jax.config import call
@@ -14,6 +14,7 @@ from clip_jax.study.grid import Grid
 
 POOL, SAMPLES, NOISE = 4_562, 25_600, 0.4
 SIZES = (570, 1_140, 2_281, POOL)
+TEXTS = {"caption_long": "long captions", "title": "titles", "keywords": "keywords"}
 
 
 def drawings(noise=0.0, caption="caption"):
@@ -25,7 +26,8 @@ def drawings(noise=0.0, caption="caption"):
 def get_grid(seeds="3"):
   """The runs."""
   seeds, small = range(int(seeds)), lambda **how: recipes.small(
-      drawings(**how), test=call(OpenClipart, split="test"), classes=OpenClipart.classes)
+      drawings(**how), train=call(OpenClipart, split="train"),
+      test=call(OpenClipart, split="test"), classes=OpenClipart.classes)
   clean, same = small(), dict(data="openclipart", samples=SAMPLES, seeds=seeds)
   return Grid(
       grids.by_size(clean, sizes=SIZES, archs=("ResNet-8",), **same)
@@ -36,7 +38,8 @@ def get_grid(seeds="3"):
       + grids.by_size(clean, sizes=SIZES[-1:], archs=("Mixer-64x3",), **same)
       + grids.augmentations(clean, data="openclipart", sizes=SIZES[1:2], epochs=22, seeds=seeds,
                             augs=("none", "crop&flip", "RandAugment"), arch="ResNet-8")
-      + grids.by_size(small(caption="caption_long"), sizes=SIZES[-1:], archs=("ResNet-8",),
-                      **same | dict(data="openclipart, long captions"))
+      + [run for field, name in TEXTS.items() for run in grids.by_size(
+          small(caption=field), sizes=SIZES[-1:], archs=("ResNet-8",),
+          **same | dict(data=f"openclipart, {name}"))]
       + grids.cut(small(noise=NOISE), data="noisy openclipart", pool=POOL, cut=60, samples=SAMPLES,
                   arch="ResNet-8", seeds=seeds), recipes.SMALL_COLUMNS)
