@@ -1,0 +1,154 @@
+"""What the pages say can be done: every command is parsed as it is, links and files are there."""
+
+import importlib
+import os
+import re
+import subprocess
+
+from flax import nnx
+import jax
+import pytest
+
+from clip_jax import flags as flags_lib
+from clip_jax.config import build, call
+from clip_jax.sharding import mesh_sizes
+from clip_jax.study import grid as grid_lib
+from pages import ROOT, anchors, blocks, commands, links, pages, spans
+
+PAGES = [pytest.param(path, id=str(path.relative_to(ROOT))) for path in pages()]
+# Those about this package; others say how files beside them were made, with other libraries.
+GUIDES = [page for page in PAGES if page.values[0].parent in (ROOT, ROOT / "docs")]
+# What stands for a file or a number of the reader's own.
+PLACEHOLDERS = {"--config": "configs/quickstart.py", "--grid": "configs/study/shapes.py"}
+EXTRAS = ("tpu", "cuda", "figures", "test")
+
+
+class Parsed(Exception):
+  """Raised by the command's parser in place of going on to work."""
+
+
+def filled(word):
+  """A word of a command with a file or a number for its placeholder."""
+  flag, _, value = word.partition("=")
+  if value == "F" and flag in PLACEHOLDERS:
+    return f"{flag}={PLACEHOLDERS[flag]}"
+  return f"{flag}=1" if value == "N" and flag.startswith("--config.") else word
+
+
+def parsed(module, words, monkeypatch):
+  """What the command's own parser makes of its flags, the config loaded and changed."""
+  real = flags_lib.parse
+
+  def parse(*arguments, **options):
+    raise Parsed(real(*arguments, **options))
+
+  monkeypatch.setattr(flags_lib, "parse", parse)
+  monkeypatch.setattr(module, "parse", parse, raising=False)
+  with pytest.raises(Parsed) as caught:
+    module.main([filled(word) for word in words])
+  return caught.value.args[0]
+
+
+def check_python(words, monkeypatch):
+  """A command of the package: it is there, and takes these flags."""
+  assert words[:2] == ["python", "-m"] and words[2].startswith("clip_jax."), words
+  name = words[2] + (".__main__" if words[2] == "clip_jax.study" else "")
+  module = importlib.import_module(name)
+  values = parsed(module, words[3:], monkeypatch)
+  if config := getattr(values, "config", None):
+    mesh_sizes(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices=256)
+    build(config.train).total_steps(batch_size=config.data.batch_size, examples=10**9)
+  if getattr(values, "grid", None):
+    assert grid_lib.load(values.grid).runs
+
+
+def check_script(words):
+  """A launch script: what it would run, it can say."""
+  script, *arguments = words
+  arguments = [word for word in map(filled, arguments) if word != "--dry-run"]
+  ran = subprocess.run([ROOT / script, "--dry-run", *arguments], cwd=ROOT, text=True,
+                       capture_output=True, env={**os.environ, "POLL": "0"}, timeout=60)
+  assert ran.returncode == 0, ran.stdout + ran.stderr
+  assert "clip_jax.train" in ran.stdout
+
+
+def check_install(words):
+  """A pip command: this package or another, with extras that it has."""
+  what = words[-1]
+  extras = re.search(r"\[(.*)\]", what)
+  assert words[:2] == ["pip", "install"] and not extras or extras[1] in EXTRAS, words
+
+
+@pytest.mark.parametrize("page", GUIDES)
+def test_every_command_is_one_that_is_accepted(page, monkeypatch):
+  for words in commands(page.read_text()):
+    print(words)  # Says which, if it fails.
+    if words[0] == "python":
+      with monkeypatch.context() as patched:
+        check_python(words, patched)
+    elif words[0].startswith("launch/"):
+      check_script(words)
+    elif words[0] == "pip":
+      check_install(words)
+    else:
+      assert words in (["pytest"], ["pytest", "-m", "slow"]), f"unknown command {words}"
+
+
+def test_the_readme_has_commands_and_a_wrong_one_is_found(monkeypatch):
+  assert len(commands((ROOT / "README.md").read_text())) > 30
+  with pytest.raises(Exception, match="Did you mean --workdir?"):
+    check_python("python -m clip_jax.train --config=F --workdri=D".split(), monkeypatch)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page):
+  for target in links(page.read_text()):
+    if re.match(r"https?://|mailto:", target):
+      continue
+    path, _, anchor = target.partition("#")
+    there = (page.parent / path).resolve() if path else page
+    assert there.exists(), f"{page.name} links to {target}"
+    assert there == ROOT or ROOT in there.parents, f"{target} is outside of the repository"
+    if anchor and there.suffix == ".md":
+      assert anchor in anchors(there.read_text()), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_is_named_is_there(page):
+  for span in spans(page.read_text()):
+    if re.fullmatch(r"(clip_jax|configs|tests|launch|docs)/[\w./-]*", span):
+      assert (ROOT / span).exists(), f"{page.name} names {span}"
+
+
+@pytest.mark.parametrize("page", GUIDES)
+def test_every_flag_of_a_config_is_one_of_them(page, monkeypatch):
+  """Those that stand alone in the text, as `--config.train.microbatches=64`."""
+  for span in spans(page.read_text()):
+    if span.startswith("--config."):
+      with monkeypatch.context() as patched:
+        check_python(["python", "-m", "clip_jax.train", "--config=F", *span.split()], patched)
+
+
+def namespace():
+  """Every class and function that a config may call, by name, and `call`."""
+  found = {"call": call}
+  for folder in ("towers", "objectives", "data", "augment", "evaluators"):
+    for path in sorted((ROOT / "clip_jax" / folder).rglob("[a-z]*.py")):
+      module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+      found |= {name: value for name, value in vars(module).items()
+                if getattr(value, "__module__", None) == module.__name__}
+  return found
+
+
+def test_the_calls_in_the_readme_can_be_made():
+  """In blocks of lines such as image=call(Vit, size="B"), and in the text."""
+  known, text = namespace(), (ROOT / "README.md").read_text()
+  lines = [line for block in blocks(text, "python") if re.match(r"\w+=call", block)
+           for line in re.split(r"^(?=\w+=)", block, flags=re.M) if line]
+  lines += [span for span in spans(text) if re.match(r"(objective=|source=)?call\(", span)]
+  assert len(lines) >= 11
+  for line in lines:
+    arguments = eval(f"dict({line}\n)", dict(known))
+    for tower in {"image", "text"} & set(arguments):
+      made = jax.eval_shape(lambda spec=arguments[tower]: build(spec, rngs=nnx.Rngs(0)))
+      assert made.width > 0
