@@ -7,6 +7,8 @@ import subprocess
 
 from flax import nnx
 import jax
+import numpy as np
+from PIL import Image
 import pytest
 
 from clip_jax import flags as flags_lib
@@ -127,6 +129,16 @@ def test_every_flag_of_a_config_is_one_of_them(page, monkeypatch):
     if span.startswith("--config."):
       with monkeypatch.context() as patched:
         check_python(["python", "-m", "clip_jax.train", "--config=F", *span.split()], patched)
+
+
+def test_what_the_readme_does_in_python_can_be_done():
+  block = next(b for b in blocks((ROOT / "README.md").read_text(), "python") if "encode_text" in b)
+  model = ROOT / "tests/golden/huggingface_clip"
+  done = {"picture": Image.new("RGB", (40, 30))}
+  exec(block.replace("/tmp/quickstart", str(model)), done)
+  for z, rows in ((done["z_text"], 2), (done["z_image"], 1)):
+    assert z.shape == (rows, z.shape[1]) and z.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, rtol=1e-5)
 
 
 def namespace():
