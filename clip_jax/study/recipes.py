@@ -1,6 +1,6 @@
 """The configs that grids are made of: one base each, at the paper's scale and at a laptop's."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import copy
 
 from ml_collections.config_dict import ConfigDict
@@ -12,7 +12,6 @@ from clip_jax.data.flip import HorizontalFlip
 from clip_jax.data.quality import Quality
 from clip_jax.data.randaugment import RandAugment
 from clip_jax.data.records import ArrayRecord
-from clip_jax.data.sources.tfds import Tfds
 from clip_jax.data.tokenizer import SentencePiece
 from clip_jax.data.views import ImageView, Views
 from clip_jax.errors import UserError
@@ -56,9 +55,15 @@ SMALL_TOWERS = {
     "ResNet-8": (BitResnet, dict(stages=(1, 1, 1), width=16, block="basic", stem="small",
                                  groups=8, pool="flat")),
 }
-# Which column of runs.csv is which of the final evaluators' metrics.
-COLUMNS = {"zero_shot": "imagenet/top1", "i2t_r1": "coco/image_to_text_r1",
-           "t2i_r1": "coco/text_to_image_r1"}
+# Which column of runs.csv is which of the final evaluators' metrics: configs/evaluations/study.py.
+_SETS = {"A": "imagenet_a", "R": "imagenet_r", "Sketch": "imagenet_sketch", "V2": "imagenet_v2",
+         "ReaL": "imagenet_real", "ObjectNet": "objectnet"}
+COLUMNS = {
+    "zero_shot": "imagenet/top1", **{f"zero_shot_{n}": f"{s}/top1" for n, s in _SETS.items()},
+    "shot5": "few_shot/5_shot_top1", "shot10": "few_shot/10_shot_top1",
+    "linear_probe": "probe/top1",
+    **{f"linear_probe_{n}": f"probe/{s}/top1" for n, s in _SETS.items()},
+    "i2t_r1": "coco/image_to_text_r1", "t2i_r1": "coco/text_to_image_r1"}
 SMALL_COLUMNS = {
     "zero_shot": "zero_shot/top1", "i2t_r1": "retrieval/image_to_text_r1",
     "t2i_r1": "retrieval/text_to_image_r1", "i2t_r10": "retrieval/image_to_text_r10",
@@ -120,7 +125,7 @@ def tower(towers: dict[str, tuple], arch: str, **options) -> ConfigDict:
   return call(made, **own, **options)
 
 
-def paper(base: ConfigDict, data: str, *,
+def paper(base: ConfigDict, data: str, *, evaluators: Mapping[str, ConfigDict] | None = None,
           scores: str = "data/scores.npz") -> Callable[..., ConfigDict]:
   """Makes the paper's configs out of its plain one, `configs/clip.py`.
 
@@ -130,6 +135,7 @@ def paper(base: ConfigDict, data: str, *,
   Args:
     base: config of ViT-B/32 and plain CLIP.
     data: folder that `python -m clip_jax.prepare` wrote; local or gs://.
+    evaluators: what is measured at the end of each run; nothing by default.
     scores: what `python -m clip_jax.score` wrote of it, for the quality cuts.
 
   Source: Li, Xie, Cubuk 2024, section 3.
@@ -149,12 +155,7 @@ def paper(base: ConfigDict, data: str, *,
     config.model.image = tower(TOWERS, arch, remat=base.model.image.remat, image_size=pixels)
     config.objective = objective(method, block=base.objective.block)
     config.train.update(samples=samples, keep=1)
-    config.final_evaluators = ConfigDict({
-        "imagenet": call(ZeroShot, source=call(
-            Tfds, name="imagenet2012", split="validation", text=None, label="label"),
-                         classes="imagenet", templates="openai_80"),
-        "coco": call(Retrieval, source=call(
-            Tfds, name="coco_captions", split="test", text="captions/text"))})
+    config.final_evaluators = ConfigDict(evaluators or {})
     config.seed = seed
     return config
 

@@ -2,8 +2,9 @@
 
   python -m clip_jax.study run --grid=configs/study/epochs.py:DATA --out=DIR [--dry-run]
 
-DATA is a folder that python -m clip_jax.prepare wrote of your own pairs. Five
-sizes, five numbers of epochs each.
+DATA is a folder that python -m clip_jax.prepare wrote of your own pairs. Each run ends with all of
+configs/evaluations/study.py, whose header says which sets of TFDS that takes. Five sizes,
+five numbers of epochs each.
 Not run here.
 """
 
@@ -13,11 +14,13 @@ import runpy
 from clip_jax.study import grids, recipes
 from clip_jax.study.grid import Grid
 
-BASE = runpy.run_path(str(Path(__file__).parents[1] / "clip.py"))["get_config"]
+CONFIGS = Path(__file__).parents[1]
+BASE = runpy.run_path(str(CONFIGS / "clip.py"))["get_config"]
+SUITE = runpy.run_path(str(CONFIGS / "evaluations" / "study.py"))["get_config"]
 
 
 def get_grid(data="data/pairs"):
   """The runs."""
-  make = recipes.paper(BASE(), data)
+  make = recipes.paper(BASE(), data, evaluators=SUITE())
   return Grid(grids.sizes_by_epochs(
       make, data="own", sizes=grids.SIZES[1:6], epochs=(2, 4, 8, 16, 32)), recipes.COLUMNS)

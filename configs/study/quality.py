@@ -13,12 +13,14 @@ import runpy
 from clip_jax.study import grids, recipes
 from clip_jax.study.grid import Grid
 
-BASE = runpy.run_path(str(Path(__file__).parents[1] / "clip.py"))["get_config"]
+CONFIGS = Path(__file__).parents[1]
+BASE = runpy.run_path(str(CONFIGS / "clip.py"))["get_config"]
+SUITE = runpy.run_path(str(CONFIGS / "evaluations" / "study.py"))["get_config"]
 
 
 def get_grid(data="data/pairs"):
   """The runs."""
-  make = recipes.paper(BASE(), data)
+  make = recipes.paper(BASE(), data, evaluators=SUITE())
   return Grid(
       grids.quality_cuts(make, data="own", pool=grids.SIZES[-1], samples=grids.SAMPLES),
       recipes.COLUMNS)

@@ -23,8 +23,6 @@ def get_config(recipe="ViT-B/32,CLIP"):
   if not cut.isdigit() or not 0 < int(cut) <= 100:
     raise UserError(f"recipe.py:{recipe} has the cut {cut!r}, which is no percentage; a recipe is "
                     "architecture,strategy,cut, as in ViT-B/32,CLIP,40.")
-  config = recipes.paper(BASE(), "data/pairs")(
+  return recipes.paper(BASE(), "data/pairs")(
       arch=arch, method=method, aug="stacked RandAugment" if method == "CLIP+DA" else "none",
       size=None, quality=int(cut), samples="3.4B")
-  config.final_evaluators = {}
-  return config

@@ -2,7 +2,8 @@
 
   python -m clip_jax.study run --grid=configs/study/vits.py:DATA --out=DIR [--dry-run]
 
-DATA is a folder that python -m clip_jax.prepare wrote of your own pairs. Not run here.
+DATA is a folder that python -m clip_jax.prepare wrote of your own pairs. Each run ends with all of
+configs/evaluations/study.py, whose header says which sets of TFDS that takes. Not run here.
 """
 
 from pathlib import Path
@@ -11,7 +12,9 @@ import runpy
 from clip_jax.study import grids, recipes
 from clip_jax.study.grid import Grid
 
-BASE = runpy.run_path(str(Path(__file__).parents[1] / "clip.py"))["get_config"]
+CONFIGS = Path(__file__).parents[1]
+BASE = runpy.run_path(str(CONFIGS / "clip.py"))["get_config"]
+SUITE = runpy.run_path(str(CONFIGS / "evaluations" / "study.py"))["get_config"]
 
 # The largest size once is the same samples already.
 sizes = lambda samples: grids.SIZES if samples is None else grids.SIZES[:-1]
@@ -19,7 +22,7 @@ sizes = lambda samples: grids.SIZES if samples is None else grids.SIZES[:-1]
 
 def get_grid(data="data/pairs"):
   """The runs."""
-  make = recipes.paper(BASE(), data)
+  make = recipes.paper(BASE(), data, evaluators=SUITE())
   return Grid([
       run for samples in (None, grids.SAMPLES) for run in grids.by_size(
           make, data="own", sizes=sizes(samples), samples=samples,

@@ -70,6 +70,19 @@ def test_saturation_and_cuts_and_half_the_data():
                  "S7") == verdicts.HOLDS
 
 
+def test_the_best_cut_depends_on_the_metric_only_where_seeds_agree():
+  def cuts(noise, **by_metric):
+    return list(itertools.chain.from_iterable(
+        runs(error, metric=metric, quality=q, noise=noise)
+        for metric, errors in by_metric.items() for q, error in zip((20.0, 60.0, 100.0), errors)))
+  crossed = dict(zero_shot=(30, 35, 40), i2t_r1=(50, 45, 48))
+  assert verdict(cuts((0.0, 0.3, -0.2), **crossed), "S6") == verdicts.HOLDS
+  jumpy = runs(30, quality=20.0, noise=(0, 9, -9)) + runs(35, quality=60.0, noise=(9, -9, 0)) \
+      + runs(40, quality=100.0) + cuts((0.0, 0.3, -0.2), i2t_r1=crossed["i2t_r1"])
+  assert verdict(jumpy, "S6") == verdicts.UNTOLD
+  assert verdict(cuts((0.0,), zero_shot=(30, 35, 40), i2t_r1=(45, 48, 50)), "S6") == verdicts.FAILS
+
+
 def test_the_papers_own_figures_bear_out_what_they_can():
   found = {v.statement: v.verdict for v in verdicts.judge_all(records.paper(), "zero_shot")}
   assert found["S4"] == found["S6"] == verdicts.HOLDS
