@@ -72,9 +72,24 @@ def build(spec: ConfigDict, **context: Any) -> Any:
 
 
 def function(name: str) -> Callable:
-  """The function or class that `"module:qualified.name"` names."""
+  """The function or class that `"module:qualified.name"` names.
+
+  Raises:
+    UserError: there is none, or the module only imported it: whoever trusts a module trusts what is
+      written in it, and not `os.system` because it imports `os`.
+  """
   module, _, path = name.partition(":")
-  return functools.reduce(getattr, path.split("."), importlib.import_module(module))
+  try:
+    found = functools.reduce(getattr, path.split("."), importlib.import_module(module))
+  except (ModuleNotFoundError, AttributeError) as error:
+    cell = (" It was written in a cell or a script: run that first, or move it into a file, from "
+            "which commands can import it as well." if module == "__main__" else "")
+    raise UserError(f"The config calls {name}, which is not here: {error}.{cell}") from error
+  written = f"{getattr(found, '__module__', None)}:{getattr(found, '__qualname__', None)}"
+  if written != name:
+    raise UserError(f"The config calls {name}, and that is {written}, which is another thing to "
+                    "trust. Configs name things by the module that they are written in.")
+  return found
 
 
 def _built(value, context):

@@ -1,6 +1,7 @@
 """Configs are calls written down."""
 
 from pathlib import Path
+import sys
 
 import pytest
 
@@ -109,3 +110,39 @@ def test_calls_in_a_tuple_survive_json():
 def test_a_loaded_config_cannot_hide_a_call_in_a_list():
   with pytest.raises(UserError, match="os:system"):
     config.from_json('{"steps": [{"inner": {"fn": "os:system", "command": "true"}}]}')
+
+
+def test_a_module_that_may_be_called_does_not_vouch_for_what_it_imports(tmp_path):
+  """`clip_jax.loop` imports os; a checkpoint of somebody else must not run commands by that."""
+  text = f'{{"fn": "clip_jax.loop:os.system", "command": "touch {tmp_path}/ran"}}'
+  with pytest.raises(UserError, match="calls clip_jax.loop:os.system, and that is posix:system, "
+                     "which is another thing to trust"):
+    build(config.from_json(text))
+  with pytest.raises(UserError, match=f"that is {__name__}:area, which is another"):
+    build(config.from_json(config.to_json(call(area, width=1)).replace(":area", ":again"),
+                           trust=(__name__,)))
+  assert not (tmp_path / "ran").exists()
+
+
+again = area
+
+
+def test_what_was_written_in_a_cell_is_called_by_trust_while_it_is_there(monkeypatch):
+  def cell(width):
+    return 2 * width
+  cell.__module__, cell.__qualname__ = "__main__", "cell"
+  monkeypatch.setattr(sys.modules["__main__"], "cell", cell, raising=False)
+  text = config.to_json(call(cell, width=3))
+  with pytest.raises(UserError, match=r"__main__:cell, which is not part.*trust=\('__main__',\)"):
+    config.from_json(text)
+  assert build(config.from_json(text, trust=("__main__",))) == 6
+  monkeypatch.delattr(sys.modules["__main__"], "cell")
+  with pytest.raises(UserError, match="__main__:cell, which is not here: .*'cell'. It was written in"
+                     " a cell or a script: run that first, or move it into a file"):
+    build(config.from_json(text, trust=("__main__",)))
+
+
+def test_a_module_that_is_not_there_is_said():
+  text = '{"fn": "not_installed_here:part"}'
+  with pytest.raises(UserError, match="calls not_installed_here:part, which is not here: No module"):
+    build(config.from_json(text, trust=("not_installed_here",)))
