@@ -57,8 +57,9 @@ def main(arguments: list[str]) -> int:
   for k, score in best:
     print(f"{score:.4f}  {paths[k]}")
   if flags.sheet:
+    from pathlib import Path
     from clip_jax.sheet import contact_sheet
-    contact_sheet([paths[k] for k, _ in best], [f"{score:.3f}" for _, score in best],
+    contact_sheet([Path(paths[k]).read_bytes() for k, _ in best], [f"{score:.3f}" for _, score in best],
                   title=" ".join(words) or f"like {flags.like}").save(flags.sheet)
     print(f"drawn in {flags.sheet}")
   return 0

@@ -1,6 +1,7 @@
-"""What contact sheets are drawn with, and one of pictures with a line under each."""
+"""What contact sheets are drawn with, and one of pictures with a text under each."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -12,31 +13,33 @@ PAPER, CARD, INK, GREY, LINE = "#f6f7f9", "#ffffff", "#1d2330", "#79808f", "#d3d
 GREEN, AMBER = "#16a34a", "#d97706"
 
 
-def contact_sheet(paths: Sequence[str], lines: Sequence[str], *, title: str,
+def contact_sheet(images: Sequence[Any], texts: Sequence[str], *, title: str,
                   columns: int = 5) -> Image.Image:
-  """Pictures in rows, best first, each with its line.
+  """Pictures in rows, best first, each with its text.
 
   Args:
-    paths: of files that can be decoded.
-    lines: under the pictures.
+    images: whatever `decode` takes.
+    texts: under the pictures, in at most three lines.
     title: above them all.
 
   Returns:
     An RGB image.
   """
-  columns = max(1, min(columns, len(paths)))
-  head, pitch = 84, CELL + GAP
-  width = max(2 * MARGIN + columns * pitch - GAP, 480)
-  height = head + -(-len(paths) // columns) * (pitch + 20) + MARGIN - GAP
-  sheet = Image.new("RGB", (width, height), PAPER)
-  draw = ImageDraw.Draw(sheet)
+  columns = max(1, min(columns, len(images)))
+  width = max(2 * MARGIN + columns * (CELL + GAP) - GAP, 480)
+  measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
   large, small = (ImageFont.load_default(size) for size in (26, 14))
-  draw.text((MARGIN, 26), wrapped(draw, title, large, width - 2 * MARGIN, 1)[0], INK, large)
-  for k, (path, line) in enumerate(zip(paths, lines, strict=True)):
-    x, y = MARGIN + k % columns * pitch, head + k // columns * (pitch + 20)
-    with open(path, "rb") as f:
-      card(sheet, decode(f.read()), (x, y), LINE, 1)
-    draw.text((x + CELL // 2, y + CELL + 11), line, GREY, small, anchor="mm")
+  texts = [wrapped(measure, text, small, CELL, 3) for text in texts]
+  head, under = 84, 20 + 17 * (max(map(len, texts), default=1) - 1)
+  pitch = CELL + GAP + under
+  sheet = Image.new("RGB", (width, head + -(-len(images) // columns) * pitch + MARGIN - GAP), PAPER)
+  draw = ImageDraw.Draw(sheet)
+  draw.text((MARGIN, 26), "".join(wrapped(draw, title, large, width - 2 * MARGIN, 1)), INK, large)
+  for k, (image, lines) in enumerate(zip(images, texts, strict=True)):
+    x, y = MARGIN + k % columns * (CELL + GAP), head + k // columns * pitch
+    card(sheet, decode(image), (x, y), LINE, 1)
+    for i, line in enumerate(lines):
+      draw.text((x + CELL // 2, y + CELL + 11 + 17 * i), line, GREY, small, anchor="mm")
   return sheet
 
 
