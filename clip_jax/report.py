@@ -260,6 +260,26 @@ class Progress:
              + (f"  damaged {self.damaged:,}" if self.damaged else ""))
 
 
+def curves(workdir: Path | str) -> dict[str, tuple[list[int], list[float]]]:
+  """What a run has written so far: (steps, values) of each metric, NaN where it was not finite.
+
+  Raises:
+    UserError: there is no run.
+  """
+  path = Path(workdir) / "metrics.jsonl"
+  if not path.is_file():
+    raise UserError(f"There is no {path}, so no run has written there.")
+  found = {}
+  for line in path.read_bytes().splitlines():
+    if (step := _step(line)) is not None:  # Not so of a line that is being written.
+      for name, value in json.loads(line).items():
+        if name != "step":
+          steps, values = found.setdefault(name, ([], []))
+          steps.append(step)
+          values.append(math.nan if value is None else value)
+  return found
+
+
 def _forget(path, step):
   """Drops the lines of `path` after `step`, and a half-written last one; all of them at step 0."""
   if not path.exists():

@@ -10,7 +10,7 @@ import types
 import pytest
 
 from clip_jax.errors import UserError
-from clip_jax.report import Report, duration, evaluations, number, progress_line, table
+from clip_jax.report import Report, curves, duration, evaluations, number, progress_line, table
 
 
 class Terminal(io.StringIO):
@@ -271,3 +271,17 @@ def test_evaluations_that_are_alike_stand_side_by_side():
   assert [line.split() for line in text.splitlines()] == [
       ["val", "test"], ["--", "---", "----"], ["r1", "1", "2"], ["r5", "5.5", "7"], [],
       ["zero"], ["----", "-----"], ["top1", "22.66"]]
+
+
+def test_curves_are_what_was_logged(tmp_path):
+  with quiet(tmp_path) as report:
+    report.log(1, {"train/loss": 3.5})
+    report.log(2, {"train/loss": math.inf, "val/r10": 4.0})
+  with (tmp_path / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 3, "train/l')  # Somebody is just writing.
+  found = curves(tmp_path)
+  assert found["val/r10"] == ([2], [4.0])
+  steps, values = found["train/loss"]
+  assert steps == [1, 2] and values[0] == 3.5 and math.isnan(values[1]) and len(found) == 2
+  with pytest.raises(UserError, match="There is no .*nothing/metrics.jsonl, so no run has written"):
+    curves(tmp_path / "nothing")
