@@ -4,8 +4,8 @@ import importlib
 
 __version__ = "0.1.0"
 
-_FROM = {"load": "loading", "call": "config", "build": "config"}
-__all__ = ["build", "call", "load"]
+_FROM = {"load": "loading", "call": "config", "build": "config", "run": "loop"}
+__all__ = ["build", "call", "load", "run"]
 
 
 def __getattr__(name: str):

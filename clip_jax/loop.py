@@ -1,6 +1,7 @@
 """The training loop: step after step, and what happens between steps."""
 
 from collections.abc import Iterator
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -41,19 +42,22 @@ DAMAGED_AFTER = 1000  # Examples to see before the share of damaged ones means a
 def run(config: ConfigDict, workdir: Path | str) -> int:
   """Trains what `config` describes in `workdir`, from its newest checkpoint if it has one.
 
+  Ctrl-C, or a notebook's stop button, saves after the step under way; a second one does not wait.
+
   Returns:
     Exit code: 0, or `PREEMPTED` when SIGTERM came and the state was saved.
 
   Raises:
     UserError: said before anything is compiled, but for damage in the data, a loss that is not
       finite, and a disk that is full.
+    KeyboardInterrupt: Ctrl-C came.
   """
   workdir = together(lambda: writable(Path(workdir)))
   parts = together(lambda: prepare(config))
   agreed = check(lambda: facts(parts), workdir)
-  stop = Stop()
-  with jax.set_mesh(parts.mesh), stopped_when_full(workdir):
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=parts.training.keep)
+  with (Stop() as stop, jax.set_mesh(parts.mesh), stopped_when_full(workdir),
+        contextlib.closing(Checkpoints(workdir / "checkpoints",
+                                       keep=parts.training.keep)) as checkpoints):
     start = checkpoints.latest() or 0
     # Before anything is written: if the run that lies here is of another model, it stays as it is.
     if start:
@@ -66,19 +70,24 @@ def run(config: ConfigDict, workdir: Path | str) -> int:
         state = started(parts, state)
     if jax.process_index() == 0:
       (workdir / "config.json").write_text(config_lib.to_json(config) + "\n")
-    report = Report(workdir, total_steps=parts.total_steps, start_step=start,
-                    writes=jax.process_index() == 0, wandb=parts.training.wandb)
-    for line in (*summary(parts, workdir, start), *agreed):
-      report.note(line)
-    if start < parts.total_steps:
-      state = train(parts, state, start, checkpoints, report, stop)
-    if int(state.step) < parts.total_steps:
-      report.note(f"SIGTERM: saved at step {int(state.step)}; the same command goes on from there.")
-      report.close()
-      checkpoints.close()
-      return PREEMPTED
-    finish(parts, state, start, checkpoints, report, workdir)
-  return 0
+    with Report(workdir, total_steps=parts.total_steps, start_step=start,
+                writes=jax.process_index() == 0, wandb=parts.training.wandb) as report:
+      for line in (*summary(parts, workdir, start), *agreed):
+        report.note(line)
+      if start < parts.total_steps:
+        with stop.on_interrupt():
+          state = train(parts, state, start, checkpoints, report, stop)
+      step = int(state.step)
+      if step == parts.total_steps:
+        finish(parts, state, start, checkpoints, report, workdir)
+        return 0
+      interrupted = stop.asked == signal.SIGINT
+      report.note(f"{'Ctrl-C' if interrupted else 'SIGTERM'}: saved at step {step}; the same "
+                  "command goes on from there.")
+      del state  # A notebook keeps the frames of its last error, and these arrays with them.
+  if interrupted:
+    raise KeyboardInterrupt
+  return PREEMPTED
 
 
 def started(parts: Parts, state: Any) -> Any:
@@ -151,7 +160,7 @@ def finish(parts, state, start, checkpoints, report, workdir):
     # The checkpoint comes last: where it is, everything before it was written.
     report.log(total, results, show=False)
     checkpoints.save(total, state, parts.config)
-  checkpoints.close()
+  checkpoints.wait()
   report.close()
   if results:
     report.note("\n" + evaluations(results) + f"\n\n{trained.speed()}\n")
@@ -325,25 +334,58 @@ class Log:
 
 
 class Stop:
-  """Whether SIGTERM came, for the loop to see after a step: the same one on all processes."""
+  """Whether SIGTERM came, or Ctrl-C in `train`, for the loop to see after a step.
+
+  It listens while it is entered, and sees the same step on all processes.
+
+  Attributes:
+    asked: the signal that came.
+  """
 
   def __init__(self):
-    self.asked = False
-    if jax.process_count() > 1:
-      return  # JAX listens for it, and a handler of ours would make it deaf.
+    self.asked = None
+
+  def __enter__(self) -> "Stop":
+    self._before = self._listen(signal.SIGTERM)
+    return self
+
+  def __exit__(self, *_):
+    # Who sent SIGTERM may do so again before Python has ended, and would hide the exit code.
+    if self.asked != signal.SIGTERM:
+      self._restore(signal.SIGTERM, self._before)
+
+  @contextlib.contextmanager
+  def on_interrupt(self) -> Iterator[None]:
+    """Lets the first Ctrl-C in here ask, and the second one raise."""
+    before = self._listen(signal.SIGINT)
     try:
-      signal.signal(signal.SIGTERM, self._ask)
-    except ValueError:  # Not the main thread (a notebook's cell run by a server): nothing to catch.
-      pass
+      yield
+    finally:
+      self._restore(signal.SIGINT, before)
 
   def at(self, step: int) -> bool:
     """Whether to stop after this step; to be asked after every one, for processes agree on one."""
     if jax.process_count() > 1:
       return multihost_utils.reached_preemption_sync_point(step)
-    return self.asked
+    return self.asked is not None
 
-  def _ask(self, *_):
-    self.asked = True
+  def _listen(self, number):
+    """The handler that ours replaces; None if there is nothing to catch."""
+    if jax.process_count() > 1:
+      return None  # JAX listens for SIGTERM, and a handler of ours would make it deaf.
+    try:
+      return signal.signal(number, self._ask) or signal.SIG_DFL
+    except ValueError:  # Not the main thread (a notebook's cell run by a server).
+      return None
+
+  def _restore(self, number, before):
+    if before is not None:
+      signal.signal(number, before)
+
+  def _ask(self, number, _):
+    if number == signal.SIGINT and self.asked:
+      raise KeyboardInterrupt
+    self.asked = number
 
 
 def writable(workdir: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import signal
 
 import jax
 import numpy as np
@@ -285,3 +286,47 @@ def test_a_size_that_is_not_there_is_said_before_anything_is_compiled():
     parts.prepare(small(data__size="5k"))
   with pytest.raises(UserError, match="size 'many' is not a number of records"):
     parts.prepare(small(train__samples="many", train__steps=None))
+
+
+class Interrupted:
+  """Asks nothing; Ctrl-C comes while it is asked, as often as said."""
+
+  def __init__(self, times: int):
+    self.times = times
+
+  def __call__(self, _):
+    for _ in range(self.times):
+      signal.raise_signal(signal.SIGINT)
+    return {}
+
+
+def told_of(workdir):
+  return [(line["step"], line["train/loss"]) for line in map(json.loads, (
+      workdir / "metrics.jsonl").read_text().splitlines()) if "train/loss" in line]
+
+
+def test_an_interrupted_run_is_saved_and_goes_on_as_if_nothing_had_been(tmp_path, capsys):
+  handlers = lambda: [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+  before = handlers()
+  config = small(train__log_every=1)
+  loop.run(config, tmp_path / "straight")
+  config.train.eval_every, config.evaluators = 4, {"none": call(Interrupted, times=1)}
+  with pytest.raises(KeyboardInterrupt):
+    loop.run(config, tmp_path / "run")
+  assert "Ctrl-C: saved at step 5; the same command goes on" in capsys.readouterr().out
+  assert Checkpoints(tmp_path / "run" / "checkpoints").latest() == 5 and handlers() == before
+  config.train.eval_every, config.evaluators = 0, {}
+  assert loop.run(config, tmp_path / "run") == 0
+  assert told_of(tmp_path / "run") == told_of(tmp_path / "straight")
+
+
+def test_a_second_interrupt_does_not_wait_and_leaves_things_in_order(tmp_path):
+  config = small(train__log_every=1, train__save_every=2, train__eval_every=5)
+  config.evaluators = {"none": call(Interrupted, times=2)}
+  with pytest.raises(KeyboardInterrupt):
+    loop.run(config, tmp_path)
+  names = [path.name for path in (tmp_path / "checkpoints").iterdir()]
+  assert sorted(names) == ["2", "4"]  # Whole: nothing is still being saved.
+  config.train.eval_every, config.evaluators = 0, {}
+  assert loop.run(config, tmp_path) == 0
+  assert [step for step, _ in told_of(tmp_path)] == [1, 2, 3, 4, 5, 6]

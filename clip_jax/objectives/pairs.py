@@ -11,7 +11,7 @@ class Pairs(nnx.Module):
   Args:
     keep_patches: share of the patches that the image tower sees in training, another random subset
       for each image (FLIP).
-    block: rows of the B x B matrix of similarities in memory at once; all of them when None.
+    block: rows of the B x B matrix of similarities in memory at once; all of them by default.
 
   Raises:
     UserError: `keep_patches` is no share.
@@ -19,7 +19,7 @@ class Pairs(nnx.Module):
 
   inputs = ("image", "tokens")
 
-  def __init__(self, *, keep_patches: float, block: int | None):
+  def __init__(self, *, keep_patches: float = 1.0, block: int | None = None):
     self.keep_patches, self.block = checked_share(keep_patches), block
 
   def embed(self, model, batch, *, train, key):
