@@ -15,6 +15,8 @@ HELP = """Trains the model that a config file describes.
                              one of N processes, of which number 0 listens there; SLURM, Google
                              Kubernetes Engine and TPU VMs say so themselves
 
+Ctrl-C saves after the step under way; a second one does not wait.
+
 Exit codes: 0 done, 2 a mistake in what was asked for, 75 saved after SIGTERM: start me again.
 """
 

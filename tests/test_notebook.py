@@ -1,0 +1,129 @@
+"""The notebook: each of its cells runs, and what is committed reads well without running."""
+
+import importlib.util
+import os
+from pathlib import Path
+import re
+import sys
+
+from IPython.core.inputtransformer2 import TransformerManager
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOK = ROOT / "launch/colab.ipynb"
+
+
+def read():
+  return nbformat.read(NOTEBOOK, 4)
+
+
+def code(notebook):
+  return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def parameters(notebook):
+  """The one cell that a shrunk run replaces."""
+  cell, = (c for c in code(notebook) if "parameters" in c.metadata.get("tags", ()))
+  return cell
+
+
+def executed(notebook, folder):
+  """Runs all cells as in a checkout; an error in one, or in a command of one, is raised."""
+  for cell in code(notebook):
+    if re.search(r"^!", cell.source, re.MULTILINE):  # IPython goes on after a command that fails.
+      cell.source += "\nassert not _exit_code, f'the command ended with {_exit_code}'"
+  environment = {
+      **os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu",
+      "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XDG_CACHE_HOME": str(folder / "cache"),
+      "IPYTHONDIR": str(folder / "ipython")}
+  client = NotebookClient(notebook, timeout=600, kernel_name="python3",
+                          resources={"metadata": {"path": str(NOTEBOOK.parent)}})
+  client.execute(env=environment)
+  return notebook
+
+
+def printed(cells):
+  return "".join(o.get("text", "") + o.get("data", {}).get("text/plain", "")
+                 for cell in cells for o in cell.outputs)
+
+
+def pictures(cells):
+  return sum(any(kind.startswith("image/") for kind in o.get("data", ()))
+             for cell in cells for o in cell.outputs)
+
+
+def test_every_cell_runs(tmp_path):
+  notebook = read()
+  parameters(notebook).source = f"STEPS, RUNS = 4, {str(tmp_path / 'runs')!r}"
+  cells = code(executed(notebook, tmp_path))
+  told, committed = printed(cells), code(read())
+  for run, objective in {"clip": "Clip", "siglip": "Siglip", "margin": "Margin"}.items():
+    assert f"objective  {objective} on batches of 128" in told
+    assert sorted(p.name for p in (tmp_path / "runs" / run / "checkpoints").iterdir()) == ["4"]
+  assert float(re.search(r"difference from open_clip: (\S+)", told)[1]) < 1e-4
+  assert str(tmp_path / "runs/pictures/flag.png") in told and "To start the first:" in told
+  assert [pictures([cell]) for cell in cells] == [pictures([cell]) for cell in committed]
+
+
+@pytest.mark.parametrize("line, message", [
+    ("1 / 0", "ZeroDivisionError"),
+    ("!{sys.executable} -m clip_jax.search --from=nothing --images=. cat", "ended with 2"),
+    ("%no_such_magic", "UsageError")])
+def test_an_error_in_a_cell_does_not_pass(line, message, tmp_path):
+  notebook = nbformat.v4.new_notebook(cells=[
+      nbformat.v4.new_code_cell("import sys\n" + line)])
+  with pytest.raises(CellExecutionError, match=message):
+    executed(notebook, tmp_path)
+
+
+def test_where_the_package_is_missing_it_is_fetched_and_installed(tmp_path, monkeypatch):
+  """The branch that only Colab takes, with what it asks of IPython written down."""
+  cell = next(c for c in code(read()) if "git clone" in c.source)
+  asked = []
+
+  class Shell:
+    system = asked.append
+
+    def run_line_magic(self, name, line):
+      asked.append(f"%{name} {line}")
+
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  monkeypatch.chdir(tmp_path)
+  exec(TransformerManager().transform_cell(cell.source), {"get_ipython": Shell})
+  assert [line.split()[:2] for line in asked] == [
+      ["git", "clone"], ["%cd", "-q"], ["%pip", "install"]]
+  folder = asked[0].split()[-1]
+  assert asked[1] == f"%cd -q {folder}" and folder != "clip_jax"  # Which Python would import.
+  extra, = re.findall(r"-e '\.\[(\w+)\]'$", asked[2])
+  assert f'"{extra}": [' in (ROOT / "setup.py").read_text()
+  assert Path.cwd() == ROOT
+
+
+def test_the_committed_notebook_reads_well_without_running():
+  notebook = read()
+  cells = code(notebook)
+  assert NOTEBOOK.stat().st_size < 400_000
+  assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+  outputs = [o for cell in cells for o in cell.outputs]
+  assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
+  assert pictures(cells) >= 5 and "largest difference from open_clip" in printed(cells)
+  runs = re.search(r'RUNS = "(.*?)"', parameters(notebook).source)[1]
+  for path in re.findall(r"(?<![\w.:/])/\w[\w./-]*", printed(cells)):
+    assert path.startswith(runs), f"{path} is a place on the machine where this was run"
+
+
+def test_links_lead_somewhere():
+  text = "\n".join(cell.source for cell in read().cells if cell.cell_type == "markdown")
+  targets = [t for t in re.findall(r"\]\(([^)]+)\)", text) if "://" not in t]
+  assert targets and all((NOTEBOOK.parent / target).is_file() for target in targets)
+
+
+def test_cells_are_short_and_each_has_a_text_before_it():
+  notebook = read()
+  for before, cell in zip(notebook.cells, notebook.cells[1:]):
+    lines = cell.source.splitlines()
+    assert len(lines) <= 27 and max(map(len, lines)) <= 104, cell.source
+    assert "markdown" in (before.cell_type, cell.cell_type) or len(lines) <= 12
