@@ -1,4 +1,4 @@
-"""The study: python -m clip_jax.study run|figures|fit|advise|verdicts."""
+"""The study: python -m clip_jax.study run|table|figures|fit|advise|verdicts."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ HELP = """Runs grids of trainings, and says what they and the paper's numbers me
 
   python -m clip_jax.study run --grid=FILE[:ARGUMENT] --out=DIR [--jobs=N] [--retries=2]
                                [--only=I/N] [--dry-run] [--accelerator=h200] [--utilisation=0.4]
+  python -m clip_jax.study table --runs=CSV,... [--metric=i2t_r10,zero_shot]
   python -m clip_jax.study figures --out=DIR [--runs=CSV,...]
   python -m clip_jax.study fit [--runs=CSV,...] [--out=FILE.csv]
   python -m clip_jax.study advise --pairs=50M --compute=1e20 | --samples=3.4B | --hours=100
@@ -18,6 +19,7 @@ HELP = """Runs grids of trainings, and says what they and the paper's numbers me
   run        trains what is missing of a grid; started again, it goes on. One row a run in
              DIR/runs.csv. --jobs: runs at once, each with its share of GPUs or cores. --only: every
              N-th run from the I-th on, for an array of machines. --dry-run: what there is to do
+  table      every kind of run once: mean and spread over its seeds, in Markdown
   figures    the paper's figures from runs, the paper's own points behind; DIR/index.html has all
   fit        laws of error against data, compute and size, and how well they predict the largest run
   advise     which recipe to train with so many pairs and so much compute, and how sure that is
@@ -31,7 +33,7 @@ def main(arguments: list[str]) -> int | None:
   """Runs the command; returns its exit code."""
   from clip_jax.errors import UserError
   from clip_jax.flags import parse
-  commands = {"run": _run, "one": _one, "figures": _figures, "fit": _fit, "advise": _advise,
+  commands = {"run": _run, "one": _one, "table": _table, "figures": _figures, "fit": _fit, "advise": _advise,
               "verdicts": _verdicts}
   what, *rest = arguments or [""]
   if what.startswith("-"):
@@ -40,6 +42,7 @@ def main(arguments: list[str]) -> int | None:
       "run": (("grid", "out", "jobs", "retries", "only", "accelerator", "utilisation"),
               ("dry-run",)),
       "one": (("grid", "out", "name", "fingerprint"), ()),
+      "table": (("runs", "metric"), ()),
       "figures": (("runs", "out"), ()), "fit": (("runs", "out"), ()),
       "advise": (("pairs", "compute", "samples", "hours", "accelerator", "utilisation", "metric",
                   "runs", "top"), ()),
@@ -71,6 +74,12 @@ def _run(flags):
 def _one(flags):
   from clip_jax.study.point import run_one
   return run_one(flags.grid, flags.name, Path(flags.out), flags.fingerprint)
+
+
+def _table(flags):
+  from clip_jax.study import summary
+  _wanted(flags, "runs", "DIR/runs.csv")
+  print(summary.markdown(_points(flags), (flags.metric or "").split(",") if flags.metric else ()))
 
 
 def _figures(flags):

@@ -16,7 +16,7 @@ from clip_jax.config import to_json
 from clip_jax.errors import UserError
 
 FACTORS = ("data", "protocol", "arch", "method", "aug", "quality")
-PROTOCOLS = ("one epoch", "same samples", "epochs")
+PROTOCOLS = ("one epoch", "same samples", "epochs", "same compute")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ import re
 
 from ml_collections.config_dict import ConfigDict
 
+from clip_jax.study.budget import compute_of
 from clip_jax.study.grid import Run
 
 Make = Callable[..., ConfigDict]
@@ -67,12 +68,23 @@ def by_size(make: Make, *, data: str, sizes: Sequence[int], samples: int | None,
           for seed in seeds for arch in archs for method in methods for size in sizes]
 
 
-def augmentations(make: Make, *, data: str, sizes: Sequence[int], epochs: int,
+def equal_compute(make: Make, *, data: str, size: int, samples: int, arch: str,
+                  methods: Sequence[str], than: str = "CLIP", seeds: Iterable[int] = (0,)) -> list[Run]:
+  """Strategies for the compute that another one takes for so many samples; fewer if each is dearer.
+  """
+  seeds, cost = tuple(seeds), lambda method: compute_of(
+      make(arch=arch, method=method, size=size, samples=samples)).flops
+  return [_run(make, data, "same compute", arch, method=method, size=size,
+               samples=round(samples * cost(than) / cost(method)), seed=seed)
+          for method in methods for seed in seeds]
+
+
+def augmentations(make: Make, *, data: str, sizes: Sequence[int], epochs: float,
                   augs: Sequence[str] = AUGMENTATIONS, arch: str = "ViT-B/32",
                   seeds: Iterable[int] = (0,)) -> list[Run]:
   """Augmentations at small sizes, for many epochs (Figure 1b)."""
   return [_run(make, data, "epochs", arch, method="CLIP" if aug == "none" else "CLIP+DA", aug=aug,
-               size=size, samples=epochs * size, seed=seed)
+               size=size, samples=round(epochs * size), seed=seed)
           for seed in seeds for aug in augs for size in sizes]
 
 

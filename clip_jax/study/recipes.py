@@ -109,7 +109,8 @@ def objective(method: str, *, block: int | None = None, temperature: float = 0.0
   own = dict(block=block, temperature=temperature)
   makers = {
       "CLIP": lambda: call(Clip, **own), "CLIP+DA": lambda: call(Clip, **own),
-      "FLIP": lambda: call(flip, **own), "SigLIP": lambda: call(Siglip, block=block),
+      "CLIPA": lambda: call(Clip, **own), "FLIP": lambda: call(flip, **own),
+      "SigLIP": lambda: call(Siglip, block=block),
       "SLIP": lambda: call(Slip, pairs=call(Clip, **own), block=block, **head),
   }
   if method not in makers:
@@ -172,20 +173,24 @@ def small(source: Callable[..., ConfigDict], *, train: ConfigDict, test: ConfigD
       it has; below, the clean part of it.
     train: labelled records that the linear probe and few-shot learn from.
     test, classes: what is asked at the end.
+    length, image_size: tokens and pixels; CLIPA has half of the tokens and three pixels of four.
   """
 
   def make(*, arch="ViT-64x3", method="CLIP", aug="none", size, quality=100, samples, seed=0):
-    images, augment = seen(method, aug, size=image_size, weakest=0.4)
+    reduced = method == "CLIPA"
+    pixels, tokens = (image_size * 3 // 4, length // 2) if reduced else (image_size, length)
+    images, augment = seen(method, aug, size=pixels, weakest=0.4)
     return experiment(
         data=call(
             Data, source=source(quality),
             views=call(Views, images=images, tokenizer=call(
-                SentencePiece, model=tokenizer, length=length, eos=False)),
+                SentencePiece, model=tokenizer, length=tokens, eos=False),
+                       shorten="block" if reduced else "first"),
             batch_size=batch_size, size=round(size * quality / 100), threads=1),
         model=call(
             TwoTowers,
-            image=tower(SMALL_TOWERS, arch, image_size=image_size, dtype="float32"),
-            text=call(TextTransformer, width=64, depth=0, vocabulary=1024, length=length,
+            image=tower(SMALL_TOWERS, arch, image_size=pixels, dtype="float32"),
+            text=call(TextTransformer, width=64, depth=0, vocabulary=1024, length=tokens,
                       pool="mean", dtype="float32"),
             embed=64),
         augment=augment, objective=objective(

@@ -21,7 +21,7 @@ def test_a_dry_run_lists_the_runs(capsys):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    ((), "Study what\\? '' is none of run, figures, fit, advise, verdicts"),
+    ((), "Study what\\? '' is none of run, table, figures, fit, advise, verdicts"),
     (("think",), "'think' is none of"),
     (("run",), "--grid is missing, as in --grid=configs/study/openclipart.py"),
     (("run", "--grid=configs/study/shapes.py"), "--out is missing"),

@@ -28,7 +28,8 @@ def trace(config):
 @pytest.mark.parametrize("name, runs, total", [
     ("epochs", 25, 1.64e21), ("quality", 9, 8.1e20), ("vits", 105, 2.5e22),
     ("architectures", 105, 7.3e21), ("strategies", 84, 7.8e21), ("augmentations", 16, 7.6e20),
-    ("openclipart", 66, 3.56e13), ("shapes", 120, 7.85e13)])
+    ("openclipart", 66, 3.56e13), ("shapes", 120, 7.85e13),
+    ("strategies_openclipart", 33, 4.51e13)])
 def test_a_grid_has_its_runs_and_knows_their_compute(name, runs, total):
   grid = grid_lib.load(str(CONFIGS / f"{name}.py"))
   assert len(grid.runs) == runs == len({run.fingerprint for run in grid.runs})
@@ -45,7 +46,7 @@ def test_the_dry_run_says_what_there_is_to_do(tmp_path):
   assert "16 runs, 16 missing" in printed and "one a100 at 50% of its peak" in printed
 
 
-@pytest.mark.parametrize("name", ["openclipart", "shapes"])
+@pytest.mark.parametrize("name", ["openclipart", "shapes", "strategies_openclipart"])
 def test_a_run_of_each_kind_in_miniature_is_traced(name):
   grid, kinds = grid_lib.load(str(CONFIGS / f"{name}.py:1")), {}
   for run in grid.runs:

@@ -1,0 +1,57 @@
+"""Every kind of run once: the mean and the spread of its seeds."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from clip_jax.errors import UserError
+from clip_jax.report import number
+from clip_jax.study.grids import short
+from clip_jax.study.records import Point, TITLES
+
+DEFAULT = ("i2t_r10", "t2i_r10", "zero_shot", "linear_probe")
+
+
+def markdown(points: Iterable[Point], metrics: Sequence[str] = ()) -> str:
+  """A table of accuracies in percent, mean ± standard deviation over seeds.
+
+  Args:
+    points: of runs.
+    metrics: its columns, names in `records.TITLES`; those of `DEFAULT` that the runs have.
+
+  Raises:
+    UserError: no runs, or none with such a metric.
+  """
+  points = list(points)
+  there = {p.metric for p in points}
+  unknown = [name for name in metrics if name not in there]
+  metrics = metrics or [name for name in DEFAULT if name in there]
+  if unknown or not metrics:
+    raise UserError(f"No run has {', '.join(unknown) or 'any of ' + ', '.join(DEFAULT)}; the runs "
+                    f"have {', '.join(sorted(there)) or 'nothing'}. Set --metric to some of these.")
+  rows = {}
+  for p in sorted(points, key=lambda p: (p.data, p.protocol, p.arch, p.dataset_size)):
+    if p.metric in metrics:
+      kind = (p.data, p.protocol, p.arch, _strategy(p), short(p.dataset_size),
+              short(p.samples_seen), number(p.gmacs))
+      rows.setdefault(kind, {}).setdefault(p.metric, []).append(100 - p.error)
+  header = ("data", "protocol", "tower", "strategy", "pairs", "samples", "G multiply-adds",
+            *(TITLES[name] for name in metrics), "runs")
+  lines = [header, ("---",) * len(header)]
+  for kind, found in rows.items():
+    lines.append((*kind, *(_spread(found.get(name, [])) for name in metrics),
+                  str(max(map(len, found.values())))))
+  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _strategy(point: Point) -> str:
+  """CLIP, or CLIP+DA (RandAugment), or CLIP, best 60%."""
+  aug = f" ({point.aug})" if point.aug != "none" else ""
+  return point.method + aug + (f", best {point.quality:g}%" if point.quality < 100 else "")
+
+
+def _spread(values: Sequence[float]) -> str:
+  if not values:
+    return ""
+  spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+  return f"{np.mean(values):.1f}{spread}"
