@@ -198,8 +198,8 @@ def _ordered(names):
     if name in known:
       return 1, known.index(name), name
     number = re.match(r"([\d.]+)([kMB]?)", name)
-    if not number:
-      return 2, 0.0, name
+    if not number:  # ViT-32x2 before ViT-128x4.
+      return 2, 0.0, re.sub(r"\d+", lambda digits: digits[0].zfill(9), name)
     return 0, float(number[1]) * {"": 1, "k": 1e3, "M": 1e6, "B": 1e9}[number[2]], name
   return sorted(names, key=key)
 

@@ -88,3 +88,8 @@ def test_without_matplotlib_it_is_said_how_to_get_it(tmp_path, monkeypatch):
   monkeypatch.setattr(builtins, "__import__", without)
   with pytest.raises(UserError, match=r"pip install 'scaling-clip-jax\[figures\]'"):
     figures.draw_all([], tmp_path)
+
+
+def test_series_stand_in_the_order_of_their_sizes():
+  assert figures._ordered(["ViT-128x4", "100M", "ViT-32x2", "1.6k", "ViT-B/32", "ViT-Ti/16"]) == [
+      "1.6k", "100M", "ViT-Ti/16", "ViT-B/32", "ViT-32x2", "ViT-128x4"]
