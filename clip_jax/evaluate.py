@@ -1,5 +1,7 @@
 """Evaluates a model: python -m clip_jax.evaluate --from=MODEL --suite=FILE."""
 
+from typing import Any
+
 from clip_jax import cli
 
 HELP = """Says how good a model is, with what is needed to trust the numbers.
@@ -8,7 +10,8 @@ HELP = """Says how good a model is, with what is needed to trust the numbers.
   python -m clip_jax.evaluate --from=MODEL --classification=DIR [--templates=openai_80]
   python -m clip_jax.evaluate --from=MODEL --retrieval=F.jsonl [--out=F.json]
 
-  --from=MODEL               the workdir of a training run, or whatever clip_jax.load reads
+  --from=MODEL               the workdir of a training run, an exported model, or another
+                             library's checkpoint
   --suite=FILE[:ARGUMENT]    a Python file with get_config(), a ConfigDict of calls of evaluators,
                              and a string for it; images are embedded once for all of them
   --suite.NAME.x=VALUE       replaces a value of the suite
@@ -26,6 +29,8 @@ HELP = """Says how good a model is, with what is needed to trust the numbers.
   --trust=MODULE,...         modules beyond clip_jax that the model's config may call
   --coordinator=HOST:PORT --processes=N --process=I
                              one of N processes, as for clip_jax.train
+
+Exit codes: 0 done, 2 a mistake in what was asked for, 130 stopped by Ctrl-C, 1 anything else.
 """
 
 
@@ -49,6 +54,7 @@ def main(arguments: list[str]) -> int:
   from clip_jax import distributed
   distributed.start(flags.coordinator, flags.processes, flags.process)
   import jax
+
   from clip_jax.evaluators.answers import ask
   from clip_jax.evaluators.shared import Shared
   from clip_jax.loading import load
@@ -61,7 +67,7 @@ def main(arguments: list[str]) -> int:
   return 0
 
 
-def evaluators(flags, has_suite: bool) -> dict:
+def evaluators(flags: Any, has_suite: bool) -> dict[str, Any]:
   """The evaluators that the flags ask for, by name."""
   from clip_jax.errors import UserError
   from clip_jax.evaluators.retrieval import Retrieval
@@ -82,7 +88,7 @@ def evaluators(flags, has_suite: bool) -> dict:
       made[name] = build(call)
   for flag in ("templates", "resize"):
     asking = [n for n in ("classification", "retrieval") if getattr(flags, n)]
-    if getattr(flags, flag) and (not asking or flag == "templates" and not flags.classification):
+    if getattr(flags, flag) and (not asking or (flag == "templates" and not flags.classification)):
       raise UserError(f"--{flag} is for --classification"
                       f"{' and --retrieval' if flag == 'resize' else ''}; in a suite it is set as "
                       f"--suite.NAME.{flag}=VALUE.")
@@ -92,6 +98,7 @@ def evaluators(flags, has_suite: bool) -> dict:
                                       resize=flags.resize)
   if flags.retrieval:
     from pathlib import Path
+
     from clip_jax.data.sources.folder import Folder
     file = Path(flags.retrieval)
     made["retrieval"] = Retrieval(Folder(str(file.parent), captions=file.name),
@@ -99,10 +106,11 @@ def evaluators(flags, has_suite: bool) -> dict:
   return made
 
 
-def classification(folder: str):
+def classification(folder: str) -> tuple[Any, dict[str, Any]]:
   """The source of a folder of classes, and folder -> names."""
   import json
   from pathlib import Path
+
   from clip_jax.data.sources.folder import IMAGES, Folder
   from clip_jax.errors import UserError
   source = Folder(folder, captions=None)
@@ -136,10 +144,12 @@ def _some(names: list[str]) -> str:
   return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-def report(answers, shared, where: str, out: str | None):
+def report(answers: dict[str, Any], shared: Any, where: str, out: str | None) -> None:
   """Prints a table, and writes everything to `out`."""
   import json
+
   import jax
+
   import clip_jax
   from clip_jax.evaluators.answers import metrics
   from clip_jax.report import number, table
@@ -184,7 +194,7 @@ def _plain(value):
   return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _writable(out: str):
+def _writable(out: str) -> None:
   """Raises unless `out` can be written; an evaluation may take hours."""
   from clip_jax.errors import UserError
   try:

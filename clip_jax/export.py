@@ -6,7 +6,8 @@ HELP = """Writes a model as other libraries load it.
 
   python -m clip_jax.export --from=MODEL --format=FORMAT --out=DIR
 
-  --from=MODEL         the workdir of a training run, or another library's checkpoint
+  --from=MODEL         the workdir of a training run, an exported model, or another library's
+                       checkpoint
   --format=open_clip   open_clip.create_model_and_transforms("local-dir:DIR")
           =huggingface transformers.CLIPModel (or SiglipModel) .from_pretrained("DIR")
           =big_vision  a two-tower .npz; --out=FILE.npz
@@ -16,6 +17,8 @@ HELP = """Writes a model as other libraries load it.
 
 Weights are written in float32 and agree to 1e-4; a run that computes in bfloat16 agrees with what
 is written to the rounding of that.
+
+Exit codes: 0 done, 2 a mistake in what was asked for, 130 stopped by Ctrl-C, 1 anything else.
 """
 FORMATS = ("open_clip", "huggingface", "big_vision", "stablehlo")
 
@@ -23,6 +26,7 @@ FORMATS = ("open_clip", "huggingface", "big_vision", "stablehlo")
 def main(arguments: list[str]) -> int:
   """Runs the command; returns its exit code."""
   from pathlib import Path
+
   from clip_jax.errors import UserError
   from clip_jax.flags import parse
   flags = parse(arguments, HELP, strings=("from", "format", "out", "trust"))

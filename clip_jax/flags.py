@@ -5,6 +5,7 @@ from pathlib import Path
 import re
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 from absl import flags as absl_flags
 from ml_collections import config_flags
@@ -55,7 +56,7 @@ def parse(arguments: list[str], text: str, *, config: bool | str = False,
 class _OrNone(absl_flags.ArgumentParser):
   """Takes None beside what another parser takes, to replace one length of a run by another."""
 
-  def __init__(self, parser):
+  def __init__(self, parser: Any):
     super().__init__()
     self.parser = parser
 
@@ -93,7 +94,7 @@ def _check_name(argument, known):
                     + (f" Did you mean --{close[0]}?" if close else ""))
 
 
-def _readable(error) -> str:
+def _readable(error: Exception) -> str:
   """The message of an error of the flag library, without its quotes and repetitions."""
   message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
   # What a config file has to say comes inside a traceback.
@@ -101,15 +102,15 @@ def _readable(error) -> str:
   return message.strip().strip("'\"")
 
 
-def shard(text: str | None, flag: str = "--shard") -> tuple[int, int]:
-  """(i, n) of "i/n", which of how many machines this is; of None, the only one.
+def shard(text: str | None) -> tuple[int, int]:
+  """(i, n) of --shard=i/n, which of how many machines this is; of None, the only one.
 
   Raises:
     UserError: it is not of that form, or i is not below n.
   """
   numbers = re.fullmatch(r"(\d+)/(\d+)", text or "0/1")
   if not numbers or int(numbers[1]) >= int(numbers[2]):
-    raise UserError(f"{flag}={text} is not I/N with I from 0 to N - 1, as in {flag}=0/8.")
+    raise UserError(f"--shard={text} is not I/N with I from 0 to N - 1, as in --shard=0/8.")
   return int(numbers[1]), int(numbers[2])
 
 

@@ -22,6 +22,8 @@ The real train step is compiled for the topology, which needs no TPU but libtpu 
 'scaling-clip-jax[tpu]') and minutes. What does not fit is tried again with rematerialisation,
 microbatches, FSDP and smaller batches. Without libtpu, and for GPUs, nothing is compiled, and what
 only the compiler knows is missing.
+
+Exit codes: 0 done, 2 a mistake in what was asked for, 130 stopped by Ctrl-C, 1 anything else.
 """
 
 

@@ -17,6 +17,7 @@ from clip_jax.data.tokenizer import train_sentencepiece
 from clip_jax.errors import UserError
 from clip_jax.flags import parse, shard
 from clip_jax.interfaces import Source
+from clip_jax.interrupts import deaf
 from clip_jax.report import duration
 
 HELP = """Makes what training reads: ArrayRecord shards with a manifest, or a tokenizer.
@@ -34,7 +35,7 @@ HELP = """Makes what training reads: ArrayRecord shards with a manifest, or a to
   --out=DIR              the folder of the shards; read it with clip_jax.data.ArrayRecord(DIR)
   --processes=N          that work at the same time (default 1)
   --shard=I/N            does the I-th of N parts, I from 0; N machines with one DIR do them all
-  --max_side=N           larger images are reduced to N pixels on the longer side
+  --max_side=N           larger images are reduced to N pixels on the longer side (default: none)
   --quality=N            of the JPEGs that are written (default 92)
   --max_text=N           characters that longer texts are cut to (default 2000)
   --records_per_shard=N  for parquet, folder and source (default 10000)
@@ -52,7 +53,9 @@ HELP = """Makes what training reads: ArrayRecord shards with a manifest, or a to
 
 The same command goes on where it was stopped: finished shards stay, half-written ones are made
 again. What is left out or changed is counted by reason in DIR/manifest.json, which is written when
-the last shard is. Exit codes: 0 done, 2 a mistake in what was asked for.
+the last shard is.
+
+Exit codes: 0 done, 2 a mistake in what was asked for, 130 stopped by Ctrl-C, 1 anything else.
 """
 _TEXTS = ("from", "format", "out", "shard", "image", "text", "captions", "fields", "licence",
           "source", "tokenizer")
@@ -60,7 +63,7 @@ _NUMBERS = {"processes": 1, "max_side": None, "quality": 92, "max_text": 2000,
             "records_per_shard": 10_000, "pieces": 4096}
 
 
-def main(arguments: list[str]):
+def main(arguments: list[str]) -> None:
   """Runs the command."""
   flags = parse(arguments, HELP, strings=(*_TEXTS, *_NUMBERS), switches=("verify", "classes"))
   number = {name: _number(name, getattr(flags, name), default)
@@ -74,7 +77,8 @@ def main(arguments: list[str]):
   if not where:
     raise UserError("What should be prepared? Set --from, as in --from='tars/*.tar'.")
   if flags.tokenizer:
-    return _tokenizer(where, flags, number["pieces"])
+    _tokenizer(where, flags, number["pieces"])
+    return
   if flags.format not in inputs.FORMATS:
     raise UserError(f"--format={flags.format or ''} is none of {', '.join(inputs.FORMATS)}.")
   if not flags.out:
@@ -124,10 +128,14 @@ def _write(job, out, part, parts, processes):
   with concurrent.futures.ProcessPoolExecutor(
       min(processes, len(todo)), multiprocessing.get_context("spawn"), _end_with_parent,
       (os.getpid(),)) as pool:
-    tasks = [pool.submit(shards.write_shard, job, piece, out) for piece in todo]
+    tasks = deaf(lambda: [pool.submit(shards.write_shard, job, piece, out) for piece in todo])
     try:
       for task in concurrent.futures.as_completed(tasks):
         progress.show(task.result())
+    except KeyboardInterrupt:  # What they are at will be made again.
+      for worker in multiprocessing.active_children():
+        worker.terminate()
+      raise
     finally:
       pool.shutdown(cancel_futures=True)
 
@@ -146,7 +154,7 @@ def _end_with_parent(parent):
 class _Progress:
   """The line that says how far it is: in place on a terminal, every ten seconds elsewhere."""
 
-  def __init__(self, total):
+  def __init__(self, total: int):
     self._total, self._done, self._read, self._kept = total, 0, 0, 0
     self._start = self._shown = time.monotonic()
 

@@ -1,12 +1,15 @@
 """Scores records: python -m clip_jax.score --from=MODEL --source=S --out=FILE.npz."""
 
+from typing import Any
+
 from clip_jax import cli
 
 HELP = """Writes how well image and text of each record go together, by a model, for Quality to cut.
 
   python -m clip_jax.score --from=MODEL --out=FILE.npz [--source=S | --config=F ...]
 
-  --from=MODEL         the workdir of a training run, or whatever clip_jax.load reads
+  --from=MODEL         the workdir of a training run, an exported model, or another library's
+                       checkpoint
   --out=FILE.npz       one cosine similarity a record, in their order; NaN where one is damaged
   --source=S           what to score:
                          openclipart or shapes       what comes with the package
@@ -22,6 +25,8 @@ HELP = """Writes how well image and text of each record go together, by a model,
 
 A run that was killed goes on when it is started again. Then, in a config:
   source=call(Quality, source=..., scores="FILE.npz", keep="top 40%")
+
+Exit codes: 0 done, 2 a mistake in what was asked for, 130 stopped by Ctrl-C, 1 anything else.
 """
 
 
@@ -55,9 +60,10 @@ def main(arguments: list[str]) -> int:
   return 0
 
 
-def source_of(name: str):
+def source_of(name: str) -> Any:
   """The source that --source names."""
   import os
+
   from clip_jax.errors import UserError
   if name == "openclipart":
     from clip_jax.data.sources.openclipart import OpenClipart
@@ -86,9 +92,10 @@ def source_of(name: str):
   return ArrayRecord(name)
 
 
-def trained_on(where: str, *, trust: tuple[str, ...]):
+def trained_on(where: str, *, trust: tuple[str, ...]) -> Any:
   """The source that a run was trained on, without its data.size."""
   from pathlib import Path
+
   from clip_jax.config import build, from_json
   from clip_jax.errors import UserError
   file = Path(where) / "config.json"

@@ -1,4 +1,7 @@
-"""Searches a folder of pictures: python -m clip_jax.search --from=MODEL --images=DIR "a red car"."""
+"""Searches pictures: python -m clip_jax.search --from=MODEL --images=DIR "a red car"."""
+
+from collections.abc import Callable
+from typing import Any
 
 from clip_jax import cli
 
@@ -16,9 +19,12 @@ HELP = """Finds the pictures of a folder that go best with a text, or with anoth
   --like=PICTURE  a file to find others like
   --serve         a page with a search box, on this machine alone; pictures can be dropped on it
   --port=8000     of that page
-  --trust=MODULE,...  modules beyond clip_jax that the model's config may call
+  --trust=MODULE,...
+                  modules beyond clip_jax that the model's config may call
 
 Prints a line for each picture: the cosine, and the path.
+
+Exit codes: 0 done, 2 a mistake in what was asked for, 130 stopped by Ctrl-C, 1 anything else.
 """
 
 
@@ -35,8 +41,8 @@ def main(arguments: list[str]) -> int:
   if not flags.images:
     raise UserError("Which pictures? Set --images=DIR.")
   if bool(words) + bool(flags.like) + flags.serve != 1:
-    raise UserError("Look for what? Give a text, as in \"a red car\", or --like=PICTURE, or --serve "
-                    "for a page to ask on; one of them.")
+    raise UserError("Look for what? Give a text, as in \"a red car\", or --like=PICTURE, or "
+                    "--serve for a page to ask on; one of them.")
   top, port = whole(flags.top, "--top", 20), whole(flags.port, "--port", 8000, at_least=0)
   like = read(flags.like) if flags.like else None
 
@@ -58,8 +64,10 @@ def main(arguments: list[str]) -> int:
     print(f"{score:.4f}  {paths[k]}")
   if flags.sheet:
     from pathlib import Path
+
     from clip_jax.sheet import contact_sheet
-    contact_sheet([Path(paths[k]).read_bytes() for k, _ in best], [f"{score:.3f}" for _, score in best],
+    contact_sheet([Path(paths[k]).read_bytes() for k, _ in best],
+                  [f"{score:.3f}" for _, score in best],
                   title=" ".join(words) or f"like {flags.like}").save(flags.sheet)
     print(f"drawn in {flags.sheet}")
   return 0
@@ -84,7 +92,7 @@ def read(path: str) -> bytes:
   return content
 
 
-def serve(found, where, by_text, by_image, port: int) -> int:
+def serve(found: Any, where: str, by_text: Callable, by_image: Callable, port: int) -> int:
   """Answers questions in the browser until Ctrl-C."""
   from clip_jax.page import Page
   page = Page(f"{found.folder.name}, by {where}", found.paths(), by_text, by_image, port=port)

@@ -17,7 +17,8 @@ HELP = """Trains the model that a config file describes.
 
 Ctrl-C saves after the step under way; a second one does not wait.
 
-Exit codes: 0 done, 2 a mistake in what was asked for, 75 saved after SIGTERM: start me again.
+Exit codes: 0 done, 2 a mistake in what was asked for, 130 stopped by Ctrl-C, 1 anything else,
+75 saved after SIGTERM: start it again.
 """
 
 

@@ -14,7 +14,7 @@ LAYERS = [
     ("errors",),
     ("config", "interfaces", "distributed"),
     ("losses", "sharding", "report", "flops", "cli", "flags",
-     "schedules", "profiling", "bringup"),
+     "schedules", "profiling", "bringup", "interrupts"),
     ("layers", "shares"),
     ("data", "augment", "towers", "optim"),
     ("model", "sheet", "page"),

@@ -18,8 +18,7 @@ from pyarrow import parquet as pq
 import pytest
 
 from clip_jax import prepare
-from clip_jax.data import ArrayRecord
-from clip_jax.data import tokenizer as tokenizer_lib
+from clip_jax.data import ArrayRecord, tokenizer as tokenizer_lib
 from clip_jax.data.decode import decode
 from clip_jax.data.ingest import shards
 from clip_jax.data.records import write
@@ -206,6 +205,24 @@ def test_a_run_killed_halfway_and_run_again_leaves_the_bytes_of_an_unbroken_one(
   assert len(ArrayRecord(out)) == 360
 
 
+def test_ctrl_c_ends_every_process_and_says_so_once(tmp_path):
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)  # Perhaps it was ignored.
+  process = subprocess.Popen(
+      [sys.executable, "-m", "clip_jax.prepare", "--from=openclipart", "--format=source",
+       "--records_per_shard=5", "--processes=2", f"--out={tmp_path}"], cwd=ROOT, text=True,
+      stderr=subprocess.PIPE, start_new_session=True)
+  signal.signal(signal.SIGINT, before)
+  started = time.monotonic()
+  while not list(tmp_path.glob("records*.json")):
+    assert process.poll() is None and time.monotonic() - started < 120
+    time.sleep(0.005)
+  os.killpg(process.pid, signal.SIGINT)  # As a terminal does.
+  _, said = process.communicate(timeout=60)
+  assert process.returncode == 130 and "Traceback" not in said
+  assert said.strip().splitlines()[-1].startswith("Stopped. What was saved is saved")
+  assert not (tmp_path / "manifest.json").exists()
+
+
 def test_parquet_becomes_shards(tmp_path):
   rows = [{"jpg": jpeg(i), "title": ["", f"t {i}"], "url": f"u{i}", "width": 5} for i in range(25)]
   rows[3]["jpg"] = b"broken"
@@ -361,8 +378,8 @@ def test_the_shipped_tokenizer_is_what_the_command_makes(tmp_path, capsys):
   assert "4,096 pieces" in capsys.readouterr().out
   shipped = tokenizer_lib._FOLDER / "openclipart-4k.model"
   pieces = [tokenizer_lib.SentencePiece(str(p))._processor for p in (path, shipped)]
-  assert [[m.id_to_piece(i) for i in range(4096)] for m in pieces][0] == [
-      pieces[1].id_to_piece(i) for i in range(4096)]
+  mine, theirs = ([m.id_to_piece(i) for i in range(4096)] for m in pieces)
+  assert mine == theirs
 
 
 def test_a_tokenizer_is_trained_on_prepared_shards(tmp_path, capsys):

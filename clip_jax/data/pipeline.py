@@ -1,12 +1,12 @@
 """From records to batches: one endless order, the same on any number of hosts, threads, processes.
 
-The example at a position is a function of (seed, position), and the batch at a step has those of the
+The example at a position is a function of (seed, position), and the batch at a step has those of
 positions step * B to (step + 1) * B, so a step number is all there is to save.
 """
 
+from collections.abc import Iterator
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Self
 import weakref
 
 from absl import flags
@@ -17,6 +17,7 @@ from clip_jax.data.permutation import mixed, permuted
 from clip_jax.data.selection import places_in
 from clip_jax.errors import UserError
 from clip_jax.interfaces import Source
+from clip_jax.interrupts import deaf
 
 _MASK = 2**64 - 1
 _STEPS = 64  # Whose orders are remembered; more than there are threads that make batches.
@@ -27,12 +28,9 @@ class Examples:
 
   A record that cannot be read or decoded gives its place to the one half an epoch further on: the
   next one would be twice in the same batch.
-
-  Attributes:
-    outputs: names of what an example holds, when `views` says its own.
   """
 
-  def __init__(self, source: Source, views: Callable, *, seed: int = 0, tries: int = 100):
+  def __init__(self, source: Source, views: Any, *, seed: int = 0, tries: int = 100):
     """Reads nothing yet.
 
     Args:
@@ -52,6 +50,7 @@ class Examples:
 
   @property
   def outputs(self) -> tuple[str, ...]:
+    """Names of what an example holds; `views` has its own."""
     return (*self.views.outputs, "index", "replaced", "damaged")
 
   def __len__(self) -> int:
@@ -72,7 +71,7 @@ class Examples:
     return found
 
   def __getitem__(self, position: int) -> dict[str, Any]:
-    """What `views` makes of the record, and besides:
+    """What `views` makes of the record, and besides.
 
       index: int64 [], the record's place in the source.
       replaced: int32 [], unreadable records tried before this one.
@@ -145,13 +144,13 @@ def batches(examples: Examples, *, batch_size: int, start: int = 0, host: int = 
 class _Sorted:
   """Some rows of every batch, in the order in which the batch's records lie in the files."""
 
-  def __init__(self, examples, batch_size, rows):
+  def __init__(self, examples: Examples, batch_size: int, rows: np.ndarray):
     self._examples, self._batch_size, self._rows, self._steps = examples, batch_size, rows, {}
 
-  def __len__(self):
+  def __len__(self) -> int:
     return sys.maxsize // 2  # Grain adds a batch to it, to round up.
 
-  def __getitem__(self, row):
+  def __getitem__(self, row: int) -> dict[str, np.ndarray]:
     step, row = divmod(int(row), len(self._rows))
     positions = self._steps.get(step)
     if positions is None:
@@ -173,19 +172,23 @@ def _allow_workers():
 class _FromWorkers:
   """Iterator over what Grain's processes make, that ends them when it ends or Python does."""
 
-  def __init__(self, batches):
+  def __init__(self, batches: Iterator[dict[str, np.ndarray]]):
     # In a list, so that nothing of Grain's is left to be taken down when Python exits, which it
     # would complain about at length. So it would about arrays in shared memory: hence the copies.
     self._batches = [batches]
+    self._started = False
     self.close = weakref.finalize(self, _end, self._batches)
 
-  def __iter__(self):
+  def __iter__(self) -> Self:
     return self
 
-  def __next__(self):
+  def __next__(self) -> dict[str, np.ndarray]:
     if not self._batches:
       raise StopIteration
-    return {name: np.array(values) for name, values in next(self._batches[0]).items()}
+    make = lambda: next(self._batches[0])
+    batch = make() if self._started else deaf(make)  # The first time starts the workers.
+    self._started = True
+    return {name: np.array(values) for name, values in batch.items()}
 
 
 def _end(batches):

@@ -7,7 +7,7 @@ from clip_jax import cli
 HELP = """Runs grids of trainings, and says what they and the paper's numbers mean.
 
   python -m clip_jax.study run --grid=FILE[:ARGUMENT] --out=DIR [--jobs=N] [--retries=2]
-                               [--only=I/N] [--dry-run] [--accelerator=h200] [--utilisation=0.4]
+                               [--shard=I/N] [--dry-run] [--accelerator=h200] [--utilisation=0.4]
   python -m clip_jax.study table --runs=CSV,... [--metric=i2t_r10,zero_shot]
   python -m clip_jax.study figures --out=DIR [--runs=CSV,...]
   python -m clip_jax.study fit [--runs=CSV,...] [--out=FILE.csv]
@@ -17,15 +17,16 @@ HELP = """Runs grids of trainings, and says what they and the paper's numbers me
   python -m clip_jax.study verdicts --runs=CSV,... [--out=FILE.csv]
 
   run        trains what is missing of a grid; started again, it goes on. One row a run in
-             DIR/runs.csv. --jobs: runs at once, each with its share of GPUs or cores. --only: every
-             N-th run from the I-th on, for an array of machines. --dry-run: what there is to do
+             DIR/runs.csv. --jobs: runs at once, each with its share of GPUs or cores. --shard:
+             every N-th run from the I-th on, for an array of machines. --dry-run: what there is
   table      every kind of run once: mean and spread over its seeds, in Markdown
   figures    the paper's figures from runs, the paper's own points behind; DIR/index.html has all
   fit        laws of error against data, compute and size, and how well they predict the largest run
   advise     which recipe to train with so many pairs and so much compute, and how sure that is
   verdicts   which of the paper's statements hold in runs
 
-Exit codes: 0 done, 1 some runs failed, 2 a mistake in what was asked for, 75 stopped: start again.
+Exit codes: 0 done, 2 a mistake in what was asked for, 130 stopped by Ctrl-C, 1 anything else, some
+runs that failed among it, 75 saved after SIGTERM: start it again.
 """
 
 
@@ -38,15 +39,16 @@ def main(arguments: list[str]) -> int | None:
   what, *rest = arguments or [""]
   if what.startswith("-"):
     what, rest = "", arguments
-  strings, switches, command = {
-      "run": (("grid", "out", "jobs", "retries", "only", "accelerator", "utilisation"),
+  strings, switches = {
+      "run": (("grid", "out", "jobs", "retries", "shard", "accelerator", "utilisation"),
               ("dry-run",)),
       "one": (("grid", "out", "name", "fingerprint"), ()),
       "table": (("runs", "metric"), ()),
       "figures": (("runs", "out"), ()), "fit": (("runs", "out"), ()),
       "advise": (("pairs", "compute", "samples", "hours", "accelerator", "utilisation", "metric",
                   "runs", "top"), ()),
-      "verdicts": (("runs", "out"), ())}.get(what, ((), ())) + (commands.get(what),)
+      "verdicts": (("runs", "out"), ())}.get(what, ((), ()))
+  command = commands.get(what)
   flags = parse(rest, HELP, strings=strings, switches=switches)
   if command is None:
     raise UserError(f"Study what? {what!r} is none of "
@@ -59,7 +61,7 @@ def _run(flags):
   from clip_jax.flags import shard
   from clip_jax.study import grid as grid_lib, runner
   where = _wanted(flags, "grid", "configs/study/openclipart.py")
-  grid, part = grid_lib.load(where), shard(flags.only, "--only")
+  grid, part = grid_lib.load(where), shard(flags.shard)
   if getattr(flags, "dry-run"):
     out = Path(flags.out).absolute() if flags.out else None
     print(runner.plan(list(grid.runs)[part[0]::part[1]], out, **_machine(flags)))

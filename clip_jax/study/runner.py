@@ -12,9 +12,9 @@ import time
 
 from ml_collections.config_dict import ConfigDict
 
+from clip_jax.compute import Compute
 from clip_jax.config import build, to_json
 from clip_jax.errors import UserError
-from clip_jax.compute import Compute
 from clip_jax.report import duration, number, table
 from clip_jax.study import budget, records
 from clip_jax.study.grid import Grid, Run
@@ -53,10 +53,14 @@ class Runner:
     self.slots = shares(jobs)
     self.active: dict[int, tuple[Run, subprocess.Popen]] = {}  # By slot.
     self.failures: dict[str, list[str]] = {}
-    self.stopping = False
+    self.stopping: int | None = None  # The signal that asked for it.
 
   def run(self) -> int:
-    """Exit code: 0 when all is done, 1 when some failed, `PREEMPTED` after SIGTERM or Ctrl-C."""
+    """Exit code: 0 when all is done, 1 when some failed, `PREEMPTED` after SIGTERM.
+
+    Raises:
+      KeyboardInterrupt: after Ctrl-C, when all runs have saved.
+    """
     before = {s: signal.signal(s, self._stop) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
       return self._run()
@@ -93,6 +97,8 @@ class Runner:
         self._progress()
         shown = time.monotonic()
     gather(self.out, self.grid)
+    if self.stopping == signal.SIGINT:
+      raise KeyboardInterrupt
     if self.stopping:
       self._say("Stopped; the same command goes on from here.")
       return PREEMPTED
@@ -157,8 +163,8 @@ class Runner:
               + (f"  time left {duration(seconds)}" if seconds and left else "")
               + (f"  now {running}" if running else ""))
 
-  def _stop(self, *_):
-    self.stopping = True
+  def _stop(self, number, _):
+    self.stopping = number
 
   def _say(self, line):
     print(line, flush=True)
@@ -253,7 +259,7 @@ def plan(runs: Sequence[Run], out: Path | None, *, accelerator: str, utilisation
           f"{missing} missing: {left:.2e} FLOP, {number(left / an_hour)} hours.")
 
 
-def _cost(config) -> Compute:
+def _cost(config: ConfigDict) -> Compute:
   """`compute_of`, counted once for all runs of one model, objective and batch."""
   views = config.data.views.images
   return _counted(to_json(ConfigDict({
@@ -262,7 +268,7 @@ def _cost(config) -> Compute:
 
 
 @functools.cache
-def _counted(text) -> Compute:
+def _counted(text: str) -> Compute:
   from clip_jax.config import from_json
   return budget.compute_of(from_json(text, trust=tuple({
       name.partition(":")[0] for name in _named(json.loads(text))})))

@@ -15,7 +15,7 @@ def test_verdicts_of_a_csv_are_printed(tmp_path, capsys):
 
 
 def test_a_dry_run_lists_the_runs(capsys):
-  assert main(["run", "--grid=configs/study/augmentations.py", "--dry-run", "--only=1/4"]) == 0
+  assert main(["run", "--grid=configs/study/augmentations.py", "--dry-run", "--shard=1/4"]) == 0
   printed = capsys.readouterr().out
   assert "4 runs, 4 missing" in printed and "RandAugment" in printed
 
@@ -25,8 +25,8 @@ def test_a_dry_run_lists_the_runs(capsys):
     (("think",), "'think' is none of"),
     (("run",), "--grid is missing, as in --grid=configs/study/openclipart.py"),
     (("run", "--grid=configs/study/shapes.py"), "--out is missing"),
-    (("run", "--grid=configs/study/shapes.py:1", "--dry-run", "--only=3/3"),
-     "--only=3/3 is not I/N"),
+    (("run", "--grid=configs/study/shapes.py:1", "--dry-run", "--shard=3/3"),
+     "--shard=3/3 is not I/N"),
     (("run", "--grid=configs/study/shapes.py:1", "--dry-run", "--accelerator=x"),
      "No peak is known"),
     (("advise", "--pairs=50M"), "Say how many pairs there are and what training may take"),

@@ -11,8 +11,7 @@ import time
 import pytest
 
 from clip_jax.errors import UserError
-from clip_jax.study import grid as grid_lib
-from clip_jax.study import point, records, runner
+from clip_jax.study import grid as grid_lib, point, records, runner
 
 ROOT = Path(__file__).parents[2]
 GRID = '''
@@ -57,7 +56,7 @@ class StandIn(runner.Runner):
   def _start(self, run, slot):
     folder = self.out / "runs" / run.folder
     folder.mkdir(parents=True, exist_ok=True)
-    row = {**{name: "" for name in records.COLUMNS[:9]}, **run.factors, "name": run.name,
+    row = {**dict.fromkeys(records.COLUMNS[:9], ""), **run.factors, "name": run.name,
            "fingerprint": run.fingerprint}
     with (folder / "log.txt").open("a") as log:
       return subprocess.Popen([sys.executable, "-S", "-c", STAND_IN, str(folder), json.dumps(row)],
@@ -109,15 +108,21 @@ def test_a_machine_takes_its_part_of_the_grid(grid_file, tmp_path):
   assert len(records.read_rows(tmp_path / "out")) == 3
 
 
-def test_a_stopped_grid_stops_its_runs_and_says_so(grid_file, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_grid_stops_its_runs_and_says_so(grid_file, tmp_path, number):
   out = tmp_path / "out"
-  previous = signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+  previous = signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), number))
   signal.setitimer(signal.ITIMER_REAL, 2.0)
+  codes = {"run0": ["wait"], "run1": ["wait"], "run2": [0]}
   try:
-    code, starts = started(grid_file, out, {"run0": ["wait"], "run1": ["wait"], "run2": [0]})
+    if number == signal.SIGINT:  # A person's; whoever starts again what SIGTERM stopped does not.
+      with pytest.raises(KeyboardInterrupt):
+        started(grid_file, out, codes)
+    else:
+      code, starts = started(grid_file, out, codes)
+      assert code == runner.PREEMPTED and starts == {"run0": 1, "run1": 1, "run2": 0}
   finally:
     signal.signal(signal.SIGALRM, previous)
-  assert code == runner.PREEMPTED and starts == {"run0": 1, "run1": 1, "run2": 0}
 
 
 def test_rows_of_a_config_that_changed_since_are_left_out(grid_file, tmp_path):

@@ -1,0 +1,45 @@
+"""Ctrl-C: workers never hear of it, and whoever waits for them does."""
+
+import gc
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from clip_jax.interrupts import deaf
+
+BLOCKED = "print(next(l for l in open('/proc/self/status') if l.startswith('SigBlk')).split()[1])"
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
+def test_only_a_process_started_within_is_deaf_to_it():
+  blocks = lambda: int(subprocess.run([sys.executable, "-c", BLOCKED], text=True, check=True,
+                                      capture_output=True).stdout, 16) >> signal.SIGINT - 1 & 1
+  assert deaf(blocks)
+  assert not blocks()
+
+
+def test_whoever_waits_is_interrupted():
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)  # Perhaps it was ignored.
+  gc.disable()  # What is raised while it collects is lost.
+  ended = threading.Event()
+  threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+  begun = time.monotonic()
+  try:
+    with pytest.raises(KeyboardInterrupt):
+      deaf(lambda: ended.wait(60))
+  finally:
+    ended.set()
+    gc.enable()
+    signal.signal(signal.SIGINT, before)
+  assert time.monotonic() - begun < 30
+
+
+def test_an_error_is_passed_on():
+  with pytest.raises(ZeroDivisionError):
+    deaf(lambda: 1 / 0)
