@@ -5,6 +5,7 @@ unless a host is too slow for that.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -55,7 +56,7 @@ class RandomResizedCrop:
     self.scale, self.ratio, self.squash = scale, ratio, squash
     self.shrink, self.resize = shrink, resize
 
-  def __call__(self, image, rng: np.random.Generator) -> np.ndarray:
+  def __call__(self, image: Any, rng: np.random.Generator) -> np.ndarray:
     """Encoded bytes, uint8 [H, W, 3] or a `Picture` -> uint8 [size, size, 3]."""
     picture = image if isinstance(image, Picture) else Picture(image)
     box = self.box(picture.height, picture.width, rng)
@@ -68,7 +69,8 @@ class RandomResizedCrop:
     shape = math.sqrt(height / width) if self.squash else 1
     side = math.sqrt(height * width)
     shares = rng.uniform(*self.scale, size=10)
-    ratios = np.exp(rng.uniform(*np.log(self.ratio), size=10)) / shape**2
+    low, high = np.log(self.ratio)
+    ratios = np.exp(rng.uniform(low, high, size=10)) / shape**2
     down, right = rng.random(2)
     for share, ratio in zip(shares, ratios):
       h, w = round(side * math.sqrt(share / ratio)), round(side * math.sqrt(share * ratio))
@@ -110,7 +112,7 @@ class Resize:
       raise UserError(f"central {central} is not a share: 0 < central <= 1.")
     self.mode, self.central, self.shrink = mode, central, shrink
 
-  def __call__(self, image, rng: np.random.Generator | None = None) -> np.ndarray:
+  def __call__(self, image: Any, rng: np.random.Generator | None = None) -> np.ndarray:
     """Encoded bytes, uint8 [H, W, 3] or a `Picture` -> uint8 [size, size, 3]."""
     picture = image if isinstance(image, Picture) else Picture(image)
     box = self.box(picture.height, picture.width)
@@ -127,7 +129,7 @@ class Resize:
 
   def box(self, height: int, width: int) -> tuple[float, float, float, float]:
     """(left, top, right, bottom) of the part that is kept, in pixels and fractions of them."""
-    h, w = height, width
+    h, w = float(height), float(width)
     if self.mode == "crop":
       h = min(height, width * self.size[0] / self.size[1])
       w = min(width, height * self.size[1] / self.size[0])

@@ -1,10 +1,11 @@
 """Encoded images to pixels."""
 
 import io
+from typing import Any
 
 import numpy as np
-import simplejpeg
 from PIL import Image, ImageOps
+import simplejpeg
 
 MAX_PIXELS = 89_478_485  # Where Pillow begins to warn of a decompression bomb.
 _ORIENTATION = 0x0112    # EXIF; 5 to 8 swap height and width.
@@ -22,7 +23,7 @@ class Picture:
     can_shrink: whether `pixels(shrink)` can be asked for less than all pixels.
   """
 
-  def __init__(self, image):
+  def __init__(self, image: Any):
     """Reads the header only.
 
     Args:
@@ -81,7 +82,7 @@ class Picture:
     return np.asarray(_try(lambda: _rgb(ImageOps.exif_transpose(self._opened))))
 
 
-def decode(encoded) -> np.ndarray:
+def decode(encoded: bytes) -> np.ndarray:
   """The pixels of an image, the right way up.
 
   Grey, palette and CMYK images become RGB, 16 bits are scaled to 8, what is transparent shows

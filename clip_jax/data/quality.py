@@ -1,4 +1,4 @@
-"""The best records of a source, by a score of each: a model's, or one that the records hold.
+r"""The best records of a source, by a score of each: a model's, or one that the records hold.
 
   python -m clip_jax.score --from=MODEL --source=S --out=S.npz
   Quality(source, "S.npz", keep="top 40%")
@@ -11,7 +11,7 @@ at commit 47e2110 (600 steps of 128, some minutes on a CPU), Open Clip Art with 
 captions swapped. Of what keep="top 60%" keeps, 75.7% is clean, where 59.0% of all is; 77.0% of the
 clean records are kept, and 64.5% of the swapped ones dropped. Of the top 20%, 89.1% is clean.
 
-  python -m clip_jax.train --config=configs/quickstart.py --workdir=DIR \\
+  python -m clip_jax.train --config=configs/quickstart.py --workdir=DIR \
       --config.data.source.swapped=0.4
   python -m clip_jax.score --from=DIR --out=scores.npz
 """
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax.data.scores import fingerprint, read_scores, write_scores
-from clip_jax.data.selection import levels, places_in
+from clip_jax.data.selection import levels, places_in, record_number
 from clip_jax.data.subset import count
 from clip_jax.errors import UserError
 from clip_jax.interfaces import Source
@@ -90,7 +90,7 @@ class Quality:
       bound, spare = _bound(pieces, wanted)
     bits = np.zeros(-(-n // _BLOCK) * _BLOCK // 8, np.uint8)
     self.tied = self.unscored = 0
-    self._lowest, self._highest = None, 0
+    self._highest = 0
     for start, order in pieces():
       keep = order > bound
       ties = np.flatnonzero(order == bound)
@@ -124,9 +124,7 @@ class Quality:
     return self.kept
 
   def __getitem__(self, i: int) -> dict[str, Any]:
-    i = int(i)
-    if not 0 <= i < self.kept:
-      raise IndexError(f"record {i} of {self.kept}")
+    i = record_number(i, self.kept)
     return self.source[int(self.places(np.array([i]))[0])]
 
   def indices(self, start: int = 0, stop: int | None = None) -> np.ndarray:

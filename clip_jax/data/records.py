@@ -1,6 +1,7 @@
 """Records in ArrayRecord files: what `prepare` writes and training reads, by random access."""
 
 import bisect
+from collections.abc import Iterable, Mapping
 import concurrent.futures
 import glob
 import hashlib
@@ -9,13 +10,13 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterable, Mapping
 from typing import Any
 
-import msgpack
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+import msgpack
 
 from clip_jax.data import paths
+from clip_jax.data.selection import record_number
 from clip_jax.errors import UserError
 
 # Random access: nothing is read ahead, and a read is about the size of one record.
@@ -55,10 +56,10 @@ class ArrayRecord:
     self._readers = [None] * len(self.files)
     self._lock = threading.Lock()
 
-  def __getstate__(self):
+  def __getstate__(self) -> dict[str, Any]:
     return {k: v for k, v in self.__dict__.items() if k not in ("_readers", "_lock")}
 
-  def __setstate__(self, state):
+  def __setstate__(self, state: dict[str, Any]) -> None:
     self.__dict__.update(state)
     self._reset()
 
@@ -66,9 +67,7 @@ class ArrayRecord:
     return self._ends[-1]
 
   def __getitem__(self, i: int) -> dict[str, Any]:
-    i = int(i)
-    if not 0 <= i < len(self):
-      raise IndexError(f"record {i} of {len(self)}")
+    i = record_number(i, len(self))
     shard = bisect.bisect_right(self._ends, i)
     start = self._ends[shard - 1] if shard else 0
     return msgpack.unpackb(self._reader(shard).read([i - start])[0])
@@ -199,12 +198,13 @@ def _manifest(folder):
   except FileNotFoundError:
     return {}
   except ValueError as error:
-    raise UserError(f"{folder}/manifest.json is not JSON: {error}. Write it again, or remove it.")
+    raise UserError(f"{folder}/manifest.json is not JSON: {error}. Write it again, or remove "
+                    "it.") from error
 
 
 def _sha256(file):
   with paths.opened(file) as f:
-    return hashlib.file_digest(f, "sha256").hexdigest()
+    return hashlib.file_digest(f, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def _count(file, listed):

@@ -5,12 +5,12 @@ the records; NaN marks a record that could not be scored. Beside it lies "header
 of records and the fingerprint of the source, and what the writer knew of the model.
 """
 
+from collections.abc import Iterable
 import hashlib
 import json
 import os
-import zipfile
-from collections.abc import Iterable
 from typing import Any
+import zipfile
 
 import numpy as np
 
@@ -49,7 +49,7 @@ def _bytes(part):
 
 
 def write_scores(path: str | os.PathLike, scores: np.ndarray | Iterable[np.ndarray], source: Source,
-                 **facts: Any):
+                 **facts: Any) -> None:
   """Writes the scores of a source's records, whole or not at all.
 
   Args:

@@ -11,11 +11,23 @@ import numpy as np
 from clip_jax.interfaces import Source
 
 
+def record_number(i: int, records: int) -> int:
+  """A record's number as Python's own, whatever kind of integer it is.
+
+  Raises:
+    IndexError: it is not one of so many records.
+  """
+  i = int(i)
+  if not 0 <= i < records:
+    raise IndexError(f"record {i} of {records}")
+  return i
+
+
 def levels(source: Source) -> Iterator[Source]:
   """The source, what it selects from, what that selects from, down to the one that reads."""
   yield source
   while hasattr(source, "places"):
-    source = source.source
+    source = source.source  # type: ignore[attr-defined]  # What has places has a source.
     yield source
 
 

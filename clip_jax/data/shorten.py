@@ -13,8 +13,8 @@ import numpy as np
 
 
 def random_in_order(n: int, room: int, rng: np.random.Generator) -> Sequence[int]:
-  """Any tokens, in the order of the text. (CLIPA's code leaves them in the order drawn.)"""
-  return np.sort(rng.choice(n, room, replace=False))
+  """Any tokens, in the order of the text; CLIPA's code leaves them in the order drawn."""
+  return np.sort(rng.choice(n, room, replace=False)).tolist()
 
 
 def block(n: int, room: int, rng: np.random.Generator) -> Sequence[int]:

@@ -1,15 +1,15 @@
 """How fast the pipeline makes examples, beside a plain loop and beside Pillow alone."""
 
+from collections.abc import Callable, Iterator
 import io
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import simplejpeg
 from PIL import Image
+import simplejpeg
 
 from clip_jax.data.crops import RandomResizedCrop
 from clip_jax.data.pipeline import Examples, batches
@@ -119,7 +119,7 @@ def start_seconds(source: Source, make: Callable, step: int = 10_000_000) -> flo
   stream = batches(Examples(source, make), batch_size=_BATCH, start=step, threads=0)
   next(stream)
   seconds = time.perf_counter() - begun
-  stream.close()
+  stream.close()  # type: ignore[attr-defined]  # A generator.
   return seconds
 
 
@@ -167,7 +167,7 @@ def _scene(height, width, rng):
   return (120 + 55 * (scene - scene.mean()) / scene.std()).clip(0, 255).astype(np.uint8)
 
 
-def views(crop: int, **options) -> Views:
+def views(crop: int, **options: Any) -> Views:
   """A random-resized crop and tokens."""
   return Views({"image": ImageView(RandomResizedCrop(crop, **options))}, SentencePiece())
 
@@ -180,6 +180,7 @@ class PillowViews:
     self.outputs = ("image", "tokens")
 
   def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """One record -> its image and tokens."""
     def cropped(picture, rng):
       # The same box of the same numbers; the rest of `picture` has not been decoded.
       box = self.crop.box(picture.height, picture.width, rng)
@@ -192,10 +193,10 @@ class PillowViews:
 class _Counted:
   """Views that note each example made."""
 
-  def __init__(self, views, made):
+  def __init__(self, views: Any, made: list[None]):
     self.views, self.made, self.outputs = views, made, views.outputs
 
-  def __call__(self, record, rng):
+  def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
     example = self.views(record, rng)
     self.made.append(None)
     return example

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax.data.permutation import mixed, permuted
+from clip_jax.data.selection import record_number
 from clip_jax.errors import UserError
 from clip_jax.interfaces import Source
 
@@ -39,9 +40,7 @@ class Subset:
     return self.size
 
   def __getitem__(self, i: int) -> dict[str, Any]:
-    i = int(i)
-    if not 0 <= i < self.size:
-      raise IndexError(f"record {i} of {self.size}")
+    i = record_number(i, self.size)
     return self.source[permuted(i, len(self.source), seed=mixed(self.seed))]
 
   def indices(self, start: int = 0, stop: int | None = None) -> np.ndarray:

@@ -1,11 +1,12 @@
 """Texts to token numbers, of a fixed length; 0 is padding."""
 
+from collections.abc import Callable, Iterable, Sequence
 import functools
 import gzip
 import html
 import io
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -36,8 +37,8 @@ class SentencePiece:
 
     Args:
       model: "openclipart-4k" or "openclipart-1k" (4,096 and 1,024 pieces; they come with the
-        package: the fewer pieces, the more captions share each of them), or the path of a model with
-        padding as piece 0, such as `train_sentencepiece` makes.
+        package: the fewer pieces, the more captions share each of them), or the path of a model
+        with padding as piece 0, such as `train_sentencepiece` makes.
       length: L, tokens a text. Longer ones are cut; the end token stays.
       lower: whether texts are put in lower case first.
       bos: whether a token says where the text begins.
@@ -74,15 +75,16 @@ class SentencePiece:
   def _load(self):
     self._processor = sentencepiece.SentencePieceProcessor(model_proto=self._proto)
 
-  def __getstate__(self):
+  def __getstate__(self) -> dict[str, Any]:
     return {k: v for k, v in self.__dict__.items() if k != "_processor"}
 
-  def __setstate__(self, state):
+  def __setstate__(self, state: dict[str, Any]) -> None:
     self.__dict__.update(state)
     self._load()
 
   @property
   def vocabulary(self) -> int:
+    """Token numbers are below it."""
     return self._processor.vocab_size()
 
   @property
@@ -183,7 +185,8 @@ class ClipBpe:
 def clip_merges() -> list[tuple[str, str]]:
   """The 48,894 merges of CLIP's vocabulary, most frequent first."""
   with gzip.open(_FOLDER / "clip_merges.txt.gz", "rt", encoding="utf-8") as f:
-    return [tuple(line.split()) for line in f]
+    pairs = (line.split() for line in f)
+    return [(left, right) for left, right in pairs]
 
 
 def clip_vocabulary() -> dict[str, int]:

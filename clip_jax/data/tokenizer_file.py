@@ -1,8 +1,9 @@
-"""Tokenizers that come with a checkpoint: a tokenizer.json, and how its texts are cleaned before."""
+"""Tokenizers that come with a checkpoint: a tokenizer.json, and how texts are cleaned before it."""
 
 from collections.abc import Sequence
 from pathlib import Path
 import string
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -43,15 +44,16 @@ class TokenizerFile:
     self._tokenizer.enable_truncation(self.length)
     self._tokenizer.no_padding()
 
-  def __getstate__(self):
+  def __getstate__(self) -> dict[str, Any]:
     return {**self.__dict__, "_tokenizer": self._tokenizer.to_str()}
 
-  def __setstate__(self, state):
+  def __setstate__(self, state: dict[str, Any]) -> None:
     self.__dict__.update(state)
     self._load(state["_tokenizer"])
 
   @property
   def vocabulary(self) -> int:
+    """Token numbers are below it."""
     return self._tokenizer.get_vocab_size()
 
   @property
@@ -100,4 +102,5 @@ class NoTokenizer:
     self.why, self.length, self.vocabulary = why, length, vocabulary
 
   def __call__(self, texts: Sequence[str]) -> np.ndarray:
+    """Never anything."""
     raise UserError(self.why)

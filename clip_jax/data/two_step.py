@@ -1,4 +1,6 @@
-"""An image to pixels in two steps, resize and crop, as most published checkpoints were evaluated."""
+"""An image to pixels in two steps, resize and crop, as most published weights were evaluated."""
+
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -39,7 +41,7 @@ class TwoStep:
     self.size = (size, size) if isinstance(size, int) else tuple(size)
     self.mode, self.interpolation, self.side = mode, interpolation, side
 
-  def __call__(self, image, rng: np.random.Generator | None = None) -> np.ndarray:
+  def __call__(self, image: Any, rng: np.random.Generator | None = None) -> np.ndarray:
     """Encoded bytes, a PIL image, uint8 [H, W, 3] or a `Picture` -> uint8 [size, size, 3]."""
     picture = image if isinstance(image, Picture) else Picture(image)
     wanted = self._resized(picture.height, picture.width)

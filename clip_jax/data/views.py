@@ -1,8 +1,8 @@
 """What a model sees of a record: images cropped and augmented, and tokens."""
 
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
+import zlib
 
 import numpy as np
 
@@ -24,7 +24,7 @@ class ImageView:
     """
     self.crop, self.augment = crop, tuple(augment)
 
-  def __call__(self, image, rng: np.random.Generator) -> np.ndarray:
+  def __call__(self, image: Any, rng: np.random.Generator) -> np.ndarray:
     """Encoded bytes, uint8 [H, W, 3] or a `Picture` -> uint8 [H', W', 3]."""
     image = self.crop(image, rng)
     for augment in self.augment:
@@ -63,19 +63,20 @@ class Views:
     if reserved:
       raise UserError(f"No image view can be named {', '.join(sorted(reserved))}; the pipeline "
                       "makes an entry of that name itself.")
-    weighted = not isinstance(captions, str)
+    weights = () if isinstance(captions, str) else captions
     if captions not in ("random", "first") and not (
-        weighted and captions and min(captions) >= 0 and sum(captions) > 0):
+        weights and min(weights) >= 0 and sum(weights) > 0):
       raise UserError(
           f'captions {captions!r} is not "random", "first", or weights such as (0.7, 0.3).')
     if shorten not in WAYS:
       raise UserError(f"shorten {shorten!r} is not {', '.join(map(repr, WAYS))}.")
     self.images, self.tokenizer, self.captions = dict(images), tokenizer, captions
     self.shorten = shorten
-    self._shares = np.cumsum(captions) / np.sum(captions) if weighted else None
+    self._shares = np.cumsum(weights) / np.sum(weights) if weights else None
 
   @property
   def outputs(self) -> tuple[str, ...]:
+    """Names of what an example holds."""
     return (*self.images, "tokens")
 
   def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -111,7 +112,8 @@ class Views:
     if way is None:
       return self.tokenizer([text])[0]
     rng = generator("tokens/shorten")
-    return self.tokenizer([text], keep=lambda n, room: way(n, room, rng))[0]
+    tokenizer: Any = self.tokenizer  # One that takes `keep=` as well.
+    return tokenizer([text], keep=lambda n, room: way(n, room, rng))[0]
 
   def _chosen(self, texts, generator):
     """One of a record's texts."""

@@ -212,11 +212,11 @@ def _moved(program, name, instruction):
   if instruction.opcode == "slice-start":  # (source, slice of it, context).
     source, part = instruction.results[:2]
     return sum(part.bytes for a in (source, part) if a.space == 0)
-  read, written = _slices(computation, instruction, operands)
+  read, written = _slices(instruction, operands)
   return read + written
 
 
-def _slices(computation, instruction, operands):
+def _slices(instruction, operands):
   """Bytes that an instruction which is no fusion reads and writes in main memory."""
   if instruction.opcode in ("dynamic-slice", "gather", "slice"):
     return (min(_in_main(operands[0]), instruction.bytes), _in_main(instruction))

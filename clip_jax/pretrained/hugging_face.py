@@ -8,16 +8,23 @@ from pathlib import Path
 import numpy as np
 
 from clip_jax.config import call
-from clip_jax.data.crops import Resize
 from clip_jax.data.tokenizer import ClipBpe, SentencePiece
 from clip_jax.data.tokenizer_file import Cleaned, NoTokenizer, TokenizerFile
 from clip_jax.data.two_step import TwoStep
 from clip_jax.errors import UserError
 from clip_jax.model import TwoTowers
-from clip_jax.pretrained import safetensors, tokenizers
-from clip_jax.pretrained import saved as saved_lib
+from clip_jax.pretrained import safetensors, saved as saved_lib, tokenizers
 from clip_jax.pretrained.names import (
-    Name, layer_norm, linear, matrix, matrix_of_heads, of, patch, prefixed, vector)
+  Name,
+  layer_norm,
+  linear,
+  matrix,
+  matrix_of_heads,
+  of,
+  patch,
+  prefixed,
+  vector,
+)
 from clip_jax.pretrained.open_clip import OPENAI_MEAN, OPENAI_STD
 from clip_jax.pretrained.saved import Saved, complete, demand, kind
 from clip_jax.towers.text import TextTransformer
@@ -41,9 +48,9 @@ DEFAULTS = {
                               hidden_act="quick_gelu", layer_norm_eps=1e-5)},
     "siglip": {
         "text_config": dict(vocab_size=32_000, hidden_size=768, intermediate_size=3072,
-                            num_hidden_layers=12, num_attention_heads=12, max_position_embeddings=64,
-                            hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6, pad_token_id=1,
-                            projection_size=None),
+                            num_hidden_layers=12, num_attention_heads=12,
+                            max_position_embeddings=64, hidden_act="gelu_pytorch_tanh",
+                            layer_norm_eps=1e-6, pad_token_id=1, projection_size=None),
         "vision_config": dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
                               num_attention_heads=12, image_size=224, patch_size=16,
                               hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6,
@@ -109,8 +116,8 @@ def read(folder: Path) -> Saved:
   config = saved_lib.load_json(folder / CONFIG)
   form = config.get("model_type")
   if form not in TABLES:
-    raise UserError(f"{folder / CONFIG} is of a model of type {form!r}; of Hugging Face's, read are "
-                    f"{' and '.join(map(repr, TABLES))}.")
+    raise UserError(f"{folder / CONFIG} is of a model of type {form!r}; of Hugging Face's, read "
+                    f"are {' and '.join(map(repr, TABLES))}.")
   text, image = ({**DEFAULTS[form][name], **(config.get(name) or {})}
                  for name in ("text_config", "vision_config"))
   settings = _preprocessing(folder, form, image)
@@ -134,8 +141,8 @@ def _arrays(where):
 
 def _shape(config):
   if config["hidden_act"] not in ACTIVATIONS:
-    raise UserError(f"There is no activation {config['hidden_act']!r} here; of Hugging Face's there "
-                    f"are {', '.join(ACTIVATIONS)}.")
+    raise UserError(f"There is no activation {config['hidden_act']!r} here; of Hugging Face's "
+                    f"there are {', '.join(ACTIVATIONS)}.")
   return dict(width=config["hidden_size"], depth=config["num_hidden_layers"],
               mlp=config["intermediate_size"], heads=config["num_attention_heads"],
               epsilon=config["layer_norm_eps"], activation=ACTIVATIONS[config["hidden_act"]],
@@ -176,7 +183,8 @@ def _siglip(config, image, text, settings):
                 length=text["max_position_embeddings"], pool="last", mask_padding=False,
                 **_shape(text)),
       embed=text["projection_size"] or text["hidden_size"], image_projection="none",
-      text_projection="affine", mean=tuple(settings["image_mean"]), std=tuple(settings["image_std"]))
+      text_projection="affine", mean=tuple(settings["image_mean"]),
+      std=tuple(settings["image_std"]))
 
 
 def _preprocessing(folder, form, image):
@@ -222,7 +230,7 @@ def _tokenizer(folder, form, text):
       length, vocabulary)
 
 
-def write(saved: Saved, folder: Path):
+def write(saved: Saved, folder: Path) -> None:
   """Writes a directory that CLIPModel or SiglipModel loads by `from_pretrained(folder)`.
 
   Raises:
@@ -233,7 +241,7 @@ def write(saved: Saved, folder: Path):
     raise UserError(f"Hugging Face's CLIPModel and SiglipModel have no counterpart of "
                     f"{kind(model.image)} with {kind(model.text)}. {saved_lib.EXPORTABLE}")
   form = "siglip" if model.image.pool == "map" else "clip"
-  config = (_clip_config if form == "clip" else _siglip_config)(model, saved)
+  config = _clip_config(model, saved) if form == "clip" else _siglip_config(model)
   arrays = saved_lib.written(saved, TABLES[form])
   folder.mkdir(parents=True, exist_ok=True)
   safetensors.write(folder / WEIGHTS, arrays)
@@ -266,7 +274,7 @@ def _clip_config(model, saved):
                             "patch_size": image.patch, "projection_dim": model.embed}}
 
 
-def _siglip_config(model, saved):
+def _siglip_config(model):
   image, text, there = model.image, model.text, "Hugging Face's SiglipModel"
   demand(image, "Vit", there, pre_norm=False, patch_bias=True, positions="learned")
   demand(text, "TextTransformer", there, causal=False, pool="last", mask_padding=False)
@@ -284,7 +292,8 @@ def _vocabulary(text):
 def _processor(saved, form, model):
   """A preprocessor_config.json."""
   made, size = saved.preprocess, saved.preprocess.size
-  number = {name: i for i, name in INTERPOLATIONS.items()}[getattr(made, "interpolation", "bicubic")]
+  number = {name: i for i, name in INTERPOLATIONS.items()}[
+      getattr(made, "interpolation", "bicubic")]
   crops = made.mode in ("shortest", "crop")
   shorter = getattr(made, "side", None) or min(size)
   return {

@@ -86,7 +86,10 @@ def _figure(plt, filled):
            for i, name in enumerate(_ordered(names))}
   handles, behind = {}, False
   for axis, (panel, own, paper) in zip(axes.flat, filled):
-    (_bars if panel.accuracy else _lines)(axis, panel, own, paper, style, handles)
+    if panel.accuracy:
+      _bars(axis, own, paper, style, handles)
+    else:
+      _lines(axis, panel, own, paper, style, handles)
     behind |= bool(own and paper)
     axis.set_title(panel.title, loc="left")
     axis.set_xlabel(panel.label_x)
@@ -169,7 +172,7 @@ def _ticks(axis, panel, xs, most=6):
   axis.xaxis.set_major_formatter(write.get(panel.x, lambda v, _: f"{v:g}"))
 
 
-def _bars(axis, panel, own, paper, style, handles):
+def _bars(axis, own, paper, style, handles):
   """Groups of bars by size, the paper's behind where the sizes are the same."""
   front = own or paper
   sizes = sorted({m.x for m in front})
@@ -204,7 +207,7 @@ def _ordered(names):
   return sorted(names, key=key)
 
 
-def _page(sections, left_out) -> str:
+def _page(sections, left_out):
   """The page with all figures."""
   parts = ["""<!doctype html><html lang="en"><meta charset="utf-8">
 <title>The study's figures</title>
@@ -216,8 +219,8 @@ td, th { padding: 2px 10px; border-bottom: 1px solid #ddd; text-align: right; }
 td:first-child, th:first-child { text-align: left; } summary { cursor: pointer; color: #0072B2; }
 </style><h1>The study's figures</h1>
 <p>Numbered as in Scaling (Down) CLIP (Li, Xie, Cubuk 2024); from 28 on they are not in it.
-Means over seeds with their standard errors. Grey points are the paper's own, read off its figures: they are of
-other data, so compare shapes of curves and not values.</p>"""]
+Means over seeds with their standard errors. Grey points are the paper's own, read off its figures:
+they are of other data, so compare shapes of curves and not values.</p>"""]
   for data, number, name, filled in sections:
     title = f"{data}: figure {number}. {TITLE[number]}"
     parts.append(f'<h2 id="{_slug(data)}-{number}">{html.escape(title)}</h2>'
@@ -233,7 +236,8 @@ other data, so compare shapes of curves and not values.</p>"""]
 def _table(panel: Panel, own: list[Mark], paper: list[Mark]) -> str:
   rows = "".join(
       f"<tr><td>{html.escape(m.series)}</td><td>{m.source}</td><td>{m.x:,.6g}</td>"
-      f"<td>{m.y:.2f}</td><td>{'' if m.spread != m.spread else format(m.spread, '.2f')}</td><td>{m.runs}</td></tr>"
+      f"<td>{m.y:.2f}</td><td>{'' if m.spread != m.spread else format(m.spread, '.2f')}</td>"
+      f"<td>{m.runs}</td></tr>"
       for m in own + paper)
   return (f"<h3>{panel.figure}</h3><table><tr><th>series</th><th>from</th><th>"
           f"{html.escape(panel.label_x)}</th><th>{html.escape(panel.label_y)}</th>"

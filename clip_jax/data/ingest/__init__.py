@@ -1,0 +1,1 @@
+"""How `prepare` makes shards of what there is."""

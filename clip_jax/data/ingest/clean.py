@@ -21,6 +21,7 @@ class Dropped(Exception):
 
   @property
   def reason(self) -> str:
+    """Why, in words."""
     return self.args[0]
 
 

@@ -86,7 +86,7 @@ class Ranges:
     self._source, self._size = source, size
 
   def __len__(self) -> int:
-    return -(-len(self._source) // self._size)
+    return (len(self._source) + self._size - 1) // self._size
 
   def describe(self, piece: int) -> dict[str, Any]:
     """Its first and its last record, and how many there are in all."""
@@ -121,7 +121,7 @@ def opened(job: Job) -> Tars | Ranges:
     fields = job.fields
     if fields is None:
       fields = tuple(name for name in columns(job.where) if name in FIELDS)
-    source = Parquet(job.where, job.image, job.text, fields=fields, groups=2)
+    source: Source = Parquet(job.where, job.image, job.text, fields=fields, groups=2)
   elif job.format == "folder":
     source = Folder(job.where, job.captions, job.image, job.text, job.fields or (), check=False)
   else:

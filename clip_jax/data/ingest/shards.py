@@ -36,7 +36,7 @@ def write_shard(job: Job, piece: int, out: str) -> dict[str, Any]:
     values of the licence and source fields, settings.
   """
   source = opened(job)
-  counts = {"read": 0, "dropped": Counter(), "changed": Counter()}
+  counts: dict[str, Any] = {"read": 0, "dropped": Counter(), "changed": Counter()}
   values = {name: Counter() for name in _COUNTED}
 
   def records():
@@ -106,7 +106,7 @@ def finished(job: Job, piece: int, out: str) -> dict[str, Any] | None:
   return note if same and size == note["bytes"] else None
 
 
-def check_folder(out: str, pieces: int):
+def check_folder(out: str, pieces: int) -> None:
   """Makes the folder of the output.
 
   Raises:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import json
 import lzma
 import tarfile
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 import zlib
 
 from clip_jax.data.ingest.clean import Dropped
@@ -30,9 +30,10 @@ def samples(file: BinaryIO, fields: tuple[str, ...]) -> Iterator[dict[str, Any] 
   """
   key, members = None, {}
   try:
-    archive = tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member)
+    # The file is the caller's to close.
+    archive = tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member)  # noqa: SIM115
     while (member := archive.next()) is not None:
-      archive.members.clear()  # It would remember them all.
+      archive.members.clear()  # type: ignore[attr-defined]  # It would remember them all.
       if member.isdir():
         continue
       fault = _fault(member)
@@ -60,11 +61,11 @@ class _Member(tarfile.TarInfo):
   """A member, for whose lack there must be a reason."""
 
   @classmethod
-  def fromtarfile(cls, archive):
+  def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
     # `tarfile` takes a damaged header, or a file that ends without the mark of an end, for the end.
     try:
       return super().fromtarfile(archive)
-    except tarfile.EOFHeaderError:
+    except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
       raise
     except tarfile.HeaderError as error:
       raise tarfile.ReadError(str(error)) from error

@@ -6,6 +6,7 @@ import json
 import os
 from typing import Any
 
+from clip_jax.data.selection import record_number
 from clip_jax.errors import UserError
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -57,9 +58,7 @@ class Folder:
     return len(self._keys)
 
   def __getitem__(self, i: int) -> dict[str, Any]:
-    i = int(i)
-    if not 0 <= i < len(self):
-      raise IndexError(f"record {i} of {len(self)}")
+    i = record_number(i, len(self))
     with open(os.path.join(self.path, self._keys[i]), "rb") as f:
       return {"image": f.read(), "key": self._keys[i], **self._rows[i]}
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from clip_jax.data.selection import record_number
 from clip_jax.errors import UserError
 from clip_jax.interfaces import Source
 
@@ -81,9 +82,7 @@ class Mixture:
 
   def place(self, i: int) -> tuple[str, int]:
     """Name of the source, and place in it, of record `i`."""
-    i = int(i)
-    if not 0 <= i < self.size:
-      raise IndexError(f"record {i} of {self.size}")
+    i = record_number(i, self.size)
     period, step = divmod(i, len(self._turn))
     k = int(self._turn[step])
     name = self._names[k]

@@ -12,6 +12,7 @@ import pyarrow as pa
 from pyarrow import parquet as pq
 
 from clip_jax.data.paths import matching
+from clip_jax.data.selection import record_number
 from clip_jax.errors import UserError
 
 
@@ -72,10 +73,10 @@ class Parquet:
     self._cache = {}  # Futures of tables by number of row group, the least recently used first.
     self._lock = threading.Lock()
 
-  def __getstate__(self):
+  def __getstate__(self) -> dict[str, Any]:
     return {k: v for k, v in self.__dict__.items() if k not in ("_cache", "_lock")}
 
-  def __setstate__(self, state):
+  def __setstate__(self, state: dict[str, Any]) -> None:
     self.__dict__.update(state)
     self._reset()
 
@@ -83,9 +84,7 @@ class Parquet:
     return self._ends[-1] if self._ends else 0
 
   def __getitem__(self, i: int) -> dict[str, Any]:
-    i = int(i)
-    if not 0 <= i < len(self):
-      raise IndexError(f"record {i} of {len(self)}")
+    i = record_number(i, len(self))
     group = bisect.bisect_right(self._ends, i)
     row = i - (self._ends[group - 1] if group else 0)
     table = self._table(group)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from clip_jax.data.selection import record_number
 from clip_jax.errors import UserError
 
 COLOURS = {
@@ -71,9 +72,7 @@ class Shapes:
     return self.size
 
   def __getitem__(self, i: int) -> dict[str, Any]:
-    i = int(i)
-    if not 0 <= i < self.size:
-      raise IndexError(f"record {i} of {self.size}")
+    i = record_number(i, self.size)
     rng = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, 0, i]))
     scene = self._scene(rng)
     image = self._drawn(scene, rng)

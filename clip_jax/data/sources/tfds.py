@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from clip_jax.data.selection import record_number
 from clip_jax.errors import UserError
 
 
@@ -58,9 +59,7 @@ class Tfds:
     return len(self._records)
 
   def __getitem__(self, i: int) -> dict[str, Any]:
-    i = int(i)
-    if not 0 <= i < len(self):
-      raise IndexError(f"record {i} of {len(self)}")
+    i = record_number(i, len(self))
     stored = self._records[i]
     record = {"image": _value(stored, self._image)}
     if self._texts:
