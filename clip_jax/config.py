@@ -1,5 +1,6 @@
 """A config is calls written down: complete, printable, rebuilt from JSON, made by `build`."""
 
+from collections.abc import Callable, Iterator
 import difflib
 import functools
 import importlib
@@ -7,7 +8,6 @@ import inspect
 import json
 import types
 import typing
-from collections.abc import Callable, Iterator
 from typing import Any
 
 from ml_collections import config_dict
@@ -80,7 +80,8 @@ def function(name: str) -> Callable:
   """
   module, _, path = name.partition(":")
   try:
-    found = functools.reduce(getattr, path.split("."), importlib.import_module(module))
+    found: Any = importlib.import_module(module)
+    found = functools.reduce(getattr, path.split("."), found)
   except (ModuleNotFoundError, AttributeError) as error:
     cell = (" It was written in a cell or a script: run that first, or move it into a file, from "
             "which commands can import it as well." if module == "__main__" else "")
@@ -145,7 +146,7 @@ def modules(config: ConfigDict) -> tuple[str, ...]:
   return tuple(sorted({name.partition(":")[0] for name in _functions(config)}))
 
 
-def _functions(value) -> Iterator[str]:
+def _functions(value: Any) -> Iterator[str]:
   if isinstance(value, ConfigDict):
     for name, inner in value.items():
       if name == "fn":

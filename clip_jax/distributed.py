@@ -66,7 +66,7 @@ def _given(coordinator, processes, process):
   return coordinator, *numbers, None
 
 
-def _found(environment: Mapping[str, str]):
+def _found(environment: Mapping[str, str]) -> tuple[str, int, int, Any] | None:
   """The same from what started the process; None when it stands alone."""
   slurm = "SLURM_STEP_NODELIST" in environment and int(environment.get("SLURM_NTASKS", 1)) > 1
   if not slurm and not _several_tpu_hosts(environment):

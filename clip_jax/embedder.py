@@ -66,13 +66,15 @@ class Embedder:
       float32 [hosts * n, D] and [hosts * n, E], the same on every host: the tower's output, and
       what `encode_image` gives; host after host.
     """
-    # Every host gets all pixels, and its devices theirs of them: on any mesh, in any order of devices.
+    # Every host gets all pixels, and its devices theirs of them: on any mesh, devices in any order.
     batch = multihost_utils.process_allgather(share) if jax.process_count() > 1 else share
     batch = np.asarray(batch).reshape(-1, *share.shape[1:])
     graphdef, arrays = nnx.split(self.model)
     with jax.set_mesh(self.mesh):
-      made = _program(_features_too, graphdef, self.mesh)(arrays, self._on_device(self._filled(batch)))
-    return tuple(np.asarray(x)[:len(batch)] for x in made)
+      made = _program(_features_too, graphdef, self.mesh)(
+          arrays, self._on_device(self._filled(batch)))
+    features, z = (np.asarray(x)[:len(batch)] for x in made)
+    return features, z
 
   def _encoded(self, method, batches):
     """All rows of all batches, each batch filled up so that few programs serve every number."""
@@ -101,7 +103,7 @@ class Embedder:
 
 
 @functools.lru_cache(maxsize=16)
-def _program(method: Callable, graphdef: Any, mesh: Mesh):
+def _program(method: Callable, graphdef: Any, mesh: Mesh) -> Callable:
   """The compiled encoder of one model structure on one mesh; every process gets every row."""
   def encode(arrays, x):
     return method(nnx.merge(graphdef, arrays), x)

@@ -33,7 +33,7 @@ class Data:
   threads: int = 16
   workers: int = 0
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if not isinstance(self.batch_size, int) or self.batch_size < 1:
       raise UserError(f"batch_size {self.batch_size} is not a number of examples from 1 on. Set "
                       "--config.data.batch_size, as in --config.data.batch_size=256.")
@@ -119,7 +119,8 @@ def build_all(specs: ConfigDict) -> dict[str, Any]:
   return {name: build(spec) for name, spec in specs.items()}
 
 
-def check_inputs(objective: Objective, outputs: tuple[str, ...], augmented: Collection[str] = ()):
+def check_inputs(objective: Objective, outputs: tuple[str, ...],
+                 augmented: Collection[str] = ()) -> None:
   """Raises unless the pipeline makes every batch entry that the objective reads.
 
   Args:

@@ -16,7 +16,7 @@ import numpy as np
 from clip_jax.errors import UserError
 
 
-def multiply_adds(fn: Callable, *args: Any, exact: int = 1) -> int:
+def multiply_adds(fn: Callable, *args: Any, exact: float = 1) -> float:
   """Multiply-adds in `fn(*args)`, over all devices; nothing is computed.
 
   A loop counts as often as it turns, a branch as its dearest side, and what is rematerialised in a
@@ -47,7 +47,8 @@ def _count_one(equation, exact):
   name, of = equation.primitive.name, equation.params
   if name == "dot_general":
     times = exact if _is_exact(equation) else 1
-    return times * _product(*(v.aval.shape for v in equation.invars), of["dimension_numbers"])
+    left, right = (v.aval.shape for v in equation.invars)
+    return times * _product(left, right, of["dimension_numbers"])
   if name == "conv_general_dilated":
     return _convolution(equation.invars[1].aval.shape, equation.outvars[0].aval.shape, of)
   inner = [_count(jaxpr, exact) for jaxpr in _inner(of)]

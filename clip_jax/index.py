@@ -130,7 +130,7 @@ def _read(file: Path) -> dict[str, tuple]:
           for name, stamp, row in zip(names, stamps, z)}
 
 
-def _write(file: Path, known: dict[str, tuple]):
+def _write(file: Path, known: dict[str, tuple]) -> None:
   """Replaces the file in one go."""
   file.parent.mkdir(parents=True, exist_ok=True)
   width = next((len(z) for _, z in known.values() if z is not None), 1)

@@ -29,7 +29,8 @@ Metrics = dict[str, jax.Array]
 class ImageTower(Protocol):
   """Images to features."""
 
-  width: int  # D
+  width: int                   # D
+  image_size: tuple[int, int]  # (H, W) that it is made for, or that its images are resized to.
 
   def __call__(self, image: jax.Array, *, train: bool = False, keep: float = 1.0,
                key: jax.Array | None = None) -> jax.Array:
@@ -39,7 +40,9 @@ class ImageTower(Protocol):
 class TextTower(Protocol):
   """Texts to features."""
 
-  width: int  # D
+  width: int       # D
+  length: int      # L
+  vocabulary: int  # Token numbers are below it.
 
   def __call__(self, tokens: jax.Array, *, train: bool = False) -> jax.Array:
     """int32 [B, L], 0 is padding -> [B, D]."""
@@ -78,8 +81,11 @@ class Tokenizer(Protocol):
   their end: see `data.shorten`.
   """
 
-  length: int      # L
-  vocabulary: int  # Token numbers are below it; 0 is padding.
+  length: int  # L
+
+  @property
+  def vocabulary(self) -> int:
+    """Token numbers are below it; 0 is padding."""
 
   def __call__(self, texts: Sequence[str]) -> np.ndarray:
     """int32 [B, L]."""

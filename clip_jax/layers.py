@@ -6,6 +6,7 @@ heads have an axis of their own, which tensor parallelism splits.
 
 from collections.abc import Callable
 import math
+from typing import Any
 
 from flax import nnx
 import jax
@@ -18,7 +19,7 @@ from clip_jax.sharding import on_rows
 
 Initializer = Callable[..., jax.Array]
 
-# Big_vision's `gelu` is the tanh form, OpenAI's later models' the exact one, their first ones' quick.
+# Big_vision's `gelu` is the tanh form, OpenAI's later models' the exact, their first ones' quick.
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -33,7 +34,7 @@ REMAT = {
 }
 
 
-def one_of(table: dict, name: str, what: str):
+def one_of(table: dict[Any, Any], name: Any, what: str) -> Any:
   """`table[name]`, or an error that lists what there is."""
   if name not in table:
     raise UserError(f"{what} {name!r} does not exist; there are {', '.join(map(repr, table))}.")
@@ -73,7 +74,8 @@ class Linear(nnx.Module):
     self.contracted = len(inputs)
     self.dtype = dtype
 
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[..., inputs] -> [..., outputs]."""
     n = self.contracted
     kernel = self.kernel[...].astype(self.dtype)
     x = lax.dot_general(
@@ -89,7 +91,8 @@ class LayerNorm(nnx.Module):
     self.bias = nnx.Param(jnp.zeros(width))
     self.epsilon, self.dtype = epsilon, dtype
 
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[..., width] -> the same."""
     x = x.astype(jnp.float32)
     x = x - x.mean(-1, keepdims=True)
     x = x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon)
@@ -117,7 +120,7 @@ class BatchNorm(nnx.Module):
     self.variance = nnx.BatchStat(jnp.ones(width))
     self.momentum, self.epsilon, self.dtype = momentum, epsilon, dtype
 
-  def __call__(self, x, *, train=False):
+  def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
     """[B, ..., D] -> the same; `train` uses this batch's mean and variance, and remembers them."""
     x = x.astype(jnp.float32)
     mean, variance = self.mean[...], self.variance[...]
@@ -144,7 +147,8 @@ class Attention(nnx.Module):
                       dtype=dtype, rngs=rngs)
     self.out = Linear((heads, width // heads), width, init=init, dtype=dtype, rngs=rngs)
 
-  def __call__(self, x, mask=None, bias=None):
+  def __call__(self, x: jax.Array, mask: jax.Array | None = None,
+               bias: jax.Array | None = None) -> jax.Array:
     """[B, N, D] -> [B, N, D].
 
     Args:
@@ -156,7 +160,7 @@ class Attention(nnx.Module):
     return self.out(jax.nn.dot_product_attention(q, k, v, bias, mask))
 
 
-def check_heads(width: int, heads: int):
+def check_heads(width: int, heads: int) -> None:
   """Raises unless the heads share the width evenly."""
   if width % heads:
     raise UserError(f"width {width} is not divisible by {heads} heads.")
@@ -172,7 +176,8 @@ class Mlp(nnx.Module):
     self.down = Linear(hidden, width, init=init, dtype=dtype, rngs=rngs)
     self.activation = activation
 
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[..., width] -> the same."""
     return self.down(ACTIVATIONS[self.activation](on_rows(self.up(x))))
 
 
@@ -186,7 +191,7 @@ class Block(nnx.Module):
     self.norm_mlp = LayerNorm(width, epsilon=epsilon, dtype=dtype)
     self.mlp = Mlp(width, mlp, activation=activation, dtype=dtype, rngs=rngs)
 
-  def __call__(self, x, mask=None):
+  def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """[B, N, D] -> [B, N, D]."""
     x = x + self.attention(self.norm_attention(x), mask)
     return on_rows(x + self.mlp(self.norm_mlp(x)))
@@ -210,7 +215,7 @@ class Stack(nnx.Module):
     one_of(REMAT, remat, "remat")
     self.remat, self.unroll = remat, unroll
 
-  def __call__(self, x, *shared):
+  def __call__(self, x: jax.Array, *shared: Any) -> jax.Array:
     """[B, ..., D] -> the same; `shared` is what every block gets besides x, such as a mask."""
     if self.blocks is None:
       return x
@@ -248,7 +253,7 @@ class MapHead(nnx.Module):
     self.norm = LayerNorm(width, epsilon=epsilon, dtype=dtype)
     self.mlp = Mlp(width, mlp, activation=activation, dtype=dtype, rngs=rngs)
 
-  def __call__(self, x, mask=None):
+  def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """[B, N, D] -> [B, D]; `mask`, bool [B, N], is True at tokens to look at."""
     B = x.shape[0]
     query = jnp.broadcast_to(self.query(self.probe[...]), (B, 1, *self.query.kernel.shape[1:]))
@@ -279,7 +284,7 @@ def squares(x: jax.Array, size: int) -> jax.Array:
   return patches(x, size).reshape(B, -(-H // size), -(-W // size), size * size * C)
 
 
-def check_keeps_all(keep: float, why: str):
+def check_keeps_all(keep: float, why: str) -> None:
   """Raises if patches are to be dropped, for a tower that cannot do without any."""
   if keep < 1:
     raise UserError(

@@ -13,6 +13,7 @@ from clip_jax import model as model_lib
 from clip_jax.checkpoint import Checkpoints
 from clip_jax.config import build
 from clip_jax.data.crops import Resize
+from clip_jax.data.two_step import TwoStep
 from clip_jax.embedder import Embedder
 from clip_jax.errors import UserError
 from clip_jax.interfaces import Tokenizer
@@ -57,7 +58,7 @@ def load(where: str | Path, *, image_size: int | tuple[int, int] | None = None,
 
 
 def read(where: str | Path, *, trust: tuple[str, ...] = ()) -> Saved:
-  """The same, taken apart, for whoever writes it in another form; arguments and errors of `load`."""
+  """The same, taken apart, for whoever writes it in another form; else like `load`."""
   if str(where).startswith(HUB):
     where = fetched(str(where).removeprefix(HUB))
   where = Path(where)
@@ -127,8 +128,8 @@ def fetched(repository: str) -> Path:
         allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.npz"]))
   except Exception as error:  # Of many libraries: names, permissions, the network.
     raise UserError(
-        f"{HUB}{repository} cannot be had: {error} Is the name ORG/NAME, and is there a network, or "
-        "the repository in the cache (HF_HOME)?") from error
+        f"{HUB}{repository} cannot be had: {error} Is the name ORG/NAME, and is there a network, "
+        "or the repository in the cache (HF_HOME)?") from error
 
 
 def _run(workdir: Path, trust: tuple[str, ...]) -> Saved:
@@ -158,8 +159,8 @@ def _resized(saved: Saved, image_size: int | tuple[int, int], what: str) -> Save
     config.image.image_size = image_size
   new = abstract(config)
   empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), model_lib.split(new)[1])
-  params = fitted(saved.params, empty, *(getattr(model.image, "grid", None) for model in (old, new)),
-                  what=what)
+  grids = (getattr(model.image, "grid", None) for model in (old, new))
+  params = fitted(saved.params, empty, *grids, what=what)
   # Averages of BatchNorm stay; fixed positions are those of this size.
   make = lambda key: model_lib.split(build(config, rngs=nnx.Rngs(key)))[2]
   averages = flat(nnx.to_pure_dict(nnx.state(old, nnx.BatchStat)))
@@ -169,7 +170,7 @@ def _resized(saved: Saved, image_size: int | tuple[int, int], what: str) -> Save
       jax.jit(make)(jax.random.key(0)))
   preprocess = copy.copy(saved.preprocess)
   preprocess.size = new.image.image_size
-  if getattr(preprocess, "side", None):
+  if isinstance(preprocess, TwoStep) and preprocess.side:
     preprocess.side = round(preprocess.side * preprocess.size[0] / saved.preprocess.size[0])
   return dataclasses.replace(saved, model=config, params=params, stats=stats, preprocess=preprocess)
 

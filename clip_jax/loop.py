@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 import signal
 import time
-from typing import Any
+from typing import Any, Self
 
 from flax import nnx
 import jax
@@ -33,6 +33,7 @@ from clip_jax.parts import Parts, prepare
 from clip_jax.positions import fitted, overlaid
 from clip_jax.report import Report, evaluations, number
 from clip_jax.shares import placed, rows_of
+from clip_jax.step import TrainState
 
 PREEMPTED = 75  # Exit code: saved after SIGTERM, start me again.
 DAMAGED_SHARE = 0.01
@@ -148,7 +149,8 @@ def train(parts: Parts, state: Any, start: int, checkpoints: Checkpoints, report
   return state
 
 
-def finish(parts, state, start, checkpoints, report, workdir):
+def finish(parts: Parts, state: TrainState, start: int, checkpoints: Checkpoints, report: Report,
+           workdir: Path) -> None:
   """Evaluates the end of a run, shows it, and saves."""
   total, again = parts.total_steps, start >= parts.total_steps
   if again:
@@ -194,7 +196,7 @@ def facts(parts: Parts) -> dict[str, str]:
           "devices": f"{jax.local_device_count()} x {', '.join(sorted(kinds))}"}
 
 
-def check_skipped(skipped: int, allowed: int):
+def check_skipped(skipped: int, allowed: int) -> None:
   """Raises when a run that is gone on with has left out more steps than are allowed now."""
   if skipped > allowed:
     raise UserError(f"This run has left out {skipped} steps that were not finite, and "
@@ -261,7 +263,7 @@ class Feed:
     self.waited, self.seen, self.replaced, self.damaged = 0.0, 0, 0, set()
     self.advance()
 
-  def advance(self):
+  def advance(self) -> None:
     """Makes `batch` the next one."""
     begun = time.perf_counter()
     batch = next(self.batches)
@@ -274,7 +276,7 @@ class Feed:
     if replaced.any():
       self.damaged.update(places_in(self.source, batch["damaged"][replaced]).tolist())
 
-  def check(self):
+  def check(self) -> None:
     """Raises when too many of the records seen were damaged."""
     if self.seen >= DAMAGED_AFTER and self.replaced > DAMAGED_SHARE * self.seen:
       raise UserError(
@@ -287,7 +289,7 @@ class Feed:
     first, rest = sorted(self.damaged)[:most], len(self.damaged) - most
     return ", ".join(map(str, first)) + (f" and {rest} more" if rest > 0 else "")
 
-  def report_damage(self, report: Report):
+  def report_damage(self, report: Report) -> None:
     """Says at the end which records were replaced."""
     if self.damaged:
       report.note(f"{len(self.damaged)} damaged records were replaced by others, {self.replaced} "
@@ -299,14 +301,15 @@ class Log:
 
   def __init__(self, parts: Parts, report: Report, feed: Feed, start: int):
     self.parts, self.report, self.feed, self.step = parts, report, feed, start
-    self.metrics, self.before = None, None
+    self.metrics: dict | None = None
+    self.before: dict | None = None
     self.restart_clock()
 
-  def restart_clock(self):
+  def restart_clock(self) -> None:
     """Leaves what happened since the last line out of the speed."""
     self.begun, self.waited = time.perf_counter(), self.feed.waited
 
-  def add(self, metrics: dict):
+  def add(self, metrics: dict) -> None:
     """Takes the metrics of a step just started; waits for the step before it, and no longer."""
     # At most two steps are under way, so that their batches do not fill the device.
     jax.block_until_ready(self.before)
@@ -316,7 +319,7 @@ class Log:
     """The metrics of the last step."""
     return {name: float(x) for name, x in jax.device_get(self.metrics).items()}
 
-  def write(self, step: int, metrics: dict[str, float]):
+  def write(self, step: int, metrics: dict[str, float]) -> None:
     """One line: the metrics of the last step and the speed since the line before."""
     values = {f"train/{name}": x for name, x in metrics.items()
               if name != "skipped_steps" or self.parts.training.skip_nonfinite}
@@ -342,14 +345,14 @@ class Stop:
     asked: the signal that came.
   """
 
-  def __init__(self):
-    self.asked = None
+  def __init__(self) -> None:
+    self.asked: int | None = None
 
-  def __enter__(self) -> "Stop":
+  def __enter__(self) -> Self:
     self._before = self._listen(signal.SIGTERM)
     return self
 
-  def __exit__(self, *_):
+  def __exit__(self, *_: object) -> None:
     # Who sent SIGTERM may do so again before Python has ended, and would hide the exit code.
     if self.asked != signal.SIGTERM:
       self._restore(signal.SIGTERM, self._before)

@@ -36,27 +36,29 @@ class TwoTowers(nnx.Module):
     self.text_projection = _projection("text", text_projection, text.width, embed, rngs)
     self.mean, self.std = tuple(mean), tuple(std)
 
-  def image_features(self, image, *, train=False, keep=1.0, key=None):
+  def image_features(self, image: jax.Array, *, train: bool = False, keep: float = 1.0,
+                     key: jax.Array | None = None) -> jax.Array:
     """Pixels [B, H, W, 3], uint8 or float in [0, 1] -> [B, D], before the projection."""
     with jax.named_scope("image_tower"):
       return self.image(self.normalised(image), train=train, keep=keep, key=key)
 
-  def normalised(self, image):
+  def normalised(self, image: jax.Array) -> jax.Array:
     """Pixels, uint8 or float in [0, 1] -> float32 with this model's mean and deviation."""
     if image.dtype == jnp.uint8:
       image = image.astype(jnp.float32) / 255
-    return (image - np.float32(self.mean)) / np.float32(self.std)
+    return (image - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
 
-  def project_image(self, features):
+  def project_image(self, features: jax.Array) -> jax.Array:
     """[B, D] -> float32 [B, E], unit length."""
     with jax.named_scope("image_tower"):
       return unit(_projected(self.image_projection, features))
 
-  def encode_image(self, image, *, train=False, keep=1.0, key=None):
+  def encode_image(self, image: jax.Array, *, train: bool = False, keep: float = 1.0,
+                   key: jax.Array | None = None) -> jax.Array:
     """Pixels [B, H, W, 3], uint8 or float in [0, 1] -> float32 [B, E], unit length."""
     return self.project_image(self.image_features(image, train=train, keep=keep, key=key))
 
-  def encode_text(self, tokens, *, train=False):
+  def encode_text(self, tokens: jax.Array, *, train: bool = False) -> jax.Array:
     """int32 [B, L], 0 is padding -> float32 [B, E], unit length."""
     with jax.named_scope("text_tower"):
       return unit(_projected(self.text_projection, self.text(tokens, train=train)))
@@ -67,8 +69,9 @@ def _projection(name, kind, width, embed, rngs):
     raise UserError(f"There is no {name}_projection {kind!r}; there are {', '.join(PROJECTIONS)}.")
   if kind == "none":
     if width != embed:
-      raise UserError(f'{name}_projection="none" needs features as wide as the embedding, and the '
-                      f"{name} tower has {width}, not embed={embed}. Set embed={width}, or project.")
+      raise UserError(f'{name}_projection="none" needs features as wide as the embedding, and '
+                      f"the {name} tower has {width}, not embed={embed}. Set embed={width}, or "
+                      "project.")
     return None
   init = lambda key, shape: width**-0.5 * jax.random.normal(key, shape)
   return Linear(width, embed, bias=kind == "affine", init=init, rngs=rngs)
@@ -92,7 +95,7 @@ class Learner(nnx.Module):
 
 def split(module: nnx.Module) -> tuple[Any, dict, dict]:
   """Takes a module apart: its structure, its trained arrays, its other arrays, as plain dicts."""
-  graphdef, params, stats = nnx.split(module, nnx.Param, ...)
+  graphdef, params, stats = nnx.split(module, nnx.Param, ...)  # type: ignore[misc]
   return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
 
 
@@ -102,7 +105,7 @@ def bounds(module: nnx.Module) -> dict:
   Returns:
     Pairs of floats, infinite where there is no bound; a tree like the trained arrays of `split`.
   """
-  _, params, _ = nnx.split(module, nnx.Param, ...)
+  _, params, _ = nnx.split(module, nnx.Param, ...)  # type: ignore[misc]
 
   def of(variable):
     metadata = variable.get_metadata()
@@ -112,7 +115,7 @@ def bounds(module: nnx.Module) -> dict:
   return nnx.to_pure_dict(jax.tree.map(of, params, is_leaf=is_variable))
 
 
-def check_tokens(text: TextTower, tokenizer: Any):
+def check_tokens(text: TextTower, tokenizer: Any) -> None:
   """Raises unless the text tower takes the tokens that the tokenizer writes."""
   if tokenizer.length != text.length:
     raise UserError(f"The tokenizer writes {tokenizer.length} tokens a text and the text tower "

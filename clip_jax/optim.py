@@ -7,6 +7,8 @@ Parameters are chosen by name: a pattern is a regular expression for the whole p
 """
 
 from collections.abc import Callable, Sequence
+import functools
+import itertools
 import math
 import re
 from typing import Any, NamedTuple
@@ -19,6 +21,7 @@ import optax
 from clip_jax.errors import UserError
 from clip_jax.schedules import Schedule
 from clip_jax.sharding import STACKED
+
 
 class Optimizer(NamedTuple):
   """An `optax.GradientTransformation` that says its learning rate.
@@ -212,7 +215,7 @@ def _decay(weight_decay, decayed):
 
 class _FactoredState(NamedTuple):
   """Updates made, int32 []; for each parameter {"row": ..., "column": ...} or {"whole": ...}."""
-  count: jax.Array
+  count: jax.Array  # type: ignore[assignment]  # A tuple's `count` is not needed.
   moments: Any
 
 
@@ -249,10 +252,11 @@ def _scale_by_factored_rms(decay_rate, b2_cap, eps, min_factored):
       return g * lax.rsqrt(row / row.mean(a, keepdims=True)) * lax.rsqrt(column), new
 
     paths, tree = jax.tree_util.tree_flatten_with_path(gradients)
-    results = [one(path, g, old) for (path, g), old in zip(
-        paths, tree.flatten_up_to(state.moments), strict=True)]
+    before = tree.flatten_up_to(state.moments)  # type: ignore[attr-defined]
+    results = [one(path, g, old) for (path, g), old in zip(paths, before, strict=True)]
     updates, moments = zip(*results) if results else ((), ())
-    return tree.unflatten(updates), _FactoredState(count, tree.unflatten(moments))
+    whole = functools.partial(jax.tree.unflatten, tree)
+    return whole(updates), _FactoredState(count, whole(moments))
 
   return optax.GradientTransformation(init, update)
 
@@ -261,6 +265,6 @@ def _factored(path, shape, min_factored):
   """The two largest axes, the longer one last, or None if the other is short; never the depth."""
   keys = _name(path).split("/")
   # A list of blocks has a number after the name, and no axis of depth.
-  stacked = any(key == STACKED and not after.isdigit() for key, after in zip(keys, keys[1:]))
+  stacked = any(key == STACKED and not after.isdigit() for key, after in itertools.pairwise(keys))
   axes = sorted(range(1 if stacked else 0, len(shape)), key=lambda a: shape[a])[-2:]
   return axes if len(axes) == 2 and shape[axes[0]] >= min_factored else None

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import threading
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from PIL import Image
@@ -25,9 +26,12 @@ class Page:
     address: what to open in the browser.
   """
 
-  def __init__(self, title: str, paths: list[str], by_text: Callable[[str], list[tuple[int, float]]],
+  def __init__(self, title: str, paths: list[str],
+               by_text: Callable[[str], list[tuple[int, float]]],
                by_image: Callable[[bytes], list[tuple[int, float]]], *, port: int = 8000):
-    """Args:
+    """Opens the port.
+
+    Args:
       title: over the search box.
       paths: of the pictures, by number.
       by_text, by_image: (number, score) of the pictures found for a text, for an encoded image.
@@ -58,11 +62,11 @@ class Page:
                       "for any that is free.") from e
     self.address = f"http://127.0.0.1:{self._server.server_port}/"
 
-  def serve(self):
+  def serve(self) -> None:
     """Answers until `close` is called or Ctrl-C is pressed."""
     self._server.serve_forever()
 
-  def close(self):
+  def close(self) -> None:
     """Ends `serve`."""
     self._server.shutdown()
     self._server.server_close()
@@ -70,6 +74,10 @@ class Page:
 
 class _Handler(BaseHTTPRequestHandler):
   """/ is the page, /find?text=... and POST /find say what is found, /picture/3 is a thumbnail."""
+
+  html: Callable[[], str]
+  find: Callable[[Any], list[dict[str, Any]]]
+  picture: Callable[[int], str]
 
   def do_GET(self):
     """Answers a question that is all in its address."""
@@ -142,13 +150,13 @@ _PAGE = """<!doctype html>
   form { display: flex; gap: .5rem }
   input[type=search] { flex: 1; font: inherit; padding: .6rem .8rem; border: 1px solid #b8bec9;
                        border-radius: .5rem }
-  button, label { font: inherit; padding: .6rem 1rem; border: 0; border-radius: .5rem; cursor: pointer;
-                  background: #2563eb; color: #fff }
+  button, label { font: inherit; padding: .6rem 1rem; border: 0; border-radius: .5rem;
+                  cursor: pointer; background: #2563eb; color: #fff }
   input[type=file] { position: absolute; opacity: 0; width: 1px }
   #found { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: 1rem;
            margin-top: 1.2rem }
   figure { margin: 0; background: #fff; border: 1px solid #d3d7df; border-radius: .5rem;
-           padding: .6rem } 
+           padding: .6rem }
   figure img { width: 100%; height: 10rem; object-fit: contain }
   figcaption { font-size: .8rem; color: #5b6270; overflow-wrap: anywhere }
 </style>
@@ -158,7 +166,8 @@ _PAGE = """<!doctype html>
 <button>Search</button><label>Picture<input type="file" accept="image/*"></label></form>
 <p id="says" role="status"></p><div id="found"></div>
 <script>
-  const box = document.querySelector("input[type=search]"), file = document.querySelector("input[type=file]");
+  const box = document.querySelector("input[type=search]");
+  const file = document.querySelector("input[type=file]");
   const says = document.getElementById("says"), found = document.getElementById("found");
   let asked = 0;
   async function find(request, what) {
@@ -183,14 +192,19 @@ _PAGE = """<!doctype html>
   document.querySelector("form").onsubmit = event => {
     event.preventDefault();
     if (box.value.trim())
-      find(() => fetch("/find?text=" + encodeURIComponent(box.value)), "\\u201c" + box.value + "\\u201d");
+      find(() => fetch("/find?text=" + encodeURIComponent(box.value)),
+           "\\u201c" + box.value + "\\u201d");
   };
-  const like = picture => picture && find(() => fetch("/find", {method: "POST", body: picture}), picture.name);
+  const like = picture => picture && find(
+      () => fetch("/find", {method: "POST", body: picture}), picture.name);
   file.onchange = () => like(file.files[0]);
-  document.body.ondragover = event => { event.preventDefault(); document.body.classList.add("over"); };
+  document.body.ondragover = event => {
+    event.preventDefault(); document.body.classList.add("over");
+  };
   document.body.ondragleave = () => document.body.classList.remove("over");
   document.body.ondrop = event => {
-    event.preventDefault(); document.body.classList.remove("over"); like(event.dataTransfer.files[0]);
+    event.preventDefault(); document.body.classList.remove("over");
+    like(event.dataTransfer.files[0]);
   };
 </script></html>
 """

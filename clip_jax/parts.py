@@ -7,12 +7,10 @@ from typing import Any
 
 from flax import nnx
 import jax
-import numpy as np
 from ml_collections.config_dict import ConfigDict
+import numpy as np
 
-from clip_jax import compute as compute_lib
-from clip_jax import model as model_lib
-from clip_jax import sharding, step as step_lib
+from clip_jax import compute as compute_lib, model as model_lib, sharding, step as step_lib
 from clip_jax.config import build
 from clip_jax.data.pipeline import Examples
 from clip_jax.experiment import build_all, check_inputs
@@ -50,7 +48,7 @@ class Parts:
   total_steps: int
 
   @property
-  def train_step(self) -> Callable:
+  def train_step(self) -> jax.stages.Wrapped:
     """The jitted step: compiled once, its state donated."""
     step = step_lib.make_train_step(
         self.graphdef, self.optimizer, skip_nonfinite=self.training.skip_nonfinite,

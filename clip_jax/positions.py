@@ -68,7 +68,7 @@ def fitted(params: dict, like: dict, old_grid: tuple[int, int] | None,
   _check_same({name: x.shape for name, x in made.items()},
               {name: x.shape for name, x in ours.items()}, what)
   leaves, tree = jax.tree_util.tree_flatten_with_path(like)
-  return tree.unflatten([made[_name(path)] for path, _ in leaves])
+  return jax.tree_util.tree_unflatten(tree, [made[_name(path)] for path, _ in leaves])
 
 
 def overlaid(tree: dict, other: dict) -> dict:

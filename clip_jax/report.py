@@ -47,8 +47,8 @@ class Report:
     self._total, self._start, self._writes = total_steps, start_step, writes
     self._every, self._clock = every_seconds, clock
     self._stream = stream or sys.stdout
-    self._first = None  # Step and seconds of the first line.
-    self._shown = None  # Seconds of the last line shown.
+    self._first: tuple[int, float] | None = None  # Step and seconds of the first line.
+    self._shown: float | None = None  # Seconds of the last line shown.
     self._line = ""  # The progress line that stands on the terminal.
     self._file = self._tensorboard = self._wandb = None
     if not writes:
@@ -75,7 +75,7 @@ class Report:
     return tensorboardX.SummaryWriter(
         str(path), purge_step=self._start + 1 if self._start else 0, flush_secs=10)
 
-  def log(self, step: int, metrics: Mapping[str, float], *, show: bool = True):
+  def log(self, step: int, metrics: Mapping[str, float], *, show: bool = True) -> None:
     """Writes metrics, each at most once a step.
 
     Args:
@@ -101,7 +101,7 @@ class Report:
     if len(others) < len(values):
       self._progress(int(step), values)
 
-  def note(self, text: str):
+  def note(self, text: str) -> None:
     """Prints whole lines, above the progress line if there is one."""
     if not self._writes:
       return
@@ -110,7 +110,7 @@ class Report:
     self._stream.write(f"{text}\n{self._line}")
     self._stream.flush()
 
-  def close(self):
+  def close(self) -> None:
     """Ends the progress line and the files; lines can still be printed by `note`."""
     if self._line:
       self._stream.write("\n")
@@ -126,7 +126,7 @@ class Report:
   def __enter__(self) -> "Report":
     return self
 
-  def __exit__(self, *_):
+  def __exit__(self, *_: object) -> None:
     self.close()
 
   def _progress(self, step, values):
@@ -245,7 +245,7 @@ class Progress:
     self.done = self.damaged = 0
     self.begun = self.shown = time.monotonic()
 
-  def add(self, done: int, damaged: int = 0):
+  def add(self, done: int, damaged: int = 0) -> None:
     """So many more are done, so many of them damaged."""
     self.done, self.damaged = self.done + done, self.damaged + damaged
     now = time.monotonic()

@@ -7,7 +7,6 @@ import json
 import os
 from pathlib import Path
 import shutil
-from typing import Any
 
 from flax import nnx
 import jax
@@ -172,7 +171,7 @@ def _begin(parts, wanted):
   _check_same(json.loads(plan.read_text()), wanted, f"In {parts} lies what was begun before, and")
 
 
-def _check_same(there: dict[str, Any], wanted: dict[str, Any], what: str):
+def _check_same(there, wanted, what):
   """Raises if scores that are there are not those that are wanted."""
   names = {"model_fingerprint": "by another model", "captions": "with another --captions",
            "chunk": "in chunks of another size"}

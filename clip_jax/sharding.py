@@ -78,7 +78,7 @@ def mesh_sizes(data: int, fsdp: int, tensor: int, *, devices: int) -> tuple[int,
         f"mesh {given} does not make up the {devices} devices there are. Set one of "
         "--config.mesh.data, --config.mesh.fsdp and --config.mesh.tensor to -1 and the others to "
         f"divisors of {devices}.")
-  return tuple(sizes)
+  return sizes[0], sizes[1], sizes[2]
 
 
 def batch_shards(mesh: Mesh) -> int:
@@ -156,7 +156,7 @@ def state_shardings(state: Any, mesh: Mesh, *, smallest: int = 2**14) -> Any:
   fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
 
   def one(path, x):
-    spec = [None] * x.ndim
+    spec: list[str | None] = [None] * x.ndim
     stacked = any(getattr(k, "key", getattr(k, "name", None)) == STACKED for k in path)
     axis = _tensor_axis(name(path), x.ndim)
     if tensor > 1 and axis is not None and x.shape[axis] % tensor == 0:
@@ -222,7 +222,7 @@ def to_device(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
   return {name: jax.make_array_from_process_local_data(rows(mesh), x) for name, x in batch.items()}
 
 
-def check_divisible(batch_size: int, *, devices: int, microbatches: int = 1):
+def check_divisible(batch_size: int, *, devices: int, microbatches: int = 1) -> None:
   """Raises unless every device gets the same number of rows of every piece of the batch.
 
   Args:
@@ -236,5 +236,3 @@ def check_divisible(batch_size: int, *, devices: int, microbatches: int = 1):
     raise UserError(
         f"batch_size {batch_size} is not divisible by {devices} devices{pieces}; nearest that are: "
         f"{near}. Set --config.data.batch_size.")
-
-

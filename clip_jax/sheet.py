@@ -8,6 +8,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from clip_jax.data.decode import decode
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
 CELL, GAP, MARGIN = 128, 14, 28  # Pixels.
 PAPER, CARD, INK, GREY, LINE = "#f6f7f9", "#ffffff", "#1d2330", "#79808f", "#d3d7df"
 GREEN, AMBER = "#16a34a", "#d97706"
@@ -29,33 +31,34 @@ def contact_sheet(images: Sequence[Any], texts: Sequence[str], *, title: str,
   width = max(2 * MARGIN + columns * (CELL + GAP) - GAP, 480)
   measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
   large, small = (ImageFont.load_default(size) for size in (26, 14))
-  texts = [wrapped(measure, text, small, CELL, 3) for text in texts]
-  head, under = 84, 20 + 17 * (max(map(len, texts), default=1) - 1)
+  lines = [wrapped(measure, text, small, CELL, 3) for text in texts]
+  head, under = 84, 20 + 17 * (max(map(len, lines), default=1) - 1)
   pitch = CELL + GAP + under
   sheet = Image.new("RGB", (width, head + -(-len(images) // columns) * pitch + MARGIN - GAP), PAPER)
   draw = ImageDraw.Draw(sheet)
   draw.text((MARGIN, 26), "".join(wrapped(draw, title, large, width - 2 * MARGIN, 1)), INK, large)
-  for k, (image, lines) in enumerate(zip(images, texts, strict=True)):
+  for k, (image, below) in enumerate(zip(images, lines, strict=True)):
     x, y = MARGIN + k % columns * (CELL + GAP), head + k // columns * pitch
     card(sheet, decode(image), (x, y), LINE, 1)
-    for i, line in enumerate(lines):
+    for i, line in enumerate(below):
       draw.text((x + CELL // 2, y + CELL + 11 + 17 * i), line, GREY, small, anchor="mm")
   return sheet
 
 
-def card(sheet: Image.Image, image: np.ndarray, corner: tuple[int, int], colour: str, line: int):
+def card(sheet: Image.Image, image: np.ndarray, corner: tuple[int, int], colour: str,
+         line: int) -> None:
   """A white card with a coloured frame, the whole image, uint8 [H, W, 3], centred in it."""
   x, y = corner
   draw = ImageDraw.Draw(sheet)
   draw.rounded_rectangle((x, y, x + CELL - 1, y + CELL - 1), 8, CARD, colour, line)
   picture = Image.fromarray(image)
   scale = (CELL - 16) / max(picture.size)
-  size = tuple(max(1, round(side * scale)) for side in picture.size)
-  sheet.paste(picture.resize(size, Image.Resampling.LANCZOS),
-              (x + (CELL - size[0]) // 2, y + (CELL - size[1]) // 2))
+  width, height = (max(1, round(side * scale)) for side in picture.size)
+  sheet.paste(picture.resize((width, height), Image.Resampling.LANCZOS),
+              (x + (CELL - width) // 2, y + (CELL - height) // 2))
 
 
-def wrapped(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: int,
+def wrapped(draw: ImageDraw.ImageDraw, text: str, font: Font, width: int,
             most: int) -> list[str]:
   """`text` in at most `most` lines that fit into `width` pixels; what does not fit ends in dots."""
   lines, rest = [], " ".join(text.split())

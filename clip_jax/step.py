@@ -1,4 +1,4 @@
-"""One step of training: embed, loss, gradient, update; all of it one jitted function of its state."""
+"""One step of training: embed, loss, gradient, update; all of it one jitted function of a state."""
 
 from collections.abc import Callable
 import dataclasses
@@ -63,14 +63,14 @@ def by_piece(embed: Callable, pieces: int) -> Callable:
 
   Args:
     embed: (params, stats, batch, keys) -> (stats, embeddings).
-    pieces: how many. Piece i is the rows i, i + pieces, ...: each device keeps its own rows, and the
-      pieces are the same on any mesh.
+    pieces: how many. Piece i is the rows i, i + pieces, ...: each device keeps its own rows, and
+      the pieces are the same on any mesh.
   """
   if pieces == 1:
     return embed
 
   def pieced(params, stats, batch, keys):
-    rows = jax.tree.map(lambda x: x.reshape(-1, pieces, *x.shape[1:]), (batch, keys))  # [B/m, m, ..]
+    rows = jax.tree.map(lambda x: x.reshape(-1, pieces, *x.shape[1:]), (batch, keys))  # [B/m, m, .]
 
     def one(mean, i):
       piece = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, axis=1, keepdims=False), rows)

@@ -1,10 +1,11 @@
-"""The models of "Scaling (Down) CLIP" on synthetic scenes: to measure and to plan, not to learn from.
+"""The models of "Scaling (Down) CLIP" on synthetic scenes: to measure and plan, not to learn from.
 
   python -m clip_jax.bench step --config=configs/benchmark.py:B/16 --config.data.batch_size=1024
   python -m clip_jax.plan --config=configs/benchmark.py:B/16 --topology=v5e:16x16
 
 The argument is a ViT, "Ti/16" to "L/16", or one of the study's other architectures, "resnet50",
-"convnext-T", "swin-T", "mixer-B/32". On a CPU set the dtype of both towers to float32. Scenes drawn on the way stand in for the study's data, which is private.
+"convnext-T", "swin-T", "mixer-B/32". On a CPU set the dtype of both towers to float32.
+Scenes drawn on the way stand in for the study's data, which is private.
 
 Source: Li, Xie, Cubuk 2024, sec. 3: 224 px, 16 tokens of 32,000, a text tower of size B, batches of
 16,384, 3.4 billion samples.
@@ -29,7 +30,6 @@ from clip_jax.towers.sizes import SIZES
 from clip_jax.towers.swin import Swin
 from clip_jax.towers.text import TextTransformer
 from clip_jax.towers.vit import Vit
-
 
 OTHERS = {
     "resnet50": call(BitResnet, layers=50),

@@ -4,11 +4,11 @@
 
 Takes 6 min on 2 CPU cores (Intel Xeon with AVX-512, while another training shared them; 7 CPU-min),
 compilation included, and 0.9 GB of memory. Then on the 459 test pairs, by their short captions:
-image-to-text R@10 17.4%, text-to-image R@10 19.2% (chance 2.2%, standard error 1.8). One run, seed 0,
-commit c83fdc7, jax 0.10.2; its log is configs/logs/quickstart.jsonl.
+image-to-text R@10 17.4%, text-to-image R@10 19.2% (chance 2.2%, standard error 1.8). One run, seed
+0, commit c83fdc7, jax 0.10.2; its log is configs/logs/quickstart.jsonl.
 
-So few pairs want little: a ResNet of six convolutions that keeps what is where, a bag of words for a
-text tower, and a vocabulary of 1,024 pieces, so that captions have pieces in common.
+So few pairs want little: a ResNet of six convolutions that keeps what is where, a bag of words for
+a text tower, and a vocabulary of 1,024 pieces, so that captions have pieces in common.
 """
 
 from clip_jax.config import call

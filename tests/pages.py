@@ -54,7 +54,8 @@ def commands(text):
   lines = [line for block in shell.splitlines() for line in block.split(" && ")]
   lines += [span for span in spans(text) if re.match(r"(python -m clip_jax|launch/\S+\.sh) ", span)]
   # Brackets are around what may be left out; it is a flag all the same.
-  found = [shlex.split(re.sub(r"[\[\]](?= |$)|(?<= )\[", "", line), comments=True) for line in lines]
+  found = [shlex.split(re.sub(r"[\[\]](?= |$)|(?<= )\[", "", line), comments=True)
+           for line in lines]
   return [words for words in found if words]
 
 

@@ -15,7 +15,8 @@ from clip_jax.data.decode import decode
 from clip_jax.evaluators import classes
 
 _ASSETS = Path(__file__).parent.parent / "clip_jax/data/assets/imagenet"
-WNIDS = [row["wnid"] for row in csv.DictReader(open(_ASSETS / "classes.tsv"), delimiter="\t")]
+WNIDS = [row["wnid"] for row in csv.DictReader(
+    (_ASSETS / "classes.tsv").read_text().splitlines(), delimiter="\t")]
 FOLDERS = tuple(classes.published("objectnet"))
 # What a picture of ImageNet-A or -R shows that shows a class outside of the 200 -> its own class.
 HIDDEN = {}

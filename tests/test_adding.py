@@ -1,4 +1,4 @@
-"""The parts that docs/adding.md shows: taken from the page, put into a run, and each checked alone."""
+"""The parts that docs/adding.md shows: from the page, put into a run, and each checked alone."""
 
 import importlib
 import json
@@ -69,7 +69,8 @@ def test_the_page_has_all_of_the_parts_and_its_lines_for_a_config(parts, lines):
   assert max(len(block.splitlines()) for block in PAGE) <= 22
 
 
-def test_a_run_of_nothing_but_new_parts_trains_evaluates_and_is_loaded(parts, lines, table, tmp_path):
+def test_a_run_of_nothing_but_new_parts_trains_evaluates_and_is_loaded(
+    parts, lines, table, tmp_path):
   config = get_config("12")
   config.model.image, config.objective = lines["image"], lines["objective"]
   config.data.source = table

@@ -55,6 +55,7 @@ def test_a_failure_on_one_is_a_failure_on_all(pod):
   with pytest.raises(UserError, match=r"Process 1 \(process 1 on far\) failed: no disk"):
     bringup.together(lambda: 3)
   pod(2, 1, {"all": [{"host": "here", "problem": ""}, failed]})
+
   def fails():
     raise UserError("no disk")
   with pytest.raises(UserError, match=r"Process 1 \(process 1 on far\) failed: no disk"):
@@ -85,9 +86,11 @@ def test_what_differs_is_named_before_a_step(pod, tmp_path):
 
 def test_a_workdir_that_is_not_shared_is_said(pod, tmp_path, monkeypatch):
   monkeypatch.setattr(bringup, "_SHARED", 1)
+
   class Answers(Client):
     def key_value_set(self, key, value):
       self.mine = json.loads(value)
+
     def blocking_key_value_get(self, key, milliseconds):
       first = {"token": "t"} if "token" in self.mine else {"workdir": "shared"}
       return json.dumps([{"host": "near", **first}, self.mine])

@@ -4,7 +4,7 @@ import errno
 import resource
 
 import jax
-import numpy as np
+from ml_collections.config_dict import ConfigDict
 import optax
 import pytest
 
@@ -13,7 +13,6 @@ from clip_jax.checkpoint import Checkpoints, check_same, stopped_when_full
 from clip_jax.config import call
 from clip_jax.errors import UserError
 from clip_jax.objectives.clip import Clip
-from ml_collections.config_dict import ConfigDict
 from tiny import image_tower, largest_difference, learner
 
 

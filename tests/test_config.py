@@ -137,12 +137,12 @@ def test_what_was_written_in_a_cell_is_called_by_trust_while_it_is_there(monkeyp
     config.from_json(text)
   assert build(config.from_json(text, trust=("__main__",))) == 6
   monkeypatch.delattr(sys.modules["__main__"], "cell")
-  with pytest.raises(UserError, match="__main__:cell, which is not here: .*'cell'. It was written in"
-                     " a cell or a script: run that first, or move it into a file"):
+  with pytest.raises(UserError, match="__main__:cell, which is not here: .*'cell'. It was written "
+                     "in a cell or a script: run that first, or move it into a file"):
     build(config.from_json(text, trust=("__main__",)))
 
 
 def test_a_module_that_is_not_there_is_said():
   text = '{"fn": "not_installed_here:part"}'
-  with pytest.raises(UserError, match="calls not_installed_here:part, which is not here: No module"):
+  with pytest.raises(UserError, match="calls not_installed_here:part, which is not here: No mod"):
     build(config.from_json(text, trust=("not_installed_here",)))

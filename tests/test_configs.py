@@ -17,8 +17,8 @@ TRAINED = [path for path in CONFIGS if path.stem != "benchmark"]
 # What can be given after the colon; without any, whatever the config does on its own.
 ARGUMENTS = {"benchmark": ("B/16", "resnet50", "convnext-T", "swin-T", "mixer-B/32"),
              "clip_augment": ("crop_flip", "randaugment", "stacked"),
-             **{name: ("study", "paper") for name in (
-                 "slip", "flip", "flip_tuning", "siglip", "clipa", "clipa_tuning")}}
+             **dict.fromkeys(("slip", "flip", "flip_tuning", "siglip", "clipa", "clipa_tuning"),
+                             ("study", "paper"))}
 CASES = [pytest.param(path, argument, id=":".join([path.stem, *argument]))
          for path in CONFIGS for argument in (
              [(a,) for a in ARGUMENTS[path.stem]] if path.stem in ARGUMENTS else [()])]

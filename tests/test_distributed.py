@@ -23,6 +23,7 @@ def free_port():
 def called(*calls, timeout=1.0, port=None):
   """What each of some roll calls raised, "" for nothing; a call is (processes, process, facts)."""
   coordinator = f"127.0.0.1:{port or free_port()}"
+
   def one(call):
     try:
       distributed.roll_call(coordinator, *call, timeout=timeout)
@@ -49,6 +50,7 @@ def test_process_0_may_be_the_last():
 
 def test_a_stranger_at_the_door_is_not_counted():
   port = free_port()
+
   def stranger():
     for words in (b"GET / HTTP/1.1\r\n", b"[]\n", b"{}\n"):
       for _ in range(50):
@@ -60,6 +62,7 @@ def test_a_stranger_at_the_door_is_not_counted():
           time.sleep(0.02)
   thread = threading.Thread(target=stranger)
   thread.start()
+
   def late():
     thread.join()
     return called((2, 1, {}), timeout=5, port=port)
@@ -163,6 +166,7 @@ def test_the_metadata_server_is_asked_as_it_wants_and_may_be_missing():
   asked = []
   with socket.create_server(("127.0.0.1", 0)) as server:
     address = f"127.0.0.1:{server.getsockname()[1]}"
+
     def answer():
       connection, _ = server.accept()
       asked.append(connection.recv(4096).decode())

@@ -67,7 +67,7 @@ def test_an_image_may_come_as_pixels_as_a_picture_or_encoded():
 
 
 def test_mistakes_are_said():
-  with pytest.raises(UserError, match=r"takes a list of texts, not one: encode_text\(\['a dog'\]\)"):
+  with pytest.raises(UserError, match=r"a list of texts, not one: encode_text\(\['a dog'\]\)"):
     embedder().encode_text("a dog")
   with pytest.raises(UserError, match="nothing to encode"):
     embedder().encode_image([])
@@ -101,4 +101,4 @@ def test_a_place_without_a_model_is_an_error(tmp_path):
 def test_the_package_offers_what_a_notebook_needs():
   assert clip_jax.call and clip_jax.build
   with pytest.raises(AttributeError, match="no attribute 'lod'"):
-    clip_jax.lod
+    _ = clip_jax.lod

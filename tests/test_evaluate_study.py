@@ -45,7 +45,7 @@ def answers(tmp_path_factory):
   folder = tmp_path_factory.mktemp("study")
   stand_ins.study(folder)
   suite = runpy.run_path(str(SUITE))["get_config"](str(folder))
-  for name, call in suite.items():  # What would take long, or wants more images than there are.
+  for call in suite.values():  # What would take long, or wants more images than there are.
     if "templates" in call:
       assert call.templates == "openai_80" and call.resize == "central_crop"
       call.templates, call.limit = "none", 10**6

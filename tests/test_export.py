@@ -2,7 +2,6 @@
 
 import json
 import os
-from pathlib import Path
 import subprocess
 import sys
 
@@ -135,7 +134,7 @@ def test_other_towers_bias_and_texts_without_an_end_are_said(run, tmp_path):
   saved.model.image = call(BitResnet)
   for module, there in ((open_clip, "open_clip has"), (hugging_face, "SiglipModel have"),
                         (big_vision, "two towers have")):
-    with pytest.raises(UserError, match=f"{there} no counterpart of BitResnet.*What can be exported"):
+    with pytest.raises(UserError, match=f"{there} no counterpart of BitResnet.*What can be expor"):
       module.write(saved, tmp_path / "out")
   saved.model.image = call(ClipResnet, stages=(1, 1, 1))
   with pytest.raises(UserError, match="has four stages, and this model 3"):
@@ -239,6 +238,7 @@ np.savez(out, **made)
 def test_open_clip_sees_a_siglip_of_full_size(python, tmp_path):
   """timm has SigLIP's towers in their published sizes only; with random weights."""
   from flax import nnx
+
   from clip_jax.config import build
   from clip_jax.data.tokenizer_file import NoTokenizer
   from clip_jax.data.two_step import TwoStep

@@ -86,6 +86,7 @@ def test_calls_of_every_kind_are_looked_into():
   def square(x):
     return x @ x
   square.defvjp(lambda x: (x @ x, x), lambda x, g: (g @ x.T + x.T @ g,))
+
   @jax.custom_jvp
   def cube(x):
     return x @ x @ x
@@ -141,7 +142,7 @@ def test_rematerialisation_counts_again():
 
 def vit(image, patch, positions, blocks):
   """A ViT's products with next to nothing between them."""
-  B, H, _, _ = image.shape
+  B = image.shape[0]
   x = lax.conv_general_dilated(image, patch, (32, 32), "VALID",
                                dimension_numbers=("NHWC", "HWIO", "NHWC"))
   x = jnp.concatenate([jnp.zeros((B, 1, 768)), x.reshape(B, -1, 768)], axis=1) + positions

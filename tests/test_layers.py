@@ -74,7 +74,8 @@ def test_blocks_of_a_stack_start_different():
 def test_patches_are_those_of_a_strided_convolution():
   image, kernel = normal(2, 8, 12, 3), normal(4 * 4 * 3, 5, seed=1)
   expected = jax.lax.conv_general_dilated(
-      image, kernel.reshape(4, 4, 3, 5), (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+      image, kernel.reshape(4, 4, 3, 5), (4, 4), "VALID",
+      dimension_numbers=("NHWC", "HWIO", "NHWC"))
   np.testing.assert_allclose(layers.patches(image, 4) @ kernel, expected.reshape(2, 6, 5),
                              rtol=1e-4, atol=1e-4)
 

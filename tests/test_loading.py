@@ -31,8 +31,8 @@ def test_an_unknown_place_says_what_was_looked_for(tmp_path):
 
 def test_a_config_without_weights_is_said(tmp_path):
   (tmp_path / "config.json").write_text("{}")
-  with pytest.raises(UserError, match="a config.json, and no checkpoint yet and no weights.*wait for"
-                     ".*download model.safetensors too"):
+  with pytest.raises(UserError, match="a config.json, and no checkpoint yet and no weights.*"
+                     "wait for.*download model.safetensors too"):
     read(tmp_path)
   (tmp_path / "checkpoints").mkdir()
   with pytest.raises(UserError, match="The run in .* has not saved a checkpoint yet. Wait for one"):
@@ -111,7 +111,8 @@ def test_goldens_are_small():
 def test_a_model_is_loaded_for_another_image_size(name):
   small, large = load(FOLDER / name), load(FOLDER / name, image_size=64)
   image = np.random.default_rng(0).integers(0, 256, (2, 70, 90, 3), np.uint8)
-  assert large.model.image.image_size == (64, 64) and large.preprocess(image[0]).shape == (64, 64, 3)
+  assert large.model.image.image_size == (64, 64)
+  assert large.preprocess(image[0]).shape == (64, 64, 3)
   assert large.encode_image(list(image)).shape == small.encode_image(list(image)).shape
   at = lambda model: np.asarray(
       (model.image.head if name == "open_clip_resnet" else model.image).positions[...])

@@ -92,8 +92,8 @@ def test_a_run_resumed_on_another_mesh_is_trained_straight_through(tmp_path):
 
 def test_mistakes_in_a_config_are_said_before_anything_is_compiled(tmp_path):
   cases = [
-      (dict(data__batch_size=100), "batch_size 100 is not divisible by 8 devices; nearest that are: "
-       "96, 104. Set --config.data.batch_size"),
+      (dict(data__batch_size=100), "batch_size 100 is not divisible by 8 devices; nearest that "
+       "are: 96, 104. Set --config.data.batch_size"),
       (dict(data__batch_size=0), "batch_size 0 is not a number of examples from 1 on"),
       (dict(data__batch_size=None), "batch_size None is not a number of examples"),
       (dict(train__microbatches=8), "32 is not divisible by 8 devices x 8 microbatches"),
@@ -198,6 +198,8 @@ def test_a_run_cannot_start_from_nothing_or_from_another_architecture(tmp_path):
                      r"image_projection/kernel: \(32, 32\) there, \(32, 16\) here"):
     loop.run(config, tmp_path / "run")
   assert not (tmp_path / "run" / "config.json").exists()
+
+
 def diverging(**changes):
   """A run whose second step, and every one after it, is not finite."""
   config = small(12, **changes)

@@ -4,7 +4,6 @@ import importlib.util
 import os
 from pathlib import Path
 import re
-import sys
 
 from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient

@@ -131,6 +131,7 @@ def test_adafactor_is_the_step_in_its_docstring_for_each_block_by_itself(traject
 @every_optimizer
 def test_stacked_blocks_are_updated_as_if_they_were_not_stacked(name, trajectory):
   params, gradients = trajectory
+
   def apart(tree):
     """The same with a list of blocks in the place of the stack."""
     blocks = tree["model"]["image"]["stack"]["blocks"]
@@ -168,6 +169,7 @@ def test_only_parameters_that_a_pattern_names_decay(name):
   params = jax.tree.map(jnp.ones_like, parameters())
   zero = jax.tree.map(jnp.zeros_like, params)
   rate = {"adamw": 0.5, "scaling_vit_adafactor": 1.0}[name]    # AdamW's decay is times the rate.
+
   def decayed(**changes):
     optimizer = OPTIMIZERS[name](learning_rate=0.5, schedule=flat, weight_decay=0.1, **changes)
     after = by_name(updated(optimizer, params, [zero]))

@@ -15,8 +15,7 @@ from clip_jax.data.sources.folder import Folder
 from clip_jax.errors import UserError
 from clip_jax.flops import parameters
 from clip_jax.parts import prepare
-from clip_jax.planning import compile as compile_lib
-from clip_jax.planning import estimate as estimate_lib
+from clip_jax.planning import compile as compile_lib, estimate as estimate_lib
 from clip_jax.planning.chips import topology
 from clip_jax.planning.estimate import estimate, without_data
 from clip_jax.planning.roofline import Roofline

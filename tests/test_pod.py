@@ -39,6 +39,7 @@ class Pod:
     for line in self.process.stdout:
       if found := re.match(r"process 1: pid (\d+)", line):
         return int(found[1])
+    raise AssertionError("process 1 never said its pid")
 
   def wait_for(self, pattern):
     """Waits for a file in the workdir."""

@@ -78,7 +78,7 @@ def check_install(words):
   """A pip command: this package or another, with extras that it has."""
   what = words[-1]
   extras = re.search(r"\[(.*)\]", what)
-  assert words[:2] == ["pip", "install"] and not extras or extras[1] in EXTRAS, words
+  assert (words[:2] == ["pip", "install"] and not extras) or extras[1] in EXTRAS, words
 
 
 @pytest.mark.parametrize("page", GUIDES)
@@ -99,7 +99,7 @@ def test_every_command_is_one_that_is_accepted(page, monkeypatch):
 def test_the_readme_has_commands_and_a_wrong_one_is_found(monkeypatch):
   assert len(commands((ROOT / "README.md").read_text())) > 30
   with pytest.raises(Exception, match="Did you mean --workdir?"):
-    check_python("python -m clip_jax.train --config=F --workdri=D".split(), monkeypatch)
+    check_python(["python", "-m", "clip_jax.train", "--config=F", "--workdri=D"], monkeypatch)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -2,7 +2,6 @@
 
 import io
 import json
-from pathlib import Path
 import threading
 from urllib import request
 
@@ -10,9 +9,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from clip_jax import index as index_lib
-from clip_jax import page as page_lib
-from clip_jax import search
+from clip_jax import index as index_lib, page as page_lib, search
 from clip_jax.errors import UserError
 
 COLOURS = {"red.png": (255, 0, 0), "deep/green.jpg": (0, 255, 0), "blue.webp": (0, 0, 255)}
@@ -156,7 +153,8 @@ def test_the_page_answers_from_the_index(pictures, colours, monkeypatch, capsys)
     (["--from=m", "--images=x", "a car", "--serve"], "Look for what\\?"),
     (["--from=m", "--images=x", "a car", "--top=many"], "--top=many is not a whole number from 1"),
     (["--from=m", "--images=x", "a car", "--top=0"], "--top=0 is not a whole number from 1"),
-    (["--from=m", "--images=x", "--like=nowhere.png"], "--like=nowhere.png cannot be opened: No such"),
+    (["--from=m", "--images=x", "--like=nowhere.png"],
+     "--like=nowhere.png cannot be opened: No such"),
     (["--from=m", "--images=x", f"--like={__file__}"], "is no picture that can be read"),
     (["--from=m", "--images=nowhere", "a car"], "There is no folder .*nowhere")])
 def test_mistakes_are_told(colours, arguments, message):

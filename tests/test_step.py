@@ -24,7 +24,8 @@ def test_keys_depend_on_seed_step_and_row_alone():
   keys = lambda seed, step, B: np.asarray(jax.random.key_data(
       step_lib.example_keys(seed, jnp.int32(step), B)))
   np.testing.assert_array_equal(keys(0, 5, 16)[:4], keys(0, 5, 4))
-  assert len({tuple(k) for k in np.concatenate([keys(s, t, 8) for s in (0, 1) for t in (5, 6)])}) == 32
+  drawn = np.concatenate([keys(s, t, 8) for s in (0, 1) for t in (5, 6)])
+  assert len({tuple(key) for key in drawn}) == 32
 
 
 def test_augmentation_is_the_same_in_pieces():

@@ -23,7 +23,8 @@ def start(*arguments, **changes):
   # One thread's order of sums is not another's: the same number of threads for every run.
   environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
   return subprocess.Popen([sys.executable, "-m", "clip_jax.train", *arguments], cwd=ROOT, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, **changes)
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment,
+                          **changes)
 
 
 def train(*arguments, code=0):
@@ -123,8 +124,9 @@ def test_sigterm_saves_and_asks_to_be_started_again(unbroken, tmp_path):
      "configs/quickstart.py?"),
     (("--config=nowhere/x.py",), "In nowhere there are: none"),
     ((f"--config={CONFIG}",), "Set --workdir=DIR"),
-    ((f"--config={CONFIG}", "--workdri=x"), "no flag --workdri; there are --workdir, "
-     "--coordinator, --processes, --process, --print, --explain, --config. Did you mean --workdir?"),
+    ((f"--config={CONFIG}", "--workdri=x"), "no flag --workdri; there are "
+     "--workdir, --coordinator, --processes, --process, --print, --explain, "
+     "--config. Did you mean --workdir?"),
     ((f"--config={CONFIG}", "--workdir=x", "--config.train.step=5"), 'Did you mean "steps"'),
     ((f"--config={CONFIG}", "--workdir=x", "--config.train.steps=many"), "many"),
     ((f"--config={CONFIG}", "--workdir=x", "left-over"), "'left-over' is not a flag"),

@@ -1,5 +1,6 @@
 """SimCLR's augmentation of images that are cropped already: colours, grey, blur, mirror."""
 
+import functools
 import math
 
 import jax
@@ -80,7 +81,8 @@ class SimclrColours:
   def _drawn(self, key):
     """Changes of brightness, contrast, saturation and hue; their order; five lots in [0, 1)."""
     change, order, lots = jax.random.split(key, 3)
-    return (np.float32(self.strengths) * jax.random.uniform(change, (4,), minval=-1, maxval=1),
+    change = jax.random.uniform(change, (4,), minval=-1, maxval=1)
+    return (np.asarray(self.strengths, np.float32) * change,
             jax.random.permutation(order, 4), jax.random.uniform(lots, (5,)))
 
 
@@ -110,7 +112,8 @@ def luma(x: jax.Array) -> jax.Array:
   """Colours -> grey: [..., 3] -> [..., 1]."""
   # Neither a product of matrices, which some devices round to 8 bits, nor a reduction, which
   # compilers would give a pass over memory of its own.
-  return sum(weight * x[..., i:i + 1] for i, weight in enumerate(LUMA))
+  red, green, blue = (weight * x[..., i:i + 1] for i, weight in enumerate(LUMA))
+  return red + green + blue
 
 
 def turned(x: jax.Array, turn: jax.Array) -> jax.Array:
@@ -129,7 +132,7 @@ def turned(x: jax.Array, turn: jax.Array) -> jax.Array:
   over = 1 / jnp.where(chroma > 0, chroma, 1)
   hue = jnp.where(value == red, (green - blue) * over,
                   jnp.where(value == green, 2 + (blue - red) * over, 4 + (red - green) * over))
-  k = hue[..., None] + 6 * turn[..., None] + np.float32([5, 3, 1])
+  k = hue[..., None] + 6 * turn[..., None] + np.array([5, 3, 1], np.float32)
   k = k - 6 * jnp.floor(k / 6)  # `jnp.mod` is several times as slow.
   return value[..., None] - chroma[..., None] * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
 
@@ -153,6 +156,6 @@ def blurred(x: jax.Array, sigma: jax.Array, *, greatest: float) -> jax.Array:
     size = x.shape[axis]
     padded = jnp.pad(x, [(reach, reach) if a == axis else (0, 0) for a in range(4)], mode="edge")
     padded = lax.optimization_barrier(padded)  # Or each shift is made from the beginning again.
-    x = sum(weights[:, i] * lax.slice_in_dim(padded, i, i + size, axis=axis)
-            for i in range(len(offsets)))
+    x = functools.reduce(jnp.add, (weights[:, i] * lax.slice_in_dim(padded, i, i + size, axis=axis)
+                                   for i in range(len(offsets))))
   return x

@@ -54,7 +54,7 @@ def _measure(loss, B, block, run):
   shapes = (jax.ShapeDtypeStruct((B, EMBED), jnp.float32),) * 2
   compiled = jax.jit(one).lower(shapes).compile()
   memory = compiled.memory_analysis().temp_size_in_bytes
-  if not run or jax.default_backend() == "cpu" and memory > MOST_MEMORY:
+  if not run or (jax.default_backend() == "cpu" and memory > MOST_MEMORY):
     return memory, None
   rng = np.random.default_rng(0)
   z = rng.normal(size=(2, B, EMBED)).astype(np.float32)

@@ -22,7 +22,8 @@ def machine() -> str:
           f"({platform.machine()}), jax {jax.__version__}, Python {platform.python_version()}")
 
 
-def per_call(f: Callable[[Any], Any], x: Any, seconds: float | None = None):
+def per_call(f: Callable[[Any], Any], x: Any,
+             seconds: float | None = None) -> tuple[float, float, Any]:
   """Seconds and CPU-seconds of one call of `f`, and the last result; f's result is its next input.
 
   The first two calls are left out; each one is waited for.

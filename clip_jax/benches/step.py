@@ -12,6 +12,7 @@ from clip_jax import profiling, sharding
 from clip_jax.benches.machine import matmul_ceiling, per_call
 from clip_jax.parts import Parts
 from clip_jax.report import table
+from clip_jax.step import TrainState
 
 TRACED = 3  # Steps under the profiler.
 
@@ -32,7 +33,7 @@ def bench_step(parts: Parts, profile: str | None = None) -> dict[str, float]:
       return compiled(state, batch)[0]
 
     seconds, cpu, state = per_call(step, first_state(parts))
-    ceiling = matmul_ceiling(parts.mesh, parts.learner.model.image.dtype)
+    ceiling = matmul_ceiling(parts.mesh, getattr(parts.learner.model.image, "dtype", "float32"))
     shares = _shares(step, state, compiled.as_text(), profile)
   images = parts.data.batch_size
   flops = images * parts.compute.flops
@@ -61,7 +62,7 @@ def random_batch(parts: Parts) -> dict[str, jax.Array]:
   return sharding.to_device({name: draw(s) for name, s in parts.batch.items()}, parts.mesh)
 
 
-def first_state(parts: Parts):
+def first_state(parts: Parts) -> TrainState:
   """The train state before the first step, where the config's mesh has it."""
   shardings = jax.tree.map(lambda x: x.sharding, parts.state)
   return jax.jit(parts.make, static_argnums=0, out_shardings=shardings)(0)

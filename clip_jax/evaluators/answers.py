@@ -27,6 +27,8 @@ class Answer:
 class Question:
   """An evaluator with an `answer`; as any evaluator, it can be called for the metrics alone."""
 
+  answer: Callable[[Embedder], Answer]
+
   def __call__(self, embedder: Embedder) -> dict[str, float]:
     """The metrics of `answer`."""
     return self.answer(embedder).metrics

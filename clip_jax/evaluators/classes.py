@@ -125,7 +125,7 @@ class Classes:
         + (f" Did you mean {close[0]!r}?" if close else "")
         + " Add it to classes, or leave its records out: others=\"leave_out\".")
 
-  def check_seen(self, right: list[tuple[int, ...]]):
+  def check_seen(self, right: list[tuple[int, ...]]) -> None:
     """Raises if there are classes that no record is of."""
     seen = np.bincount(np.concatenate(right).astype(np.int64), minlength=len(self))
     if not seen.all():

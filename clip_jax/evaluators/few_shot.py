@@ -1,6 +1,6 @@
 """Few-shot classification: a ridge regression from the features of a few images of each class."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -90,7 +90,7 @@ def _deviation(values):
 
 
 def ridge(x: np.ndarray, y: np.ndarray, classes: int, *, penalty: float = 2.0**10,
-          constant: float = 100.0):
+          constant: float = 100.0) -> Callable[[np.ndarray], np.ndarray]:
   """A linear classifier, least squares with a penalty.
 
   Args:

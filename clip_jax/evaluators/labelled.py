@@ -1,6 +1,6 @@
 """A labelled set and the features of its images: what probes are made from and tested on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -11,7 +11,7 @@ from clip_jax.evaluators.accuracy import accuracies, class_ranks
 from clip_jax.evaluators.answers import places
 from clip_jax.evaluators.classes import SETS, Classes, in_imagenet
 from clip_jax.evaluators.shared import Images, Shared, check_resize
-from clip_jax.interfaces import Embedder, Source
+from clip_jax.interfaces import Source
 
 FEATURES = ("tower", "embedding")
 
@@ -35,8 +35,9 @@ class Labelled:
   limit: int | None = None
   resize: str | None = None
   others: str = "error"
+  places: np.ndarray = dataclasses.field(init=False)  # Of the records, in the source.
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     check_resize(self.resize)
     object.__setattr__(self, "places", places(self.source, self.limit))
 
@@ -57,7 +58,7 @@ class Known:
   images: Images
 
 
-def check_features(features: str):
+def check_features(features: str) -> None:
   """Raises unless it is one of `FEATURES`."""
   if features not in FEATURES:
     raise UserError(f"features={features!r} is none of {', '.join(FEATURES)}.")
@@ -110,7 +111,7 @@ def tested(shared: Shared, labelled: Labelled, features: str, classes: Classes,
   images = _images(shared, labelled)
   asked, right = own.right([r[labelled.label] for r in images.records], labelled.places)
   scores = logits(_vectors(images, features)[asked])                          # [n, C]
-  competitors = range(len(classes))
+  competitors: Sequence[int] = range(len(classes))
   if stands_for is not None:
     competitors = sorted({row for rows in stands_for.values() for row in rows})
     place = {row: i for i, row in enumerate(competitors)}

@@ -57,7 +57,7 @@ class Lbfgs:
   validation: float = 0.1
   seed: int = 0
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     _check_sweep("penalties", self.penalties, self.validation)
 
   def fit(self, x: np.ndarray, y: np.ndarray, classes: int, mesh: Mesh) -> Fit:
@@ -110,7 +110,7 @@ class Sgd:
   validation: float = 0.1
   seed: int = 0
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     _check_sweep("rates", self.rates, self.validation)
 
   def fit(self, x: np.ndarray, y: np.ndarray, classes: int, mesh: Mesh) -> Fit:
@@ -118,15 +118,15 @@ class Sgd:
     mean, deviation = x.mean(0), x.std(0) + 1e-5
     held = held_out(len(x), self.validation, self.seed)
     with jax.set_mesh(mesh):
-      rows, labels = (jax.make_array_from_callback(v.shape, replicated(mesh), lambda at, v=v: v[at])
+      rows, labels = (jax.make_array_from_callback(v.shape, replicated(mesh), v.__getitem__)
                       for v in ((x - mean) / deviation, y.astype(np.int32)))
       train = functools.partial(self._train, rows, labels, classes)
       many = train(np.flatnonzero(~held), self.rates)
       tried = {rate: _validation(w, b, (x - mean) / deviation, y, held)
                for rate, w, b in zip(self.rates, *many)}
       rate = max(tried, key=tried.get)
-      one = train(np.arange(len(x)), (rate,))
-    return Fit(mean, deviation, *(v[0] for v in one), {
+      w, b = (v[0] for v in train(np.arange(len(x)), (rate,)))
+    return Fit(mean, deviation, w, b, {
         "solver": "SGD", "rate": rate, "tried": {f"{k:g}": v for k, v in tried.items()},
         "at_the_edge": len(tried) > 1 and rate in (min(tried), max(tried)), "epochs": self.epochs,
         "batch_size": self.batch_size, "momentum": self.momentum, "held_out": int(held.sum())})
@@ -166,7 +166,7 @@ def _everywhere(tree):
   return jax.tree.map(lambda v: lax.with_sharding_constraint(v, P()), tree)
 
 
-def _validation(w, b, x, y, held) -> float:
+def _validation(w, b, x, y, held):
   """Top-1 in percent on the part held out."""
   return 100 * float(np.mean((x[held] @ w + b).argmax(1) == y[held]))
 
@@ -185,11 +185,6 @@ def _on_rows(mesh, *arrays):
         filled.shape, NamedSharding(mesh, P(None, BATCH)), lambda at: filled[at])
 
   return [put(v) for v in arrays]
-
-
-def _everywhere(tree):
-  """The whole of each array on every device, so that every host can read it."""
-  return jax.tree.map(lambda v: lax.with_sharding_constraint(v, P()), tree)
 
 
 def _cross_entropy(logits, y, weight):
@@ -216,6 +211,7 @@ def _lbfgs(w, x, y, weight, penalty, *, iterations, tolerance, memory=10):
     """-(inverse Hessian) g, from the last steps S and differences of gradients Y."""
     at = (k - 1 - jnp.arange(memory)) % memory  # Newest first.
     there = jnp.arange(memory) < k
+
     def back(q, i):
       alpha = there[i] * rho[at[i]] * jnp.vdot(S[at[i]], q)
       return q - alpha * Y[at[i]], alpha
@@ -223,6 +219,7 @@ def _lbfgs(w, x, y, weight, penalty, *, iterations, tolerance, memory=10):
     newest = (k - 1) % memory
     scale = jnp.where(k > 0, 1 / (rho[newest] * jnp.vdot(Y[newest], Y[newest])),
                       1 / jnp.maximum(1, jnp.linalg.norm(g)))
+
     def forth(q, i):
       beta = rho[at[i]] * jnp.vdot(Y[at[i]], q)
       return q + there[i] * (alphas[i] - beta) * S[at[i]], None

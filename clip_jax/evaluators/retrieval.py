@@ -85,7 +85,7 @@ class Retrieval(Question):
     except UnreadableImage:
       return np.zeros((1, 1, 3), np.uint8)  # A black square: counted, and never found.
 
-  def _embed(self, embedder: Embedder):
+  def _embed(self, embedder):
     """The images, z_text [m, E], the image that each text belongs to [m], the texts."""
     shared = Shared.of(embedder)
     images = shared.images(self._source, self._places, fields=("text",), resize=self._resize)

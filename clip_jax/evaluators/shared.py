@@ -20,7 +20,7 @@ from clip_jax.interfaces import Embedder, Source
 from clip_jax.report import Progress, duration, number
 
 # What an evaluator's `resize` may be, beside None for the model's own; see `data.crops.Resize`.
-RESIZES = {
+RESIZES: dict[str, dict[str, Any]] = {
     "squash": dict(mode="squash"),                          # The whole image, distorted.
     "crop": dict(mode="crop"),                              # The shorter side, then the centre.
     "central_crop": dict(mode="crop", central=0.875),       # The study's.
@@ -72,7 +72,7 @@ class Shared:
     """`embedder` with a memory, its own if it has one."""
     return embedder if isinstance(embedder, cls) else cls(embedder)
 
-  def __getattr__(self, name):
+  def __getattr__(self, name: str) -> Any:
     return getattr(self.embedder, name)
 
   def encode_image(self, images: Any) -> np.ndarray:
@@ -183,8 +183,12 @@ class Shared:
     """Embeds the images of one batch that are not in the table; every host puts all of them in."""
     seen, new = {None}, []
     for part in told:
-      new.append([j for j, r in enumerate(part) if r.digest not in table
-                  and r.digest not in seen and not seen.add(r.digest)])
+      first = {}
+      for j, r in enumerate(part):
+        if r.digest not in seen and r.digest not in table:
+          first.setdefault(r.digest, j)
+      new.append(list(first.values()))
+      seen.update(first)
     most = max(map(len, new))
     if not most:
       return
@@ -208,14 +212,15 @@ def preprocessing(embedder: Embedder, resize: str | None) -> tuple[Callable[[Any
   if prepare is None:  # An embedder that does it all itself.
     return lambda image: image, "the embedder's own"
   if resize is not None:
-    prepare = Resize(embedder.model.image.image_size, **RESIZES[resize])
+    model = embedder.model  # type: ignore[attr-defined]  # What has `preprocess` has a model.
+    prepare = Resize(model.image.image_size, **RESIZES[resize])
   if not isinstance(prepare, Resize):
     return prepare, f"the model's own, {type(prepare).__name__}"
   return prepare, (f"{prepare.mode} to {prepare.size[0]} x {prepare.size[1]}"
                    + (f", central {prepare.central:g}" if prepare.central < 1 else ""))
 
 
-def check_resize(resize: str | None):
+def check_resize(resize: str | None) -> None:
   """Raises unless it is one of `RESIZES`, or None."""
   if resize is not None and resize not in RESIZES:
     close = difflib.get_close_matches(str(resize), RESIZES, 1)

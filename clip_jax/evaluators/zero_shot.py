@@ -84,12 +84,12 @@ class ZeroShot(Question):
 
 def class_embeddings(shared: Shared, texts: list[list[str]]) -> np.ndarray:
   """float32 [C, E], the normalised mean of the embeddings of each class's texts."""
-  z = []
+  means = []
   group = max(1, CHUNK // max(map(len, texts)))  # Classes at a time: 1,000 of 80 are much text.
   for start in range(0, len(texts), group):
     own = texts[start:start + group]
     flat = shared.texts([text for one in own for text in one])
     edges = np.cumsum([len(one) for one in own])[:-1]
-    z += [part.mean(0) for part in np.split(flat, edges)]
-  z = np.stack(z)
+    means += [part.mean(0) for part in np.split(flat, edges)]
+  z = np.stack(means)
   return z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)

@@ -3,9 +3,11 @@
 import math
 
 from flax import nnx
+import jax
 import jax.numpy as jnp
 
 from clip_jax import losses
+from clip_jax.interfaces import Metrics
 from clip_jax.objectives.pairs import Pairs
 
 
@@ -28,7 +30,7 @@ class Clip(Pairs):
     self.log_scale = nnx.Param(jnp.float32(-math.log(temperature)), at_least=0.0,
                                at_most=math.log(max_scale))
 
-  def loss(self, embeddings):
+  def loss(self, embeddings: dict[str, jax.Array]) -> tuple[jax.Array, Metrics]:
     """float32 [], nats; and the share of images and texts whose partner is nearest."""
     z_image, z_text = embeddings["image"], embeddings["text"]
     scale, _ = self.logit()
@@ -37,6 +39,6 @@ class Clip(Pairs):
     return loss, {"clip/scale": scale, "clip/image_to_text_accuracy": image_to_text,
                   "clip/text_to_image_accuracy": text_to_image}
 
-  def logit(self):
+  def logit(self) -> tuple[jax.Array, jax.Array]:
     """(scale, bias) that turn a product of unit vectors into a logit; float32 [] each."""
     return jnp.exp(self.log_scale[...]), jnp.float32(0)

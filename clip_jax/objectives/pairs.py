@@ -1,8 +1,11 @@
 """What objectives of image-text pairs share: how a batch is embedded."""
 
 from flax import nnx
+import jax
 
 from clip_jax.errors import UserError
+from clip_jax.interfaces import Batch
+from clip_jax.model import TwoTowers
 
 
 class Pairs(nnx.Module):
@@ -22,7 +25,8 @@ class Pairs(nnx.Module):
   def __init__(self, *, keep_patches: float = 1.0, block: int | None = None):
     self.keep_patches, self.block = checked_share(keep_patches), block
 
-  def embed(self, model, batch, *, train, key):
+  def embed(self, model: TwoTowers, batch: Batch, *, train: bool,
+            key: jax.Array | None) -> dict[str, jax.Array]:
     """Unit vectors of images and texts, [B, E] each."""
     keep = self.keep_patches if train else 1.0
     return {

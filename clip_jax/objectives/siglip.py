@@ -1,11 +1,14 @@
 """SigLIP's objective: say of every image and every text whether they belong together."""
 
 import math
+from typing import Any
 
 from flax import nnx
+import jax
 import jax.numpy as jnp
 
 from clip_jax import losses
+from clip_jax.interfaces import Metrics
 from clip_jax.objectives.pairs import Pairs
 
 
@@ -27,11 +30,12 @@ class Siglip(Pairs):
   def __init__(self, *, scale: float = 10.0, bias: float = -10.0, max_scale: float | None = None,
                keep_patches: float = 1.0, block: int | None = None):
     super().__init__(keep_patches=keep_patches, block=block)
-    bounds = {} if max_scale is None else dict(at_least=0.0, at_most=math.log(max_scale))
+    bounds: dict[str, Any] = (
+        {} if max_scale is None else dict(at_least=0.0, at_most=math.log(max_scale)))
     self.log_scale = nnx.Param(jnp.float32(math.log(scale)), **bounds)
     self.bias = nnx.Param(jnp.float32(bias))
 
-  def loss(self, embeddings):
+  def loss(self, embeddings: dict[str, jax.Array]) -> tuple[jax.Array, Metrics]:
     """float32 [], nats an image; and the share of images and texts whose partner is nearest."""
     z_image, z_text = embeddings["image"], embeddings["text"]
     scale, bias = self.logit()
@@ -41,6 +45,6 @@ class Siglip(Pairs):
                   "siglip/image_to_text_accuracy": image_to_text,
                   "siglip/text_to_image_accuracy": text_to_image}
 
-  def logit(self):
+  def logit(self) -> tuple[jax.Array, jax.Array]:
     """(scale, bias) that turn a product of unit vectors into a logit; float32 [] each."""
     return jnp.exp(self.log_scale[...]), self.bias[...]

@@ -1,10 +1,12 @@
 """SLIP's objective: CLIP's, or another one of pairs, and SimCLR's on two more views of an image."""
 
+import itertools
+
 from flax import nnx
 import jax
 
 from clip_jax import losses
-from clip_jax.interfaces import Objective
+from clip_jax.interfaces import Batch, Metrics, Objective
 from clip_jax.layers import BatchNorm, Linear
 from clip_jax.model import TwoTowers, unit
 from clip_jax.objectives.clip import Clip
@@ -41,7 +43,8 @@ class Slip(nnx.Module):
     self.ssl_weight, self.temperature, self.block = ssl_weight, temperature, block
     self.keep_patches = checked_share(keep_patches)
 
-  def embed(self, model, batch, *, train, key):
+  def embed(self, model: TwoTowers, batch: Batch, *, train: bool,
+            key: jax.Array | None) -> dict[str, jax.Array]:
     """What `pairs` embeds, and the features of the views, [B, D] each."""
     keep = self.keep_patches if train else 1.0
     z = self.pairs.embed(model, batch, train=train, key=key)
@@ -51,7 +54,7 @@ class Slip(nnx.Module):
       z[view] = model.image_features(batch[view], train=train, keep=keep, key=keys)
     return z
 
-  def loss(self, embeddings):
+  def loss(self, embeddings: dict[str, jax.Array]) -> tuple[jax.Array, Metrics]:
     """float32 [], nats; how well pairs are matched, and views."""
     pairs, metrics = self.pairs.loss(embeddings)
     # One after the other, as in the source: each view has its own mean and variance.
@@ -61,7 +64,7 @@ class Slip(nnx.Module):
         **metrics, "pairs/loss": pairs, "ssl/loss": ssl,
         "ssl/accuracy": losses.nt_xent_accuracy(z_a, z_b, block=self.block)}
 
-  def logit(self):
+  def logit(self) -> tuple[jax.Array, jax.Array]:
     """(scale, bias) that turn a product of unit vectors into a logit; float32 [] each."""
     return self.pairs.logit()
 
@@ -72,10 +75,10 @@ class Head(nnx.Module):
   def __init__(self, inputs: int, hidden: int, outputs: int, *, dtype: str, rngs: nnx.Rngs):
     widths = (inputs, hidden, hidden, outputs)
     self.layers = nnx.List([Linear(a, b, dtype=dtype, rngs=rngs)
-                            for a, b in zip(widths, widths[1:])])
+                            for a, b in itertools.pairwise(widths)])
     self.norms = nnx.List([BatchNorm(hidden, dtype=dtype) for _ in range(2)])
 
-  def __call__(self, x, *, train):
+  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     """[B, D] -> float32 [B, outputs], normalised by this batch, or else by running averages."""
     for layer, norm in zip(self.layers, self.norms):
       x = jax.nn.relu(norm(layer(x), train=train))

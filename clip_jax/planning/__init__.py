@@ -1,0 +1,1 @@
+"""What a config needs of chips that are not there."""

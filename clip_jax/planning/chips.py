@@ -77,18 +77,22 @@ class Topology:
 
   @property
   def chip(self) -> Chip:
+    """What one of them can do."""
     return CHIPS[self.name]
 
   @property
   def is_tpu(self) -> bool:
+    """TPUs are wired in a grid."""
     return self.chip.dimensions > 0
 
   @property
   def devices(self) -> int:
+    """In all slices."""
     return self.slices * math.prod(self.shape)
 
   @property
   def hosts(self) -> int:
+    """In all slices."""
     return self.slices * -(-math.prod(self.shape) // self.chip.host_chips)
 
   def __str__(self) -> str:

@@ -106,7 +106,7 @@ def _group(instruction: Instruction, devices: int) -> tuple[int, ...]:
   return _iota_group(text)
 
 
-def _lists(text) -> Iterator[tuple[int, ...]]:
+def _lists(text: str) -> Iterator[tuple[int, ...]]:
   for numbers in re.findall(r"\{([\d, ]+)\}", text):
     yield tuple(int(n) for n in numbers.split(","))
 
@@ -127,7 +127,7 @@ def _mesh_group(text):
   A part of an axis is written `'a':(2)4`: the 4 devices along the middle of an axis whose outer
   part has 2. The devices are in order, or in that of `device_ids=([shape]T(permutation))`.
   """
-  axes = dict((name, int(n)) for name, n in re.findall(r"'([^']+)'=(\d+)", text[:text.index("]")]))
+  axes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", text[:text.index("]")])}
   rest = text[text.index("]") + 1:]
   ids = np.arange(math.prod(axes.values()))
   order = re.match(r",? *device_ids=\(\[([\d,]+)\]T\(([\d,]+)\)\)", rest)

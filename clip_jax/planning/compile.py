@@ -68,7 +68,7 @@ def devices(topology: Topology) -> Sequence:
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
   os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
-  options = {"num_slices": topology.slices} if topology.slices > 1 else {}
+  options: dict[str, Any] = {"num_slices": topology.slices} if topology.slices > 1 else {}
   if topology.name in _ONE_DEVICE_A_CHIP:
     options["chip_config_name"] = _ONE_DEVICE_A_CHIP[topology.name]
   name = f"{topology.name}:{'x'.join(map(str, topology.shape))}"
@@ -118,7 +118,7 @@ def too_large(message: str, arguments: int) -> tuple[int, int] | None:
 @contextlib.contextmanager
 def _without_cache():
   """A program out of the cache of compiled programs does not say what memory it needs."""
-  before = jax.config.jax_enable_compilation_cache
+  before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
   jax.config.update("jax_enable_compilation_cache", False)
   try:
     yield

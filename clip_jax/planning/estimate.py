@@ -12,9 +12,8 @@ from clip_jax import sharding
 from clip_jax.config import build, call
 from clip_jax.errors import UserError
 from clip_jax.flops import multiply_adds, parameters
-from clip_jax.parts import Parts, explanation, prepare
-from clip_jax.planning import compile as compile_lib
-from clip_jax.planning import roofline
+from clip_jax.parts import explanation, prepare
+from clip_jax.planning import compile as compile_lib, roofline
 from clip_jax.planning.chips import Topology
 from clip_jax.planning.collectives import Collective, by_kind, collectives
 from clip_jax.planning.hlo import main_memory_traffic
@@ -81,18 +80,21 @@ def estimate(config: ConfigDict, topology: Topology, *,
   """
   config, notes, knows_length = without_data(config)
   chip = topology.chip
-  compiles = compile_lib.can_compile(topology)
-  if compiles:
+  made: Any  # Compiled, TooLarge, or None.
+  if compile_lib.can_compile(topology):
     parts = prepare(config, mesh=_mesh(config, compile_lib.devices(topology)))
     made = compile_lib.compiled(parts)
+    within: Any = jax.set_mesh(parts.mesh)
   else:
-    parts, made = prepare(config, mesh=_abstract_mesh(config, topology)), None
+    mesh = _abstract_mesh(config, topology)
+    parts, made = prepare(config, mesh=mesh), None
+    within = jax.sharding.use_abstract_mesh(mesh)
     notes += (_what_is_missing(topology),)
   fits = None if made is None else isinstance(made, compile_lib.Compiled)
   program = made.program if fits else None
   found = collectives(program, topology.devices) if fits else None
   traffic = main_memory_traffic(program) if fits else None
-  with jax.set_mesh(parts.mesh) if compiles else jax.sharding.use_abstract_mesh(parts.mesh):
+  with within:
     done, weighted = (2 * multiply_adds(parts.train_step, parts.state, parts.batch, exact=exact)
                       for exact in (1, chip.exact))
   return Estimate(
@@ -102,8 +104,9 @@ def estimate(config: ConfigDict, topology: Topology, *,
       peak=None if made is None else made.peak if fits else made.needed,
       limit=made.there if fits is False else chip.memory,
       batch_size=parts.data.batch_size, total_steps=parts.total_steps if knows_length else None,
-      parameters=parameters(parts.state.params), model_flops=parts.data.batch_size * parts.compute.flops, flops=done,
-      traffic=traffic, found=found,
+      parameters=parameters(parts.state.params),
+      model_flops=parts.data.batch_size * parts.compute.flops, flops=done, traffic=traffic,
+      found=found,
       roofline=roofline.Roofline(
           compute=roofline.compute_seconds(weighted, topology),
           memory=traffic / chip.bandwidth if fits else None,
@@ -119,10 +122,10 @@ class NoData:
   def __init__(self, texts: int):
     self.texts = texts
 
-  def __len__(self):
+  def __len__(self) -> int:
     return 10**12
 
-  def __getitem__(self, i):
+  def __getitem__(self, i: int) -> dict[str, Any]:
     return {"image": np.full((64, 64, 3), 128, np.uint8), "text": ["a"] * self.texts}
 
 

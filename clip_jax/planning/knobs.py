@@ -1,6 +1,6 @@
 """What to turn when a step does not fit: settings of a config, from the mildest on."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from ml_collections.config_dict import ConfigDict
 
@@ -29,6 +29,7 @@ def families(config: ConfigDict, *, shards: int) -> dict[str, list[Setting]]:
   return {"remat": remat, "microbatches": microbatches, "fsdp": fsdp, "batch": batch,
           "remat and microbatches": both}
 
+
 _LEVELS = ("none", "dots", "full")
 
 
@@ -45,7 +46,7 @@ def flags(setting: Setting) -> str:
   return " ".join(f"--config.{name}={value}" for name, value in setting.items())
 
 
-def tried(config: ConfigDict, attempt, *, shards: int, most: int = 4) -> Iterator[tuple]:
+def tried(config: ConfigDict, attempt: Callable, *, shards: int, most: int = 4) -> Iterator[tuple]:
   """The mildest setting of each knob that fits, found by compiling.
 
   Args:

@@ -30,6 +30,7 @@ class Roofline:
 
   @property
   def known(self) -> dict[str, float]:
+    """Seconds by name, of what there is a number for."""
     return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
   @property

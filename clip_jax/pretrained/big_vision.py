@@ -152,7 +152,7 @@ def _model(arrays, where):
       image_projection=head("img"), text_projection=head("txt"))
 
 
-def write(saved: Saved, path: Path):
+def write(saved: Saved, path: Path) -> None:
   """Writes a .npz that big_vision's `two_towers.load` reads.
 
   Raises:
@@ -176,4 +176,4 @@ def write(saved: Saved, path: Path):
       arrays[f"{tower}/head/bias"] = np.zeros(model.embed, np.float32)
   path.parent.mkdir(parents=True, exist_ok=True)
   with open(path, "wb") as f:
-    np.savez(f, **{f"params/{name}": x for name, x in arrays.items()})
+    np.savez(f, allow_pickle=False, **{f"params/{name}": x for name, x in arrays.items()})

@@ -1,7 +1,8 @@
 """Tables of names: which array of another library is which of ours, for both directions.
 
-A row says how to look at our array so that it is theirs: transposed, axes merged, a part of it. That
-is a NumPy view, which copies nothing. To export, views are read; to import, they are written to.
+A row says how to look at our array so that it is theirs: transposed, axes merged, a part of it.
+That is a NumPy view, which copies nothing. To export, views are read; to import, they are
+written to.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,39 +18,39 @@ from clip_jax.errors import UserError
 View = Callable[[np.ndarray], np.ndarray]
 
 
-def same(x):
+def same(x: np.ndarray) -> np.ndarray:
   """As it is."""
   return x
 
 
-def vector(x):
+def vector(x: np.ndarray) -> np.ndarray:
   """All elements in one axis."""
   return x.reshape(-1)
 
 
-def matrix(x, contracted: int = 1):
+def matrix(x: np.ndarray, contracted: int = 1) -> np.ndarray:
   """A kernel [in, ..., out, ...] as PyTorch's weight [out, in]; `contracted` axes are inputs."""
   axes = (*range(contracted, x.ndim), *range(contracted))
   return x.transpose(axes).reshape(math.prod(x.shape[contracted:]), -1)
 
 
-def matrix_of_heads(x):
+def matrix_of_heads(x: np.ndarray) -> np.ndarray:
   """A kernel [heads, D/h, out] as a weight [out, D]."""
   return matrix(x, 2)
 
 
-def convolution(x):
+def convolution(x: np.ndarray) -> np.ndarray:
   """A kernel [h, w, in, out] as a weight [out, in, h, w]."""
   return x.transpose(3, 2, 0, 1)
 
 
-def square_patch(x):
+def square_patch(x: np.ndarray) -> np.ndarray:
   """The kernel of patches [p * p * 3, D] as a convolution's, [p, p, 3, D]."""
   p = math.isqrt(x.shape[0] // 3)
   return x.reshape(p, p, 3, -1)
 
 
-def patch(x):
+def patch(x: np.ndarray) -> np.ndarray:
   """The kernel of patches [p * p * 3, D] as a weight [D, 3, p, p]."""
   return convolution(square_patch(x))
 
@@ -112,7 +113,7 @@ def theirs(table: list[Name], tree: dict[str, np.ndarray]) -> dict[str, list[np.
 
 
 def read(table: list[Name], tree: dict[str, np.ndarray], arrays: dict[str, np.ndarray], where: str,
-         *, ignored: tuple[str, ...] = ()):
+         *, ignored: tuple[str, ...] = ()) -> None:
   """Fills our arrays from theirs.
 
   Args:

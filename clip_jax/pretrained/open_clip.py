@@ -13,21 +13,30 @@ import numpy as np
 from clip_jax.config import call
 from clip_jax.data.crops import Resize
 from clip_jax.data.tokenizer import ClipBpe
-from clip_jax.data.tokenizer_file import CLEANERS, Cleaned, NoTokenizer, TokenizerFile
+from clip_jax.data.tokenizer_file import Cleaned, NoTokenizer, TokenizerFile
 from clip_jax.data.two_step import TwoStep
 from clip_jax.errors import UserError
 from clip_jax.model import TwoTowers
-from clip_jax.pretrained import saved as saved_lib
-from clip_jax.pretrained import safetensors, tokenizers
+from clip_jax.pretrained import safetensors, saved as saved_lib, tokenizers
 from clip_jax.pretrained.names import (
-    Name, convolution, layer_norm, linear, matrix, matrix_of_heads, of, patch, prefixed, vector)
+  Name,
+  convolution,
+  layer_norm,
+  linear,
+  matrix,
+  matrix_of_heads,
+  of,
+  patch,
+  prefixed,
+  vector,
+)
 from clip_jax.pretrained.saved import Saved, complete, demand, kind
 from clip_jax.towers import clip_resnet, sizes
 from clip_jax.towers.text import TextTransformer
 from clip_jax.towers.vit import Vit
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
-IGNORED = ("*num_batches_tracked",)  # Counts the steps of BatchNorm, which its momentum never reads.
+IGNORED = ("*num_batches_tracked",)  # BatchNorm counts its steps, which its momentum never reads.
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 _CLEAN = {"canonicalize": "words", "lower": "lower", "whitespace": "whitespace"}
@@ -180,7 +189,8 @@ def _model(config, arrays, settings, where):
       _resnet if isinstance(image.get("layers"), (list, tuple)) else _vit)
   spec, projection = vision(image, arrays, quick, where)
   return call(TwoTowers, image=spec, text=_text(text_config, quick, where),
-              embed=config["embed_dim"], image_projection=projection, text_projection="affine" if affine else "linear",
+              embed=config["embed_dim"], image_projection=projection,
+              text_projection="affine" if affine else "linear",
               mean=tuple(settings["mean"]), std=tuple(settings["std"]))
 
 
@@ -299,8 +309,8 @@ def _tokenizer(config, folder):
     made = TokenizerFile(str(file), length, tokenizers.padding(folder, default=0))
     return Cleaned(made, _CLEAN.get(options.get("clean"), "whitespace"))
   return NoTokenizer(
-      f"The checkpoint in {folder} needs the tokenizer {named or 'of its vocabulary'}, and there is "
-      f"no {file.name} beside it that is read. Download it, for example with hf-hub:ORG/NAME.",
+      f"The checkpoint in {folder} needs the tokenizer {named or 'of its vocabulary'}, and there "
+      f"is no {file.name} beside it that is read. Download it, for example with hf-hub:ORG/NAME.",
       length, vocabulary)
 
 
@@ -313,7 +323,7 @@ def _tokenizer_options(tokenizer):
       "clean": {"words": "canonicalize", "letters": "canonicalize"}.get(clean, clean)}}
 
 
-def write(saved: Saved, folder: Path):
+def write(saved: Saved, folder: Path) -> None:
   """Writes a directory that open_clip loads by "local-dir:FOLDER".
 
   Raises:
@@ -324,8 +334,8 @@ def write(saved: Saved, folder: Path):
   quick = [spec.activation == "quick_gelu" for spec in (model.image, model.text)
            if "activation" in spec and not (spec is model.image and "timm_model_name" in vision)]
   if any(quick) != all(quick):
-    raise UserError("open_clip has one quick_gelu for both towers, and this model's activations are "
-                    f"{model.image.activation!r} and {model.text.activation!r}. "
+    raise UserError("open_clip has one quick_gelu for both towers, and this model's activations "
+                    f"are {model.image.activation!r} and {model.text.activation!r}. "
                     + saved_lib.EXPORTABLE)
   described = {"embed_dim": model.embed, "vision_cfg": vision, "text_cfg": text_config}
   if any(quick):

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -45,10 +46,11 @@ def read(path: Path) -> dict[str, np.ndarray]:
   return arrays
 
 
-def write(path: Path, arrays: dict[str, np.ndarray]):
+def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
   """Writes arrays by name, as PyTorch's libraries read them."""
   names = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
-  header, at = {"__metadata__": {"format": "pt"}}, 0
+  header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
+  at = 0
   for name, x in arrays.items():
     size = math.prod(x.shape) * x.dtype.itemsize
     header[name] = {"dtype": names[x.dtype], "shape": x.shape, "data_offsets": (at, at + size)}

@@ -1,6 +1,5 @@
 """A model as it lies somewhere: how it is made, its arrays, and what goes with it."""
 
-from collections.abc import Callable
 import dataclasses
 import json
 import math
@@ -13,9 +12,11 @@ from ml_collections.config_dict import ConfigDict
 import numpy as np
 
 from clip_jax.config import build, call, function
+from clip_jax.data.crops import Resize
+from clip_jax.data.two_step import TwoStep
 from clip_jax.errors import UserError
 from clip_jax.interfaces import Tokenizer
-from clip_jax.model import split
+from clip_jax.model import TwoTowers, split
 from clip_jax.pretrained import names
 from clip_jax.towers.sizes import transformer_size
 
@@ -35,12 +36,13 @@ class Saved:
   stats: dict
   scale: float
   bias: float
-  preprocess: Callable[[Any], np.ndarray]
+  preprocess: Resize | TwoStep
   tokenizer: Tokenizer
 
 
 def read(model: ConfigDict, table: list[names.Name], arrays: dict[str, np.ndarray], where: str, *,
-         ignored: tuple[str, ...] = (), preprocess: Callable, tokenizer: Tokenizer) -> Saved:
+         ignored: tuple[str, ...] = (), preprocess: Resize | TwoStep,
+         tokenizer: Tokenizer) -> Saved:
   """The model that `model` calls, filled from another library's arrays by a table of names.
 
   The logarithm of the scale has the path "log_scale" in a table, the bias "bias".
@@ -48,7 +50,7 @@ def read(model: ConfigDict, table: list[names.Name], arrays: dict[str, np.ndarra
   Raises:
     UserError: arrays are missing, too many or of another shape.
   """
-  graphdef, params, stats = split(abstract(model))
+  _, params, stats = split(abstract(model))
   empty = lambda tree: jax.tree.map(lambda x: np.empty(x.shape, x.dtype), tree)
   params, stats = empty(params), empty(stats)
   scalars = {"log_scale": np.zeros((), np.float32), "bias": np.zeros((), np.float32)}
@@ -62,13 +64,13 @@ def read(model: ConfigDict, table: list[names.Name], arrays: dict[str, np.ndarra
 def written(saved: Saved, table: list[names.Name]) -> dict[str, np.ndarray]:
   """Another library's arrays of a model."""
   tree = {path: np.asarray(x) for path, x in {**flat(saved.params), **flat(saved.stats)}.items()}
-  tree["log_scale"] = np.float32(math.log(saved.scale)).reshape(())
+  tree["log_scale"] = np.asarray(math.log(saved.scale), np.float32)
   if "bias" in {row.ours for row in table}:
-    tree["bias"] = np.float32(saved.bias).reshape(())
+    tree["bias"] = np.asarray(saved.bias, np.float32)
   return names.written(table, tree)
 
 
-def abstract(model: ConfigDict) -> nnx.Module:
+def abstract(model: ConfigDict) -> TwoTowers:
   """The model that is called, with shapes for arrays."""
   return jax.eval_shape(lambda key: build(model, rngs=nnx.Rngs(key)), jax.random.key(0))
 
@@ -96,7 +98,7 @@ def kind(spec: ConfigDict) -> str:
   return spec.fn.partition(":")[2]
 
 
-def demand(spec: ConfigDict, what: str, there: str, **wanted: Any):
+def demand(spec: ConfigDict, what: str, there: str, **wanted: Any) -> None:
   """Raises unless arguments of a call have the values that another library's model has.
 
   Args:
@@ -130,6 +132,6 @@ def load_json(path: Path) -> dict:
     raise UserError(f"{path} is not JSON: {error}. Download it again.") from error
 
 
-def save_json(path: Path, value: Any):
+def save_json(path: Path, value: Any) -> None:
   """Writes an indented JSON file."""
   path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A model as two compiled-anywhere programs, with the weights in them: StableHLO by `jax.export`."""
+"""A model as two programs for anywhere, with the weights in them: StableHLO by `jax.export`."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 SHAPES = "shapes.json"
 
 
-def write(saved: Saved, folder: Path):
+def write(saved: Saved, folder: Path) -> None:
   """Writes encode_image.stablehlo and encode_text.stablehlo, any number of rows B, and shapes.json.
 
   `jax.export.deserialize(bytearray(bytes)).call(images)` runs one: uint8 [B, H, W, 3] or int32

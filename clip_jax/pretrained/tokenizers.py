@@ -53,7 +53,7 @@ def own(folder: Path) -> Tokenizer | None:
   return Cleaned(made, clean) if clean else made
 
 
-def write(tokenizer: Tokenizer, folder: Path, *, clean: str | None = None):
+def write(tokenizer: Tokenizer, folder: Path, *, clean: str | None = None) -> None:
   """Puts a tokenizer's files into a directory, as Hugging Face's libraries name and read them.
 
   Their reader of SentencePiece models leaves out punctuation and cannot write a begin token; what

@@ -34,8 +34,8 @@ def main(arguments: list[str]) -> int | None:
   """Runs the command; returns its exit code."""
   from clip_jax.errors import UserError
   from clip_jax.flags import parse
-  commands = {"run": _run, "one": _one, "table": _table, "figures": _figures, "fit": _fit, "advise": _advise,
-              "verdicts": _verdicts}
+  commands = {"run": _run, "one": _one, "table": _table, "figures": _figures, "fit": _fit,
+              "advise": _advise, "verdicts": _verdicts}
   what, *rest = arguments or [""]
   if what.startswith("-"):
     what, rest = "", arguments

@@ -154,7 +154,8 @@ class Evidence:
         law = float(self.laws[p.arch](p.dataset_size, p.epochs)[0])
         self.cuts.setdefault(p.quality, []).append((p, math.log(p.error / law)))
 
-  def ranked(self, pairs, compute, samples) -> tuple[list[Recipe], list[str]]:
+  def ranked(self, pairs: float, compute: float | None,
+             samples: float | None) -> tuple[list[Recipe], list[str]]:
     """Every recipe that there is evidence about, best first; and what nothing is said of."""
     found, refused = [], {}
     for arch in self.runs:
@@ -182,7 +183,7 @@ class Evidence:
     return (sorted(found, key=careful),
             [f"{name}: {why}" for name, why in refused.items()])
 
-  def _recipe(self, arch, method, quality, pairs, samples, cost) -> Recipe | str:
+  def _recipe(self, arch, method, quality, pairs, samples, cost):
     """A recipe, or why nothing is said of it."""
     D = pairs * quality / 100
     epochs = samples / D
@@ -244,7 +245,7 @@ class Evidence:
       return None
     if method == PLAIN:
       return float(np.mean(same))
-    on, ratios = self.methods[method]
+    _, ratios = self.methods[method]
     times = [p.forward_gmacs / q.forward_gmacs for p, q, _ in ratios]
     return float(np.mean(same) * np.mean(times)) if all(map(math.isfinite, times)) else None
 
@@ -322,7 +323,7 @@ def _law(points, replicates=60):
                   [p.epochs for p in points], replicates=replicates)
 
 
-def _drift(groups) -> float:
+def _drift(groups):
   """Relative error for each octave of extrapolation: what laws of the smaller sizes miss."""
   misses = []
   for points in groups:

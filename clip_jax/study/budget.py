@@ -1,6 +1,7 @@
 """This recipe at this budget: a run's length from samples, epochs, FLOPs or accelerator-hours."""
 
 import copy
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,8 @@ from clip_jax.errors import UserError
 from clip_jax.parts import abstract_learner
 from clip_jax.planning.chips import CHIPS
 
-# bfloat16 FLOP/s of one accelerator without sparsity, as its maker states it; the older ones cannot be
-# planned for.
+# bfloat16 FLOP/s of one accelerator without sparsity, as its maker states it; the older ones cannot
+# be planned for.
 PEAKS = {
     "t4": 65e12, "v100": 125e12, "l4": 121e12, "v2": 45e12, "v3": 123e12,
     **{name: chip.flops for name, chip in CHIPS.items()}}
@@ -61,9 +62,8 @@ def at_budget(config: ConfigDict, *, samples: int | str | None = None, epochs: f
   if len(given) != 1:
     raise UserError(f"A budget is one of samples, epochs, flops and hours; given are "
                     f"{', '.join(f'{n}={v}' for n, v in given.items()) or 'none'}. Give one.")
-  (kind, value), = given.items()
-  if kind == "samples":
-    value = number_of(value, 0)
+  (kind, asked), = given.items()
+  value: Any = number_of(samples, 0) if kind == "samples" else asked
   if not value > 0:
     raise UserError(f"A budget of {kind}={given[kind]} pays for nothing. Give more than 0.")
   if kind == "hours":

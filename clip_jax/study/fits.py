@@ -87,7 +87,7 @@ def text(found: list[Fitted]) -> str:
   rows = []
   for one in found:
     constants = one.law.constants
-    bounds = lambda n, form: "{0} [{1}, {2}]".format(
+    bounds = lambda n, form: "{} [{}, {}]".format(
         *(format(v, form) for v in constants[n])) if n in constants else ""
     held = one.held_out
     rows.append((
@@ -99,7 +99,7 @@ def text(found: list[Fitted]) -> str:
                       "spread", "largest, predicted", "seen", "miss"))
 
 
-def write(found: list[Fitted], path: Path):
+def write(found: list[Fitted], path: Path) -> None:
   """The same as CSV, with every bound a column."""
   with path.open("w", newline="", encoding="utf-8") as file:
     names = ("floor", "scale", "exponent", "repeats")

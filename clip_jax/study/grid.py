@@ -56,7 +56,7 @@ class Grid:
   runs: Sequence[Run]
   columns: Mapping[str, str]
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     names = [run.name for run in self.runs]
     if not names:
       raise UserError("The grid has no runs. Let get_grid() return at least one.")

@@ -69,9 +69,9 @@ def by_size(make: Make, *, data: str, sizes: Sequence[int], samples: int | None,
 
 
 def equal_compute(make: Make, *, data: str, size: int, samples: int, arch: str,
-                  methods: Sequence[str], than: str = "CLIP", seeds: Iterable[int] = (0,)) -> list[Run]:
-  """Strategies for the compute that another one takes for so many samples; fewer if each is dearer.
-  """
+                  methods: Sequence[str], than: str = "CLIP",
+                  seeds: Iterable[int] = (0,)) -> list[Run]:
+  """Strategies for the compute that another takes for so many samples; fewer if each is dearer."""
   seeds, cost = tuple(seeds), lambda method: compute_of(
       make(arch=arch, method=method, size=size, samples=samples)).flops
   return [_run(make, data, "same compute", arch, method=method, size=size,

@@ -18,6 +18,7 @@ of the points, not that a law may be wrong, which is what `held_out` is for.
 import dataclasses
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from clip_jax.errors import UserError
 
@@ -46,19 +47,20 @@ class Law:
   top: float
   repeats: bool
 
-  def __call__(self, x, epochs=1.0) -> np.ndarray:
+  def __call__(self, x: ArrayLike, epochs: ArrayLike = 1.0) -> np.ndarray:
     """Error in percent.
 
     Args:
       x: float [n], different examples seen, or multiply-adds.
       epochs: float [n] or a number, how often each of them.
     """
-    return np.exp(_predicted(self.parameters[None], *_both(x, epochs), self.top)[0])
+    return np.exp(self._logarithm(self.parameters[None], x, epochs)[0])
 
-  def interval(self, x, epochs=1.0, *, level: float = LEVEL, noise: bool = True):
+  def interval(self, x: ArrayLike, epochs: ArrayLike = 1.0, *, level: float = LEVEL,
+               noise: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """(low, high), float [n] each, of a new run's error; without `noise`, of the law alone."""
-    middle = _predicted(self.parameters[None], *_both(x, epochs), self.top)
-    each = _predicted(self.replicates, *_both(x, epochs), self.top)
+    middle = self._logarithm(self.parameters[None], x, epochs)
+    each = self._logarithm(self.replicates, x, epochs)
     each = middle + (each - middle) * self._wider
     if noise:
       rng = np.random.default_rng(0)
@@ -76,7 +78,15 @@ class Law:
     if self.repeats:
       named["repeats"] = repeats
     ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    return {n: (float(v[0]), *map(float, np.quantile(v[1:], ends))) for n, v in named.items()}
+    found = {}
+    for name, values in named.items():
+      low, high = np.quantile(values[1:], ends)
+      found[name] = float(values[0]), float(low), float(high)
+    return found
+
+  def _logarithm(self, parameters, x, epochs):
+    x, epochs = _both(x, epochs)
+    return _predicted(parameters, x, epochs, self.top)
 
   @property
   def _wider(self):
@@ -90,7 +100,8 @@ class Law:
     return float(np.sqrt(np.mean(np.square(self.residuals))))
 
 
-def fit(x, error, epochs=1.0, *, top: float = TOP, replicates: int = 200, seed: int = 0) -> Law:
+def fit(x: ArrayLike, error: ArrayLike, epochs: ArrayLike = 1.0, *, top: float = TOP,
+        replicates: int = 200, seed: int = 0) -> Law:
   """The law of some points.
 
   Args:
@@ -161,7 +172,8 @@ class HeldOut:
     return self.low <= self.seen <= self.high
 
 
-def held_out(x, error, epochs=1.0, *, top: float = TOP) -> HeldOut | None:
+def held_out(x: ArrayLike, error: ArrayLike, epochs: ArrayLike = 1.0, *,
+             top: float = TOP) -> HeldOut | None:
   """Fits to all but the largest size and predicts that; None where too few points are left."""
   x, epochs = _both(x, epochs)
   error = np.asarray(error, float)
@@ -177,13 +189,13 @@ def held_out(x, error, epochs=1.0, *, top: float = TOP) -> HeldOut | None:
                  float(high.mean()), float(x.max() / x[rest].max()))
 
 
-def frontier(x, error) -> np.ndarray:
+def frontier(x: ArrayLike, error: ArrayLike) -> np.ndarray:
   """bool [n]: the points that none of smaller or equal x undercuts."""
   x, error = np.asarray(x, float), np.asarray(error, float)
   return np.array([error[i] <= error[x <= x[i]].min() for i in range(len(x))])
 
 
-def _both(x, epochs):
+def _both(x: ArrayLike, epochs: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
   x = np.atleast_1d(np.asarray(x, float))
   return x, np.broadcast_to(np.asarray(epochs, float), x.shape)
 

@@ -61,9 +61,10 @@ class Panel:
   @property
   def title(self) -> str:
     """What stands above it."""
+    only, *others = self.protocols
     return f"({self.figure[-1]}) " + {
-        ("one epoch",): "each example once", ("same samples",): "same samples seen",
-        ("epochs",): "so many epochs"}.get(self.protocols, "all runs")
+        "one epoch": "each example once", "same samples": "same samples seen",
+        "epochs": "so many epochs"}.get("" if others else only, "all runs")
 
   @property
   def label_y(self) -> str:

@@ -1,5 +1,6 @@
 """One point of a grid, in a process of its own: trained or gone on with, and its row written."""
 
+from collections.abc import Mapping
 import fcntl
 import json
 import os
@@ -56,7 +57,7 @@ def run_one(grid: str, name: str, out: Path, fingerprint: str) -> int:
     return code
 
 
-def row_of(run: grid_lib.Run, columns: dict[str, str], folder: Path,
+def row_of(run: grid_lib.Run, columns: Mapping[str, str], folder: Path,
            seconds: float) -> dict[str, Any]:
   """The row of a finished run; `records.COLUMNS`, and what else its final evaluation measured."""
   import jax
@@ -105,7 +106,7 @@ class Clock:
     return seconds
 
 
-def write(path: Path, value: Any):
+def write(path: Path, value: Any) -> None:
   """JSON, all of it or none."""
   temporary = path.with_name(path.name + ".new")
   temporary.write_text(json.dumps(value))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import copy
+from typing import Any
 
 from ml_collections.config_dict import ConfigDict
 
@@ -100,7 +101,7 @@ def seen(method: str, aug: str, *, size: int,
 
 
 def objective(method: str, *, block: int | None = None, temperature: float = 0.07,
-              **head) -> ConfigDict:
+              **head: Any) -> ConfigDict:
   """What a strategy minimises; `head` is of SLIP's.
 
   Raises:
@@ -118,7 +119,7 @@ def objective(method: str, *, block: int | None = None, temperature: float = 0.0
   return makers[method]()
 
 
-def tower(towers: dict[str, tuple], arch: str, **options) -> ConfigDict:
+def tower(towers: dict[str, tuple], arch: str, **options: Any) -> ConfigDict:
   """The call of a named image tower."""
   if arch not in towers:
     raise UserError(f"There is no architecture {arch!r}; there are {', '.join(towers)}.")
@@ -180,6 +181,7 @@ def small(source: Callable[..., ConfigDict], *, train: ConfigDict, test: ConfigD
     reduced = method == "CLIPA"
     pixels, tokens = (image_size * 3 // 4, length // 2) if reduced else (image_size, length)
     images, augment = seen(method, aug, size=pixels, weakest=0.4)
+    head: dict[str, Any] = dict(hidden=256, outputs=64, dtype="float32") if method == "SLIP" else {}
     return experiment(
         data=call(
             Data, source=source(quality),
@@ -193,9 +195,7 @@ def small(source: Callable[..., ConfigDict], *, train: ConfigDict, test: ConfigD
             text=call(TextTransformer, width=64, depth=0, vocabulary=1024, length=tokens,
                       pool="mean", dtype="float32"),
             embed=64),
-        augment=augment, objective=objective(
-            method, temperature=0.1, **(dict(hidden=256, outputs=64, dtype="float32")
-                                        if method == "SLIP" else {})),
+        augment=augment, objective=objective(method, temperature=0.1, **head),
         optimizer=call(adamw, learning_rate=4e-3, schedule=call(warmup_cosine, warmup=0.1),
                        weight_decay=0.3, clip=1.0),
         train=call(Training, samples=samples, log_every=20, save_every=100, keep=1),

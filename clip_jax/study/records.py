@@ -84,7 +84,7 @@ class Point:
     return self.forward_gmacs * self.samples_seen
 
 
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]):
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
   """Writes runs.csv in one go: whoever reads it meanwhile sees the old or the new one."""
   rows = list(rows)
   more = sorted({name for row in rows for name in row} - set(COLUMNS))
@@ -125,8 +125,8 @@ def points_of(rows: Iterable[Mapping[str, str]]) -> list[Point]:
       if all(part in values for part in parts):
         values[name] = float(np.mean([values[part] for part in parts]))
     points += [Point(
-        **{name: row[name] for name in ("data", "protocol", "arch", "method", "aug")},
-        quality=float(row["quality"]), dataset_size=int(float(row["dataset_size"])),
+        data=row["data"], protocol=row["protocol"], arch=row["arch"], method=row["method"],
+        aug=row["aug"], quality=float(row["quality"]), dataset_size=int(float(row["dataset_size"])),
         samples_seen=int(float(row["samples_seen"])),
         forward_gmacs=float(row.get("forward_gmacs") or math.nan), metric=metric,
         error=100 - value, seed=int(row.get("seed") or 0), where=row["name"])

@@ -7,7 +7,7 @@ import numpy as np
 from clip_jax.errors import UserError
 from clip_jax.report import number
 from clip_jax.study.grids import short
-from clip_jax.study.records import Point, TITLES
+from clip_jax.study.records import TITLES, Point
 
 DEFAULT = ("i2t_r10", "t2i_r10", "zero_shot", "linear_probe")
 

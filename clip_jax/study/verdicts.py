@@ -62,7 +62,7 @@ class Difference:
     """-1 or 1 when sure, else 0."""
     return 0 if not abs(self.mean) > self.bound else int(math.copysign(1, self.mean))
 
-  def __str__(self):
+  def __str__(self) -> str:
     return f"{self.what} {self.mean:+.1f} ± {self.deviation:.1f} ({self.runs} pairs of runs)"
 
 
@@ -99,7 +99,7 @@ def text(found: Sequence[Verdict]) -> str:
                ("", "statement", "data", "verdict", "numbers"))
 
 
-def write(found: Sequence[Verdict], path: Path):
+def write(found: Sequence[Verdict], path: Path) -> None:
   """The same as CSV."""
   with path.open("w", newline="", encoding="utf-8") as file:
     writer = csv.writer(file)
@@ -120,7 +120,7 @@ def difference(what: str, first: Iterable[Point], second: Iterable[Point],
                     len(gaps))
 
 
-def _verdict(wanted: Sequence[tuple[Difference | None, int]]):
+def _verdict(wanted):
   """(verdict, numbers) of differences and the sign that the statement wants of each (0: none)."""
   there = [(d, sign) for d, sign in wanted if d is not None]
   if len(there) < len(wanted) or not there:
@@ -195,7 +195,7 @@ def _frontier(points, metric):
 
 def _saturation(points, metric):
   """S4: beyond an eighth of the samples seen, more data gains less than from there down."""
-  own = [p for p in _of(points, metric, **_PLAIN)]
+  own = list(_of(points, metric, **_PLAIN))
   same = {p.samples_seen for p in own if p.protocol == "same samples"}
   own = [p for p in own if p.samples_seen in same]
   by = {}

@@ -1,4 +1,4 @@
-"""The residual network of OpenAI's CLIP: BatchNorm, average pools before strides, attention pool."""
+"""The residual network of OpenAI's CLIP: BatchNorm, pools before strides, attention pool."""
 
 import math
 
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from clip_jax.errors import UserError
 from clip_jax.layers import REMAT, BatchNorm, Linear, check_heads, one_of
 from clip_jax.sharding import on_rows
+from clip_jax.towers.sizes import both_sides
 
 # Name -> blocks in each stage, channels of the stem, image size it was published for.
 SIZES = {
@@ -26,9 +27,10 @@ class ClipResnet(nnx.Module):
 
   The attention's output projection is the model's: image_projection="affine" makes it OpenAI's.
 
-  In training, BatchNorm normalises over the rows it sees: the global batch on any number of devices,
-  but with `train.microbatches` above 1 only those of one piece. Then the gradient is that of another
-  function than without microbatches, so keep pieces large; and their averages are averaged.
+  In training, BatchNorm normalises over the rows it sees: the global batch on any number of
+  devices, but with `train.microbatches` above 1 only those of one piece. Then the gradient is that
+  of another function than without microbatches, so keep pieces large; and their averages are
+  averaged.
 
   Args:
     size: a name in `SIZES`; `stages` and `width` replace its numbers.
@@ -47,10 +49,10 @@ class ClipResnet(nnx.Module):
                image_size: int | tuple[int, int] | None = None, dtype: str = "bfloat16",
                remat: str = "none", rngs: nnx.Rngs):
     named = one_of(SIZES, size, "ClipResnet")
-    stages, width, image_size = (
-        n if given is None else given for given, n in zip((stages, width, image_size), named))
+    stages = named[0] if stages is None else stages
+    width = named[1] if width is None else width
     one_of(REMAT, remat, "remat")
-    self.image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    self.image_size = both_sides(named[2] if image_size is None else image_size)
     # Each halving drops the odd pixel out.
     fine = 2 ** (1 + len(stages))
     if any(side % fine for side in self.image_size):
@@ -72,10 +74,11 @@ class ClipResnet(nnx.Module):
       channels = width * 4 * 2**i
     self.stages = nnx.List(made)
     self.grid = tuple(side // fine for side in self.image_size)
-    self.head = AttentionPool(channels, heads or max(1, channels // 64), math.prod(self.grid), dtype=dtype,
-                              rngs=rngs)
+    self.head = AttentionPool(channels, heads or max(1, channels // 64), math.prod(self.grid),
+                              dtype=dtype, rngs=rngs)
 
-  def __call__(self, image, *, train=False, keep=1.0, key=None):
+  def __call__(self, image: jax.Array, *, train: bool = False, keep: float = 1.0,
+               key: jax.Array | None = None) -> jax.Array:
     """float [B, H, W, 3] -> [B, D]; in training the running averages are updated."""
     if keep < 1:
       raise UserError(
@@ -120,7 +123,7 @@ class Convolution(nnx.Module):
                             * math.sqrt(2 / (size * size * inputs)))
     self.stride, self.dtype = stride, dtype
 
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     """[B, H, W, inputs] -> [B, H / stride, W / stride, outputs]."""
     pad = self.kernel.shape[0] // 2
     return lax.conv_general_dilated(
@@ -143,7 +146,7 @@ class Bottleneck(nnx.Module):
     self.shortcut_norm = BatchNorm(4 * width, dtype=dtype) if projects else None
     self.stride = stride
 
-  def __call__(self, x, *, train=False):
+  def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
     """[B, H, W, inputs] -> [B, H / stride, W / stride, 4 * width]."""
     pool = halved if self.stride > 1 else lambda x: x
     y = x
@@ -169,7 +172,7 @@ class AttentionPool(nnx.Module):
     self.key_value = Linear(width, (2, heads, width // heads), init=init, dtype=dtype, rngs=rngs)
     self.dtype = dtype
 
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     """[B, N, D] -> [B, D]."""
     x = jnp.concatenate([x.mean(axis=1, keepdims=True), x], axis=1)         # [B, N + 1, D]
     x = x + self.positions[...].astype(self.dtype)

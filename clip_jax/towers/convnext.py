@@ -59,7 +59,8 @@ class ConvNext(nnx.Module):
     self.norms, self.reductions = nnx.List(norms), nnx.List(reductions)
     self.norm = layers.LayerNorm(self.width, dtype=dtype)
 
-  def __call__(self, image, *, train=False, keep=1.0, key=None):
+  def __call__(self, image: jax.Array, *, train: bool = False, keep: float = 1.0,
+               key: jax.Array | None = None) -> jax.Array:
     """float [B, H, W, 3] -> [B, D]."""
     layers.check_keeps_all(keep, "a ConvNext convolves over all of them")
     x = self.stacks[0](self.stem_norm(self.stem(layers.squares(image, 4))))  # [B, H/4, W/4, width]
@@ -81,7 +82,7 @@ class ConvNextBlock(nnx.Module):
     self.scale = nnx.Param(jnp.full(width, layer_scale))
     self.dtype = dtype
 
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     """[B, H, W, C] -> the same."""
     # Split by channels, as FSDP stores it, its gradient would gather the maps of all devices.
     kernel = everywhere(self.kernel[...].astype(self.dtype))

@@ -1,6 +1,7 @@
 """The MLP-Mixer: patches mixed by MLPs, along places and along channels in turn."""
 
 import math
+from typing import Any
 
 from flax import nnx
 import jax
@@ -43,7 +44,8 @@ class MlpMixer(nnx.Module):
     self.stack = layers.Stack(make, depth, remat=remat, unroll=unroll, rngs=rngs)
     self.norm = layers.LayerNorm(width, dtype=dtype)
 
-  def __call__(self, image, *, train=False, keep=1.0, key=None):
+  def __call__(self, image: jax.Array, *, train: bool = False, keep: float = 1.0,
+               key: jax.Array | None = None) -> jax.Array:
     """float [B, H, W, 3] -> [B, D]."""
     layers.check_keeps_all(keep, "an MlpMixer weighs every one of them by its place")
     if image.shape[1:3] != self.image_size:
@@ -60,14 +62,14 @@ class MixerBlock(nnx.Module):
 
   def __init__(self, tokens: int, width: int, token_mlp: int, mlp: int, *, activation: str,
                dtype: str, rngs: nnx.Rngs):
-    options = dict(activation=activation, init=jax.nn.initializers.lecun_normal(), dtype=dtype,
-                   rngs=rngs)
+    options: dict[str, Any] = dict(
+        activation=activation, init=jax.nn.initializers.lecun_normal(), dtype=dtype, rngs=rngs)
     self.norm_tokens = layers.LayerNorm(width, dtype=dtype)
     self.tokens = layers.Mlp(tokens, token_mlp, **options)
     self.norm_channels = layers.LayerNorm(width, dtype=dtype)
     self.channels = layers.Mlp(width, mlp, **options)
 
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     """[B, N, D] -> [B, N, D]."""
     x = x + self.tokens(self.norm_tokens(x).swapaxes(1, 2)).swapaxes(1, 2)
     return on_rows(x + self.channels(self.norm_channels(x)))

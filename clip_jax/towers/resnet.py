@@ -34,8 +34,9 @@ class BitResnet(nnx.Module):
     stem: "large", a 7x7 convolution and a pool, which make the image a quarter as fine; or "small",
       a 3x3 convolution that makes it half as fine, for small images.
     groups: of each normalisation.
-    pool: "gap", the mean over all places; or "flat", the features of all places one after the other:
-      what is where is kept, which pays where pictures are centred, but the image size is fixed.
+    pool: "gap", the mean over all places; or "flat", the features of all places one after
+      the other: what is where is kept, which pays where pictures are centred, but the image size
+      is fixed.
     image_size: side, or (height, width), of the images in pixels.
     dtype: what the tower computes in; parameters are float32 all the same.
     remat: what the backward pass keeps of a block, a name in `layers.REMAT`.
@@ -77,7 +78,8 @@ class BitResnet(nnx.Module):
         for side in self.image_size)
     self.width = channels * (math.prod(self.places) if pool == "flat" else 1)
 
-  def __call__(self, image, *, train=False, keep=1.0, key=None):
+  def __call__(self, image: jax.Array, *, train: bool = False, keep: float = 1.0,
+               key: jax.Array | None = None) -> jax.Array:
     """float [B, H, W, 3] -> [B, D]."""
     check_keeps_all(keep, "a ResNet has none")
     x = self.stem(image)
@@ -110,7 +112,7 @@ class StdConv(nnx.Module):
                             / math.sqrt(size * size * inputs))
     self.stride, self.dtype = stride, dtype
 
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     """[B, H, W, inputs] -> [B, H / stride, W / stride, outputs]."""
     kernel = self.kernel[...]
     fan_in = math.prod(kernel.shape[:3])
@@ -135,7 +137,7 @@ class GroupNorm(nnx.Module):
     self.bias = nnx.Param(jnp.zeros(width))
     self.groups, self.epsilon, self.dtype = groups, epsilon, dtype
 
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     """[B, H, W, C] -> the same."""
     grouped = x.astype(jnp.float32).reshape(*x.shape[:3], self.groups, -1)
     grouped = grouped - grouped.mean((1, 2, 4), keepdims=True)
@@ -157,7 +159,7 @@ class _Residual(nnx.Module):
     stride = math.prod(c[3] for c in convolutions)
     self.shortcut = make((inputs, outputs, 1, stride)) if stride > 1 or inputs != outputs else None
 
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     """[B, H, W, inputs] -> [B, H / stride, W / stride, outputs]."""
     y = jax.nn.relu(self.norms[0](x))
     x = x if self.shortcut is None else self.shortcut(y)

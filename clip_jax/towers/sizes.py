@@ -34,12 +34,15 @@ def transformer_size(size: str, width: int | None, depth: int | None, mlp: int |
   named = SIZES[size]
   if width is not None and width != named[0]:
     named = (width, named[1], 4 * width, max(1, width // 64))
-  return tuple(n if given is None else given for given, n in zip((width, depth, mlp, heads), named))
+  width, depth, mlp, heads = (
+      n if given is None else given for given, n in zip((width, depth, mlp, heads), named))
+  return width, depth, mlp, heads
 
 
 def both_sides(image_size: int | tuple[int, int]) -> tuple[int, int]:
   """(height, width) of images in pixels, from these or from the side of a square."""
-  return (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+  height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+  return height, width
 
 
 def patch_grid(image_size: tuple[int, int], patch: int) -> tuple[int, int]:

@@ -1,6 +1,8 @@
 """The Swin transformer: attention within windows, which shift from block to block."""
 
+from collections.abc import Sequence
 import math
+from typing import Any
 
 from flax import nnx
 import jax
@@ -75,7 +77,8 @@ class Swin(nnx.Module):
     self.norms, self.mergers = nnx.List(norms), nnx.List(mergers)
     self.norm = layers.LayerNorm(self.width, epsilon=EPSILON, dtype=dtype)
 
-  def __call__(self, image, *, train=False, keep=1.0, key=None):
+  def __call__(self, image: jax.Array, *, train: bool = False, keep: float = 1.0,
+               key: jax.Array | None = None) -> jax.Array:
     """float [B, H, W, 3] -> [B, D]."""
     layers.check_keeps_all(keep, "a Swin's windows are made of all of them")
     x = self.embedding_norm(self.embedding(layers.squares(image, self.patch)))
@@ -94,7 +97,7 @@ class Pair(nnx.Module):
                                      dtype=dtype, rngs=rngs)
     self.plain, self.shifted = make(False), make(True)
 
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     """[B, H, W, C] -> the same."""
     return self.shifted(self.plain(x))
 
@@ -110,7 +113,7 @@ class SwinBlock(nnx.Module):
     self.mlp = layers.Mlp(width, 4 * width, activation=activation, init=INIT, dtype=dtype,
                           rngs=rngs)
 
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     """[B, H, W, C] -> the same."""
     x = x + self.attention(self.norm_attention(x))
     return on_rows(x + self.mlp(self.norm_mlp(x)))
@@ -132,7 +135,7 @@ class WindowAttention(nnx.Module):
     self.bias = nnx.Param(INIT(rngs.params(), (side, side, heads)))         # By offset.
     self.window, self.shifted = window, shifted
 
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     """[B, H, W, C] -> the same."""
     M, (H, W) = self.window, x.shape[1:3]
     # Along an axis no longer than a window there is one, as long as the axis, and no shift.
@@ -151,7 +154,8 @@ class WindowAttention(nnx.Module):
     return x[:, :H, :W]
 
 
-def visible(shape, sides, shift, padding) -> np.ndarray | None:
+def visible(shape: Sequence[int], sides: Sequence[int], shift: Sequence[int],
+            padding: Sequence[int]) -> np.ndarray | None:
   """Which places of a window see each other, bool [windows, n, n]; None where all do.
 
   Args:
@@ -168,20 +172,20 @@ def visible(shape, sides, shift, padding) -> np.ndarray | None:
   return kind[:, :, None] == kind[:, None, :]
 
 
-def offsets(sides, window: int) -> tuple[np.ndarray, np.ndarray]:
+def offsets(sides: Sequence[int], window: int) -> tuple[np.ndarray, np.ndarray]:
   """Where the bias of two places of a window lies in its table: rows and columns, int [n, n]."""
   y, x = np.mgrid[:sides[0], :sides[1]].reshape(2, -1)
   return y[:, None] - y[None] + window - 1, x[:, None] - x[None] + window - 1
 
 
-def windows(x, sides):
+def windows(x: Any, sides: Sequence[int]) -> Any:
   """[B, H, W, C] -> [B, windows, n, C], row by row."""
   B, H, W, C = x.shape
   h, w = sides
   return x.reshape(B, H // h, h, W // w, w, C).swapaxes(2, 3).reshape(B, -1, h * w, C)
 
 
-def unwindowed(x, sides, shape):
+def unwindowed(x: jax.Array, sides: Sequence[int], shape: Sequence[int]) -> jax.Array:
   """[B, windows, n, C] -> [B, H, W, C], for H and W in `shape`."""
   (H, W), (h, w) = shape, sides
   B = x.shape[0]  # Which len() would not give where it is a symbol, as in an export.

@@ -58,11 +58,12 @@ class TextTransformer(nnx.Module):
       self.head = layers.MapHead(width, heads, mlp, activation=activation, epsilon=epsilon,
                                  dtype=dtype, rngs=rngs)
 
-  def __call__(self, tokens, *, train=False):
+  def __call__(self, tokens: jax.Array, *, train: bool = False) -> jax.Array:
     """int32 [B, L], 0 is padding -> [B, D]."""
     if tokens.shape[1] != self.length:
       raise UserError(f"This text tower was made for {self.length} tokens and got "
-                      f"{tokens.shape[1]}. Set length of the tower and of the tokenizer to the same.")
+                      f"{tokens.shape[1]}. Set length of the tower and of the tokenizer to the "
+                      "same.")
     # OpenAI's vocabulary has a word that is number 0 too, so only zeros at the end are padding. A
     # text of nothing keeps its first token, for a softmax over nothing is not a number.
     end = jnp.max(jnp.arange(self.length) * (tokens != 0), axis=1)          # [B]

@@ -53,13 +53,15 @@ class Vit(nnx.Module):
       if value not in known:
         raise UserError(f"Vit has no {name} {value!r}; there are {', '.join(known)}.")
     if class_position and (pool, positions) != ("tok", "learned"):
-      raise UserError('class_position=True is the position of a class token, so it needs pool="tok" '
-                      f'and positions="learned", not pool={pool!r} and positions={positions!r}.')
+      raise UserError('class_position=True is the position of a class token, so it needs '
+                      'pool="tok" and positions="learned", '
+                      f'not pool={pool!r} and positions={positions!r}.')
     width, depth, mlp, heads = transformer_size(size, width, depth, mlp, heads)
     height, across = (image_size, image_size) if isinstance(image_size, int) else image_size
     if (height % patch or across % patch) and not drop_rest:
-      raise UserError(f"An image of {height} x {across} does not divide into patches of {patch} x "
-                      f"{patch}. Nearest height that does: {max(1, round(height / patch)) * patch}.")
+      raise UserError(f"An image of {height} x {across} does not divide into patches of {patch} "
+                      f"x {patch}. Nearest height that does: "
+                      f"{max(1, round(height / patch)) * patch}.")
     self.grid = (height // patch, across // patch)
     N = math.prod(self.grid)
     self.width, self.patch, self.image_size, self.pool = width, patch, (height, across), pool
@@ -67,7 +69,7 @@ class Vit(nnx.Module):
     self.embedding = layers.Linear(patch * patch * 3, width, bias=patch_bias, dtype=dtype,
                                    rngs=rngs)
     if positions == "learned":
-      self.positions = nnx.Param(
+      self.positions: nnx.Variable = nnx.Param(
           jax.random.normal(rngs.params(), (N + class_position, width)) / math.sqrt(width))
     else:
       self.positions = Fixed(jnp.asarray(layers.sincos2d(*self.grid, width)))
@@ -81,7 +83,8 @@ class Vit(nnx.Module):
       self.head = layers.MapHead(width, heads, mlp, activation=activation, epsilon=epsilon,
                                  dtype=dtype, rngs=rngs)
 
-  def __call__(self, image, *, train=False, keep=1.0, key=None):
+  def __call__(self, image: jax.Array, *, train: bool = False, keep: float = 1.0,
+               key: jax.Array | None = None) -> jax.Array:
     """float [B, H, W, 3] -> [B, D].
 
     Args:

@@ -72,7 +72,7 @@ def test_what_is_transparent_shows_white():
 def test_exif_orientation_is_applied(orientation, format):
   turn = {1: lambda x: x, 2: lambda x: x[:, ::-1], 3: lambda x: x[::-1, ::-1], 4: lambda x: x[::-1],
           5: lambda x: x.swapaxes(0, 1), 6: lambda x: np.rot90(x, -1),
-          7: lambda x: x[::-1, ::-1].swapaxes(0, 1), 8: lambda x: np.rot90(x)}[orientation]
+          7: lambda x: x[::-1, ::-1].swapaxes(0, 1), 8: np.rot90}[orientation]
   exif = Image.Exif()
   exif[0x0112] = orientation
   data = encoded(Image.fromarray(scene()), format, exif=exif)

@@ -1,5 +1,6 @@
 """Permutations and subsets: each record once, whatever the size, nested, and well mixed."""
 
+import itertools
 import pickle
 
 import numpy as np
@@ -54,7 +55,7 @@ def test_permuted_is_even_over_billions():
 def test_a_smaller_subset_is_inside_a_larger_one():
   source = Shapes(1000)
   sets = [set(Subset(source, size).indices(0, size).tolist()) for size in (10, 100, 500, 1000)]
-  for smaller, larger in zip(sets, sets[1:]):
+  for smaller, larger in itertools.pairwise(sets):
     assert smaller < larger
   assert sets[-1] == set(range(1000))
 

@@ -2,11 +2,11 @@
 
 import itertools
 import os
+from pathlib import Path
 import pickle
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest

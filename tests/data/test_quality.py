@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 import pickle
 import re
 
@@ -311,8 +312,8 @@ def test_there_is_no_record_outside(tmp_path, i):
 @pytest.mark.parametrize("keep", [0, 10, 300, -1])
 def test_a_cut_off_file_is_said(tmp_path, keep):
   path = scored(tmp_path)
-  content = open(path, "rb").read()
-  open(path, "wb").write(content[:keep])
+  file = Path(path)
+  file.write_bytes(file.read_bytes()[:keep])
   with pytest.raises(UserError, match=re.escape(path) + " is not a file of scores, or it is damag"):
     read_scores(path)
 

@@ -10,8 +10,7 @@ import types
 from pyarrow import fs
 import pytest
 
-from clip_jax.data import ArrayRecord, paths
-from clip_jax.data import records as records_lib
+from clip_jax.data import ArrayRecord, paths, records as records_lib
 from clip_jax.data.records import write
 from clip_jax.errors import UserError
 

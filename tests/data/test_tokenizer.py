@@ -2,6 +2,7 @@
 
 import html
 import io
+import itertools
 import pickle
 import random
 
@@ -41,7 +42,7 @@ def test_cut_texts_keep_their_end_token():
 def test_begin_end_and_padding_come_as_asked_for():
   plain = used(SentencePiece(eos=False)(["a red dog"])[0])
   assert min(plain) > 3
-  assert used(SentencePiece()(["a red dog"])[0]) == plain + [3]
+  assert used(SentencePiece()(["a red dog"])[0]) == [*plain, 3]
   assert used(SentencePiece(bos=True)(["a red dog"])[0]) == [2, *plain, 3]
   sticky = SentencePiece(sticky_eos=True)(["a red dog"])[0].tolist()
   assert sticky == plain + [3] * (16 - len(plain))
@@ -168,7 +169,7 @@ def dumb_encoding(text, vocabulary, ranks):
   for word in words(html.unescape(text).lower()):
     parts = [letter[byte] for byte in word.encode()]
     parts[-1] += "</w>"
-    while pairs := [p for p in zip(parts, parts[1:]) if p in ranks]:
+    while pairs := [p for p in itertools.pairwise(parts) if p in ranks]:
       best = min(pairs, key=ranks.get)
       i = 0
       while i < len(parts) - 1:
@@ -185,7 +186,8 @@ def test_clip_tokens_are_those_of_a_dumb_implementation():
   assert len(vocabulary) == ClipBpe.vocabulary == 49_408 and len(merges) == 48_894
   ranks = {pair: i for i, pair in enumerate(merges)}
   texts = [record["text"] for record in OpenClipart("test", "caption_long")]
-  texts += ["it's they'll 1234 ab12 ...!? $5.00", "naïve café über straße", "日本語 テキスト", "🙂🙃 ok"]
+  texts += ["it's they'll 1234 ab12 ...!? $5.00",
+            "naïve café über straße", "日本語 テキスト", "🙂🙃 ok"]
   letters = random.Random(0)
   texts += ["".join(letters.choices("aeiou nrtls-'.3é", k=30)) for _ in range(200)]
   clip = ClipBpe(300)

@@ -12,7 +12,8 @@ from clip_jax.errors import UserError
 
 @pytest.fixture(name="path")
 def file(tmp_path):
-  words = {"<pad>": 0, "<end>": 1, "<unk>": 2, "a": 3, "dog": 4, "red_dog": 5, "reddog": 6, "red": 7}
+  words = {"<pad>": 0, "<end>": 1, "<unk>": 2, "a": 3, "dog": 4, "red_dog": 5, "reddog": 6,
+           "red": 7}
   made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
   made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
   made.post_processor = tokenizers.processors.TemplateProcessing(

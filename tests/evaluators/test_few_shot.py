@@ -52,10 +52,10 @@ def test_accuracy_is_the_mean_over_seeds_of_the_shots_drawn():
   for seed in range(3):
     rng = np.random.default_rng(seed)
     order = [rng.permutation(np.flatnonzero(y == c)) for c in range(3)]
-    for shots in expected:
+    for shots, found in expected.items():
       chosen = np.concatenate([one[:shots] for one in order])
       scores = by_least_squares(x[chosen], y[chosen], test, 3)
-      expected[shots].append(100 * np.mean(scores.argmax(1) == right))
+      found.append(100 * np.mean(scores.argmax(1) == right))
   for shots, each in expected.items():
     name = f"{shots}_shot_top1"
     assert answer.detail["by_seed"][name] == pytest.approx(each)

@@ -37,7 +37,7 @@ SOLVER = Lbfgs(penalties=(1e-2,))
 
 def probe(test, **others):
   return LinearProbe(Labelled(TRAIN, classes=NAMES), test,
-                     {name: other for name, other in others.items()}, SOLVER)
+                     dict(others), SOLVER)
 
 
 def test_the_probe_is_trained_once_and_tested_on_every_set():

@@ -69,8 +69,8 @@ def by_loops(z_image, z_class, truth):
   for z, right in zip(z_image, truth):
     score = [sum(float(a) * float(b) for a, b in zip(z, w)) for w in z_class]
     rank = sum(s >= score[right] - 1e-6 for c, s in enumerate(score) if c != right)
-    for k in hits:
-      hits[k].append(rank < k)
+    for k, hit in hits.items():
+      hit.append(rank < k)
   per_class = [np.mean([h for h, t in zip(hits[1], truth) if t == c]) for c in sorted(set(truth))]
   return 100 * np.mean(hits[1]), 100 * np.mean(hits[5]), 100 * np.mean(per_class)
 

@@ -71,7 +71,7 @@ def fresh(name):
 def word_tokenizer(vocabulary, folder, *, clip=False):
   """A tokenizer.json of a few words and letters, with the specials that the model wants."""
   specials = ["<pad>", "</s>", "<unk>"] if not clip else ["!"]
-  words = specials + ["a", "dog", "cats", "two", "red", "sofa"] + list(string.ascii_lowercase[1:])
+  words = [*specials, "a", "dog", "cats", "two", "red", "sofa", *string.ascii_lowercase[1:]]
   words += [f"w{i}" for i in range(vocabulary - len(words) - 2 * clip)]
   words += ["<|startoftext|>", "<|endoftext|>"] * clip
   table = {word: i for i, word in enumerate(words)}
@@ -82,7 +82,8 @@ def word_tokenizer(vocabulary, folder, *, clip=False):
   made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
   single = "<|startoftext|> $A <|endoftext|>" if clip else "$A </s>"
   marks = [(w, table[w]) for w in (["<|startoftext|>", "<|endoftext|>"] if clip else ["</s>"])]
-  made.post_processor = tokenizers.processors.TemplateProcessing(single=single, special_tokens=marks)
+  made.post_processor = tokenizers.processors.TemplateProcessing(
+      single=single, special_tokens=marks)
   pad = "<|endoftext|>" if clip else "</s>"
   fast = transformers.PreTrainedTokenizerFast(
       tokenizer_object=made, pad_token=pad, eos_token=marks[-1][0], unk_token=unknown)
@@ -152,7 +153,8 @@ def open_clips():
     return timm.models.vision_transformer.VisionTransformer(
         img_size=32, patch_size=16, embed_dim=36, depth=2, num_heads=12, class_token=False,
         global_pool=kwargs["global_pool"], num_classes=0)
-  timm.models._registry._model_entrypoints["vit_base_patch16_siglip_32"] = vit_base_patch16_siglip_32
+  timm.models._registry._model_entrypoints[
+      "vit_base_patch16_siglip_32"] = vit_base_patch16_siglip_32
   write_open_clip(
       "open_clip_siglip",
       {"embed_dim": 36, "init_logit_bias": -10, "custom_text": True,

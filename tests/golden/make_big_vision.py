@@ -1,4 +1,4 @@
-"""Makes big_vision/: a two-tower .npz and its outputs, by big_vision's own models; README.md says how."""
+"""Makes big_vision/: two-tower .npz and outputs, by big_vision's own models; README.md says how."""
 
 from pathlib import Path
 import sys
@@ -15,6 +15,7 @@ for name in ("big_vision.utils", "big_vision.models.common"):
   sys.modules[name] = types.ModuleType(name)
 import big_vision
 import big_vision.models
+
 big_vision.utils = sys.modules["big_vision.utils"]
 big_vision.models.common = sys.modules["big_vision.models.common"]
 from big_vision.models.proj.image_text import two_towers

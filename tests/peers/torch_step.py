@@ -2,9 +2,9 @@
 
   python tests/peers/torch_step.py B/32 32 [--microbatches=4] [--rounds=3]
 
-The arguments are SIZE/PATCH and the batch. Needs a PyTorch, which this project does not: run it with
-a Python that has both, or set TORCH_PYTHON to one that has PyTorch. Prints images per CPU-second of
-both in each round, and the ratio of the medians. In float32, on the CPU.
+The arguments are SIZE/PATCH and the batch. Needs a PyTorch, which this project does not: run it
+with a Python that has both, or set TORCH_PYTHON to one that has PyTorch. Prints images per
+CPU-second of both in each round, and the ratio of the medians. In float32, on the CPU.
 """
 
 import json

@@ -38,7 +38,8 @@ KNOWN = {  # On each of eight devices float32 [8, 4], 128 bytes.
 }
 
 
-def compiled(f, sizes=(8,), axes=("i",), spec=jax.P("i")):
+def compiled(f, sizes=(8,), axes=("i",), spec=None):
+  spec = jax.P("i") if spec is None else spec
   mesh = jax.make_mesh(sizes, axes, axis_types=(jax.sharding.AxisType.Auto,) * len(axes))
   f = jax.shard_map(f, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
   text = jax.jit(f).lower(jax.ShapeDtypeStruct((64, 4), np.float32)).compile().as_text()

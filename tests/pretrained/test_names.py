@@ -54,7 +54,8 @@ def tree():
 
 def test_what_is_written_can_be_read():
   made = names.written(TABLE, tree())
-  assert {name: x.shape for name, x in made.items()} == {"w.0": (4, 3), "w.1": (4, 3), "both": (3, 3)}
+  assert {name: x.shape for name, x in made.items()} == {
+      "w.0": (4, 3), "w.1": (4, 3), "both": (3, 3)}
   empty = {name: np.zeros_like(x) for name, x in tree().items()}
   names.read(TABLE, empty, {**made, "x.ignored": np.ones(9)}, "there", ignored=("*.ignored",))
   for name, x in tree().items():
@@ -62,7 +63,8 @@ def test_what_is_written_can_be_read():
 
 
 def test_an_array_without_a_name_is_an_error():
-  with pytest.raises(UserError, match="1 arrays of the model have no name in this format: blocks/k"):
+  with pytest.raises(UserError, match="1 arrays of the model have no name in this format: "
+                     "blocks/k"):
     names.written(TABLE[1:], tree())
 
 

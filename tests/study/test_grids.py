@@ -10,8 +10,7 @@ from clip_jax import parts
 from clip_jax.config import call, from_json, to_json
 from clip_jax.data.sources.openclipart import OpenClipart
 from clip_jax.errors import UserError
-from clip_jax.study import grid as grid_lib
-from clip_jax.study import recipes, runner
+from clip_jax.study import grid as grid_lib, recipes, runner
 from run_config import get_config
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "study"

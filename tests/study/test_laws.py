@@ -34,7 +34,7 @@ def test_the_constants_of_an_exact_law_are_found():
 def test_what_repetition_is_worth_is_found():
   x, epochs = (a.ravel() for a in np.meshgrid(D, [1, 2, 8, 32, 128]))
   law = laws.fit(x, noisy(error(x, epochs), 0), epochs, replicates=40)
-  value, low, high = law.constants["repeats"]
+  _, low, high = law.constants["repeats"]
   assert low <= 8 <= high and high / low < 2
   np.testing.assert_allclose(law(x, epochs), error(x, epochs), rtol=0.03)
 

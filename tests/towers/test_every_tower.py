@@ -107,8 +107,8 @@ def test_one_batch_is_learned_by_heart(plain):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", [
-    call(Siglip), call(Slip, hidden=32, outputs=16, dtype="float32"), call(flip, keep_patches=0.75)],
-    ids=("siglip", "slip", "flip"))
+    call(Siglip), call(Slip, hidden=32, outputs=16, dtype="float32"),
+    call(flip, keep_patches=0.75)], ids=("siglip", "slip", "flip"))
 @pytest.mark.parametrize("name", IMAGE_TOWERS)
 def test_one_batch_is_learned_by_heart_under_every_objective_that_suits(name, objective):
   spec = IMAGE_TOWERS[name]
@@ -163,6 +163,7 @@ def test_a_tower_computes_in_bfloat16_with_float32_parameters(plain):
 @pytest.mark.parametrize("name", IMAGE_TOWERS)
 def test_remat_computes_again(name):
   spec = IMAGE_TOWERS[name]
+
   def work(remat):
     tower = jax.eval_shape(lambda: build(changed(spec, remat=remat), rngs=nnx.Rngs(0)))
     graphdef, params, stats = split(tower)
@@ -175,7 +176,7 @@ def test_remat_computes_again(name):
 def test_an_image_may_be_oblong_and_does_not_see_the_others(name):
   spec = changed(IMAGE_TOWERS[name], image_size=(16, 24))
   tower, image = filled(spec), pixels(spec)
-  run = jax.jit(lambda image: tower(image))
+  run = jax.jit(tower.__call__)
   z = run(image)
   assert z.shape == (4, tower.width)
   image = image[::-1].copy()

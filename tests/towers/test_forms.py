@@ -90,7 +90,8 @@ def test_projections_are_matrices_have_a_bias_or_are_not_there():
   made.text_projection.bias[...] = jnp.ones(32)
   features = made.text(tokens) @ made.text_projection.kernel[...] + 1
   np.testing.assert_allclose(
-      made.encode_text(tokens), features / np.linalg.norm(features, axis=1, keepdims=True), atol=1e-5)
+      made.encode_text(tokens), features / np.linalg.norm(features, axis=1, keepdims=True),
+      atol=1e-5)
   assert model(image_projection="linear").image_projection.bias is None
   with pytest.raises(UserError, match="no text_projection 'mlp'; there are linear, affine, none"):
     model(text_projection="mlp")

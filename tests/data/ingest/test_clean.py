@@ -50,7 +50,7 @@ def unusual():
   picture = Image.fromarray(scene())
   exif = Image.Exif()
   exif[0x0112] = 6
-  wide = Image.fromarray((scene()[..., 0].astype(np.uint16) * 257))
+  wide = Image.fromarray(scene()[..., 0].astype(np.uint16) * 257)
   frames = dict(save_all=True, append_images=[Image.new("RGB", (64, 48), "blue")])
   return {
       "animated": encoded(picture, "WEBP", lossless=True, **frames),

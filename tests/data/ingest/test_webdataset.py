@@ -101,4 +101,4 @@ def test_what_is_no_tar_and_a_damaged_header_are_said():
   data = bytearray(tar(PAIRS))
   data[3 * 1024:3 * 1024 + 200] = b"x" * 200
   assert read(bytes(data)) == ["truncated tar"]
-  assert read(gzip.compress(tar(PAIRS))[:-40]) [-1] == "truncated tar"
+  assert read(gzip.compress(tar(PAIRS))[:-40])[-1] == "truncated tar"
