@@ -42,10 +42,12 @@ def _field(value, hint):
   if typing.get_origin(hint) not in (types.UnionType, typing.Union):
     return value
   kinds = [k for k in typing.get_args(hint) if k is not types.NoneType]
-  if any(k not in (int, float, str, bool) for k in kinds):
-    return value
-  if len(kinds) > 1:  # A size is 1000 or "10M": either may be given in place of the other.
+  plain = [k in (int, float, str, bool) for k in kinds]
+  # A size is 1000 or "10M", and 224 or (224, 288): either may be given in place of the other.
+  if len(kinds) > 1 and all(p or typing.get_origin(k) is tuple for p, k in zip(plain, kinds)):
     return config_dict.FieldReference(value, field_type=object)
+  if not all(plain):
+    return value
   return config_dict.placeholder(kinds[0]) if value is None else value
 
 
