@@ -134,6 +134,7 @@ def train(parts: Parts, state: Any, start: int, checkpoints: Checkpoints, report
         raise nonfinite(parts, state, checkpoints)
     if logs:
       log.write(step, values)
+      checkpoints.check()
     if evaluates:
       model = Shared(embedder(parts, state), report.note)
       report.log(step, evaluate(parts.evaluators, model))
