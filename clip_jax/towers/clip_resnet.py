@@ -8,8 +8,9 @@ from jax import lax
 import jax.numpy as jnp
 
 from clip_jax.errors import UserError
-from clip_jax.layers import REMAT, BatchNorm, Linear, check_heads, one_of
+from clip_jax.layers import REMAT, BatchNorm, Linear, added, check_heads, one_of
 from clip_jax.sharding import on_rows
+from clip_jax.towers.sizes import both_sides
 
 # Name -> blocks in each stage, channels of the stem, image size it was published for.
 SIZES = {
@@ -50,7 +51,7 @@ class ClipResnet(nnx.Module):
     stages, width, image_size = (
         n if given is None else given for given, n in zip((stages, width, image_size), named))
     one_of(REMAT, remat, "remat")
-    self.image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    self.image_size = both_sides(image_size)
     # Each halving drops the odd pixel out.
     fine = 2 ** (1 + len(stages))
     if any(side % fine for side in self.image_size):
@@ -172,7 +173,7 @@ class AttentionPool(nnx.Module):
   def __call__(self, x):
     """[B, N, D] -> [B, D]."""
     x = jnp.concatenate([x.mean(axis=1, keepdims=True), x], axis=1)         # [B, N + 1, D]
-    x = x + self.positions[...].astype(self.dtype)
+    x = added(x, self.positions[...])
     key_value = self.key_value(x)                                           # [B, N + 1, 2, h, D/h]
     x = jax.nn.dot_product_attention(
         self.query(x[:, :1]), key_value[:, :, 0], key_value[:, :, 1])       # [B, 1, h, D/h]

@@ -160,6 +160,18 @@ def test_a_tower_computes_in_bfloat16_with_float32_parameters(plain):
                              atol=0.05 * np.abs(exact).max())
 
 
+@pytest.mark.parametrize("name", [n for n in IMAGE_TOWERS if n.startswith(("vit", "swin", "mixer"))])
+def test_gradients_over_rows_are_not_rounded_to_bfloat16(name):
+  """Of towers made of products; those of convolutions' kernels are."""
+  spec = changed(IMAGE_TOWERS[name], dtype="bfloat16")
+  graphdef, params, stats = split(build(spec, rngs=nnx.Rngs(0)))
+  loss = lambda params: jnp.square(
+      nnx.merge(graphdef, params, stats)(pixels(spec)).astype(jnp.float32) - 1).sum()
+  for path, x in jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(loss))(params)):
+    finer = x[jnp.nonzero(x)] != x[jnp.nonzero(x)].astype(jnp.bfloat16)
+    assert finer.mean() > 0.5, jax.tree_util.keystr(path)
+
+
 @pytest.mark.parametrize("name", IMAGE_TOWERS)
 def test_remat_computes_again(name):
   spec = IMAGE_TOWERS[name]
