@@ -119,6 +119,17 @@ def to_json(config: ConfigDict) -> str:
   return json.dumps(json.loads(config.to_json_best_effort()), indent=2, sort_keys=True)
 
 
+def entries(config: ConfigDict) -> dict[str, str]:
+  """Every value of the config as JSON, by its name on the command line, as `data.batch_size`."""
+  def walked(prefix, value):
+    if isinstance(value, dict) and value:
+      for name, inner in value.items():
+        yield from walked(f"{prefix}.{name}", inner)
+    else:
+      yield prefix.removeprefix("."), json.dumps(value)
+  return dict(walked("", json.loads(to_json(config))))
+
+
 def from_json(text: str, *, trust: tuple[str, ...] = ()) -> ConfigDict:
   """The config that `to_json` wrote.
 

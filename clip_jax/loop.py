@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 import contextlib
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -187,10 +186,10 @@ def embedder(parts: Parts, state: Any) -> Embedder:
   return embedder_of(learner, parts.data.views.tokenizer, mesh=parts.mesh)
 
 
-def facts(parts: Parts) -> dict[str, str]:
-  """What must be the same on all processes, in a few words each."""
+def facts(parts: Parts) -> dict[str, str | dict[str, str]]:
+  """What must be the same on all processes."""
   kinds = {device.device_kind for device in jax.local_devices()}
-  return {"config": hashlib.sha256(config_lib.to_json(parts.config).encode()).hexdigest()[:12],
+  return {"config": config_lib.entries(parts.config),
           "data": data_version(parts.data.source),
           "devices": f"{jax.local_device_count()} x {', '.join(sorted(kinds))}"}
 

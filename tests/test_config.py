@@ -113,6 +113,13 @@ def test_a_config_survives_json():
   assert again.image_size == (32, 64)
 
 
+def test_the_entries_of_a_config_have_their_names_on_the_command_line():
+  spec = call(both, first=call(area, width=3), second=(1, None), seed=2)
+  assert config.entries(spec) == {
+      "fn": f'"{__name__}:both"', "first.fn": f'"{__name__}:area"', "first.width": "3",
+      "first.height": "2", "first.depth": "null", "second": "[1, null]", "seed": "2"}
+
+
 def test_a_loaded_config_calls_this_package_alone():
   text = config.to_json(call(both, first=call(Clip), second=1, seed=2))
   with pytest.raises(UserError, match=r"both, which is not part of clip_jax.*--trust="):
