@@ -168,8 +168,8 @@ def test_gradients_over_rows_are_not_rounded_to_bfloat16(name):
   loss = lambda params: jnp.square(
       nnx.merge(graphdef, params, stats)(pixels(spec)).astype(jnp.float32) - 1).sum()
   for path, x in jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(loss))(params)):
-    finer = x[jnp.nonzero(x)] != x[jnp.nonzero(x)].astype(jnp.bfloat16)
-    assert finer.mean() > 0.5, jax.tree_util.keystr(path)
+    # All would be rounded; here a few are by chance, and of a sum of two or three terms many.
+    assert (x != x.astype(jnp.bfloat16)).mean() > 0.1, jax.tree_util.keystr(path)
 
 
 @pytest.mark.parametrize("name", IMAGE_TOWERS)
