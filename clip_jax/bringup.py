@@ -47,11 +47,12 @@ def together(make: Callable[[], T]) -> T:
   return made
 
 
-def check(facts: Callable[[], dict[str, str]], workdir: Path) -> list[str]:
+def check(facts: Callable[[], dict[str, str | dict[str, str]]], workdir: Path) -> list[str]:
   """Makes sure that all processes are about to do the same, and times an all-reduce.
 
   Args:
-    facts: returns what must be the same everywhere, by name; not asked of one process.
+    facts: returns what must be the same everywhere, by name; not asked of one process. Where it is
+      a dict, what differs in it is named.
     workdir: the folder that all must share.
 
   Returns:
@@ -68,16 +69,27 @@ def check(facts: Callable[[], dict[str, str]], workdir: Path) -> list[str]:
     file.write_text(token)
   token = exchange({"token": token})[0]["token"]
   seen = "shared" if _shows(file, token) else "not that of process 0"
-  said = exchange({"workdir": seen, **facts()})
+  mine = facts()
+  said = exchange({"workdir": seen, **{name: _digest(one) for name, one in mine.items()}})
   if jax.process_index() == 0:
     file.unlink(missing_ok=True)
   if problem := differences(dict(enumerate(said))):
+    entries = {f"{name}.{key}": value for name, one in mine.items() if isinstance(one, dict)
+               and len({other[name] for other in said}) > 1 for key, value in one.items()}
+    if entries:  # All have heard the same, so all say more.
+      problem = differences(dict(enumerate(exchange(entries)))) or problem
     raise UserError(problem)
   seconds = all_reduce_seconds()
   clocks = _clocks()
   return [f"processes  {n} on {len({one['host'] for one in said})} hosts, "
           f"{jax.local_device_count()} devices each; clocks within {np.ptp(clocks):.3f} s; "
           f"all-reduce of {4 * _WORDS >> 20} MB in {1e3 * seconds:.1f} ms"]
+
+
+def _digest(fact):
+  if isinstance(fact, str):
+    return fact
+  return hashlib.sha256(json.dumps(fact, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def exchange(mine: dict[str, Any]) -> list[dict[str, Any]]:

@@ -95,6 +95,11 @@ class Checkpoints:
     restored = self.manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
     return config_lib.from_json(restored["config"], trust=trust)
 
+  def check(self) -> None:
+    """Raises what went wrong with the last save, if that has ended; does not wait for it."""
+    if not self.manager.is_saving_in_progress():
+      self.manager.wait_until_finished()
+
   def wait(self) -> None:
     """Returns when what was started is saved."""
     self.manager.wait_until_finished()

@@ -42,10 +42,12 @@ def _field(value, hint):
   if typing.get_origin(hint) not in (types.UnionType, typing.Union):
     return value
   kinds = [k for k in typing.get_args(hint) if k is not types.NoneType]
-  if any(k not in (int, float, str, bool) for k in kinds):
-    return value
-  if len(kinds) > 1:  # A size is 1000 or "10M": either may be given in place of the other.
+  plain = [k in (int, float, str, bool) for k in kinds]
+  # A size is 1000 or "10M", and 224 or (224, 288): either may be given in place of the other.
+  if len(kinds) > 1 and all(p or typing.get_origin(k) is tuple for p, k in zip(plain, kinds)):
     return config_dict.FieldReference(value, field_type=object)
+  if not all(plain):
+    return value
   return config_dict.placeholder(kinds[0]) if value is None else value
 
 
@@ -116,6 +118,17 @@ def _target(fn):
 def to_json(config: ConfigDict) -> str:
   """The whole config as indented JSON, keys sorted."""
   return json.dumps(json.loads(config.to_json_best_effort()), indent=2, sort_keys=True)
+
+
+def entries(config: ConfigDict) -> dict[str, str]:
+  """Every value of the config as JSON, by its name on the command line, as `data.batch_size`."""
+  def walked(prefix, value):
+    if isinstance(value, dict) and value:
+      for name, inner in value.items():
+        yield from walked(f"{prefix}.{name}", inner)
+    else:
+      yield prefix.removeprefix("."), json.dumps(value)
+  return dict(walked("", json.loads(to_json(config))))
 
 
 def from_json(text: str, *, trust: tuple[str, ...] = ()) -> ConfigDict:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 import contextlib
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -135,6 +134,7 @@ def train(parts: Parts, state: Any, start: int, checkpoints: Checkpoints, report
         raise nonfinite(parts, state, checkpoints)
     if logs:
       log.write(step, values)
+      checkpoints.check()
     if evaluates:
       model = Shared(embedder(parts, state), report.note)
       report.log(step, evaluate(parts.evaluators, model))
@@ -188,10 +188,10 @@ def embedder(parts: Parts, state: Any) -> Embedder:
   return embedder_of(learner, parts.data.views.tokenizer, mesh=parts.mesh)
 
 
-def facts(parts: Parts) -> dict[str, str]:
-  """What must be the same on all processes, in a few words each."""
+def facts(parts: Parts) -> dict[str, str | dict[str, str]]:
+  """What must be the same on all processes."""
   kinds = {device.device_kind for device in jax.local_devices()}
-  return {"config": hashlib.sha256(config_lib.to_json(parts.config).encode()).hexdigest()[:12],
+  return {"config": config_lib.entries(parts.config),
           "data": data_version(parts.data.source),
           "devices": f"{jax.local_device_count()} x {', '.join(sorted(kinds))}"}
 

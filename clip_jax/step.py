@@ -126,7 +126,8 @@ def make_train_step(graphdef: Any, optimizer: optax.GradientTransformation, *, s
   A step whose loss or gradient is not finite changes nothing but the counts. The one of these that
   is more than `skip_nonfinite` does not count as a step, and none after it changes anything: the
   state stays the last good one, `state.skipped > skip_nonfinite` says so whenever somebody looks,
-  and `state.step` says which step it was.
+  and `state.step` says which step it was. The learning rate's schedule counts updates, so a run
+  ends as many updates before its end as steps were left out.
 
   Args:
     graphdef: structure of the learner, from `split`.
@@ -146,7 +147,7 @@ def make_train_step(graphdef: Any, optimizer: optax.GradientTransformation, *, s
       norm = optax.global_norm(of_params)
     metrics = {"loss": loss, **metrics, "gradient_norm": norm}
     if getattr(optimizer, "learning_rate", None):
-      metrics["learning_rate"] = optimizer.learning_rate(state.step)
+      metrics["learning_rate"] = optimizer.learning_rate(state.step - state.skipped)
 
     running = state.skipped <= skip_nonfinite
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)

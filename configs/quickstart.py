@@ -54,7 +54,7 @@ def get_config():
                     pool="mean", dtype="float32"),
           embed=128),
       objective=call(Clip, temperature=0.1),
-      optimizer=call(adamw, learning_rate=4e-3, schedule=call(warmup_cosine, warmup=60),
+      optimizer=call(adamw, learning_rate=4e-3, schedule=call(warmup_cosine, warmup=0.1),
                      weight_decay=0.3, clip=1.0),
       train=call(Training, steps=600, log_every=20, eval_every=200, save_every=200),
       evaluators={"val": call(Retrieval, source=call(OpenClipart, split="val"))},

@@ -84,6 +84,15 @@ def test_what_differs_is_named_before_a_step(pod, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+def test_of_many_values_the_one_that_differs_is_named(pod, tmp_path):
+  other = {"host": "far", "token": "", "workdir": "shared", "config": "a digest",
+           "config.steps": "5", "config.seed": "3"}
+  pod(2, 0, {"1": other})
+  with pytest.raises(UserError, match=r"differ in their config\.seed\. process 1 on far: 3; "
+                     r"process 0 on \S+: 0\. It must"):
+    bringup.check(lambda: {"config": {"steps": "5", "seed": "0"}}, tmp_path)
+
+
 def test_a_workdir_that_is_not_shared_is_said(pod, tmp_path, monkeypatch):
   monkeypatch.setattr(bringup, "_SHARED", 1)
 

@@ -2,6 +2,7 @@
 
 import errno
 import resource
+import time
 
 import jax
 from ml_collections.config_dict import ConfigDict
@@ -61,6 +62,25 @@ def test_a_disk_that_is_full_stops_with_a_message_and_loses_nothing_saved(tmp_pa
   again = Checkpoints(tmp_path / "checkpoints")
   assert again.latest() == 1
   assert largest_difference(again.restore(abstract(state, sharding.make_mesh())), state) == 0
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_save_that_failed_in_the_background_is_noticed_before_the_next_one(tmp_path):
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(1, new_state(), ConfigDict({}))
+  checkpoints.check()  # Nothing is wrong with one under way, or done.
+  checkpoints.wait()
+  checkpoints.check()
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+  try:
+    checkpoints.save(2, new_state(), ConfigDict({}))
+    with pytest.raises(Exception, match="RESOURCE_EXHAUSTED|too large"):
+      for _ in range(300):
+        checkpoints.check()
+        time.sleep(0.1)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_a_disk_that_is_full_before_the_first_save_says_so(tmp_path):

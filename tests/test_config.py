@@ -55,6 +55,24 @@ def sized(size: int | str | None = None, scale: tuple[float, float] = (0, 1),
   return size, scale, names
 
 
+def shaped(size: int | tuple[int, int] = 224):
+  return size
+
+
+@pytest.mark.parametrize("before, flag, after", [
+    (224, "(224,288)", (224, 288)), ((224, 288), "96", 96), (224, "96", 96)])
+def test_a_side_or_two_can_replace_each_other_on_the_command_line(
+    before, flag, after, tmp_path, monkeypatch):
+  (tmp_path / "c.py").write_text(
+      f"from clip_jax.config import call\nfrom {__name__} import shaped\n"
+      f"def get_config():\n  return call(shaped, size={before!r})\n")
+  arguments = [f"--config={tmp_path}/c.py", f"--config.size={flag}"]
+  monkeypatch.setattr("sys.argv", ["train", *arguments])
+  spec = parse(arguments, "", config=True).config
+  assert build(spec) == after
+  assert build(config.from_json(config.to_json(spec), trust=(__name__,))) == after
+
+
 @pytest.mark.parametrize("before, flag, after", [
     (None, "1000", 1000), (None, "10M", "10M"), (1000, "10%", "10%"), ("10M", "1000", 1000),
     ("10M", "None", None)])
@@ -93,6 +111,13 @@ def test_a_config_survives_json():
   again = config.from_json(config.to_json(spec))
   assert again.to_dict() == spec.to_dict()
   assert again.image_size == (32, 64)
+
+
+def test_the_entries_of_a_config_have_their_names_on_the_command_line():
+  spec = call(both, first=call(area, width=3), second=(1, None), seed=2)
+  assert config.entries(spec) == {
+      "fn": f'"{__name__}:both"', "first.fn": f'"{__name__}:area"', "first.width": "3",
+      "first.height": "2", "first.depth": "null", "second": "[1, null]", "seed": "2"}
 
 
 def test_a_loaded_config_calls_this_package_alone():

@@ -29,6 +29,18 @@ def test_attention_is_softmax_of_scaled_products():
   np.testing.assert_allclose(attention(x), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_gradients_are_added_up_more_exactly_than_what_is_added():
+  layer = layers.Linear(3, (2, 4), dtype="bfloat16", rngs=nnx.Rngs(0))
+  x = normal(4096, 3).astype(jnp.bfloat16)
+  g = (normal(4096, 2, 4, seed=1) + 0.1).astype(jnp.bfloat16)
+  loss = lambda layer: (layer(x).astype(jnp.float32) * g).sum()
+  got = nnx.to_pure_dict(nnx.state(jax.jit(jax.grad(loss))(layer)))
+  x, g = (np.asarray(v, np.float64) for v in (x, g))
+  # Eight bits of bfloat16 would be an error of 2e-3, were there no other.
+  np.testing.assert_allclose(got["bias"], g.sum(0), rtol=1e-5, atol=1e-3)
+  np.testing.assert_allclose(got["kernel"], np.einsum("bi,bjk->ijk", x, g), rtol=1e-5, atol=1e-3)
+
+
 def test_masked_tokens_do_not_matter():
   attention = layers.Attention(8, 2, rngs=nnx.Rngs(0))
   x = normal(1, 5, 8)
@@ -62,6 +74,19 @@ def test_a_stack_is_its_blocks_one_after_the_other(remat, unroll):
   got = jax.value_and_grad(lambda stack, x: jnp.square(stack(x)).sum(), argnums=1)(stack, x)
   np.testing.assert_allclose(got[0], expected[0], rtol=1e-5)
   np.testing.assert_allclose(got[1], expected[1], rtol=1e-3, atol=1e-4)
+
+
+def test_a_block_keeps_what_its_products_read_and_little_more():
+  """In bfloat16 [B, N, D]: inputs of two norms and two products, q, k, v, their result, 4 hidden."""
+  B, N, D = 2, 5, 8
+  make = lambda rngs: layers.Block(D, 2, 4 * D, dtype="bfloat16", rngs=rngs)
+  graphdef, params = nnx.split(layers.Stack(make, 3, rngs=nnx.Rngs(1)))
+  x = jnp.ones((B, N, D), jnp.bfloat16)
+  loss = lambda params: nnx.merge(graphdef, params)(x).astype(jnp.float32).sum()
+  program = jax.make_jaxpr(jax.grad(loss))(params)
+  forward = next(e for e in program.eqns if e.primitive.name == "scan")
+  kept = sum(v.aval.size * v.aval.dtype.itemsize for v in forward.outvars if len(v.aval.shape) > 3)
+  assert kept == 3 * 12 * B * N * D * 2
 
 
 def test_blocks_of_a_stack_start_different():

@@ -9,6 +9,7 @@ from clip_jax import step as step_lib
 from clip_jax.config import call
 from clip_jax.model import split
 from clip_jax.objectives.slip import Slip
+from clip_jax.optim import Optimizer
 from tiny import batch, largest_difference, learner
 
 
@@ -113,6 +114,22 @@ def test_as_many_steps_as_allowed_are_left_out_as_if_they_had_never_been():
   frozen, _ = step(step(after["with"], nonfinite(5))[0], finite(6))
   assert int(frozen.skipped) == 3 and int(frozen.step) == 4
   assert largest_difference(frozen.params, after["with"].params) == 0
+
+
+def test_the_learning_rate_told_is_the_one_used_after_steps_were_left_out():
+  made, rates = learner(), np.float32([0.3, 0.2, 0.1])
+  schedule = lambda step: jnp.asarray(rates)[step]
+  optimizer = Optimizer(*optax.sgd(schedule), schedule)
+  step = jax.jit(step_lib.make_train_step(split(made)[0], optimizer, seed=0, skip_nonfinite=1))
+  state, told = step_lib.create(made, optimizer), []
+  for one in (finite(0), nonfinite(1), finite(2)):
+    before = state
+    state, metrics = step(state, one)
+    told.append(float(metrics["learning_rate"]))
+  np.testing.assert_allclose(told, rates[[0, 1, 1]])
+  # A step of gradient descent is the gradient times the rate.
+  moved = optax.global_norm(jax.tree.map(lambda a, b: a - b, state.params, before.params))
+  np.testing.assert_allclose(moved / metrics["gradient_norm"], told[-1], rtol=1e-3)
 
 
 def test_a_diagnosis_has_the_norm_of_each_part_of_the_gradient():

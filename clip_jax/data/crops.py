@@ -139,10 +139,11 @@ class Resize:
 
 
 def _size(size):
-  height, width = (size, size) if isinstance(size, int) else size
-  if height < 1 or width < 1:
-    raise UserError(f"size {size} is not a number of pixels, or (height, width), at least 1.")
-  return height, width
+  sides = (size, size) if isinstance(size, int) else size
+  if not (isinstance(sides, (tuple, list)) and len(sides) == 2
+          and all(isinstance(side, int) and side > 0 for side in sides)):
+    raise UserError(f"size {size!r} is not a number of pixels, or (height, width), at least 1.")
+  return tuple(sides)
 
 
 def _resized(picture, box, size, *, shrink, inside=False, fast=False):

@@ -27,7 +27,7 @@ class Compiled:
 
   Attributes:
     arguments, temporaries, peak: bytes a chip: the train state and a batch; what the step needs
-      beside; all of it at once, with the program itself.
+      beside; the most in use at once, as the compiler says it. The first two can add up to more.
     program: the program of one chip.
     seconds: that compiling took.
   """
@@ -92,10 +92,8 @@ def compiled(parts: Parts) -> Compiled | TooLarge:
         raise
       return TooLarge(*sizes, time.perf_counter() - begun)
   memory = made.memory_analysis()
-  peak = (memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-          + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes)
-  return Compiled(memory.argument_size_in_bytes, memory.temp_size_in_bytes, peak,
-                  Program(made.as_text()), time.perf_counter() - begun)
+  return Compiled(memory.argument_size_in_bytes, memory.temp_size_in_bytes,
+                  memory.peak_memory_in_bytes, Program(made.as_text()), time.perf_counter() - begun)
 
 
 def too_large(message: str, arguments: int) -> tuple[int, int] | None:

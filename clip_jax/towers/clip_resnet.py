@@ -8,7 +8,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from clip_jax.errors import UserError
-from clip_jax.layers import REMAT, BatchNorm, Linear, check_heads, one_of
+from clip_jax.layers import REMAT, BatchNorm, Linear, added, check_heads, one_of
 from clip_jax.sharding import on_rows
 from clip_jax.towers.sizes import both_sides
 
@@ -175,7 +175,7 @@ class AttentionPool(nnx.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """[B, N, D] -> [B, D]."""
     x = jnp.concatenate([x.mean(axis=1, keepdims=True), x], axis=1)         # [B, N + 1, D]
-    x = x + self.positions[...].astype(self.dtype)
+    x = added(x, self.positions[...])
     key_value = self.key_value(x)                                           # [B, N + 1, 2, h, D/h]
     x = jax.nn.dot_product_attention(
         self.query(x[:, :1]), key_value[:, :, 0], key_value[:, :, 1])       # [B, 1, h, D/h]

@@ -89,5 +89,5 @@ class ConvNextBlock(nnx.Module):
     y = on_rows(lax.conv_general_dilated(
         x, kernel, (1, 1), "SAME", feature_group_count=x.shape[-1],
         dimension_numbers=("NHWC", "HWIO", "NHWC")))
-    y = self.mlp(self.norm(y + self.bias[...].astype(self.dtype)))
-    return on_rows(x + self.scale[...].astype(self.dtype) * y)
+    y = self.mlp(self.norm(layers.added(y, self.bias[...])))
+    return on_rows(x + layers.spread(self.scale[...], y.shape, y.dtype) * y)

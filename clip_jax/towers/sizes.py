@@ -40,8 +40,17 @@ def transformer_size(size: str, width: int | None, depth: int | None, mlp: int |
 
 
 def both_sides(image_size: int | tuple[int, int]) -> tuple[int, int]:
-  """(height, width) of images in pixels, from these or from the side of a square."""
-  height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+  """(height, width) of images in pixels, from these or from the side of a square.
+
+  Raises:
+    UserError: it is neither.
+  """
+  sides = (image_size, image_size) if isinstance(image_size, int) else image_size
+  if not (isinstance(sides, (tuple, list)) and len(sides) == 2
+          and all(isinstance(side, int) and side > 0 for side in sides)):
+    raise UserError(f"image_size {image_size!r} is not the side of a square, or (height, width), "
+                    "in pixels, as 224 and (224, 288) are.")
+  height, width = sides
   return height, width
 
 

@@ -146,10 +146,7 @@ class WindowAttention(nnx.Module):
     bias = self.bias[...][offsets(sides, M)].transpose(2, 0, 1)[None]       # [1, heads, n, n]
     x = jnp.pad(x, ((0, 0), (0, padding[0]), (0, padding[1]), (0, 0)))
     x = windows(_rolled(x, shift, -1), sides)                               # [B, windows, n, C]
-    # The windows stay an axis of their own, so that the batch stays split over devices as it is.
-    attend = lambda x, mask: self.attention(x, mask, bias)
-    x = jax.vmap(attend, (1, None if mask is None else 0), 1)(
-        x, None if mask is None else mask[:, None, None])
+    x = self.attention(x, None if mask is None else mask[:, None, None], bias)
     x = _rolled(unwindowed(x, sides, (H + padding[0], W + padding[1])), shift, 1)
     return x[:, :H, :W]
 

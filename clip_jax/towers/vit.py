@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from clip_jax import layers
 from clip_jax.errors import UserError
 from clip_jax.sharding import on_rows
-from clip_jax.towers.sizes import transformer_size
+from clip_jax.towers.sizes import both_sides, transformer_size
 
 POOLS = ("gap", "tok", "map")
 POSITIONS = ("learned", "sincos2d")
@@ -57,7 +57,7 @@ class Vit(nnx.Module):
                       'pool="tok" and positions="learned", '
                       f'not pool={pool!r} and positions={positions!r}.')
     width, depth, mlp, heads = transformer_size(size, width, depth, mlp, heads)
-    height, across = (image_size, image_size) if isinstance(image_size, int) else image_size
+    height, across = both_sides(image_size)
     if (height % patch or across % patch) and not drop_rest:
       raise UserError(f"An image of {height} x {across} does not divide into patches of {patch} "
                       f"x {patch}. Nearest height that does: "
@@ -97,14 +97,14 @@ class Vit(nnx.Module):
                       "image_size of the tower and size of the crop to the same.")
     height, width = (side // self.patch * self.patch for side in self.image_size)
     x = self.embedding(layers.patches(image[:, :height, :width], self.patch))  # [B, N, D]
-    positions = self.positions[...].astype(self.dtype)
-    x = x + (positions[1:] if self.class_position else positions)
+    positions = self.positions[...]
+    x = layers.added(x, positions[1:] if self.class_position else positions)
     if keep < 1:
       x = layers.some_of(x, keep, key)                                      # [B, K, D]
     if self.pool == "tok":
-      token = self.class_token[...].astype(self.dtype)
+      token = self.class_token[...]
       token = token + positions[0] if self.class_position else token
-      token = jnp.broadcast_to(token, (x.shape[0], 1, self.width))
+      token = layers.spread(token, (x.shape[0], 1, self.width), self.dtype)
       x = jnp.concatenate([token, x], axis=1)                               # [B, K + 1, D]
     if self.pre_norm is not None:
       x = self.pre_norm(x)

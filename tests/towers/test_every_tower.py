@@ -160,6 +160,31 @@ def test_a_tower_computes_in_bfloat16_with_float32_parameters(plain):
                              atol=0.05 * np.abs(exact).max())
 
 
+def equations(jaxpr):
+  """Those of a program and of all programs within it."""
+  for equation in jaxpr.eqns:
+    yield equation
+    for inner in jax.tree.leaves(list(equation.params.values())):
+      if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
+        yield from equations(getattr(inner, "jaxpr", inner))
+
+
+@pytest.mark.parametrize("name", IMAGE_TOWERS)
+def test_nothing_is_added_up_over_rows_in_bfloat16(name):
+  """But for gradients of convolutions' kernels."""
+  spec, rows = changed(IMAGE_TOWERS[name], dtype="bfloat16"), 7             # No other axis has 7.
+  graphdef, params, stats = split(jax.eval_shape(lambda: build(spec, rngs=nnx.Rngs(0))))
+  x = jax.ShapeDtypeStruct((rows, *both_sides(spec.image_size), 3), jnp.float32)
+  loss = lambda params, stats, x: nnx.merge(graphdef, params, stats)(x, train=True).astype(
+      jnp.float32).sum()
+  sums = [e for e in equations(jax.make_jaxpr(jax.grad(loss))(params, stats, x).jaxpr)
+          if e.primitive.name in ("dot_general", "reduce_sum")
+          and any(rows in v.aval.shape for v in e.invars)
+          and rows not in e.outvars[0].aval.shape]
+  assert len(sums) > 5
+  assert [e for e in sums if e.outvars[0].aval.dtype == jnp.bfloat16] == []
+
+
 @pytest.mark.parametrize("name", IMAGE_TOWERS)
 def test_remat_computes_again(name):
   spec = IMAGE_TOWERS[name]
