@@ -25,12 +25,22 @@ ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
 }
 
-# What the backward pass keeps of a block: everything, the results of products, or its input alone.
+# What the backward pass keeps of a block: what enters products and `made_again`, the results of
+# products, or the block's input alone.
 REMAT = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+
+def made_again(f: Callable) -> Callable:
+  """`f`, of whose inside the backward pass keeps nothing: it is computed again from the inputs.
+
+  For functions that cost little beside reading and writing memory. Left alone, differentiation
+  keeps every step on the way, such as six arrays of the size of its input for one GELU.
+  """
+  return jax.checkpoint(f, prevent_cse=False)
 
 
 def one_of(table: dict, name: str, what: str):
@@ -90,10 +100,14 @@ class LayerNorm(nnx.Module):
     self.epsilon, self.dtype = epsilon, dtype
 
   def __call__(self, x):
-    x = x.astype(jnp.float32)
-    x = x - x.mean(-1, keepdims=True)
-    x = x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon)
-    return (x * self.scale[...] + self.bias[...]).astype(self.dtype)
+    @made_again
+    def normalised(x, scale, bias):
+      x = x.astype(jnp.float32)
+      x = x - x.mean(-1, keepdims=True)
+      x = x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon)
+      return (x * scale + bias).astype(self.dtype)
+
+    return normalised(x, self.scale[...], self.bias[...])
 
 
 class BatchNorm(nnx.Module):
@@ -119,18 +133,24 @@ class BatchNorm(nnx.Module):
 
   def __call__(self, x, *, train=False):
     """[B, ..., D] -> the same; `train` uses this batch's mean and variance, and remembers them."""
-    x = x.astype(jnp.float32)
-    mean, variance = self.mean[...], self.variance[...]
+    @made_again
+    def normalised(x, scale, bias, mean, variance):
+      x = x.astype(jnp.float32)
+      if train:
+        axes = tuple(range(x.ndim - 1))
+        mean = x.mean(axes)
+        variance = jnp.square(x - mean).mean(axes)
+      y = (x - mean) * lax.rsqrt(variance + self.epsilon)
+      return (y * scale + bias).astype(self.dtype), mean, variance
+
+    y, mean, variance = normalised(
+        x, self.scale[...], self.bias[...], self.mean[...], self.variance[...])
     if train:
-      axes = tuple(range(x.ndim - 1))
-      mean = x.mean(axes)
-      variance = jnp.square(x - mean).mean(axes)
       count = math.prod(x.shape[:-1])
       unbiased = variance * (count / max(count - 1, 1))
       for average, now in ((self.mean, mean), (self.variance, unbiased)):
         average[...] += self.momentum * (lax.stop_gradient(now) - average[...])
-    x = (x - mean) * lax.rsqrt(variance + self.epsilon)
-    return (x * self.scale[...] + self.bias[...]).astype(self.dtype)
+    return y
 
 
 class Attention(nnx.Module):
@@ -153,7 +173,7 @@ class Attention(nnx.Module):
     """
     qkv = on_rows(self.qkv(x))                                              # [B, N, 3, heads, D/h]
     q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-    return self.out(jax.nn.dot_product_attention(q, k, v, bias, mask))
+    return self.out(made_again(jax.nn.dot_product_attention)(q, k, v, bias, mask))
 
 
 def check_heads(width: int, heads: int):
@@ -173,7 +193,13 @@ class Mlp(nnx.Module):
     self.activation = activation
 
   def __call__(self, x):
-    return self.down(ACTIVATIONS[self.activation](on_rows(self.up(x))))
+    return self.down(activated(on_rows(self.up(x)), self.activation))
+
+
+def activated(x: jax.Array, activation: str) -> jax.Array:
+  """An activation by its name, in float32 whatever the type of `x` and of the result."""
+  f = ACTIVATIONS[activation]
+  return made_again(lambda x: f(x.astype(jnp.float32)).astype(x.dtype))(x)
 
 
 class Block(nnx.Module):
@@ -254,8 +280,8 @@ class MapHead(nnx.Module):
     query = jnp.broadcast_to(self.query(self.probe[...]), (B, 1, *self.query.kernel.shape[1:]))
     key_value = self.key_value(x)                                           # [B, N, 2, heads, D/h]
     mask = None if mask is None else mask[:, None, None, :]
-    x = self.out(jax.nn.dot_product_attention(
-        query, key_value[:, :, 0], key_value[:, :, 1], mask=mask))[:, 0]    # [B, D]
+    x = self.out(made_again(jax.nn.dot_product_attention)(
+        query, key_value[:, :, 0], key_value[:, :, 1], None, mask))[:, 0]   # [B, D]
     return x + self.mlp(self.norm(x))
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from clip_jax import layers
 from clip_jax.errors import UserError
+from clip_jax.towers.resnet import GroupNorm
 from tiny import largest_difference
 
 
@@ -62,6 +63,33 @@ def test_a_stack_is_its_blocks_one_after_the_other(remat, unroll):
   got = jax.value_and_grad(lambda stack, x: jnp.square(stack(x)).sum(), argnums=1)(stack, x)
   np.testing.assert_allclose(got[0], expected[0], rtol=1e-5)
   np.testing.assert_allclose(got[1], expected[1], rtol=1e-3, atol=1e-4)
+
+
+def kept_for_the_backward_pass(module, x):
+  """Shapes of what differentiation by the parameters and by x keeps, parameters left out."""
+  graphdef, params = nnx.split(module)
+  kept = jax.eval_shape(lambda p, x: jax.vjp(lambda p, x: nnx.merge(graphdef, p)(x), p, x)[1],
+                        params, x)
+  shapes = {p.shape for p in jax.tree.leaves(params)}
+  return [a for a in jax.tree.leaves(kept) if a.shape not in shapes and a.size >= x.size]
+
+
+def test_a_bfloat16_block_keeps_no_float32_of_the_size_of_its_input():
+  B, N, D = 2, 16, 32
+  block = layers.Block(D, 4, 4 * D, dtype="bfloat16", rngs=nnx.Rngs(0))
+  kept = kept_for_the_backward_pass(block, jnp.zeros((B, N, D), "bfloat16"))
+  assert {a.dtype for a in kept} == {jnp.dtype("bfloat16")}
+  # The inputs of two norms and of four products, queries, keys and values; the products' results
+  # that enter the activation. No weights of attention [B, heads, N, N], nothing inside of a GELU.
+  assert sum(a.size for a in kept) == (2 + 3 + 3 + 2 * 4) * B * N * D
+
+
+@pytest.mark.parametrize("norm", [
+    layers.LayerNorm(8, dtype="bfloat16"), layers.BatchNorm(8, dtype="bfloat16"),
+    GroupNorm(8, 2, dtype="bfloat16")], ids=lambda norm: type(norm).__name__)
+def test_a_norm_keeps_its_input_alone(norm):
+  kept = kept_for_the_backward_pass(norm, jnp.zeros((4, 6, 6, 8), "bfloat16"))
+  assert [(a.shape, a.dtype) for a in kept] == [((4, 6, 6, 8), jnp.dtype("bfloat16"))]
 
 
 def test_blocks_of_a_stack_start_different():

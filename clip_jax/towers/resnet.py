@@ -8,7 +8,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from clip_jax.errors import UserError
-from clip_jax.layers import REMAT, Stack, check_keeps_all
+from clip_jax.layers import REMAT, Stack, check_keeps_all, made_again
 from clip_jax.sharding import on_rows
 from clip_jax.towers.sizes import both_sides
 
@@ -137,11 +137,15 @@ class GroupNorm(nnx.Module):
 
   def __call__(self, x):
     """[B, H, W, C] -> the same."""
-    grouped = x.astype(jnp.float32).reshape(*x.shape[:3], self.groups, -1)
-    grouped = grouped - grouped.mean((1, 2, 4), keepdims=True)
-    grouped = grouped * lax.rsqrt(
-        jnp.square(grouped).mean((1, 2, 4), keepdims=True) + self.epsilon)
-    return (grouped.reshape(x.shape) * self.scale[...] + self.bias[...]).astype(self.dtype)
+    @made_again
+    def normalised(x, scale, bias):
+      grouped = x.astype(jnp.float32).reshape(*x.shape[:3], self.groups, -1)
+      grouped = grouped - grouped.mean((1, 2, 4), keepdims=True)
+      grouped = grouped * lax.rsqrt(
+          jnp.square(grouped).mean((1, 2, 4), keepdims=True) + self.epsilon)
+      return (grouped.reshape(x.shape) * scale + bias).astype(self.dtype)
+
+    return normalised(x, self.scale[...], self.bias[...])
 
 
 class _Residual(nnx.Module):
