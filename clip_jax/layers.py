@@ -148,13 +148,13 @@ class LayerNorm(nnx.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """[..., width] -> the same."""
     @made_again
-    def normalised(x):
+    def normalised(x, scale, bias):
       x = x.astype(jnp.float32)
       x = x - x.mean(-1, keepdims=True)
       x = x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon)
-      return (x * self.scale[...] + self.bias[...]).astype(self.dtype)
+      return (x * scale + bias).astype(self.dtype)
 
-    return normalised(x)
+    return normalised(x, self.scale[...], self.bias[...])
 
 
 class BatchNorm(nnx.Module):
@@ -180,18 +180,24 @@ class BatchNorm(nnx.Module):
 
   def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
     """[B, ..., D] -> the same; `train` uses this batch's mean and variance, and remembers them."""
-    x = x.astype(jnp.float32)
-    mean, variance = self.mean[...], self.variance[...]
+    @made_again
+    def normalised(x, scale, bias, mean, variance):
+      x = x.astype(jnp.float32)
+      if train:
+        axes = tuple(range(x.ndim - 1))
+        mean = x.mean(axes)
+        variance = jnp.square(x - mean).mean(axes)
+      y = (x - mean) * lax.rsqrt(variance + self.epsilon)
+      return (y * scale + bias).astype(self.dtype), mean, variance
+
+    y, mean, variance = normalised(
+        x, self.scale[...], self.bias[...], self.mean[...], self.variance[...])
     if train:
-      axes = tuple(range(x.ndim - 1))
-      mean = x.mean(axes)
-      variance = jnp.square(x - mean).mean(axes)
       count = math.prod(x.shape[:-1])
       unbiased = variance * (count / max(count - 1, 1))
       for average, now in ((self.mean, mean), (self.variance, unbiased)):
         average[...] += self.momentum * (lax.stop_gradient(now) - average[...])
-    x = (x - mean) * lax.rsqrt(variance + self.epsilon)
-    return (x * self.scale[...] + self.bias[...]).astype(self.dtype)
+    return y
 
 
 class Attention(nnx.Module):
@@ -322,8 +328,8 @@ class MapHead(nnx.Module):
     query = spread(query, (B, 1, *query.shape), self.query.dtype)
     key_value = self.key_value(x)                                           # [B, N, 2, heads, D/h]
     mask = None if mask is None else mask[:, None, None, :]
-    x = self.out(jax.nn.dot_product_attention(
-        query, key_value[:, :, 0], key_value[:, :, 1], mask=mask))[:, 0]    # [B, D]
+    x = self.out(made_again(jax.nn.dot_product_attention)(
+        query, key_value[:, :, 0], key_value[:, :, 1], None, mask))[:, 0]   # [B, D]
     return x + self.mlp(self.norm(x))
 
 

@@ -78,6 +78,12 @@ class Parts:
                                        np.asarray(example[name]).dtype, sharding=on_rows)
             for name in self.learner.objective.inputs}
 
+  @property
+  def dtypes(self) -> dict[str, str]:
+    """What each tower computes in: "float32" if it has no such argument."""
+    return {name: getattr(self.config.model[name], "dtype", "float32")
+            for name in ("image", "text")}
+
   @functools.cached_property
   def compute(self) -> compute_lib.Compute:
     """What an example costs."""

@@ -4,15 +4,17 @@
   python -m clip_jax.plan --config=configs/benchmark.py:B/16 --topology=v5e:16x16
 
 The argument is a ViT, "Ti/16" to "L/16", or one of the study's other architectures, "resnet50",
-"convnext-T", "swin-T", "mixer-B/32". On a CPU set the dtype of both towers to float32.
-Scenes drawn on the way stand in for the study's data, which is private.
+"convnext-T", "swin-T", "mixer-B/32"; "slip-B/16" is SLIP with a ViT, FLIP is
+--config.objective.keep_patches=0.5. On a CPU set the dtype of both towers to float32. Scenes drawn on
+the way stand in for the study's data, which is private. What to measure: docs/speed.md.
 
 Source: Li, Xie, Cubuk 2024, sec. 3: 224 px, 16 tokens of 32,000, a text tower of size B, batches of
 16,384, 3.4 billion samples.
 """
 
+from clip_jax.augment.simclr import SimclrColours
 from clip_jax.config import call
-from clip_jax.data.crops import Resize
+from clip_jax.data.crops import RandomResizedCrop, Resize
 from clip_jax.data.sources.shapes import Shapes
 from clip_jax.data.tokenizer import SentencePiece
 from clip_jax.data.views import ImageView, Views
@@ -20,6 +22,7 @@ from clip_jax.errors import UserError
 from clip_jax.experiment import Data, Training, experiment
 from clip_jax.model import TwoTowers
 from clip_jax.objectives.clip import Clip
+from clip_jax.objectives.slip import Slip
 from clip_jax.optim import scaling_vit_adafactor
 from clip_jax.schedules import warmup_cosine
 from clip_jax.sharding import make_mesh
@@ -41,21 +44,26 @@ OTHERS = {
 
 def get_config(model="B/16"):
   """The config of one model's run."""
-  size, _, patch = model.partition("/")
+  slip = model.startswith("slip-")
+  size, _, patch = model.removeprefix("slip-").partition("/")
   if model not in OTHERS and not (size in SIZES and patch.isdigit()):
     raise UserError(f"configs/benchmark.py:{model} does not exist; there are B/16, "
-                    f"{', '.join(OTHERS)}, and ViTs of other sizes and patches.")
+                    f"{', '.join(OTHERS)}, slip-B/16, and ViTs of other sizes and patches.")
   image = OTHERS[model] if model in OTHERS else call(Vit, size=size, patch=int(patch))
+  crops = {"image": call(Resize, size=224)}
+  if slip:
+    crops |= {view: call(RandomResizedCrop, size=224) for view in ("view_a", "view_b")}
   return experiment(
       data=call(
           Data,
           source=call(Shapes, size=3_400_000_000),
-          views=call(Views, images={"image": call(ImageView, crop=call(Resize, size=224))},
+          views=call(Views, images={name: call(ImageView, crop=c) for name, c in crops.items()},
                      tokenizer=call(SentencePiece, length=16)),
           batch_size=16_384),
       model=call(TwoTowers, image=image,
                  text=call(TextTransformer, size="B", vocabulary=32_000, length=16)),
-      objective=call(Clip),
+      objective=call(Slip, pairs=call(Clip)) if slip else call(Clip),
+      augment={"view_a": call(SimclrColours), "view_b": call(SimclrColours)} if slip else None,
       optimizer=call(scaling_vit_adafactor, learning_rate=1e-3,
                      schedule=call(warmup_cosine, warmup=10_000), weight_decay=1e-4),
       mesh=call(make_mesh, data=1, fsdp=-1),

@@ -8,8 +8,12 @@ import pytest
 
 from clip_jax import bench
 from clip_jax.benches import loss, machine
+from clip_jax.config import call
 from clip_jax.data import speed
 from clip_jax.errors import UserError
+from clip_jax.parts import prepare
+from clip_jax.towers.convnext import ConvNext
+from run_config import get_config
 
 
 def test_bench_data_says_what_the_pipeline_costs(tmp_path, monkeypatch, capsys):
@@ -51,6 +55,13 @@ def test_bench_step_says_what_a_step_costs(tmp_path, monkeypatch, capsys):
   assert list((tmp_path / "trace").rglob("perfetto_trace.json.gz"))
   printed = capsys.readouterr().out
   assert all(name in printed for name in numbers) and "written in" in printed
+
+
+def test_the_ceiling_is_that_of_what_the_image_tower_computes_in():
+  config = get_config()
+  config.model.image = call(ConvNext, width=8, stages=(1, 1, 1, 1), image_size=32)
+  config.objective.keep_patches = 1.0
+  assert prepare(config).dtypes == {"image": "bfloat16", "text": "float32"}
 
 
 def test_bench_loss_sets_blocks_against_the_whole(tmp_path, monkeypatch, capsys):

@@ -8,6 +8,7 @@ import pytest
 
 from clip_jax import layers
 from clip_jax.errors import UserError
+from clip_jax.towers.resnet import GroupNorm
 from tiny import largest_difference
 
 
@@ -77,7 +78,7 @@ def test_a_stack_is_its_blocks_one_after_the_other(remat, unroll):
 
 
 def test_a_block_keeps_what_its_products_read_and_little_more():
-  """In bfloat16 [B, N, D]: inputs of two norms and two products, q, k, v, their result, 4 hidden."""
+  """In bfloat16 [B, N, D]: inputs of 2 norms and 2 products, q, k, v, their result, 4 hidden."""
   B, N, D = 2, 5, 8
   make = lambda rngs: layers.Block(D, 2, 4 * D, dtype="bfloat16", rngs=rngs)
   graphdef, params = nnx.split(layers.Stack(make, 3, rngs=nnx.Rngs(1)))
@@ -87,6 +88,23 @@ def test_a_block_keeps_what_its_products_read_and_little_more():
   forward = next(e for e in program.eqns if e.primitive.name == "scan")
   kept = sum(v.aval.size * v.aval.dtype.itemsize for v in forward.outvars if len(v.aval.shape) > 3)
   assert kept == 3 * 12 * B * N * D * 2
+
+
+def kept_for_the_backward_pass(module, x):
+  """Shapes of what differentiation by the parameters and by x keeps, parameters left out."""
+  graphdef, params = nnx.split(module)
+  kept = jax.eval_shape(lambda p, x: jax.vjp(lambda p, x: nnx.merge(graphdef, p)(x), p, x)[1],
+                        params, x)
+  shapes = {p.shape for p in jax.tree.leaves(params)}
+  return [a for a in jax.tree.leaves(kept) if a.shape not in shapes and a.size >= x.size]
+
+
+@pytest.mark.parametrize("norm", [
+    layers.LayerNorm(8, dtype="bfloat16"), layers.BatchNorm(8, dtype="bfloat16"),
+    GroupNorm(8, 2, dtype="bfloat16")], ids=lambda norm: type(norm).__name__)
+def test_a_norm_keeps_its_input_alone(norm):
+  kept = kept_for_the_backward_pass(norm, jnp.zeros((4, 6, 6, 8), "bfloat16"))
+  assert [(a.shape, a.dtype) for a in kept] == [((4, 6, 6, 8), jnp.dtype("bfloat16"))]
 
 
 def test_blocks_of_a_stack_start_different():

@@ -283,6 +283,14 @@ def test_it_is_told_how_often_each_example_is_seen(tmp_path):
       "           Subset: the first 1,000 of 4,562 records in random order 0"]
 
 
+def test_it_is_told_that_a_cpu_is_slower_in_bfloat16(tmp_path):
+  config = small()
+  assert not loop.slow_on_cpu(parts.prepare(config))
+  config.model.text.dtype = "bfloat16"
+  lines = loop.summary(parts.prepare(config), tmp_path, 0)
+  assert [line for line in lines if line.endswith(": --config.model.text.dtype=float32")]
+
+
 def test_a_size_that_is_not_there_is_said_before_anything_is_compiled():
   with pytest.raises(UserError, match="A subset of 5k is not between 1 and the 4,562 records"):
     parts.prepare(small(data__size="5k"))

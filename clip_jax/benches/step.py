@@ -33,7 +33,7 @@ def bench_step(parts: Parts, profile: str | None = None) -> dict[str, float]:
       return compiled(state, batch)[0]
 
     seconds, cpu, state = per_call(step, first_state(parts))
-    ceiling = matmul_ceiling(parts.mesh, getattr(parts.learner.model.image, "dtype", "float32"))
+    ceiling = matmul_ceiling(parts.mesh, parts.dtypes["image"])
     shares = _shares(step, state, compiled.as_text(), profile)
   images = parts.data.batch_size
   flops = images * parts.compute.flops

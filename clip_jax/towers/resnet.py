@@ -140,14 +140,14 @@ class GroupNorm(nnx.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """[B, H, W, C] -> the same."""
     @made_again
-    def normalised(x):
+    def normalised(x, scale, bias):
       grouped = x.astype(jnp.float32).reshape(*x.shape[:3], self.groups, -1)
       grouped = grouped - grouped.mean((1, 2, 4), keepdims=True)
       grouped = grouped * lax.rsqrt(
           jnp.square(grouped).mean((1, 2, 4), keepdims=True) + self.epsilon)
-      return (grouped.reshape(x.shape) * self.scale[...] + self.bias[...]).astype(self.dtype)
+      return (grouped.reshape(x.shape) * scale + bias).astype(self.dtype)
 
-    return normalised(x)
+    return normalised(x, self.scale[...], self.bias[...])
 
 
 class _Residual(nnx.Module):

@@ -1,10 +1,18 @@
-"""The training step beside a plain PyTorch one of the same model, in turns on the same machine.
+"""The training step beside a plain PyTorch one of the same model, in turns on the same cores.
 
-  python tests/peers/torch_step.py B/32 32 [--microbatches=4] [--rounds=3]
+  python tests/peers/torch_step.py B/32 32 [--microbatches=4] [--rounds=5] [--cores=1] [--json=F]
+                                           [--dtype=bfloat16] [--against=float32]
 
 The arguments are SIZE/PATCH and the batch. Needs a PyTorch, which this project does not: run it
-with a Python that has both, or set TORCH_PYTHON to one that has PyTorch. Prints images per
-CPU-second of both in each round, and the ratio of the medians. In float32, on the CPU.
+with a Python that has both, or set TORCH_PYTHON to one that has PyTorch. Both are started once and
+take turns, so that what else the machine does meets both. Prints, for each round, images per
+CPU-second of both, and the median of the rounds' ratios.
+
+In float32 on the CPU; PyTorch with its fused AdamW, both with the same hyper-parameters. One core
+each by default: PyTorch's threads wait for each other by spinning, which on a machine that does
+something else as well counts as CPU time and says nothing of PyTorch. --dtype=bfloat16 is autocast
+there and the towers' dtype here. --against=DTYPE sets clip_jax against itself in another dtype, and
+needs no PyTorch.
 """
 
 import json
@@ -13,44 +21,103 @@ from pathlib import Path
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 
 SIZES = {"Ti": (192, 12, 3), "S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16)}
 IMAGE, LENGTH, VOCABULARY, EMBED = 224, 16, 32_000, 512
-SECONDS = 20.0
+OPTIMIZER = dict(learning_rate=1e-3, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.2)
+CPU_SECONDS = 6.0  # Of a turn, at least.
 ROOT = Path(__file__).parents[2]
 
 
 def main(arguments):
-  options = dict(a.removeprefix("--").split("=") for a in arguments if a.startswith("--"))
+  options = {"microbatches": "1", "rounds": "5", "cores": "1", "dtype": "float32"}
+  options |= dict(a.removeprefix("--").split("=") for a in arguments if a.startswith("--"))
   tower, batch = [a for a in arguments if not a.startswith("--")]
-  pieces, rounds = int(options.get("microbatches", 1)), int(options.get("rounds", 3))
-  if "only" in options:
-    print(json.dumps(torch_rate(tower, int(batch), pieces)))
+  if "serve" in options:
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:int(options["cores"])])
+    make = {"torch": torch_step, "clip_jax": our_step}[options["serve"]]
+    serve(*make(tower, int(batch), int(options["microbatches"]), options["dtype"]), int(batch))
     return
-  python = os.environ.get("TORCH_PYTHON", sys.executable)
-  rates = {"torch": [], "clip_jax": []}
-  for _ in range(rounds):
-    rates["torch"].append(json.loads(subprocess.run(
-        [python, __file__, tower, batch, f"--microbatches={pieces}", "--only=torch"],
-        check=True, capture_output=True, text=True).stdout))
-    with tempfile.NamedTemporaryFile() as file:
-      subprocess.run(
-          [sys.executable, "-m", "clip_jax.bench", "step", f"--json={file.name}",
-           f"--config=configs/benchmark.py:{tower}", f"--config.data.batch_size={batch}",
-           f"--config.train.microbatches={pieces}", "--config.model.image.dtype=float32",
-           "--config.model.text.dtype=float32", "--config.mesh.data=-1", "--config.mesh.fsdp=1"],
-          check=True, capture_output=True, cwd=ROOT)
-      rates["clip_jax"].append(json.load(file)["images per CPU-second"])
-    print({name: f"{values[-1]:.2f}" for name, values in rates.items()}, flush=True)
-  ours, theirs = (statistics.median(rates[name]) for name in ("clip_jax", "torch"))
-  print(f"ViT-{tower}, batch {batch}, {pieces} pieces, images per CPU-second: clip_jax {ours:.2f}, "
-        f"torch {theirs:.2f}, ratio {ours / theirs:.2f}")
+  ours = f"clip_jax {options['dtype']}"
+  theirs = "clip_jax " + options["against"] if "against" in options else f"torch {options['dtype']}"
+  peers = {name: started(name, tower, batch, options) for name in (ours, theirs)}
+  versions = {name: json.loads(peer.stdout.readline()) for name, peer in peers.items()}
+  print(", ".join(versions.values()), flush=True)
+  rates = {name: [] for name in peers}
+  for _ in range(int(options["rounds"])):
+    for name, peer in peers.items():
+      print("turn", file=peer.stdin, flush=True)
+      rates[name].append(json.loads(peer.stdout.readline()))
+    print({name: round(values[-1], 2) for name, values in rates.items()}, flush=True)
+  for peer in peers.values():
+    peer.stdin.close()
+    peer.wait()
+  ratios = sorted(a / b for a, b in zip(rates[ours], rates[theirs]))
+  medians = {name: statistics.median(values) for name, values in rates.items()}
+  print(f"ViT-{tower}, batch {batch} in {options['microbatches']} pieces, {options['cores']} core(s):"
+        f" {ours} makes {statistics.median(ratios):.2f} times the images per CPU-second of {theirs} "
+        f"(rounds: {ratios[0]:.2f} to {ratios[-1]:.2f}); "
+        + ", ".join(f"{name} {value:.2f}" for name, value in medians.items()))
+  if "json" in options:
+    Path(options["json"]).write_text(json.dumps(
+        {"tower": tower, "batch": int(batch), **options, "versions": versions,
+         "ratio": statistics.median(ratios), "images per CPU-second": rates}, indent=1) + "\n")
 
 
-def torch_rate(tower, batch, pieces):
-  """Images per CPU-second of a step written as one would write it in PyTorch."""
+def started(name, tower, batch, options):
+  """A process that makes steps when told to, on as many cores as it may have."""
+  kind, dtype = name.split()
+  python = os.environ.get("TORCH_PYTHON", sys.executable) if kind == "torch" else sys.executable
+  return subprocess.Popen(
+      [python, __file__, tower, batch, f"--microbatches={options['microbatches']}",
+       f"--dtype={dtype}", f"--cores={options['cores']}", f"--serve={kind}"],
+      stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+      env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"})
+
+
+def serve(step, version, batch):
+  """Prints the version; then for each line read, images per CPU-second of a few steps."""
+  for _ in range(2):
+    step()
+  print(json.dumps(version), flush=True)
+  for _ in sys.stdin:
+    steps, cpu = 0, time.process_time()
+    while time.process_time() - cpu < CPU_SECONDS:
+      step()
+      steps += 1
+    print(json.dumps(steps * batch / (time.process_time() - cpu)), flush=True)
+
+
+def our_step(tower, batch, pieces, dtype):
+  """A step of configs/benchmark.py with the optimizer that both have."""
+  import jax
+
+  from clip_jax.benches.step import first_state, random_batch
+  from clip_jax.config import call
+  from clip_jax.optim import adamw
+  from clip_jax.parts import prepare
+  from clip_jax.schedules import warmup_constant
+  from configs.benchmark import get_config
+  config = get_config(tower)
+  config.data.batch_size, config.train.microbatches = batch, pieces
+  config.model.image.dtype = config.model.text.dtype = dtype
+  with config.unlocked():
+    config.optimizer = call(adamw, schedule=call(warmup_constant, warmup=1), **OPTIMIZER)
+  parts = prepare(config)
+  with jax.set_mesh(parts.mesh):
+    images, train_step, state = random_batch(parts), parts.train_step, first_state(parts)
+
+  def step():
+    nonlocal state
+    with jax.set_mesh(parts.mesh):
+      state = jax.block_until_ready(train_step(state, images)[0])
+
+  return step, f"jax {jax.__version__}"
+
+
+def torch_step(tower, batch, pieces, dtype):
+  """A step written as one would write it in PyTorch."""
   import torch
   from torch import nn
   import torch.nn.functional as F
@@ -104,8 +171,9 @@ def torch_rate(tower, batch, pieces):
 
   torch.manual_seed(0)
   model = Clip()
-  optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), eps=1e-6,
-                                weight_decay=0.2)
+  optimizer = torch.optim.AdamW(
+      model.parameters(), lr=OPTIMIZER["learning_rate"], betas=(OPTIMIZER["b1"], OPTIMIZER["b2"]),
+      eps=OPTIMIZER["eps"], weight_decay=OPTIMIZER["weight_decay"], fused=True)
   image = torch.randint(0, 256, (batch, 3, IMAGE, IMAGE), dtype=torch.uint8)
   tokens = torch.randint(1, 100, (batch, LENGTH))
 
@@ -115,7 +183,9 @@ def torch_rate(tower, batch, pieces):
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
   def embed(rows):
-    return (model.encode_image(image[rows].float() / 127.5 - 1), model.encode_text(tokens[rows]))
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+      z = (model.encode_image(image[rows].float() / 127.5 - 1), model.encode_text(tokens[rows]))
+    return tuple(x.float() for x in z)
 
   def step():
     optimizer.zero_grad(set_to_none=True)
@@ -131,13 +201,7 @@ def torch_rate(tower, batch, pieces):
         torch.autograd.backward(embed(rows), [x.grad[rows] for x in z])
     optimizer.step()
 
-  for _ in range(2):
-    step()
-  steps, begun, cpu = 0, time.perf_counter(), time.process_time()
-  while time.perf_counter() - begun < SECONDS:
-    step()
-    steps += 1
-  return steps * batch / (time.process_time() - cpu)
+  return step, f"torch {torch.__version__}"
 
 
 if __name__ == "__main__":
