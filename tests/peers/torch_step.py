@@ -55,8 +55,9 @@ def main(arguments):
     peer.wait()
   ratios = sorted(a / b for a, b in zip(rates[ours], rates[theirs]))
   medians = {name: statistics.median(values) for name, values in rates.items()}
-  print(f"ViT-{tower}, batch {batch} in {options['microbatches']} pieces, {options['cores']} core(s):"
-        f" {ours} makes {statistics.median(ratios):.2f} times the images per CPU-second of {theirs} "
+  print(f"ViT-{tower}, batch {batch} in {options['microbatches']} pieces, "
+        f"{options['cores']} cores: {ours} makes {statistics.median(ratios):.2f} times the images "
+        f"per CPU-second of {theirs} "
         f"(rounds: {ratios[0]:.2f} to {ratios[-1]:.2f}); "
         + ", ".join(f"{name} {value:.2f}" for name, value in medians.items()))
   if "json" in options:
