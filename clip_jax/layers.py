@@ -45,7 +45,7 @@ def made_again(fn: Callable) -> Callable:
   For what is many steps over an array, each of whose results would be kept, and cheap beside the
   products: on a TPU a step waits longer for memory than for products.
   """
-  return jax.checkpoint(fn, prevent_cse=False)  # Forward and backward passes are loops of their own.
+  return jax.checkpoint(fn, prevent_cse=False)  # The backward pass is a loop of its own.
 
 
 def one_of(table: dict, name: str, what: str):
@@ -88,7 +88,7 @@ def product(x: jax.Array, kernel: jax.Array, n: int) -> jax.Array:
   return _product(x, kernel, n)
 
 
-# What is kept is the parameter and not its copy in bfloat16, which each block would have its own of.
+# What is kept is the parameter, not a copy in bfloat16, which every block would have its own of.
 product.defvjp(lambda x, kernel, n: (_product(x, kernel, n), (x, kernel)), _product_gradients)
 
 
