@@ -245,8 +245,13 @@ class Mlp(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """[..., width] -> the same."""
-    down = made_again(lambda hidden: self.down(ACTIVATIONS[self.activation](hidden)))
+    down = made_again(lambda hidden: self.down(activated(hidden, self.activation)))
     return down(on_rows(self.up(x)))
+
+
+def activated(x: jax.Array, activation: str) -> jax.Array:
+  """An activation by its name, in float32 whatever the type of `x` and of the result."""
+  return ACTIVATIONS[activation](x.astype(jnp.float32)).astype(x.dtype)
 
 
 class Block(nnx.Module):
