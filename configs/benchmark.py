@@ -4,7 +4,8 @@
   python -m clip_jax.plan --config=configs/benchmark.py:B/16 --topology=v5e:16x16
 
 The argument is a ViT, "Ti/16" to "L/16", or one of the study's other architectures, "resnet50",
-"convnext-T", "swin-T", "mixer-B/32". On a CPU set the dtype of both towers to float32. Scenes drawn on the way stand in for the study's data, which is private.
+"convnext-T", "swin-T", "mixer-B/32". On a CPU set the dtype of both towers to float32. Scenes drawn
+on the way stand in for the study's data, which is private.
 
 Source: Li, Xie, Cubuk 2024, sec. 3: 224 px, 16 tokens of 32,000, a text tower of size B, batches of
 16,384, 3.4 billion samples.
@@ -21,7 +22,6 @@ from clip_jax.model import TwoTowers
 from clip_jax.objectives.clip import Clip
 from clip_jax.optim import scaling_vit_adafactor
 from clip_jax.schedules import warmup_cosine
-from clip_jax.sharding import make_mesh
 from clip_jax.towers.convnext import ConvNext
 from clip_jax.towers.mixer import MlpMixer
 from clip_jax.towers.resnet import BitResnet
@@ -58,5 +58,4 @@ def get_config(model="B/16"):
       objective=call(Clip),
       optimizer=call(scaling_vit_adafactor, learning_rate=1e-3,
                      schedule=call(warmup_cosine, warmup=10_000), weight_decay=1e-4),
-      mesh=call(make_mesh, data=1, fsdp=-1),
       train=call(Training, samples="3.4B"))
