@@ -25,7 +25,6 @@ from clip_jax.objectives.clip import Clip
 from clip_jax.objectives.slip import Slip
 from clip_jax.optim import scaling_vit_adafactor
 from clip_jax.schedules import warmup_cosine
-from clip_jax.sharding import make_mesh
 from clip_jax.towers.convnext import ConvNext
 from clip_jax.towers.mixer import MlpMixer
 from clip_jax.towers.resnet import BitResnet
@@ -66,5 +65,4 @@ def get_config(model="B/16"):
       augment={"view_a": call(SimclrColours), "view_b": call(SimclrColours)} if slip else None,
       optimizer=call(scaling_vit_adafactor, learning_rate=1e-3,
                      schedule=call(warmup_cosine, warmup=10_000), weight_decay=1e-4),
-      mesh=call(make_mesh, data=1, fsdp=-1),
       train=call(Training, samples="3.4B"))
