@@ -3,6 +3,7 @@
 import importlib
 import os
 import re
+import runpy
 import subprocess
 
 from flax import nnx
@@ -64,6 +65,11 @@ def check_python(words, monkeypatch):
     assert grid_lib.load(values.grid).runs
 
 
+def check_peer(words):
+  """A comparison with another library: its file is there, and takes these flags."""
+  runpy.run_path(str(ROOT / words[1]))["parsed"](words[2:])
+
+
 def check_script(words):
   """A launch script: what it would run, it can say."""
   script, *arguments = words
@@ -85,7 +91,9 @@ def check_install(words):
 def test_every_command_is_one_that_is_accepted(page, monkeypatch):
   for words in commands(page.read_text()):
     print(words)  # Says which, if it fails.
-    if words[0] == "python":
+    if words[0] == "python" and words[1].startswith("tests/peers/"):
+      check_peer(words)
+    elif words[0] == "python":
       with monkeypatch.context() as patched:
         check_python(words, patched)
     elif words[0].startswith("launch/"):

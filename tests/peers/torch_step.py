@@ -15,6 +15,7 @@ there and the towers' dtype here. --against=DTYPE sets clip_jax against itself i
 needs no PyTorch.
 """
 
+import argparse
 import json
 import os
 from pathlib import Path
@@ -30,10 +31,22 @@ CPU_SECONDS = 6.0  # Of a turn, at least.
 ROOT = Path(__file__).parents[2]
 
 
+def parsed(arguments):
+  """The options by name, as texts; those that were not given and have no default are left out."""
+  parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("tower")
+  parser.add_argument("batch")
+  for name, default in (("microbatches", "1"), ("rounds", "5"), ("cores", "1"),
+                        ("dtype", "float32"), ("against", None), ("json", None)):
+    parser.add_argument(f"--{name}", default=default)
+  parser.add_argument("--serve", help=argparse.SUPPRESS)
+  return {name: x for name, x in vars(parser.parse_args(arguments)).items() if x is not None}
+
+
 def main(arguments):
-  options = {"microbatches": "1", "rounds": "5", "cores": "1", "dtype": "float32"}
-  options |= dict(a.removeprefix("--").split("=") for a in arguments if a.startswith("--"))
-  tower, batch = [a for a in arguments if not a.startswith("--")]
+  options = parsed(arguments)
+  tower, batch = options.pop("tower"), options.pop("batch")
   if "serve" in options:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:int(options["cores"])])
     make = {"torch": torch_step, "clip_jax": our_step}[options["serve"]]
