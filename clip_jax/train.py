@@ -15,7 +15,8 @@ HELP = """Trains the model that a config file describes.
                              one of N processes, of which number 0 listens there; SLURM, Google
                              Kubernetes Engine and TPU VMs say so themselves
 
-Ctrl-C saves after the step under way; a second one does not wait.
+Ctrl-C saves after the step under way; a second one does not wait. What was compiled is kept in
+~/.cache/clip_jax, or where JAX_COMPILATION_CACHE_DIR says.
 
 Exit codes: 0 done, 2 a mistake in what was asked for, 130 stopped by Ctrl-C, 1 anything else,
 75 saved after SIGTERM: start it again.
