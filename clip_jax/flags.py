@@ -99,7 +99,10 @@ def _readable(error: Exception) -> str:
   message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
   # What a config file has to say comes inside a traceback.
   message = message.rpartition(f"{UserError.__module__}.{UserError.__name__}: ")[2]
-  return message.strip().strip("'\"")
+  message = message.strip().strip("'\"")
+  # And what a config lacks, as Python would write the text down.
+  lacks = re.search(r"(\w+)\\?'(?:\\n|\n)(Did you mean \"\w+\") instead", message)
+  return f"The config has no {lacks[1]!r}. {lacks[2]}?" if lacks else message
 
 
 def shard(text: str | None) -> tuple[int, int]:

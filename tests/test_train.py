@@ -127,7 +127,10 @@ def test_sigterm_saves_and_asks_to_be_started_again(unbroken, tmp_path):
     ((f"--config={CONFIG}", "--workdri=x"), "no flag --workdri; there are "
      "--workdir, --coordinator, --processes, --process, --print, --explain, "
      "--config. Did you mean --workdir?"),
-    ((f"--config={CONFIG}", "--workdir=x", "--config.train.step=5"), 'Did you mean "steps"'),
+    ((f"--config={CONFIG}", "--workdir=x", "--config.train.step=5"),
+     """error: The config has no 'step'. Did you mean "steps"?"""),
+    ((f"--config={CONFIG}", "--workdir=x", "--config.trein.steps=5"),
+     """error: The config has no 'trein'. Did you mean "train"?"""),
     ((f"--config={CONFIG}", "--workdir=x", "--config.train.steps=many"), "many"),
     ((f"--config={CONFIG}", "--workdir=x", "left-over"), "'left-over' is not a flag"),
 ])
