@@ -29,7 +29,7 @@ def command(main: Callable[[list[str]], int | None]) -> None:
   except UserError as e:
     code = _say(f"error: {e}", 2)
   except KeyboardInterrupt:
-    code = _say("\nStopped. What was saved is saved; the same command goes on from there.", 130)
+    code = _say("\nStopped. What was saved is saved, and the same command uses it.", 130)
   except Exception:
     traceback.print_exc()
     code = 1
