@@ -60,14 +60,8 @@ class TextTransformer(nnx.Module):
 
   def __call__(self, tokens: jax.Array, *, train: bool = False) -> jax.Array:
     """int32 [B, L], 0 is padding -> [B, D]."""
-    if tokens.shape[1] != self.length:
-      raise UserError(f"This text tower was made for {self.length} tokens and got "
-                      f"{tokens.shape[1]}. Set length of the tower and of the tokenizer to the "
-                      "same.")
-    # OpenAI's vocabulary has a word that is number 0 too, so only zeros at the end are padding. A
-    # text of nothing keeps its first token, for a softmax over nothing is not a number.
-    end = jnp.max(jnp.arange(self.length) * (tokens != 0), axis=1)          # [B]
-    real = jnp.arange(self.length) <= end[:, None]                          # [B, L]
+    check_length(self.length, tokens)
+    real, end = real_tokens(tokens)
     # In float32 up to here, for the gradient of a common token is a sum of very many.
     x = whole(self.embedding[...])[tokens] + self.positions[...]            # [B, L, D]
     x = self.stack(x.astype(self.dtype), self._mask(real))
@@ -92,3 +86,21 @@ class TextTransformer(nnx.Module):
       mask = jnp.broadcast_to(keys, (real.shape[0], 1, self.length, self.length)) if mask is None \
           else mask & keys
     return mask
+
+
+def check_length(length: int, tokens: jax.Array) -> None:
+  """Raises unless texts have as many tokens as the tower was made for."""
+  if tokens.shape[1] != length:
+    raise UserError(f"This text tower was made for {length} tokens and got {tokens.shape[1]}. Set "
+                    "length of the tower and of the tokenizer to the same.")
+
+
+def real_tokens(tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Which tokens are not padding, bool [B, L], and where the last of them is, int32 [B].
+
+  OpenAI's vocabulary has a word that is number 0 too, so only zeros at the end are padding. A text
+  of nothing keeps its first token, for a softmax over nothing is not a number.
+  """
+  places = jnp.arange(tokens.shape[1])
+  end = jnp.max(places * (tokens != 0), axis=1)
+  return places <= end[:, None], end

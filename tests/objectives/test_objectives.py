@@ -14,7 +14,8 @@ from clip_jax.objectives.flip import flip
 from clip_jax.objectives.siglip import Siglip
 from clip_jax.objectives.slip import Slip
 from clip_jax.optim import kept_within
-from tiny import batch, largest_difference, learner
+from clip_jax.towers.bag import BagOfTokens
+from tiny import LENGTH, VOCABULARY, batch, largest_difference, learner
 
 SMALL = dict(hidden=32, outputs=16, dtype="float32")
 OBJECTIVES = {
@@ -30,10 +31,10 @@ MESHES = [(8, 1, 1), (1, 8, 1), (2, 4, 1), (4, 1, 2)]  # data, fsdp, tensor
 B = 16
 
 
-def trained(objective, *, mesh=None, microbatches=1, steps=3, optimizer=None):
+def trained(objective, *, mesh=None, microbatches=1, steps=3, optimizer=None, **model):
   """The state and the losses after some steps of SGD, on a mesh or on one device."""
   optimizer = optimizer or optax.sgd(0.1)
-  made = learner(objective)
+  made = learner(objective, **model)
   graphdef = split(made)[0]
   step = step_lib.make_train_step(graphdef, optimizer, seed=3, microbatches=microbatches)
   state = step_lib.create(made, optimizer)
@@ -77,6 +78,13 @@ def test_every_shape_of_the_mesh_trains_the_same():
   result = trained(OBJECTIVES["flip-blockwise"])
   for sizes in MESHES:
     check_same(result, trained(OBJECTIVES["flip-blockwise"], mesh=sharding.make_mesh(*sizes)))
+
+
+def test_a_bag_of_tokens_and_a_hidden_layer_train_the_same_on_eight_devices():
+  model = dict(text=call(BagOfTokens, vocabulary=VOCABULARY, length=LENGTH, width=32),
+               image_projection="mlp", hidden=64)
+  check_same(trained(call(Clip), **model),
+             trained(call(Clip), mesh=sharding.make_mesh(2, 2, 2), **model))
 
 
 def test_accumulated_on_eight_devices_is_plain_on_one():

@@ -93,10 +93,23 @@ def test_projections_are_matrices_have_a_bias_or_are_not_there():
       made.encode_text(tokens), features / np.linalg.norm(features, axis=1, keepdims=True),
       atol=1e-5)
   assert model(image_projection="linear").image_projection.bias is None
-  with pytest.raises(UserError, match="no text_projection 'mlp'; there are linear, affine, none"):
-    model(text_projection="mlp")
+  with pytest.raises(UserError, match="no text_projection 'mpl'; there are linear, affine, mlp"):
+    model(text_projection="mpl")
   with pytest.raises(UserError, match="the image tower has 32, not embed=16. Set embed=32"):
     model(embed=16)
+
+
+def test_a_projection_with_a_hidden_layer_is_norm_product_relu_product():
+  made = model(image_projection="mlp", hidden=96, embed=24, text_projection="linear")
+  x = np.uint8(255 * np.random.default_rng(0).random((2, SIZE, SIZE, 3)))
+  projection, features = made.image_projection, np.asarray(made.image_features(x))
+  projection.hidden.bias[...] = jnp.linspace(-1, 1, 96)
+  normal = (features - features.mean(1, keepdims=True)) / features.std(1, keepdims=True)
+  hidden = normal @ np.asarray(projection.hidden.kernel[...]) + np.linspace(-1, 1, 96)
+  z = np.maximum(hidden, 0) @ np.asarray(projection.output.kernel[...])
+  assert z.shape == (2, 24)
+  np.testing.assert_allclose(
+      made.encode_image(x), z / np.linalg.norm(z, axis=1, keepdims=True), atol=1e-5)
 
 
 @pytest.mark.parametrize("name, parameters", [
