@@ -141,6 +141,7 @@ def _escaped(text):
 
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>TITLE</title>
+<link rel="icon" href="data:,">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
   body { font: 16px system-ui, sans-serif; margin: 0 auto; max-width: 76rem; padding: 1.5rem;
