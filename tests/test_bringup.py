@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from clip_jax import bringup
+from clip_jax import bringup, loop, train
 from clip_jax.errors import UserError
 
 
@@ -74,6 +74,33 @@ def test_who_does_not_answer_is_named(pod):
   pod(4, 1, {})
   with pytest.raises(UserError, match=r"Process 0 did not answer within \d+ s"):
     bringup.exchange({})
+
+
+def test_who_is_lost_in_the_middle_of_a_run_is_named(pod, monkeypatch):
+  assert bringup.silent() == []  # Alone.
+  pod(4, 1, {"0": {}, "3": {}})
+  assert bringup.silent(0.1) == [2]
+  client = pod(4, 1, {})
+  monkeypatch.setattr(client, "key_value_set", raises)
+  assert bringup.silent(0.1) == [0]
+
+
+def raises(*_):
+  raise jax.errors.JaxRuntimeError("UNAVAILABLE")
+
+
+@pytest.mark.parametrize("gone", [[], [1]])
+def test_a_run_that_lost_a_process_says_which_and_what_else_failed_has_its_traceback(
+    gone, monkeypatch, tmp_path, capsys):
+  monkeypatch.setattr(loop, "run", raises)
+  monkeypatch.setattr(bringup, "silent", lambda: gone)
+  command = ["--config=configs/quickstart.py", f"--workdir={tmp_path}"]
+  if gone:
+    assert train.main(command) == 1
+    assert "Process 1 stopped answering" in capsys.readouterr().err
+  else:
+    with pytest.raises(jax.errors.JaxRuntimeError):
+      train.main(command)
 
 
 def test_what_differs_is_named_before_a_step(pod, tmp_path):
