@@ -1,42 +1,37 @@
 """The training loop: step after step, and what happens between steps."""
 
-from collections.abc import Iterator
 import contextlib
 import dataclasses
 import json
 import math
-import os
 from pathlib import Path
 import signal
 import time
-from typing import Any, Self
+from typing import Any
 
 from flax import nnx
 import jax
-from jax.experimental import multihost_utils
 from ml_collections.config_dict import ConfigDict
 
 from clip_jax import config as config_lib
-from clip_jax.bringup import check, data_version, exchange, together
+from clip_jax.bringup import check, exchange, together
 from clip_jax.checkpoint import Checkpoints, stopped_when_full
-from clip_jax.data.pipeline import Examples, batches
-from clip_jax.data.selection import levels, places_in
+from clip_jax.data.selection import places_in
 from clip_jax.embedder import Embedder
 from clip_jax.errors import UserError
 from clip_jax.evaluators import answers
 from clip_jax.evaluators.shared import Shared
-from clip_jax.flops import parameters
+from clip_jax.feed import Feed
 from clip_jax.loading import embedder_of, load
 from clip_jax.model import split
 from clip_jax.parts import Parts, prepare
 from clip_jax.positions import fitted, overlaid
-from clip_jax.report import Report, evaluations, number
-from clip_jax.shares import placed, rows_of
+from clip_jax.report import Report, evaluations
+from clip_jax.startup import facts, summary, writable
 from clip_jax.step import TrainState
+from clip_jax.stop import Stop
 
 PREEMPTED = 75  # Exit code: saved after SIGTERM, start me again.
-DAMAGED_SHARE = 0.01
-DAMAGED_AFTER = 1000  # Examples to see before the share of damaged ones means anything.
 
 
 def run(config: ConfigDict, workdir: Path | str) -> int:
@@ -110,7 +105,7 @@ def started(parts: Parts, state: Any) -> Any:
 
 
 def train(parts: Parts, state: Any, start: int, checkpoints: Checkpoints, report: Report,
-          stop: "Stop") -> Any:
+          stop: Stop) -> Any:
   """The state after the last step; or, once `stop` says so, after the step that it was saved at."""
   training, config = parts.training, parts.config
   train_step = parts.train_step
@@ -188,14 +183,6 @@ def embedder(parts: Parts, state: Any) -> Embedder:
   return embedder_of(learner, parts.data.views.tokenizer, mesh=parts.mesh)
 
 
-def facts(parts: Parts) -> dict[str, str | dict[str, str]]:
-  """What must be the same on all processes."""
-  kinds = {device.device_kind for device in jax.local_devices()}
-  return {"config": config_lib.entries(parts.config),
-          "data": data_version(parts.data.source),
-          "devices": f"{jax.local_device_count()} x {', '.join(sorted(kinds))}"}
-
-
 def check_skipped(skipped: int, allowed: int) -> None:
   """Raises when a run that is gone on with has left out more steps than are allowed now."""
   if skipped > allowed:
@@ -241,61 +228,6 @@ def due(step: int, every: int) -> bool:
   return every > 0 and step % every == 0
 
 
-class Feed:
-  """Batches on the device, one ahead of the step; counts the wait and the damaged records.
-
-  Attributes:
-    batch: the next batch, global arrays.
-    rows, index: which rows of it lie on this process's devices, and their records' places in the
-      source; NumPy.
-    waited: seconds waited for the host pipeline so far.
-    damaged: where records that could not be read lie in the source, under all selections from it.
-  """
-
-  def __init__(self, parts: Parts, start: int):
-    data = parts.data
-    self.mesh, self.inputs, self.source = parts.mesh, parts.learner.objective.inputs, data.source
-    self.batch_size = data.batch_size
-    self.rows = rows_of(parts.mesh.local_devices, data.batch_size, parts.mesh)
-    self.batches: Iterator = iter(batches(
-        Examples(data.source, data.views, seed=parts.config.seed), batch_size=data.batch_size,
-        start=start, rows=self.rows, threads=data.threads, workers=data.workers))
-    self.waited, self.seen, self.replaced, self.damaged = 0.0, 0, 0, set()
-    self.advance()
-
-  def advance(self) -> None:
-    """Makes `batch` the next one."""
-    begun = time.perf_counter()
-    batch = next(self.batches)
-    self.waited += time.perf_counter() - begun
-    self.index = batch["index"]
-    self.batch = placed({name: batch[name] for name in self.inputs}, self.rows, self.batch_size,
-                        self.mesh)
-    replaced = batch["replaced"] > 0
-    self.seen, self.replaced = self.seen + len(replaced), self.replaced + int(replaced.sum())
-    if replaced.any():
-      self.damaged.update(places_in(self.source, batch["damaged"][replaced]).tolist())
-
-  def check(self) -> None:
-    """Raises when too many of the records seen were damaged."""
-    if self.seen >= DAMAGED_AFTER and self.replaced > DAMAGED_SHARE * self.seen:
-      raise UserError(
-          f"{self.replaced} of {self.seen} records could not be read, more than "
-          f"{DAMAGED_SHARE:.0%}; they are number {self.list_damaged(50)} of the source. Repair or "
-          "leave them out, then start again: the run goes on from its last checkpoint.")
-
-  def list_damaged(self, most: int) -> str:
-    """The places of the first `most` damaged records, and how many there are beside them."""
-    first, rest = sorted(self.damaged)[:most], len(self.damaged) - most
-    return ", ".join(map(str, first)) + (f" and {rest} more" if rest > 0 else "")
-
-  def report_damage(self, report: Report) -> None:
-    """Says at the end which records were replaced."""
-    if self.damaged:
-      report.note(f"{len(self.damaged)} damaged records were replaced by others, {self.replaced} "
-                  f"times in {self.seen}; they are number {self.list_damaged(20)} of the source.")
-
-
 class Log:
   """Metrics kept on the device until a line is due, then fetched in one transfer."""
 
@@ -334,112 +266,3 @@ class Log:
     self.step = step
     self.feed.check()
     self.restart_clock()
-
-
-class Stop:
-  """Whether SIGTERM came, or Ctrl-C in `train`, for the loop to see after a step.
-
-  It listens while it is entered, and sees the same step on all processes.
-
-  Attributes:
-    asked: the signal that came.
-  """
-
-  def __init__(self) -> None:
-    self.asked: int | None = None
-
-  def __enter__(self) -> Self:
-    self._before = self._listen(signal.SIGTERM)
-    return self
-
-  def __exit__(self, *_: object) -> None:
-    # Who sent SIGTERM may do so again before Python has ended, and would hide the exit code.
-    if self.asked != signal.SIGTERM:
-      self._restore(signal.SIGTERM, self._before)
-
-  @contextlib.contextmanager
-  def on_interrupt(self) -> Iterator[None]:
-    """Lets the first Ctrl-C in here ask, and the second one raise."""
-    before = self._listen(signal.SIGINT)
-    try:
-      yield
-    finally:
-      self._restore(signal.SIGINT, before)
-
-  def at(self, step: int) -> bool:
-    """Whether to stop after this step; to be asked after every one, for processes agree on one."""
-    if jax.process_count() > 1:
-      return multihost_utils.reached_preemption_sync_point(step)
-    return self.asked is not None
-
-  def _listen(self, number):
-    """The handler that ours replaces; None if there is nothing to catch."""
-    if jax.process_count() > 1:
-      return None  # JAX listens for SIGTERM, and a handler of ours would make it deaf.
-    try:
-      return signal.signal(number, self._ask) or signal.SIG_DFL
-    except ValueError:  # Not the main thread (a notebook's cell run by a server).
-      return None
-
-  def _restore(self, number, before):
-    if before is not None:
-      signal.signal(number, before)
-
-  def _ask(self, number, _):
-    if number == signal.SIGINT and self.asked:
-      raise KeyboardInterrupt
-    self.asked = number
-
-
-def writable(workdir: Path) -> Path:
-  """`workdir`, made if missing.
-
-  Raises:
-    UserError: nothing can be written there.
-  """
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    probe = workdir / f".write-test-{os.getpid()}"
-    probe.touch()
-    probe.unlink()
-  except OSError as e:
-    raise UserError(f"Nothing can be written to --workdir={workdir}: {e.strerror}. Name a folder "
-                    "that you may write to.") from e
-  return workdir.absolute()
-
-
-def slow_on_cpu(parts: Parts) -> list[str]:
-  """What to set, if towers compute in bfloat16 on a CPU; nobody's numbers are changed unasked."""
-  flags = [f"--config.model.{name}.dtype=float32" for name, dtype in parts.dtypes.items()
-           if dtype == "bfloat16"]
-  if jax.default_backend() != "cpu" or not flags:
-    return []
-  return [f"           bfloat16 is slower than float32 on a CPU (docs/speed.md): {' '.join(flags)}"]
-
-
-def summary(parts: Parts, workdir: Path, start: int) -> list[str]:
-  """What is about to be done, a few lines for a person."""
-  data, config, model = parts.data, parts.config, parts.learner.model
-  samples = parts.total_steps * data.batch_size
-  selections = [one.describe() for one in levels(data.source) if hasattr(one, "describe")]
-  compute = parts.compute
-  devices = jax.devices()
-  return [
-      f"data       {len(data.source):,} records, each seen {number(samples / len(data.source))} "
-      f"times: {samples:,} samples",
-      *(f"           {line}" for line in selections),
-      f"model      {parameters(parts.state.params) / 1e6:.1f} M parameters: image "
-      f"{parameters(nnx.state(model.image)) / 1e6:.1f} M, text "
-      f"{parameters(nnx.state(model.text)) / 1e6:.1f} M",
-      *([f"           from {parts.training.start_from}"]
-        if parts.training.start_from and not start else []),
-      f"objective  {config.objective.fn.rpartition(':')[2]} on batches of {data.batch_size}",
-      f"compute    {number(compute.forward / 1e9)} G multiply-adds forward an example (image "
-      f"{number(compute.image / 1e9)}, text {number(compute.text / 1e9)}, loss "
-      f"{number(compute.loss / 1e9)}), {compute.flops * samples:.1e} FLOP in all",
-      f"devices    {len(devices)} x {devices[0].device_kind}, mesh "
-      + " x ".join(f"{name}={n}" for name, n in parts.mesh.shape.items()),
-      *slow_on_cpu(parts),
-      f"steps      {parts.total_steps:,}" + (f", from step {start:,} on" if start else ""),
-      f"workdir    {workdir}",
-  ]

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from clip_jax import loop, parts
+from clip_jax import loop, parts, startup
 from clip_jax.augment.simclr import SimclrColours
 from clip_jax.checkpoint import Checkpoints
 from clip_jax.config import build, call, to_json
@@ -276,7 +276,7 @@ def test_a_size_is_the_first_records_of_one_order_whatever_the_seed():
 def test_it_is_told_how_often_each_example_is_seen(tmp_path):
   config = small(data__size="1k", train__samples="3.2k", train__steps=None)
   made = parts.prepare(config)
-  lines = loop.summary(made, tmp_path, 0)
+  lines = startup.summary(made, tmp_path, 0)
   assert made.total_steps == 100
   assert lines[:2] == [
       "data       1,000 records, each seen 3.2 times: 3,200 samples",
@@ -285,9 +285,9 @@ def test_it_is_told_how_often_each_example_is_seen(tmp_path):
 
 def test_it_is_told_that_a_cpu_is_slower_in_bfloat16(tmp_path):
   config = small()
-  assert not loop.slow_on_cpu(parts.prepare(config))
+  assert not startup.slow_on_cpu(parts.prepare(config))
   config.model.text.dtype = "bfloat16"
-  lines = loop.summary(parts.prepare(config), tmp_path, 0)
+  lines = startup.summary(parts.prepare(config), tmp_path, 0)
   assert [line for line in lines if line.endswith(": --config.model.text.dtype=float32")]
 
 

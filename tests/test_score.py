@@ -9,7 +9,7 @@ import pyarrow as pa
 from pyarrow import parquet as pq
 import pytest
 
-from clip_jax import loop, parts, score as command
+from clip_jax import loop, parts, score as command, startup
 from clip_jax.config import call, from_json, to_json
 from clip_jax.data import Quality, Subset, read_scores
 from clip_jax.data.crops import Resize
@@ -292,7 +292,7 @@ def test_a_config_can_train_on_the_best_and_says_so(run, tmp_path, monkeypatch):
                             scores=f"{tmp_path}/a.npz", keep="top 40%")
   config.data.size = "50%"
   again = from_json(to_json(config))
-  lines = loop.summary(parts.prepare(again), tmp_path, 0)
+  lines = startup.summary(parts.prepare(again), tmp_path, 0)
   assert lines[0] == "data       74 records, each seen 0.8649 times: 64 samples"
   assert "Subset: the first 74 of 149 records" in lines[1]
   assert "Quality: top 40% by a.npz keeps 149 of 372 (40.1%), threshold " in lines[2]

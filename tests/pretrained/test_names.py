@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clip_jax.errors import UserError
-from clip_jax.pretrained import big_vision, hugging_face, names, open_clip
+from clip_jax.pretrained import big_vision, hugging_face, names, open_clip_names
 from clip_jax.pretrained.names import Name
 
 
@@ -69,8 +69,8 @@ def test_an_array_without_a_name_is_an_error():
 
 
 @pytest.mark.parametrize("table", [
-    open_clip.VIT, open_clip.TRUNK, open_clip.text_table("", affine=False),
-    open_clip.resnet_table((1, 2, 1, 1)), hugging_face.TABLES["clip"],
+    open_clip_names.VIT, open_clip_names.TRUNK, open_clip_names.text_table("", affine=False),
+    open_clip_names.resnet_table((1, 2, 1, 1)), hugging_face.TABLES["clip"],
     hugging_face.TABLES["siglip"], big_vision.TABLE])
 def test_no_table_names_an_array_twice(table):
   ours = [(row.theirs, row.ours) for row in table]

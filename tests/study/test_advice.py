@@ -3,7 +3,8 @@
 import pytest
 
 from clip_jax.errors import UserError
-from clip_jax.study import advice
+from clip_jax.study import advice, records
+from clip_jax.study.evidence import Evidence
 from clip_jax.study.records import Point
 
 
@@ -16,7 +17,7 @@ def fixed():
 @pytest.fixture(scope="module")
 def evidence():
   """The paper's zero-shot errors, fitted."""
-  return advice.Evidence([p for p in advice.records.paper() if p.metric == "zero_shot"], "webli")
+  return Evidence([p for p in records.paper() if p.metric == "zero_shot"], "webli")
 
 
 def test_where_there_is_a_run_its_number_is_given(fixed):

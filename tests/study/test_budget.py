@@ -7,7 +7,7 @@ import pytest
 
 from clip_jax import parts
 from clip_jax.errors import UserError
-from clip_jax.study import advice, recipes
+from clip_jax.study import evidence, recipes
 from clip_jax.study.budget import at_budget, compute_of, flops_an_hour
 from run_config import get_config
 
@@ -37,7 +37,7 @@ def test_strategies_cost_what_their_views_and_patches_do():
 def test_the_costs_that_advice_uses_are_those_that_are_counted():
   for arch, method in (("ViT-B/32", "CLIP"), ("ViT-B/32", "SLIP"), ("ResNet-50", "CLIP")):
     counted = compute_of(recipe(arch=arch, method=method)).forward / 1e9
-    assert advice._costs()[arch, method] == pytest.approx(counted, rel=1e-3)
+    assert evidence._costs()[arch, method] == pytest.approx(counted, rel=1e-3)
 
 
 def test_compute_without_data_is_that_of_the_run():

@@ -6,6 +6,7 @@ import pytest
 
 from clip_jax.errors import UserError
 from clip_jax.study import records, verdicts
+from clip_jax.study.differences import FAILS, HOLDS, MISSING, UNTOLD, Difference
 from clip_jax.study.records import Point
 
 
@@ -26,16 +27,16 @@ def verdict(points, statement):
 def test_a_clear_difference_holds_or_fails_and_a_small_one_cannot_be_told():
   other = dict(method="SLIP", protocol="one epoch", samples_seen=100)
   plain = runs(50, protocol="one epoch", samples_seen=100)
-  assert verdict(plain + runs(40, **other), "S10") == verdicts.HOLDS
-  assert verdict(plain + runs(60, **other), "S10") == verdicts.FAILS
-  assert verdict(plain + runs(49.9, noise=(3, -3, 0.5), **other), "S10") == verdicts.UNTOLD
-  assert verdict(plain, "S10") == verdicts.MISSING
+  assert verdict(plain + runs(40, **other), "S10") == HOLDS
+  assert verdict(plain + runs(60, **other), "S10") == FAILS
+  assert verdict(plain + runs(49.9, noise=(3, -3, 0.5), **other), "S10") == UNTOLD
+  assert verdict(plain, "S10") == MISSING
 
 
 def test_three_seeds_need_more_than_two_standard_errors():
-  one = verdicts.Difference("x", 3.0, 1.0, 3)
-  assert one.sign == 0 and verdicts.Difference("x", 3.0, 1.0, 30).sign == 1
-  assert verdicts.Difference("x", -4.4, 1.0, 3).sign == -1
+  one = Difference("x", 3.0, 1.0, 3)
+  assert one.sign == 0 and Difference("x", 3.0, 1.0, 30).sign == 1
+  assert Difference("x", -4.4, 1.0, 3).sign == -1
 
 
 def test_the_crossing_of_architectures_needs_both_ends():
@@ -43,8 +44,8 @@ def test_the_crossing_of_architectures_needs_both_ends():
   res = lambda error, size: runs(error, arch="ResNet-s", **once(size))
   vit = lambda error, size: runs(error, **once(size))
   crossing = res(80, 100) + vit(90, 100) + res(40, 900) + vit(30, 900)
-  assert verdict(crossing, "S1") == verdicts.HOLDS
-  assert verdict(res(80, 100) + vit(90, 100) + res(20, 900) + vit(30, 900), "S1") == verdicts.FAILS
+  assert verdict(crossing, "S1") == HOLDS
+  assert verdict(res(80, 100) + vit(90, 100) + res(20, 900) + vit(30, 900), "S1") == FAILS
 
 
 def test_size_of_the_model_and_compute():
@@ -54,20 +55,20 @@ def test_size_of_the_model_and_compute():
              samples_seen=size, dataset_size=size)
         for size, row in errors.items() for g, error in zip((1, 2, 4), row)))
   paper_like = grid({100: (90, 88, 95), 900: (60, 50, 40)})
-  assert verdict(paper_like, "S2") == verdict(paper_like, "S3") == verdicts.HOLDS
-  assert verdict(grid({100: (90, 88, 80), 900: (60, 50, 40)}), "S3") == verdicts.FAILS
+  assert verdict(paper_like, "S2") == verdict(paper_like, "S3") == HOLDS
+  assert verdict(grid({100: (90, 88, 80), 900: (60, 50, 40)}), "S3") == FAILS
 
 
 def test_saturation_and_cuts_and_half_the_data():
   sizes = lambda *errors: list(itertools.chain.from_iterable(
       runs(error, dataset_size=n) for n, error in zip((25, 200, 1600), errors)))
-  assert verdict(sizes(80, 40.3, 40), "S4") == verdicts.HOLDS
-  assert verdict(sizes(80, 60, 40), "S4") == verdicts.FAILS
+  assert verdict(sizes(80, 40.3, 40), "S4") == HOLDS
+  assert verdict(sizes(80, 60, 40), "S4") == FAILS
   cut = runs(38, quality=60.0, protocol="epochs", dataset_size=60, samples_seen=960)
-  assert verdict(cut + runs(42, protocol="epochs"), "S5") == verdicts.HOLDS
-  assert verdict(cut + runs(30, protocol="epochs"), "S5") == verdicts.FAILS
+  assert verdict(cut + runs(42, protocol="epochs"), "S5") == HOLDS
+  assert verdict(cut + runs(30, protocol="epochs"), "S5") == FAILS
   assert verdict(runs(50, method="CLIP+DA", aug="x") + runs(50.1, dataset_size=200),
-                 "S7") == verdicts.HOLDS
+                 "S7") == HOLDS
 
 
 def test_the_best_cut_depends_on_the_metric_only_where_seeds_agree():
@@ -76,24 +77,24 @@ def test_the_best_cut_depends_on_the_metric_only_where_seeds_agree():
         runs(error, metric=metric, quality=q, noise=noise)
         for metric, errors in by_metric.items() for q, error in zip((20.0, 60.0, 100.0), errors)))
   crossed = dict(zero_shot=(30, 35, 40), i2t_r1=(50, 45, 48))
-  assert verdict(cuts((0.0, 0.3, -0.2), **crossed), "S6") == verdicts.HOLDS
+  assert verdict(cuts((0.0, 0.3, -0.2), **crossed), "S6") == HOLDS
   jumpy = runs(30, quality=20.0, noise=(0, 9, -9)) + runs(35, quality=60.0, noise=(9, -9, 0)) \
       + runs(40, quality=100.0) + cuts((0.0, 0.3, -0.2), i2t_r1=crossed["i2t_r1"])
-  assert verdict(jumpy, "S6") == verdicts.UNTOLD
-  assert verdict(cuts((0.0,), zero_shot=(30, 35, 40), i2t_r1=(45, 48, 50)), "S6") == verdicts.FAILS
+  assert verdict(jumpy, "S6") == UNTOLD
+  assert verdict(cuts((0.0,), zero_shot=(30, 35, 40), i2t_r1=(45, 48, 50)), "S6") == FAILS
 
 
 def test_the_papers_own_figures_bear_out_what_they_can():
   found = {v.statement: v.verdict for v in verdicts.judge_all(records.paper(), "zero_shot")}
-  assert found["S4"] == found["S6"] == verdicts.HOLDS
-  assert found["S8"] == verdicts.UNTOLD, "four sizes, one seed each, and gains that shrink"
-  assert found["S9"] == verdicts.MISSING, "the paper shows no number for it"
+  assert found["S4"] == found["S6"] == HOLDS
+  assert found["S8"] == UNTOLD, "four sizes, one seed each, and gains that shrink"
+  assert found["S9"] == MISSING, "the paper shows no number for it"
 
 
 def test_retrieval_that_gets_worse_is_seen():
   many = lambda error, epochs: runs(error, metric="i2t_r1", protocol="epochs",
                                     samples_seen=100 * epochs)
-  assert verdict(many(70, 8) + many(76, 32), "S14") == verdicts.HOLDS
+  assert verdict(many(70, 8) + many(76, 32), "S14") == HOLDS
 
 
 def test_a_line_in_accuracy_is_seen():
@@ -101,7 +102,7 @@ def test_a_line_in_accuracy_is_seen():
   for i in range(10):
     points += runs(90 - 5 * i, noise=(0,), where=f"r{i}")
     points += runs(95 - 4 * i, noise=(0,), where=f"r{i}", metric="zero_shot_R")
-  assert verdict(points, "S15") == verdicts.HOLDS
+  assert verdict(points, "S15") == HOLDS
 
 
 def test_verdicts_are_written_with_their_numbers(tmp_path):

@@ -1,0 +1,77 @@
+"""What is checked and said before the first step."""
+
+import os
+from pathlib import Path
+
+from flax import nnx
+import jax
+
+from clip_jax import config as config_lib
+from clip_jax.bringup import data_version
+from clip_jax.data.selection import levels
+from clip_jax.errors import UserError
+from clip_jax.flops import parameters
+from clip_jax.parts import Parts
+from clip_jax.report import number
+
+
+def writable(workdir: Path) -> Path:
+  """`workdir`, made if missing.
+
+  Raises:
+    UserError: nothing can be written there.
+  """
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    probe = workdir / f".write-test-{os.getpid()}"
+    probe.touch()
+    probe.unlink()
+  except OSError as e:
+    raise UserError(f"Nothing can be written to --workdir={workdir}: {e.strerror}. Name a folder "
+                    "that you may write to.") from e
+  return workdir.absolute()
+
+
+def slow_on_cpu(parts: Parts) -> list[str]:
+  """What to set, if towers compute in bfloat16 on a CPU; nobody's numbers are changed unasked."""
+  flags = [f"--config.model.{name}.dtype=float32" for name, dtype in parts.dtypes.items()
+           if dtype == "bfloat16"]
+  if jax.default_backend() != "cpu" or not flags:
+    return []
+  return [f"           bfloat16 is slower than float32 on a CPU (docs/speed.md): {' '.join(flags)}"]
+
+
+def summary(parts: Parts, workdir: Path, start: int) -> list[str]:
+  """What is about to be done, a few lines for a person."""
+  data, config, model = parts.data, parts.config, parts.learner.model
+  samples = parts.total_steps * data.batch_size
+  selections = [one.describe() for one in levels(data.source) if hasattr(one, "describe")]
+  compute = parts.compute
+  devices = jax.devices()
+  return [
+      f"data       {len(data.source):,} records, each seen {number(samples / len(data.source))} "
+      f"times: {samples:,} samples",
+      *(f"           {line}" for line in selections),
+      f"model      {parameters(parts.state.params) / 1e6:.1f} M parameters: image "
+      f"{parameters(nnx.state(model.image)) / 1e6:.1f} M, text "
+      f"{parameters(nnx.state(model.text)) / 1e6:.1f} M",
+      *([f"           from {parts.training.start_from}"]
+        if parts.training.start_from and not start else []),
+      f"objective  {config.objective.fn.rpartition(':')[2]} on batches of {data.batch_size}",
+      f"compute    {number(compute.forward / 1e9)} G multiply-adds forward an example (image "
+      f"{number(compute.image / 1e9)}, text {number(compute.text / 1e9)}, loss "
+      f"{number(compute.loss / 1e9)}), {compute.flops * samples:.1e} FLOP in all",
+      f"devices    {len(devices)} x {devices[0].device_kind}, mesh "
+      + " x ".join(f"{name}={n}" for name, n in parts.mesh.shape.items()),
+      *slow_on_cpu(parts),
+      f"steps      {parts.total_steps:,}" + (f", from step {start:,} on" if start else ""),
+      f"workdir    {workdir}",
+  ]
+
+
+def facts(parts: Parts) -> dict[str, str | dict[str, str]]:
+  """What must be the same on all processes."""
+  kinds = {device.device_kind for device in jax.local_devices()}
+  return {"config": config_lib.entries(parts.config),
+          "data": data_version(parts.data.source),
+          "devices": f"{jax.local_device_count()} x {', '.join(sorted(kinds))}"}
