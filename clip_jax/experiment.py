@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 import dataclasses
+import inspect
 from typing import Any
 
 from ml_collections.config_dict import ConfigDict
@@ -112,6 +113,16 @@ def experiment(*, data: ConfigDict, model: ConfigDict, objective: ConfigDict,
       seed=seed, data=data, augment=augment or {}, model=model, objective=objective,
       optimizer=optimizer, mesh=mesh or call(make_mesh), train=train,
       evaluators=evaluators or {}, final_evaluators=final_evaluators or {}))
+
+
+def check_sections(config: ConfigDict) -> None:
+  """Raises unless a config has every section of a training run."""
+  missing = [name for name in inspect.signature(experiment).parameters if name not in config]
+  if missing:
+    raise UserError(
+        f"This config has no {', '.join(missing)}: it does not describe a training run, as what "
+        "clip_jax.experiment.experiment(...) returns does. A suite of evaluators goes to python -m "
+        "clip_jax.evaluate --suite=FILE.")
 
 
 def build_all(specs: ConfigDict) -> dict[str, Any]:

@@ -97,6 +97,9 @@ def _check_name(argument, known):
 def _readable(error: Exception) -> str:
   """The message of an error of the flag library, without its quotes and repetitions."""
   message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+  if "no attribute 'get_config" in message:
+    return ("The file of that flag has no get_config(), by which a config is made. If it is a grid "
+            "of the study: python -m clip_jax.study run --grid=FILE --out=DIR.")
   # What a config file has to say comes inside a traceback.
   message = message.rpartition(f"{UserError.__module__}.{UserError.__name__}: ")[2]
   message = message.strip().strip("'\"")

@@ -13,7 +13,7 @@ import numpy as np
 from clip_jax import compute as compute_lib, model as model_lib, sharding, step as step_lib
 from clip_jax.config import build
 from clip_jax.data.pipeline import Examples
-from clip_jax.experiment import build_all, check_inputs
+from clip_jax.experiment import build_all, check_inputs, check_sections
 from clip_jax.optim import kept_within
 from clip_jax.report import table
 
@@ -99,6 +99,7 @@ def prepare(config: ConfigDict, *, mesh: jax.sharding.Mesh | None = None) -> Par
   Raises:
     UserError: parts do not fit each other or the devices; says which and what to set.
   """
+  check_sections(config)
   data, training = build(config.data), build(config.train)
   mesh = build(config.mesh) if mesh is None else mesh
   sharding.check_divisible(data.batch_size, devices=sharding.batch_shards(mesh),

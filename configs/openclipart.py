@@ -4,11 +4,11 @@
 
 Being measured.
 
-What makes the difference to the quickstart, which has the same kind of towers: an embedding of
-1,024 and a hidden layer before it, where InfoNCE comes near to regression with a kernel; a vector
-for each piece of a caption, long where it is rare, and no norm; batches of 512; the short captions
-alone, which are what is asked; and mild crops, of which such a short run gets more than of strong
-ones.
+What makes the difference to the quickstart, which has the same kind of ResNet: histograms of
+gradients beside it, which such few images do not teach it; a hidden layer and an embedding of
+1,024, where InfoNCE comes near to regression with a kernel; a vector for each piece of a caption,
+long where it is rare, and no norm; batches of 512; the short captions alone, which are what is
+asked; and mild crops, of which such a short run gets more than of strong ones.
 """
 
 from clip_jax.config import call
@@ -25,6 +25,8 @@ from clip_jax.objectives.clip import Clip
 from clip_jax.optim import adamw
 from clip_jax.schedules import warmup_cosine
 from clip_jax.towers.bag import BagOfTokens
+from clip_jax.towers.beside import Beside
+from clip_jax.towers.hog import Hog
 from clip_jax.towers.resnet import BitResnet
 
 
@@ -37,20 +39,22 @@ def get_config():
           views=call(
               Views,
               images={"image": call(
-                  ImageView, crop=call(RandomResizedCrop, size=size, scale=(0.7, 1.0), squash=True),
+                  ImageView, crop=call(RandomResizedCrop, size=size, scale=(0.8, 1.0), squash=True),
                   augment=(call(HorizontalFlip),))},
               tokenizer=call(SentencePiece, model="openclipart-1k", length=length, eos=False)),
           batch_size=512, threads=2),
       model=call(
           TwoTowers,
-          image=call(BitResnet, stages=(1, 1, 1), width=64, block="basic", stem="small", groups=8,
-                     pool="flat", image_size=size, dtype="float32"),
+          image=call(Beside, towers=(
+              call(BitResnet, stages=(1, 1, 1), width=48, block="basic", stem="small", groups=8,
+                   pool="flat", image_size=size, dtype="float32"),
+              call(Hog, image_size=size, dtype="float32"))),
           text=call(BagOfTokens, vocabulary=1024, length=length, width=1024),
-          embed=1024, image_projection="mlp", hidden=6144),
+          embed=1024, image_projection="mlp", hidden=4096),
       objective=call(Clip, temperature=0.1),
       optimizer=call(adamw, learning_rate=1e-3, b2=0.999, schedule=call(warmup_cosine, warmup=0.1),
                      weight_decay=0.3, clip=1.0),
-      train=call(Training, steps=200, log_every=10, eval_every=40, save_every=40),
+      train=call(Training, steps=160, log_every=10, eval_every=40, save_every=40),
       evaluators={"val": call(Retrieval, source=call(OpenClipart, split="val"))},
       final_evaluators={
           "retrieval": call(Retrieval, source=call(OpenClipart, split="test")),
