@@ -37,8 +37,12 @@ def main(arguments: list[str]) -> int | None:
   commands = {"run": _run, "one": _one, "table": _table, "figures": _figures, "fit": _fit,
               "advise": _advise, "verdicts": _verdicts}
   what, *rest = arguments or [""]
-  if what.startswith("-"):
-    what, rest = "", arguments
+  if {"--help", "-h"} & set(arguments):
+    what, rest = "run", ["--help"]
+  if what not in commands:
+    raise UserError(f"Study what? {what!r} is none of "
+                    f"{', '.join(name for name in commands if name != 'one')}, as in "
+                    "python -m clip_jax.study advise --pairs=50M --samples=3.4B.")
   strings, switches = {
       "run": (("grid", "out", "jobs", "retries", "shard", "accelerator", "utilisation"),
               ("dry-run",)),
@@ -48,13 +52,7 @@ def main(arguments: list[str]) -> int | None:
       "advise": (("pairs", "compute", "samples", "hours", "accelerator", "utilisation", "metric",
                   "runs", "top"), ()),
       "verdicts": (("runs", "out"), ())}.get(what, ((), ()))
-  command = commands.get(what)
-  flags = parse(rest, HELP, strings=strings, switches=switches)
-  if command is None:
-    raise UserError(f"Study what? {what!r} is none of "
-                    f"{', '.join(name for name in commands if name != 'one')}, as in "
-                    "python -m clip_jax.study advise --pairs=50M --samples=3.4B.")
-  return command(flags)
+  return commands[what](parse(rest, HELP, strings=strings, switches=switches))
 
 
 def _run(flags):

@@ -21,6 +21,7 @@ def test_a_dry_run_lists_the_runs(capsys):
 
 
 @pytest.mark.parametrize("arguments, message", [
+    (("figurs", "--runs=x"), "Study what\\? 'figurs' is none of run, table, figures, fit, advise"),
     ((), "Study what\\? '' is none of run, table, figures, fit, advise, verdicts"),
     (("think",), "'think' is none of"),
     (("run",), "--grid is missing, as in --grid=configs/study/openclipart.py"),
