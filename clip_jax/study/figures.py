@@ -40,7 +40,7 @@ def draw_all(points: Sequence[records.Point], out: Path) -> int:
     for number in sorted({panel.number for panel in PANELS}):
       filled = [(panel, marks(panel, own, data), marks(panel, paper, "paper"))
                 for panel in PANELS if panel.number == number]
-      filled = [one for one in filled if one[1 if points else 2]]
+      filled = [one for one in filled if _tells(*one[1:], alone=not points)]
       if not filled:
         left_out.setdefault(data, []).append(number)
         continue
@@ -56,6 +56,11 @@ def draw_all(points: Sequence[records.Point], out: Path) -> int:
                     "configs/study.")
   (out / "index.html").write_text(_page(sections, left_out), encoding="utf-8")
   return len(sections)
+
+
+def _tells(own, paper, *, alone):
+  """Whether a panel sets something beside something else; of the paper's `alone`, all do."""
+  return bool(paper) if alone else len(own) > 1 or bool(own and paper)
 
 
 def _matplotlib():
