@@ -138,9 +138,9 @@ def test_a_loaded_config_cannot_hide_a_call_in_a_list():
 
 
 def test_a_module_that_may_be_called_does_not_vouch_for_what_it_imports(tmp_path):
-  """`clip_jax.loop` imports os; a checkpoint of somebody else must not run commands by that."""
-  text = f'{{"fn": "clip_jax.loop:os.system", "command": "touch {tmp_path}/ran"}}'
-  with pytest.raises(UserError, match="calls clip_jax.loop:os.system, and that is posix:system, "
+  """`clip_jax.startup` imports os; a checkpoint of somebody else must not run commands by that."""
+  text = f'{{"fn": "clip_jax.startup:os.system", "command": "touch {tmp_path}/ran"}}'
+  with pytest.raises(UserError, match="calls clip_jax.startup:os.system, and that is posix:system, "
                      "which is another thing to trust"):
     build(config.from_json(text))
   with pytest.raises(UserError, match=f"that is {__name__}:area, which is another"):
