@@ -74,7 +74,9 @@ class Folder:
         if name not in row:
           close = difflib.get_close_matches(name, row, 1)
           raise UserError(f"{table}, line {line}, has no {name!r}; it has {', '.join(row)}."
-                          + (f" Did you mean {close[0]!r}?" if close else ""))
+                          + (f" Did you mean {close[0]!r}?" if close else
+                             f" Say which of them is the {'text' if name == text else 'image'}: "
+                             f"{'text' if name == text else 'image'}=NAME." * (name not in fields)))
       texts = row[text]
       if not isinstance(texts, (str, list)):
         raise UserError(f"{table}, line {line}: {text} is {texts!r}, and is wanted as a string or "
