@@ -15,7 +15,7 @@ LAYERS = [
     ("config", "interfaces", "distributed"),
     ("losses", "sharding", "report", "flops", "cli", "flags",
      "schedules", "profiling", "bringup", "interrupts", "stop"),
-    ("layers", "shares"),
+    ("layers", "shares", "convolution"),
     ("data", "augment", "towers", "optim"),
     ("model", "sheet", "page"),
     ("embedder", "objectives"),

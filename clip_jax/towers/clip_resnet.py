@@ -4,9 +4,9 @@ import math
 
 from flax import nnx
 import jax
-from jax import lax
 import jax.numpy as jnp
 
+from clip_jax.convolution import convolved
 from clip_jax.errors import UserError
 from clip_jax.layers import REMAT, BatchNorm, Linear, added, check_heads, one_of
 from clip_jax.sharding import on_rows
@@ -126,9 +126,8 @@ class Convolution(nnx.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """[B, H, W, inputs] -> [B, H / stride, W / stride, outputs]."""
     pad = self.kernel.shape[0] // 2
-    return lax.conv_general_dilated(
-        x.astype(self.dtype), self.kernel[...].astype(self.dtype), (self.stride, self.stride),
-        ((pad, pad), (pad, pad)), dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return convolved(x.astype(self.dtype), self.kernel[...], self.stride,
+                     ((pad, pad), (pad, pad)))
 
 
 class Bottleneck(nnx.Module):

@@ -2,10 +2,10 @@
 
 from flax import nnx
 import jax
-from jax import lax
 import jax.numpy as jnp
 
 from clip_jax import layers
+from clip_jax.convolution import convolved
 from clip_jax.sharding import everywhere, on_rows
 from clip_jax.towers.sizes import both_sides
 
@@ -85,9 +85,6 @@ class ConvNextBlock(nnx.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """[B, H, W, C] -> the same."""
     # Split by channels, as FSDP stores it, its gradient would gather the maps of all devices.
-    kernel = everywhere(self.kernel[...].astype(self.dtype))
-    y = on_rows(lax.conv_general_dilated(
-        x, kernel, (1, 1), "SAME", feature_group_count=x.shape[-1],
-        dimension_numbers=("NHWC", "HWIO", "NHWC")))
+    y = on_rows(convolved(x, everywhere(self.kernel[...]), groups=x.shape[-1]))
     y = self.mlp(self.norm(layers.added(y, self.bias[...])))
     return on_rows(x + layers.spread(self.scale[...], y.shape, y.dtype) * y)

@@ -7,6 +7,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from clip_jax.convolution import convolved
 from clip_jax.errors import UserError
 from clip_jax.layers import REMAT, Stack, check_keeps_all, made_again
 from clip_jax.sharding import on_rows
@@ -118,9 +119,7 @@ class StdConv(nnx.Module):
     fan_in = math.prod(kernel.shape[:3])
     kernel = kernel - kernel.mean((0, 1, 2))
     kernel = kernel * lax.rsqrt(jnp.square(kernel).mean((0, 1, 2)) * fan_in + 1e-8)
-    return lax.conv_general_dilated(
-        x.astype(self.dtype), kernel.astype(self.dtype), (self.stride, self.stride), "SAME",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return convolved(x.astype(self.dtype), kernel, self.stride)
 
 
 class GroupNorm(nnx.Module):
