@@ -68,6 +68,15 @@ def by_size(make: Make, *, data: str, sizes: Sequence[int], samples: int | None,
           for seed in seeds for arch in archs for method in methods for size in sizes]
 
 
+def at_all_sizes(make: Make, *, data: str, **varied: Sequence[str]) -> list[Run]:
+  """The paper's sizes, each once and for the same samples; `varied` is archs or methods.
+
+  The largest size once is the same samples already.
+  """
+  return [run for sizes, samples in ((SIZES, None), (SIZES[:-1], SAMPLES))
+          for run in by_size(make, data=data, sizes=sizes, samples=samples, **varied)]
+
+
 def equal_compute(make: Make, *, data: str, size: int, samples: int, arch: str,
                   methods: Sequence[str], than: str = "CLIP",
                   seeds: Iterable[int] = (0,)) -> list[Run]:

@@ -16,14 +16,8 @@ CONFIGS = Path(__file__).parents[1]
 BASE = runpy.run_path(str(CONFIGS / "clip.py"))["get_config"]
 SUITE = runpy.run_path(str(CONFIGS / "evaluations" / "study.py"))["get_config"]
 
-# The largest size once is the same samples already.
-sizes = lambda samples: grids.SIZES if samples is None else grids.SIZES[:-1]
-
 
 def get_grid(data="data/pairs"):
   """The runs."""
   make = recipes.paper(BASE(), data, evaluators=SUITE())
-  return Grid([
-      run for samples in (None, grids.SAMPLES) for run in grids.by_size(
-          make, data="own", sizes=sizes(samples), samples=samples,
-          archs=grids.VITS)], recipes.COLUMNS)
+  return Grid(grids.at_all_sizes(make, data="own", archs=grids.VITS), recipes.COLUMNS)
