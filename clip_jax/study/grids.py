@@ -68,13 +68,12 @@ def by_size(make: Make, *, data: str, sizes: Sequence[int], samples: int | None,
           for seed in seeds for arch in archs for method in methods for size in sizes]
 
 
-def at_all_sizes(make: Make, *, data: str, **varied: Sequence[str]) -> list[Run]:
-  """The paper's sizes, each once and for the same samples; `varied` is archs or methods.
-
-  The largest size once is the same samples already.
-  """
+def at_all_sizes(make: Make, *, data: str, archs: Sequence[str] = ("ViT-B/32",),
+                 methods: Sequence[str] = ("CLIP",)) -> list[Run]:
+  """The paper's sizes, each once and for the same samples; the largest once is that already."""
   return [run for sizes, samples in ((SIZES, None), (SIZES[:-1], SAMPLES))
-          for run in by_size(make, data=data, sizes=sizes, samples=samples, **varied)]
+          for run in by_size(make, data=data, sizes=sizes, samples=samples, archs=archs,
+                             methods=methods)]
 
 
 def equal_compute(make: Make, *, data: str, size: int, samples: int, arch: str,
