@@ -75,8 +75,9 @@ class Folder:
           close = difflib.get_close_matches(name, row, 1)
           raise UserError(f"{table}, line {line}, has no {name!r}; it has {', '.join(row)}."
                           + (f" Did you mean {close[0]!r}?" if close else
-                             f" Say which of them is the {'text' if name == text else 'image'}: "
-                             f"{'text' if name == text else 'image'}=NAME." * (name not in fields)))
+                             f" Rename the {'text' if name == text else 'image'}'s, or name it: "
+                             f"{'text' if name == text else 'image'}=NAME of the source, or of "
+                             "prepare." * (name not in fields)))
       texts = row[text]
       if not isinstance(texts, (str, list)):
         raise UserError(f"{table}, line {line}: {text} is {texts!r}, and is wanted as a string or "
