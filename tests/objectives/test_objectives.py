@@ -15,7 +15,9 @@ from clip_jax.objectives.siglip import Siglip
 from clip_jax.objectives.slip import Slip
 from clip_jax.optim import kept_within
 from clip_jax.towers.bag import BagOfTokens
-from tiny import LENGTH, VOCABULARY, batch, largest_difference, learner
+from clip_jax.towers.beside import Beside
+from clip_jax.towers.hog import Hog
+from tiny import LENGTH, SIZE, VOCABULARY, batch, image_tower, largest_difference, learner
 
 SMALL = dict(hidden=32, outputs=16, dtype="float32")
 OBJECTIVES = {
@@ -80,8 +82,9 @@ def test_every_shape_of_the_mesh_trains_the_same():
     check_same(result, trained(OBJECTIVES["flip-blockwise"], mesh=sharding.make_mesh(*sizes)))
 
 
-def test_a_bag_of_tokens_and_a_hidden_layer_train_the_same_on_eight_devices():
-  model = dict(text=call(BagOfTokens, vocabulary=VOCABULARY, length=LENGTH, width=32),
+def test_what_is_made_for_few_pairs_trains_the_same_on_eight_devices():
+  model = dict(image=call(Beside, towers=(image_tower(), call(Hog, image_size=SIZE))),
+               text=call(BagOfTokens, vocabulary=VOCABULARY, length=LENGTH, width=32),
                image_projection="mlp", hidden=64)
   check_same(trained(call(Clip), **model),
              trained(call(Clip), mesh=sharding.make_mesh(2, 2, 2), **model))
