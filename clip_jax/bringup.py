@@ -126,7 +126,8 @@ def exchange(mine: dict[str, Any]) -> list[dict[str, Any]]:
 def silent(seconds: float = 10) -> list[int]:
   """The processes that do not say, within some seconds, that a step has failed for them too.
 
-  When one is lost, a collective fails on all others, and the error names nobody.
+  When one is lost, a collective fails on all others, and the error names nobody. When one fails by
+  itself, it is the others that are silent, for they wait for it.
   """
   if jax.process_count() == 1:
     return []

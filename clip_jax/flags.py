@@ -47,7 +47,7 @@ def parse(arguments: list[str], text: str, *, config: bool | str = False,
   try:
     extra = values(["clip_jax", *arguments])[1:]
   except (absl_flags.Error, AttributeError, KeyError, TypeError) as e:
-    raise UserError(_readable(e)) from e
+    raise UserError(_readable(e, arguments)) from e
   if extra:
     raise UserError(f"{extra[0]!r} is not a flag; flags look like --name=value.")
   return SimpleNamespace(**{name: values[name].value for name in known})
@@ -94,11 +94,12 @@ def _check_name(argument, known):
                     + (f" Did you mean --{close[0]}?" if close else ""))
 
 
-def _readable(error: Exception) -> str:
+def _readable(error: Exception, arguments: list[str]) -> str:
   """The message of an error of the flag library, without its quotes and repetitions."""
   message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
   if "no attribute 'get_config" in message:
-    return ("The file of that flag has no get_config(), by which a config is made. If it is a grid "
+    given = next(a for a in arguments if re.match(r"--\w+=.*\.py", a))
+    return (f"The file of {given} has no get_config(), by which a config is made. If it is a grid "
             "of the study: python -m clip_jax.study run --grid=FILE --out=DIR.")
   # What a config file has to say comes inside a traceback.
   message = message.rpartition(f"{UserError.__module__}.{UserError.__name__}: ")[2]

@@ -20,7 +20,7 @@ THUMBNAIL = 320          # Pixels of the longer side.
 
 
 class Page:
-  """A server on this machine alone, until `close` or the end of a `with`.
+  """A server on this machine alone, until `close`.
 
   Attributes:
     address: what to open in the browser.

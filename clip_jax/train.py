@@ -1,7 +1,5 @@
 """Trains: python -m clip_jax.train --config=FILE --workdir=DIR [--config.a.b=value ...]."""
 
-import sys
-
 from clip_jax import cli
 
 HELP = """Trains the model that a config file describes.
@@ -50,13 +48,12 @@ def main(arguments: list[str]) -> int:
     return run(flags.config, flags.workdir)
   except JaxRuntimeError as e:
     from clip_jax.bringup import silent
-    gone = silent()
-    if not gone:
-      raise
-    print(f"error: {distributed.counted(gone)} stopped answering, and a step cannot end without. "
-          "Look at the end of their logs; started again, all go on from the last checkpoint. "
-          f"({str(e).splitlines()[0]})", file=sys.stderr)
-    return 1
+    if others := silent():
+      # A lost connection is the loss of those; anything else happened to this process alone.
+      e.add_note(f"{distributed.counted(others)} did not fail with this one. If this is about a "
+                 "connection, look at the end of their logs: they are gone. Started again, all go "
+                 "on from the last checkpoint.")
+    raise
 
 
 if __name__ == "__main__":

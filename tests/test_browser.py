@@ -1,13 +1,13 @@
 """The search page as a person has it: in a browser, typing, choosing a file, dropping one."""
 
 import shutil
-import threading
 
 from PIL import Image
 import pytest
 
 from clip_jax.data.decode import decode
 from clip_jax.page import Page
+from served import served
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed: pip install selenium")
 from selenium import webdriver  # noqa: E402
@@ -47,12 +47,8 @@ def page(pictures):
     pixel = decode(content)[0, 0]
     return sorted(((k, float(pixel[channel[k]]) / 255) for k in range(3)), key=lambda p: -p[1])
 
-  made = Page("my pictures", pictures, by_text, by_image, port=0)
-  thread = threading.Thread(target=made.serve)
-  thread.start()
-  yield made
-  made.close()
-  thread.join()
+  with served(Page("my pictures", pictures, by_text, by_image, port=0)) as made:
+    yield made
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import io
 import json
-import threading
 from urllib import error, parse, request
 
 from PIL import Image
@@ -11,6 +10,7 @@ import pytest
 from clip_jax.data.decode import decode
 from clip_jax.errors import UserError
 from clip_jax.page import MOST_BYTES, Page
+from served import served
 
 
 @pytest.fixture
@@ -27,12 +27,8 @@ def page(tmp_path):
   def by_image(image):
     return [(0, 1.0)] if decode(image)[0, 0, 0] > 128 else [(1, 1.0)]
 
-  made = Page("pictures & <more>", paths, by_text, by_image, port=0)
-  thread = threading.Thread(target=made.serve)
-  thread.start()
-  yield made
-  made.close()
-  thread.join()
+  with served(Page("pictures & <more>", paths, by_text, by_image, port=0)) as made:
+    yield made
 
 
 def get(page, path, data=None):

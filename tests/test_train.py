@@ -124,6 +124,10 @@ def test_sigterm_saves_and_asks_to_be_started_again(unbroken, tmp_path):
      "configs/quickstart.py?"),
     (("--config=nowhere/x.py",), "In nowhere there are: none"),
     ((f"--config={CONFIG}",), "Set --workdir=DIR"),
+    (("--config=configs/study/shapes.py", "--workdir=x"), "The file of --config=configs/study/"
+     "shapes.py has no get_config(), by which a config is made. If it is a grid"),
+    (("--config=configs/evaluations/openclipart.py", "--workdir=x"), "This config has no data, "
+     "model, objective, optimizer, train"),
     ((f"--config={CONFIG}", "--workdri=x"), "no flag --workdri; there are "
      "--workdir, --coordinator, --processes, --process, --print, --explain, "
      "--config. Did you mean --workdir?"),

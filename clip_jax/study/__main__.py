@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int | None:
       "figures": (("runs", "out"), ()), "fit": (("runs", "out"), ()),
       "advise": (("pairs", "compute", "samples", "hours", "accelerator", "utilisation", "metric",
                   "runs", "top"), ()),
-      "verdicts": (("runs", "out"), ())}.get(what, ((), ()))
+      "verdicts": (("runs", "out"), ())}[what]
   return commands[what](parse(rest, HELP, strings=strings, switches=switches))
 
 

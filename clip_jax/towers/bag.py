@@ -1,4 +1,4 @@
-"""A bag of tokens, which has no order: with few texts, the text tower that learns most."""
+"""A bag of tokens, which has no order: a text tower for few texts."""
 
 from flax import nnx
 import jax

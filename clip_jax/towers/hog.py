@@ -19,7 +19,7 @@ class Hog(nnx.Module):
   """What edges and colours each cell of the image has; nothing in it is learned.
 
   With a few thousand pairs filters are learned badly, and these beside a learned tower (see
-  `Beside`) find what it misses, at no cost. Features have deviations of about 1 on drawings.
+  `Beside`) find what it misses, at little cost. Features have deviations of about 1 on drawings.
 
   Args:
     image_size: side, or (height, width), of the images in pixels.

@@ -52,6 +52,15 @@ def test_panels_keep_to_their_runs():
   assert [m.x for m in marks(PANEL["5b"], points, "m")] == [60, 100]
 
 
+def test_a_lone_point_is_no_figure_unless_the_paper_has_some_beside_it(tmp_path):
+  # The paper has no numbers of this metric.
+  lone = [point(100, 40, metric="r10", seen=100, protocol="one epoch")]
+  with pytest.raises(UserError, match="No figure of the paper can be drawn from these runs"):
+    figures.draw_all(lone, tmp_path)
+  two = [*lone, point(200, 30, metric="r10", seen=200, protocol="one epoch")]
+  assert figures.draw_all(two, tmp_path) > 0
+
+
 def test_a_shifted_set_is_shown_against_the_accuracy_of_the_same_run():
   points = [point(100, 40, where="a"), point(100, 70, metric="zero_shot_A", where="a"),
             point(200, 60, metric="zero_shot_A", where="b")]

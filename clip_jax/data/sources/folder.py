@@ -69,15 +69,15 @@ class Folder:
                       f"{', '.join(there) or 'no tables'}. Name one by captions, or set it to None "
                       "if there is a folder for each class.")
     rows = {}
+    own = {image: "image", text: "text"}
     for line, row in _rows(table):
       for name in (image, text, *fields):
         if name not in row:
           close = difflib.get_close_matches(name, row, 1)
           raise UserError(f"{table}, line {line}, has no {name!r}; it has {', '.join(row)}."
                           + (f" Did you mean {close[0]!r}?" if close else
-                             f" Rename the {'text' if name == text else 'image'}'s, or name it: "
-                             f"{'text' if name == text else 'image'}=NAME of the source, or of "
-                             "prepare." * (name not in fields)))
+                             f" Rename the column, or name it: {own[name]}=NAME of the source, or "
+                             f"--{own[name]}=NAME of prepare." if name in own else ""))
       texts = row[text]
       if not isinstance(texts, (str, list)):
         raise UserError(f"{table}, line {line}: {text} is {texts!r}, and is wanted as a string or "

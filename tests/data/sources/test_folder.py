@@ -83,6 +83,8 @@ def test_wrong_names_and_damaged_rows_are_said(folder):
   with pytest.raises(UserError, match="line 1, has no 'captoin'; it has image, caption, who. Did "
                      "you mean 'caption'"):
     Folder(str(folder), text="captoin")
+  with pytest.raises(UserError, match="no 'xyz'; .*name it: text=NAME of the source, or --te"):
+    Folder(str(folder), text="xyz")
   with pytest.raises(UserError, match="There is no table .*c.csv; in the folder there are "
                      "captions.jsonl. Name one by captions, or set it to None"):
     Folder(str(folder), "c.csv")
