@@ -47,8 +47,8 @@ def run(config: ConfigDict, workdir: Path | str) -> int:
       finite, and a disk that is full.
     KeyboardInterrupt: Ctrl-C came.
   """
-  workdir = together(lambda: writable(Path(workdir)))
   parts = together(lambda: prepare(config))
+  workdir = together(lambda: writable(Path(workdir)))  # A mistake leaves no folder behind.
   agreed = check(lambda: facts(parts), workdir)
   with (Stop() as stop, jax.set_mesh(parts.mesh), stopped_when_full(workdir),
         contextlib.closing(Checkpoints(workdir / "checkpoints",
