@@ -19,8 +19,10 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from clip_jax.attention import KINDS, attended
 from clip_jax.errors import UserError
-from clip_jax.sharding import on_rows
+from clip_jax.remat import REMAT, apart, made_again
+from clip_jax.sharding import on_rows, platform
 
 Initializer = Callable[..., jax.Array]
 
@@ -30,23 +32,6 @@ ACTIVATIONS = {
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
 }
-
-# What the backward pass keeps of a block: inputs of products, norms and attention; results of
-# products; or its own input alone.
-REMAT = {
-    "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
-
-
-def made_again(fn: Callable) -> Callable:
-  """`fn`, of which the backward pass keeps the arguments and makes the rest again.
-
-  For what is many steps over an array, each of whose results would be kept, and cheap beside the
-  products: on a TPU a step waits longer for memory than for products.
-  """
-  return jax.checkpoint(fn, prevent_cse=False)  # The backward pass is a loop of its own.
 
 
 def one_of(table: dict[Any, Any], name: Any, what: str) -> Any:
@@ -100,7 +85,8 @@ def spread(parameter: jax.Array, shape: tuple[int, ...], dtype: str) -> jax.Arra
 
 
 def _spread_gradient(shape, dtype, kept, g):
-  return (g.sum(range(len(shape) - kept.ndim), dtype=kept.dtype),)
+  # Together, XLA would keep all of g, and what it was made of, in float32 for this sum on a GPU.
+  return (apart(g).sum(range(len(shape) - kept.ndim), dtype=kept.dtype),)
 
 
 spread.defvjp(lambda parameter, shape, dtype: (spread(parameter, shape, dtype), parameter),
@@ -201,15 +187,21 @@ class BatchNorm(nnx.Module):
 
 
 class Attention(nnx.Module):
-  """Multi-head attention of a sequence to itself, with one product for queries, keys and values."""
+  """Multi-head attention of a sequence to itself, with one kernel for queries, keys and values.
 
-  def __init__(self, width: int, heads: int, *, init: Initializer | None = None,
-               dtype: str = "float32", rngs: nnx.Rngs):
+  Args:
+    attention: how it is computed, a name in `attention.KINDS`.
+  """
+
+  def __init__(self, width: int, heads: int, *, attention: str = "auto",
+               init: Initializer | None = None, dtype: str = "float32", rngs: nnx.Rngs):
     check_heads(width, heads)
+    one_of(KINDS, attention, "attention")
     # As if the three were separate [D, D] kernels.
     self.qkv = Linear(width, (3, heads, width // heads), init=init or glorot(width, width),
                       dtype=dtype, rngs=rngs)
     self.out = Linear((heads, width // heads), width, init=init, dtype=dtype, rngs=rngs)
+    self.attention = attention
 
   def __call__(self, x: jax.Array, mask: jax.Array | np.ndarray | None = None,
                bias: jax.Array | None = None) -> jax.Array:
@@ -219,12 +211,20 @@ class Attention(nnx.Module):
       mask: bool [B or 1, 1, N, N], True where a query may look; of S sequences, [S, 1, 1, N, N].
       bias: float [B or 1, heads, N, N], added to the logits.
     """
-    qkv = on_rows(self.qkv(x))                                              # [B, N, 3, heads, D/h]
-    q, k, v = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
-    attend = made_again(jax.nn.dot_product_attention)
+    q, k, v = self._projected(x)                                            # [B, N, heads, D/h]
+    attend = functools.partial(attended, kind=self.attention)
     if x.ndim == 4:  # The batch stays an axis of its own, split over devices as it is.
-      attend = jax.vmap(attend, (1, 1, 1, None, None if mask is None else 0), 1)
-    return self.out(attend(q, k, v, bias, mask))
+      attend = jax.vmap(attend, (1, 1, 1, None if mask is None else 0, None), 1)
+    return self.out(attend(q, k, v, mask, bias))
+
+  def _projected(self, x):
+    """Queries, keys and values."""
+    if platform() != "tpu":
+      qkv = on_rows(self.qkv(x))                                            # [B, N, 3, heads, D/h]
+      return tuple(qkv[..., i, :, :] for i in range(3))
+    # There the parts of one product would be copied to a layout each, at twice what this costs.
+    x, kernel, bias = x.astype(self.qkv.dtype), self.qkv.kernel[...], self.qkv.bias[...]
+    return tuple(on_rows(added(product(x, kernel[:, i], 1), bias[i])) for i in range(3))
 
 
 def check_heads(width: int, heads: int) -> None:
@@ -258,9 +258,10 @@ class Block(nnx.Module):
   """A pre-norm transformer block."""
 
   def __init__(self, width: int, heads: int, mlp: int, *, activation: str = "gelu_tanh",
-               epsilon: float = 1e-6, dtype: str = "float32", rngs: nnx.Rngs):
+               epsilon: float = 1e-6, attention: str = "auto", dtype: str = "float32",
+               rngs: nnx.Rngs):
     self.norm_attention = LayerNorm(width, epsilon=epsilon, dtype=dtype)
-    self.attention = Attention(width, heads, dtype=dtype, rngs=rngs)
+    self.attention = Attention(width, heads, attention=attention, dtype=dtype, rngs=rngs)
     self.norm_mlp = LayerNorm(width, epsilon=epsilon, dtype=dtype)
     self.mlp = Mlp(width, mlp, activation=activation, dtype=dtype, rngs=rngs)
 
@@ -273,39 +274,48 @@ class Block(nnx.Module):
 class Stack(nnx.Module):
   """`depth` blocks in a row, stored stacked: every parameter has a leading [depth] axis.
 
-  One block is compiled, whatever the depth.
-
   Args:
     make_block: makes a block from `nnx.Rngs`.
     remat: what the backward pass keeps of a block, a name in `REMAT`.
-    unroll: blocks per turn of the compiled loop; `depth` compiles every block by itself.
+    unroll: blocks per turn of the compiled loop. 0 is one, and one block is compiled whatever the
+      depth; but on a GPU all, for which no loop is left. There a loop costs a fourth of the memory
+      traffic more, to stack what each turn leaves for the backward pass (docs/speed.md).
   """
 
   def __init__(self, make_block: Callable[[nnx.Rngs], nnx.Module], depth: int, *,
-               remat: str = "none", unroll: int = 1, rngs: nnx.Rngs):
+               remat: str = "none", unroll: int = 0, rngs: nnx.Rngs):
     self.blocks = jax.vmap(lambda key: make_block(nnx.Rngs(key)))(
         jax.random.split(rngs.params(), depth)) if depth else None
     one_of(REMAT, remat, "remat")
-    self.remat, self.unroll = remat, unroll
+    if unroll < 0:
+      raise UserError(f"unroll={unroll} is no number of blocks. Set 0, for what suits the device, "
+                      "or 1 and up.")
+    self.remat, self.unroll, self.depth = remat, unroll, depth
 
   def __call__(self, x: jax.Array, *shared: Any) -> jax.Array:
     """[B, ..., D] -> the same; `shared` is what every block gets besides x, such as a mask."""
-    if self.blocks is None:
-      return x
+    unroll = self.unroll or (self.depth if platform() == "gpu" else 1)
+    loops = unroll < self.depth
 
     def apply(x, block):
       return block(x, *shared), None
 
     if self.remat != "none":
-      apply = jax.checkpoint(apply, policy=REMAT[self.remat], prevent_cse=False)
-    return lax.scan(apply, on_rows(x), self.blocks, unroll=self.unroll)[0]
+      # Without a loop between them, the compiler would see that forward and backward do the same.
+      apply = jax.checkpoint(apply, policy=REMAT[self.remat], prevent_cse=not loops)
+    x = on_rows(x)
+    if loops:
+      return lax.scan(apply, x, self.blocks, unroll=unroll)[0]
+    for i in range(self.depth):
+      x, _ = apply(x, jax.tree.map(lambda p: p[i], self.blocks))
+    return x
 
 
 def blocks(width: int, depth: int, heads: int, mlp: int, *, activation: str, epsilon: float = 1e-6,
-           dtype: str, remat: str, unroll: int, rngs: nnx.Rngs) -> Stack:
+           attention: str = "auto", dtype: str, remat: str, unroll: int, rngs: nnx.Rngs) -> Stack:
   """A stack of transformer blocks of one size."""
-  make = lambda rngs: Block(width, heads, mlp, activation=activation, epsilon=epsilon, dtype=dtype,
-                            rngs=rngs)
+  make = lambda rngs: Block(width, heads, mlp, activation=activation, epsilon=epsilon,
+                            attention=attention, dtype=dtype, rngs=rngs)
   return Stack(make, depth, remat=remat, unroll=unroll, rngs=rngs)
 
 

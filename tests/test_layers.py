@@ -8,6 +8,7 @@ import pytest
 
 from clip_jax import layers
 from clip_jax.errors import UserError
+from clip_jax.remat import REMAT
 from clip_jax.towers.resnet import GroupNorm
 from tiny import largest_difference
 
@@ -58,8 +59,8 @@ def test_layer_norm_has_mean_zero_and_deviation_one():
                              rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("remat", layers.REMAT)
-@pytest.mark.parametrize("unroll", [1, 3])
+@pytest.mark.parametrize("remat", REMAT)
+@pytest.mark.parametrize("unroll", [0, 2, 3])
 def test_a_stack_is_its_blocks_one_after_the_other(remat, unroll):
   make = lambda rngs: layers.Block(8, 2, 16, rngs=rngs)
   stack = layers.Stack(make, 3, remat=remat, unroll=unroll, rngs=nnx.Rngs(1))
@@ -78,16 +79,19 @@ def test_a_stack_is_its_blocks_one_after_the_other(remat, unroll):
 
 
 def test_a_block_keeps_what_its_products_read_and_little_more():
-  """In bfloat16 [B, N, D]: inputs of 2 norms and 2 products, q, k, v, their result, 4 hidden."""
-  B, N, D = 2, 5, 8
-  make = lambda rngs: layers.Block(D, 2, 4 * D, dtype="bfloat16", rngs=rngs)
+  """In bfloat16 [B, N, D]: inputs of 2 norms and 2 products, q, k, v, their result, 4 hidden.
+
+  Beside them, what the weights of each head and query add up to, in float32.
+  """
+  B, N, D, heads = 2, 5, 8, 2
+  make = lambda rngs: layers.Block(D, heads, 4 * D, dtype="bfloat16", rngs=rngs)
   graphdef, params = nnx.split(layers.Stack(make, 3, rngs=nnx.Rngs(1)))
   x = jnp.ones((B, N, D), jnp.bfloat16)
   loss = lambda params: nnx.merge(graphdef, params)(x).astype(jnp.float32).sum()
   program = jax.make_jaxpr(jax.grad(loss))(params)
   forward = next(e for e in program.eqns if e.primitive.name == "scan")
   kept = sum(v.aval.size * v.aval.dtype.itemsize for v in forward.outvars if len(v.aval.shape) > 3)
-  assert kept == 3 * 12 * B * N * D * 2
+  assert kept == 3 * (12 * B * N * D * 2 + B * N * heads * 4)
 
 
 def kept_for_the_backward_pass(module, x):

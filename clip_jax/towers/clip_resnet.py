@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from clip_jax.convolution import convolved
 from clip_jax.errors import UserError
-from clip_jax.layers import REMAT, BatchNorm, Linear, added, check_heads, one_of
+from clip_jax.layers import BatchNorm, Linear, added, check_heads, one_of
+from clip_jax.remat import REMAT
 from clip_jax.sharding import on_rows
 from clip_jax.towers.sizes import both_sides
 
@@ -39,7 +40,7 @@ class ClipResnet(nnx.Module):
     heads: of the attention pool; width / 2 makes heads of 64.
     image_size: side, or (height, width), of the images in pixels; that of the size by default.
     dtype: what the tower computes in; parameters are float32 all the same.
-    remat: what the backward pass keeps of a block, a name in `layers.REMAT`.
+    remat: what the backward pass keeps of a block, a name in `remat.REMAT`.
 
   Source: Radford et al. 2021, sec. 2.4; He et al. 2019 for the stem, Zhang 2019 for the pools.
   """

@@ -32,7 +32,7 @@ class ConvNext(nnx.Module):
     layer_scale: start of the learned factors on what a block adds.
     image_size: side, or (height, width), of the images in pixels.
     activation, dtype, remat: as of `Vit`.
-    unroll: blocks per turn of the compiled loop over the blocks of a stage.
+    unroll: blocks per turn of the compiled loop over the blocks of a stage, as of `Stack`.
 
   Source: Liu et al. 2022 (A ConvNet for the 2020s), sec. 2 and table 9; without stochastic depth.
   """
@@ -40,7 +40,7 @@ class ConvNext(nnx.Module):
   def __init__(self, *, size: str = "T", stages: tuple[int, ...] | None = None,
                width: int | None = None, layer_scale: float = 1e-6,
                image_size: int | tuple[int, int] = 224, activation: str = "gelu",
-               dtype: str = "bfloat16", remat: str = "none", unroll: int = 1, rngs: nnx.Rngs):
+               dtype: str = "bfloat16", remat: str = "none", unroll: int = 0, rngs: nnx.Rngs):
     named = layers.one_of(SIZES, size, "ConvNext size")
     stages, width = tuple(stages or named[0]), width or named[1]
     self.image_size, self.width = both_sides(image_size), width * 2 ** (len(stages) - 1)

@@ -32,7 +32,7 @@ class MlpMixer(nnx.Module):
   def __init__(self, *, size: str = "B", patch: int = 16, image_size: int | tuple[int, int] = 224,
                width: int | None = None, depth: int | None = None, mlp: int | None = None,
                token_mlp: int | None = None, activation: str = "gelu_tanh",
-               dtype: str = "bfloat16", remat: str = "none", unroll: int = 1, rngs: nnx.Rngs):
+               dtype: str = "bfloat16", remat: str = "none", unroll: int = 0, rngs: nnx.Rngs):
     named = layers.one_of(SIZES, size, "MlpMixer size")
     width, depth = width or named[0], depth or named[1]
     self.image_size, self.patch, self.width = both_sides(image_size), patch, width

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from clip_jax.convolution import convolved
 from clip_jax.errors import UserError
-from clip_jax.layers import REMAT, Stack, check_keeps_all, made_again
+from clip_jax.layers import Stack, check_keeps_all
+from clip_jax.remat import REMAT, made_again
 from clip_jax.sharding import on_rows
 from clip_jax.towers.sizes import both_sides
 
@@ -40,8 +41,8 @@ class BitResnet(nnx.Module):
       is fixed.
     image_size: side, or (height, width), of the images in pixels.
     dtype: what the tower computes in; parameters are float32 all the same.
-    remat: what the backward pass keeps of a block, a name in `layers.REMAT`.
-    unroll: blocks per turn of the compiled loop over the like blocks of a stage.
+    remat: what the backward pass keeps of a block, a name in `remat.REMAT`.
+    unroll: blocks per turn of the compiled loop over the like blocks of a stage, as of `Stack`.
 
   Source: Kolesnikov et al. 2020 (BiT), sec. 3.1 and 4.1, after He et al. 2016 (v2).
   """
@@ -49,7 +50,7 @@ class BitResnet(nnx.Module):
   def __init__(self, *, layers: int | None = 50, stages: tuple[int, ...] | None = None,
                width: int = 64, block: str = "bottleneck", stem: str = "large", groups: int = 32,
                pool: str = "gap", image_size: int | tuple[int, int] = 224, dtype: str = "bfloat16",
-               remat: str = "none", unroll: int = 1, rngs: nnx.Rngs):
+               remat: str = "none", unroll: int = 0, rngs: nnx.Rngs):
     if stages is None and layers not in DEPTHS:
       raise UserError(f"BitResnet has no layers={layers}; there are "
                       f"{', '.join(map(str, DEPTHS))}. Or give stages, as in stages=(2, 2, 2).")

@@ -41,7 +41,7 @@ class Swin(nnx.Module):
     patch: side of a patch in pixels.
     image_size: side, or (height, width), of the images in pixels.
     activation, dtype, remat: as of `Vit`.
-    unroll: pairs of blocks per turn of the compiled loop over the pairs of a stage.
+    unroll: pairs of blocks per turn of the compiled loop over the pairs of a stage, as of `Stack`.
 
   Source: Liu et al. 2021 (Swin), sec. 3; initial values as in the authors' code; without stochastic
   depth.
@@ -50,7 +50,7 @@ class Swin(nnx.Module):
   def __init__(self, *, size: str = "T", stages: tuple[int, ...] | None = None,
                width: int | None = None, window: int = 7, head_width: int = 32, patch: int = 4,
                image_size: int | tuple[int, int] = 224, activation: str = "gelu",
-               dtype: str = "bfloat16", remat: str = "none", unroll: int = 1, rngs: nnx.Rngs):
+               dtype: str = "bfloat16", remat: str = "none", unroll: int = 0, rngs: nnx.Rngs):
     named = layers.one_of(SIZES, size, "Swin size")
     stages, width = tuple(stages or named[0]), width or named[1]
     if any(depth % 2 for depth in stages):

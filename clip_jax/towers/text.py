@@ -28,7 +28,7 @@ class TextTransformer(nnx.Module):
     epsilon: of the norms.
     mask_padding: whether padding is hidden from attention. SigLIP, CLIPA and FLIP show it.
     depth: of the stack; 0 makes it a bag of words, with pool "mean".
-    activation, dtype, remat, unroll: as of `Vit`.
+    activation, attention, dtype, remat, unroll: as of `Vit`.
 
   OpenAI's form is causal=True, pool="eot", end_token=49_407, mask_padding=False, epsilon=1e-5,
   activation="quick_gelu" ("gelu" in open_clip's own models), with size "M" beside an image tower of
@@ -41,8 +41,8 @@ class TextTransformer(nnx.Module):
                causal: bool = False, pool: str = "last", mask_padding: bool = True,
                end_token: int | None = None, epsilon: float = 1e-6,
                width: int | None = None, depth: int | None = None, mlp: int | None = None,
-               heads: int | None = None, activation: str = "gelu_tanh", dtype: str = "bfloat16",
-               remat: str = "none", unroll: int = 1, rngs: nnx.Rngs):
+               heads: int | None = None, activation: str = "gelu_tanh", attention: str = "auto",
+               dtype: str = "bfloat16", remat: str = "none", unroll: int = 0, rngs: nnx.Rngs):
     if pool not in POOLS:
       raise UserError(f"TextTransformer has no pool {pool!r}; there are {', '.join(POOLS)}.")
     width, depth, mlp, heads = transformer_size(size, width, depth, mlp, heads)
@@ -52,7 +52,8 @@ class TextTransformer(nnx.Module):
     self.embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), (vocabulary, width)))
     self.positions = nnx.Param(0.01 * jax.random.normal(rngs.params(), (length, width)))
     self.stack = layers.blocks(width, depth, heads, mlp, activation=activation, epsilon=epsilon,
-                               dtype=dtype, remat=remat, unroll=unroll, rngs=rngs)
+                               attention=attention, dtype=dtype, remat=remat, unroll=unroll,
+                               rngs=rngs)
     self.norm = layers.LayerNorm(width, epsilon=epsilon, dtype=dtype)
     if pool == "map":
       self.head = layers.MapHead(width, heads, mlp, activation=activation, epsilon=epsilon,

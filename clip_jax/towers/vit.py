@@ -33,8 +33,9 @@ class Vit(nnx.Module):
     epsilon: of the norms.
     activation: a name in `layers.ACTIVATIONS`.
     dtype: what the tower computes in; parameters are float32 all the same.
-    remat: what the backward pass keeps of a block, a name in `layers.REMAT`.
-    unroll: blocks per turn of the compiled loop over blocks.
+    attention: how attention is computed, a name in `attention.KINDS`.
+    remat: what the backward pass keeps of a block, a name in `remat.REMAT`.
+    unroll: blocks per turn of the compiled loop over blocks, as of `layers.Stack`.
 
   OpenAI's form (Radford et al. 2021) is pool="tok", class_position=True, pre_norm=True,
   patch_bias=False, epsilon=1e-5, activation="quick_gelu" ("gelu" in open_clip's own models);
@@ -48,7 +49,8 @@ class Vit(nnx.Module):
                pre_norm: bool = False, patch_bias: bool = True, drop_rest: bool = False,
                epsilon: float = 1e-6, width: int | None = None, depth: int | None = None,
                mlp: int | None = None, heads: int | None = None, activation: str = "gelu_tanh",
-               dtype: str = "bfloat16", remat: str = "none", unroll: int = 1, rngs: nnx.Rngs):
+               attention: str = "auto", dtype: str = "bfloat16", remat: str = "none",
+               unroll: int = 0, rngs: nnx.Rngs):
     for name, value, known in (("pool", pool, POOLS), ("positions", positions, POSITIONS)):
       if value not in known:
         raise UserError(f"Vit has no {name} {value!r}; there are {', '.join(known)}.")
@@ -77,7 +79,8 @@ class Vit(nnx.Module):
       self.class_token = nnx.Param(jnp.zeros(width))
     self.pre_norm = layers.LayerNorm(width, epsilon=epsilon, dtype=dtype) if pre_norm else None
     self.stack = layers.blocks(width, depth, heads, mlp, activation=activation, epsilon=epsilon,
-                               dtype=dtype, remat=remat, unroll=unroll, rngs=rngs)
+                               attention=attention, dtype=dtype, remat=remat, unroll=unroll,
+                               rngs=rngs)
     self.norm = layers.LayerNorm(width, epsilon=epsilon, dtype=dtype)
     if pool == "map":
       self.head = layers.MapHead(width, heads, mlp, activation=activation, epsilon=epsilon,

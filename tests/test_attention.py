@@ -1,0 +1,192 @@
+"""Attention against the formula written out, and what it is computed with."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clip_jax import attention, layers
+from clip_jax.attention import attended, softmax_attention
+from clip_jax.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def forgotten():
+  """What was found out about cuDNN is of one test."""
+  attention.cudnn_problem.cache_clear()
+  yield
+  attention.cudnn_problem.cache_clear()
+
+
+def normal(*shape, seed=0):
+  return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def heads(B=2, N=5, dtype="float32"):
+  return [jnp.asarray(normal(B, N, 3, 4, seed=i), dtype) for i in range(3)]
+
+
+MASK = np.random.default_rng(7).random((2, 1, 5, 5)) < 0.5
+MASK[..., 0] = True
+
+
+def written_out(q, k, v, mask):
+  """One query of one head after the other, in NumPy."""
+  result = np.zeros_like(q)
+  for b, t, h in np.ndindex(q.shape[:3]):
+    seen = np.ones(len(k[b]), bool) if mask is None else mask[min(b, len(mask) - 1), 0, t]
+    weights = np.exp(k[b, seen, h] @ q[b, t, h] / np.sqrt(q.shape[-1]))
+    result[b, t, h] = weights @ v[b, seen, h] / weights.sum()
+  return result
+
+
+@pytest.mark.parametrize("mask", [None, MASK, MASK[:1]], ids=["all", "mask", "one mask"])
+def test_it_is_the_formula_and_so_is_its_gradient(mask):
+  q, k, v = heads()
+  expected = written_out(*map(np.asarray, (q, k, v)), mask)
+  np.testing.assert_allclose(attended(q, k, v, mask), expected, rtol=1e-5, atol=1e-6)
+  g = normal(2, 5, 3, 4, seed=3)
+  loss = lambda attend: lambda *x: (attend(*x) * g).sum()
+  got = jax.grad(loss(lambda *x: attended(*x, mask)), (0, 1, 2))(q, k, v)
+  expected = jax.grad(loss(lambda *x: jax.nn.dot_product_attention(*x, mask=mask)), (0, 1, 2))(
+      q, k, v)
+  for a, b in zip(got, expected):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_derivative_is_what_a_small_step_changes():
+  q, k, v = heads()
+  f = lambda q: jnp.square(attended(q, k, v, MASK)).sum()
+  step = 1e-2 * normal(*q.shape, seed=5)
+  np.testing.assert_allclose((f(q + step) - f(q - step)) / 2, (jax.grad(f)(q) * step).sum(),
+                             rtol=1e-3)
+
+
+def test_large_logits_neither_overflow_nor_lose_the_rest():
+  q, k, v = heads()
+  y, gradients = jax.vjp(lambda *x: softmax_attention(*x, None), 300 * q, k, v)
+  np.testing.assert_allclose(y, written_out(
+      *(np.asarray(x, np.longdouble) for x in (300 * q, k, v)), None), rtol=1e-3, atol=1e-4)
+  assert all(jnp.isfinite(x).all() for x in gradients(y))
+
+
+def test_in_bfloat16_it_is_wrong_by_the_rounding_of_its_inputs_and_weights():
+  q, k, v = heads(N=64)
+  g = normal(*q.shape, seed=3)
+
+  def both(*x):
+    y, gradients = jax.vjp(lambda *x: softmax_attention(*x, None), *x)
+    return y, *gradients(jnp.asarray(g, y.dtype))
+
+  rounded = [x.astype("bfloat16") for x in (q, k, v)]
+  exact = both(*(x.astype("float32") for x in rounded))
+  for a, b in zip(both(*rounded), exact):
+    assert a.dtype == jnp.bfloat16
+    assert jnp.abs(a - b).max() < 2 ** -6 * jnp.abs(b).max()
+
+
+def test_no_weights_are_kept_for_the_backward_pass():
+  q, k, v = heads(N=64)
+  kept = jax.eval_shape(lambda *x: jax.vjp(lambda *x: softmax_attention(*x, None), *x)[1], q, k, v)
+  assert max(x.size for x in jax.tree.leaves(kept)) == q.size               # Not 64 x 64 a head.
+
+
+def test_a_bias_has_a_gradient_too():
+  q, k, v = heads()
+  bias = normal(1, 3, 5, 5, seed=4)
+  grad = jax.grad(lambda bias: attended(q, k, v, MASK, bias)[0, 1, 1, 2])(bias)
+  assert jnp.abs(grad[0, 1, 1]).max() > 0 and not jnp.abs(grad[0, 1, 0]).max()
+
+
+def on(backend, monkeypatch):
+  monkeypatch.setattr(jax, "default_backend", lambda: backend)
+
+
+def test_gpus_use_cudnn_where_it_works(monkeypatch):
+  q, k, v = heads(dtype="bfloat16")
+  q, k, v = (jnp.concatenate([x, x], axis=-1) for x in (q, k, v))           # Heads of 8.
+  calls = []
+
+  def kernel(q, k, v):
+    calls.append(q.shape)
+    return softmax_attention(q, k, v, None)
+
+  monkeypatch.setattr(attention, "_cudnn", kernel)
+  on("cpu", monkeypatch)
+  attended(q, k, v)
+  assert not calls
+  on("gpu", monkeypatch)
+  np.testing.assert_array_equal(attended(q, k, v), softmax_attention(q, k, v, None))
+  assert calls[-1] == q.shape and len(calls) == 2                           # Tried, then used.
+  attended(q, k, v)
+  assert len(calls) == 3
+  for other in (dict(kind="xla"), dict(mask=jnp.asarray(MASK)), dict(bias=jnp.zeros((1, 3, 5, 5)))):
+    attended(q, k, v, **other)
+  attended(*(x.astype("float32") for x in (q, k, v)))
+  attended(*(x[..., :4] for x in (q, k, v)))
+  assert len(calls) == 3
+
+
+def test_a_kernel_that_is_wrong_is_not_used(monkeypatch):
+  on("gpu", monkeypatch)
+  monkeypatch.setattr(attention, "_cudnn", lambda q, k, v: softmax_attention(q, k, v, None) * 1.1)
+  q = jnp.ones((2, 4, 1, 8), "bfloat16")
+  with pytest.warns(UserWarning, match="XLA's operations are used: its gradients are wrong by 0.1"):
+    y = attended(q, q, q)
+  np.testing.assert_array_equal(y, jnp.ones_like(q))
+
+
+def test_where_there_is_no_cudnn_it_is_said_once_and_done_without(monkeypatch, recwarn):
+  on("gpu", monkeypatch)
+  q = jnp.ones((2, 4, 1, 8), "bfloat16")
+  for _ in range(2):
+    np.testing.assert_array_equal(attended(q, q, q), jnp.ones_like(q))
+  assert ["cuDNN is not detected" in str(w.message) for w in recwarn] == [True]
+  with pytest.raises(UserError, match='"cudnn" cannot be used: cuDNN is not detected.*"auto"'):
+    attended(q, q, q, kind="cudnn")
+
+
+@pytest.mark.parametrize("backend, change, reason", [
+    ("cpu", {}, "this runs on a CPU, and it is for GPUs"),
+    ("gpu", {"mask": MASK}, "without mask and bias"),
+    ("gpu", {"dtype": "float32"}, "bfloat16 or float16, not in float32"),
+    ("gpu", {"width": 12}, "multiples of 8 wide, and 128 at most, not 12"),
+    ("gpu", {"width": 136}, "not 136"),
+])
+def test_asked_for_where_it_cannot_be_used_it_says_why(backend, change, reason, monkeypatch):
+  on(backend, monkeypatch)
+  q = jnp.ones((2, 5, 1, change.get("width", 8)), change.get("dtype", "bfloat16"))
+  with pytest.raises(UserError, match=f"cannot be used: .*{reason}"):
+    attended(q, q, q, change.get("mask"), kind="cudnn")
+
+
+def test_an_attention_that_does_not_exist_is_an_error_before_anything_is_computed():
+  with pytest.raises(UserError, match="attention 'flash' does not exist; there are 'auto', 'xla'"):
+    layers.Attention(8, 2, attention="flash", rngs=None)
+
+
+def test_what_is_done_otherwise_on_other_devices_is_the_same(monkeypatch):
+  from flax import nnx
+  make = functools.partial(layers.Block, 8, 2, 16)
+  stack = layers.Stack(lambda rngs: make(rngs=rngs), 3, rngs=nnx.Rngs(1))
+  stack.blocks.attention.qkv.bias[...] = normal(3, 3, 2, 4)
+  x = normal(2, 5, 8)
+
+  programs, results = {}, {}
+  for backend in ("cpu", "gpu", "tpu"):
+    def step(stack, x):  # A function of its own, so that nothing is remembered of it.
+      return jax.value_and_grad(lambda stack: jnp.square(stack(x)).sum())(stack)
+
+    on(backend, monkeypatch)
+    programs[backend] = str(jax.make_jaxpr(step)(stack, x))
+    results[backend] = step(stack, x)
+  for backend in ("gpu", "tpu"):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+                 results[backend], results["cpu"])
+  # No loop on a GPU, and nothing that lets the compiler keep what is to be made again.
+  assert "scan[" in programs["cpu"] and "scan[" in programs["tpu"]
+  assert "scan[" not in programs["gpu"]
+  assert "optimization_barrier" in programs["gpu"]
+  assert "optimization_barrier" not in programs["tpu"]
