@@ -15,7 +15,7 @@ import numpy as np
 
 from clip_jax.errors import UserError
 from clip_jax.remat import made_again
-from clip_jax.sharding import platform
+from clip_jax.target import platform
 
 KINDS = {
     "auto": "cuDNN's kernel on a GPU, where it can be used, and XLA's operations elsewhere",

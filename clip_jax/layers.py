@@ -22,7 +22,8 @@ import numpy as np
 from clip_jax.attention import KINDS, attended
 from clip_jax.errors import UserError
 from clip_jax.remat import REMAT, apart, made_again
-from clip_jax.sharding import on_rows, platform
+from clip_jax.sharding import on_rows
+from clip_jax.target import platform
 
 Initializer = Callable[..., jax.Array]
 

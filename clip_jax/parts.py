@@ -16,6 +16,7 @@ from clip_jax.data.pipeline import Examples
 from clip_jax.experiment import build_all, check_inputs, check_sections
 from clip_jax.optim import kept_within
 from clip_jax.report import table
+from clip_jax.target import computed_in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +82,9 @@ class Parts:
   @property
   def dtypes(self) -> dict[str, str]:
     """What each tower computes in: "float32" if it has no such argument."""
-    return {name: getattr(self.config.model[name], "dtype", "float32")
-            for name in ("image", "text")}
+    with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+      return {name: computed_in(getattr(self.config.model[name], "dtype", "float32"))
+              for name in ("image", "text")}
 
   @functools.cached_property
   def compute(self) -> compute_lib.Compute:
@@ -106,7 +108,9 @@ def prepare(config: ConfigDict, *, mesh: jax.sharding.Mesh | None = None) -> Par
                            microbatches=training.microbatches)
   total_steps = training.total_steps(batch_size=data.batch_size, examples=len(data.source))
 
-  learner = abstract_learner(config)
+  # Towers ask what devices they are for.
+  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    learner = abstract_learner(config)
   check_inputs(learner.objective, data.views.outputs, config.augment)
   model_lib.check_tokens(learner.model.text, data.views.tokenizer)
   graphdef = model_lib.split(learner)[0]
@@ -116,7 +120,8 @@ def prepare(config: ConfigDict, *, mesh: jax.sharding.Mesh | None = None) -> Par
   def make(seed):
     return step_lib.create(make_learner(config, jax.random.key(seed)), optimizer)
 
-  shapes = jax.eval_shape(make, 0)
+  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    shapes = jax.eval_shape(make, 0)
   state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
                        shapes, sharding.state_shardings(shapes, mesh))
   return Parts(config, data, training, build_all(config.evaluators),

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax import lax
 
-from clip_jax.sharding import platform
+from clip_jax.target import platform
 
 # What the backward pass keeps of a block: inputs of products, norms and attention; results of
 # products; or its own input alone.

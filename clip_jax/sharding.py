@@ -81,15 +81,6 @@ def mesh_sizes(data: int, fsdp: int, tensor: int, *, devices: int) -> tuple[int,
   return sizes[0], sizes[1], sizes[2]
 
 
-def platform() -> str:
-  """What that which is traced now is for: "cpu", "gpu" or "tpu".
-
-  The kind of the mesh's devices, which need not be there; without a mesh, of those that are.
-  """
-  device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
-  return getattr(device, "platform", None) or jax.default_backend()
-
-
 def batch_shards(mesh: Mesh) -> int:
   """Into how many pieces the rows of a batch are split over the devices."""
   return math.prod(mesh.shape[axis] for axis in BATCH)

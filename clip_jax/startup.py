@@ -32,13 +32,16 @@ def writable(workdir: Path) -> Path:
   return workdir.absolute()
 
 
-def slow_on_cpu(parts: Parts) -> list[str]:
-  """What to set, if towers compute in bfloat16 on a CPU; nobody's numbers are changed unasked."""
-  flags = [f"--config.model.{name}.dtype=float32" for name, dtype in parts.dtypes.items()
-           if dtype == "bfloat16"]
-  if jax.default_backend() != "cpu" or not flags:
-    return []
-  return [f"           bfloat16 is slower than float32 on a CPU (docs/speed.md): {' '.join(flags)}"]
+def precision(parts: Parts) -> list[str]:
+  """What towers compute in, and what to set if a CPU was told to use bfloat16."""
+  of = parts.dtypes
+  same = of["image"] == of["text"]
+  lines = [f"computes   in {of['image']}" + ("" if same else f" (image) and {of['text']} (text)")]
+  flags = [f"--config.model.{name}.dtype=auto" for name, dtype in of.items() if dtype == "bfloat16"]
+  if jax.default_backend() == "cpu" and flags:
+    lines.append("           bfloat16 is slower than float32 on a CPU (docs/speed.md): "
+                 + " ".join(flags))
+  return lines
 
 
 def summary(parts: Parts, workdir: Path, start: int) -> list[str]:
@@ -63,7 +66,7 @@ def summary(parts: Parts, workdir: Path, start: int) -> list[str]:
       f"{number(compute.loss / 1e9)}), {compute.flops * samples:.1e} FLOP in all",
       f"devices    {len(devices)} x {devices[0].device_kind}, mesh "
       + " x ".join(f"{name}={n}" for name, n in parts.mesh.shape.items()),
-      *slow_on_cpu(parts),
+      *precision(parts),
       f"steps      {parts.total_steps:,}" + (f", from step {start:,} on" if start else ""),
       f"workdir    {workdir}",
   ]

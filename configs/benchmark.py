@@ -5,8 +5,8 @@
 
 The argument is a ViT, "Ti/16" to "L/16", or one of the study's other architectures, "resnet50",
 "convnext-T", "swin-T", "mixer-B/32"; "slip-B/16" is SLIP with a ViT, FLIP is
---config.objective.keep_patches=0.5. On a CPU set the dtype of both towers to float32. Scenes drawn
-on the way stand in for the study's data, which is private. What to measure: docs/speed.md.
+--config.objective.keep_patches=0.5. Scenes drawn on the way stand in for the study's data, which is
+private. What to measure: docs/speed.md.
 
 Source: Li, Xie, Cubuk 2024, sec. 3: 224 px, 16 tokens of 32,000, a text tower of size B, batches of
 16,384, 3.4 billion samples.

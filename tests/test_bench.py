@@ -48,6 +48,8 @@ def test_bench_step_says_what_a_step_costs(tmp_path, monkeypatch, capsys):
       numbers["TFLOP a step (6 x forward multiply-adds)"] / numbers["seconds a step"]
       / numbers["ceiling, TFLOP/s"])
   assert numbers["temporaries of the step, MB a device"] > 0
+  for what in ("start a step", "put a batch on the devices"):
+    assert 0 < numbers[f"host, ms of its processor to {what}"] < 1e3 * numbers["seconds a step"]
   shares = {name: n for name, n in numbers.items() if name.startswith("share of the device's time")}
   assert sum(shares.values()) == pytest.approx(1)
   assert all(shares[f"share of the device's time: {part}"] > 0
@@ -61,6 +63,8 @@ def test_the_ceiling_is_that_of_what_the_image_tower_computes_in():
   config = get_config()
   config.model.image = call(ConvNext, width=8, stages=(1, 1, 1, 1), image_size=32)
   config.objective.keep_patches = 1.0
+  assert prepare(config).dtypes == {"image": "float32", "text": "float32"}
+  config.model.image.dtype = "bfloat16"
   assert prepare(config).dtypes == {"image": "bfloat16", "text": "float32"}
 
 

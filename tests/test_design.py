@@ -12,7 +12,7 @@ PACKAGE = ROOT / "clip_jax"
 # A module imports only from lower layers; a folder's files are all of its layer.
 LAYERS = [
     ("errors",),
-    ("config", "interfaces", "distributed"),
+    ("config", "interfaces", "distributed", "target"),
     ("losses", "sharding", "report", "flops", "cli", "flags",
      "schedules", "profiling", "bringup", "interrupts", "stop"),
     ("remat", "shares", "convolution"),

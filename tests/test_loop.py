@@ -285,10 +285,11 @@ def test_it_is_told_how_often_each_example_is_seen(tmp_path):
 
 def test_it_is_told_that_a_cpu_is_slower_in_bfloat16(tmp_path):
   config = small()
-  assert not startup.slow_on_cpu(parts.prepare(config))
+  assert startup.precision(parts.prepare(config)) == ["computes   in float32"]
   config.model.text.dtype = "bfloat16"
   lines = startup.summary(parts.prepare(config), tmp_path, 0)
-  assert [line for line in lines if line.endswith(": --config.model.text.dtype=float32")]
+  assert "computes   in float32 (image) and bfloat16 (text)" in lines
+  assert [line for line in lines if line.endswith(": --config.model.text.dtype=auto")]
 
 
 def test_a_size_that_is_not_there_is_said_before_anything_is_compiled():

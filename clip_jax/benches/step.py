@@ -9,12 +9,15 @@ import jax
 import numpy as np
 
 from clip_jax import profiling, sharding
+from clip_jax.benches import machine
 from clip_jax.benches.machine import matmul_ceiling, per_call
 from clip_jax.parts import Parts
 from clip_jax.report import table
+from clip_jax.shares import placed, rows_of
 from clip_jax.step import TrainState
 
-TRACED = 3  # Steps under the profiler.
+TRACED = 3       # Steps under the profiler.
+HOST_STEPS = 50  # Steps whose time on the host is taken, at most.
 
 
 def bench_step(parts: Parts, profile: str | None = None) -> dict[str, float]:
@@ -34,6 +37,7 @@ def bench_step(parts: Parts, profile: str | None = None) -> dict[str, float]:
 
     seconds, cpu, state = per_call(step, first_state(parts))
     ceiling = matmul_ceiling(parts.mesh, parts.dtypes["image"])
+    starting, placing, state = _host_seconds(compiled, state, batch, parts)
     shares = _shares(step, state, compiled.as_text(), profile)
   images = parts.data.batch_size
   flops = images * parts.compute.flops
@@ -42,6 +46,8 @@ def bench_step(parts: Parts, profile: str | None = None) -> dict[str, float]:
       "share of the matrix-multiply ceiling": flops / seconds / ceiling,
       **{f"share of the device's time: {name.replace('_', ' ')}": share
          for name, share in shares.items()},
+      "host, ms of its processor to start a step": 1e3 * starting,
+      "host, ms of its processor to put a batch on the devices": 1e3 * placing,
       "images/s": images / seconds,
       "images per CPU-second": images / cpu,
       "seconds a step": seconds,
@@ -66,6 +72,29 @@ def first_state(parts: Parts) -> TrainState:
   """The train state before the first step, where the config's mesh has it."""
   shardings = jax.tree.map(lambda x: x.sharding, parts.state)
   return jax.jit(parts.make, static_argnums=0, out_shardings=shardings)(0)
+
+
+def _host_seconds(compiled, state, batch, parts):
+  """What the loop's own thread computes for a step, while the devices compute: medians.
+
+  Returns:
+    Seconds to start a step, to put a batch on the devices, and the state after the last one.
+  """
+  size = parts.data.batch_size
+  rows = rows_of(parts.mesh.local_devices, size, parts.mesh)
+  held = {name: np.zeros((len(rows), *x.shape[1:]), x.dtype) for name, x in batch.items()}
+  times = []
+  begun = time.perf_counter()
+  while len(times) < HOST_STEPS and (not times or time.perf_counter() - begun < machine.SECONDS):
+    clock = [time.thread_time()]
+    state, metrics = compiled(state, batch)
+    clock.append(time.thread_time())
+    put = placed(held, rows, size, parts.mesh)
+    clock.append(time.thread_time())
+    jax.block_until_ready((put, metrics))
+    times.append(np.diff(clock))
+  starting, placing = np.median(times, axis=0)
+  return float(starting), float(placing), state
 
 
 def _shares(step, state, text, profile):

@@ -11,6 +11,7 @@ from clip_jax.layers import BatchNorm, Linear
 from clip_jax.model import TwoTowers, unit
 from clip_jax.objectives.clip import Clip
 from clip_jax.objectives.pairs import checked_share
+from clip_jax.target import computed_in
 
 
 class Slip(nnx.Module):
@@ -27,7 +28,8 @@ class Slip(nnx.Module):
     hidden, outputs: widths of the head's three layers are hidden, hidden, outputs.
     keep_patches: share of the patches of the two views that the tower sees; `pairs` has its own.
     block: rows of NT-Xent's matrices in memory at once; all of them by default.
-    dtype: what the head computes in; statistics and the loss are float32 all the same.
+    dtype: what the head computes in, a name in `target.DTYPES`; statistics and the loss are float32
+      all the same.
     model: that is trained; `build` is told it.
 
   Source: Mu et al. 2022, sec. 3 and algorithm 1; the head as in its code.
@@ -35,11 +37,11 @@ class Slip(nnx.Module):
 
   def __init__(self, *, model: TwoTowers, pairs: Objective | None = None, ssl_weight: float = 1.0,
                temperature: float = 0.1, hidden: int = 4096, outputs: int = 256,
-               keep_patches: float = 1.0, block: int | None = None, dtype: str = "bfloat16",
+               keep_patches: float = 1.0, block: int | None = None, dtype: str = "auto",
                rngs: nnx.Rngs):
     self.pairs = Clip() if pairs is None else pairs
     self.inputs = (*self.pairs.inputs, "view_a", "view_b")
-    self.head = Head(model.image.width, hidden, outputs, dtype=dtype, rngs=rngs)
+    self.head = Head(model.image.width, hidden, outputs, dtype=computed_in(dtype), rngs=rngs)
     self.ssl_weight, self.temperature, self.block = ssl_weight, temperature, block
     self.keep_patches = checked_share(keep_patches)
 

@@ -11,6 +11,7 @@ from clip_jax.errors import UserError
 from clip_jax.layers import BatchNorm, Linear, added, check_heads, one_of
 from clip_jax.remat import REMAT
 from clip_jax.sharding import on_rows
+from clip_jax.target import computed_in
 from clip_jax.towers.sizes import both_sides
 
 # Name -> blocks in each stage, channels of the stem, image size it was published for.
@@ -39,7 +40,8 @@ class ClipResnet(nnx.Module):
     width: channels of the stem; the features have 32 times as many.
     heads: of the attention pool; width / 2 makes heads of 64.
     image_size: side, or (height, width), of the images in pixels; that of the size by default.
-    dtype: what the tower computes in; parameters are float32 all the same.
+    dtype: what the tower computes in, a name in `target.DTYPES`; parameters are float32 all the
+      same.
     remat: what the backward pass keeps of a block, a name in `remat.REMAT`.
 
   Source: Radford et al. 2021, sec. 2.4; He et al. 2019 for the stem, Zhang 2019 for the pools.
@@ -47,8 +49,9 @@ class ClipResnet(nnx.Module):
 
   def __init__(self, *, size: str = "RN50", stages: tuple[int, ...] | None = None,
                width: int | None = None, heads: int | None = None,
-               image_size: int | tuple[int, int] | None = None, dtype: str = "bfloat16",
+               image_size: int | tuple[int, int] | None = None, dtype: str = "auto",
                remat: str = "none", rngs: nnx.Rngs):
+    dtype = computed_in(dtype)
     named = one_of(SIZES, size, "ClipResnet")
     stages = named[0] if stages is None else stages
     width = named[1] if width is None else width

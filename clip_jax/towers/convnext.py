@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from clip_jax import layers
 from clip_jax.convolution import convolved
 from clip_jax.sharding import everywhere, on_rows
+from clip_jax.target import computed_in
 from clip_jax.towers.sizes import both_sides
 
 # Blocks in each of the four stages, and channels of the first.
@@ -40,7 +41,8 @@ class ConvNext(nnx.Module):
   def __init__(self, *, size: str = "T", stages: tuple[int, ...] | None = None,
                width: int | None = None, layer_scale: float = 1e-6,
                image_size: int | tuple[int, int] = 224, activation: str = "gelu",
-               dtype: str = "bfloat16", remat: str = "none", unroll: int = 0, rngs: nnx.Rngs):
+               dtype: str = "auto", remat: str = "none", unroll: int = 0, rngs: nnx.Rngs):
+    dtype = computed_in(dtype)
     named = layers.one_of(SIZES, size, "ConvNext size")
     stages, width = tuple(stages or named[0]), width or named[1]
     self.image_size, self.width = both_sides(image_size), width * 2 ** (len(stages) - 1)

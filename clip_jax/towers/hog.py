@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from clip_jax.errors import UserError
 from clip_jax.layers import check_keeps_all
 from clip_jax.sharding import on_rows
+from clip_jax.target import computed_in
 from clip_jax.towers.sizes import both_sides, patch_grid
 
 FLOOR = 4e-3  # Of a cell's energy: a plain area has no contrast to be enlarged.
@@ -32,7 +33,8 @@ class Hog(nnx.Module):
   """
 
   def __init__(self, *, image_size: int | tuple[int, int] = 224, cell: int = 8,
-               orientations: int = 9, dtype: str = "bfloat16"):
+               orientations: int = 9, dtype: str = "auto"):
+    dtype = computed_in(dtype)
     self.image_size, self.cell, self.orientations = both_sides(image_size), cell, orientations
     self.dtype = dtype
     self.width = math.prod(patch_grid(self.image_size, cell)) * (orientations + 3)

@@ -9,6 +9,7 @@ import jax
 from clip_jax import layers
 from clip_jax.errors import UserError
 from clip_jax.sharding import on_rows
+from clip_jax.target import computed_in
 from clip_jax.towers.sizes import both_sides, patch_grid
 
 # Width and depth. The channels' MLP is four times as wide, the tokens' half as wide.
@@ -32,7 +33,8 @@ class MlpMixer(nnx.Module):
   def __init__(self, *, size: str = "B", patch: int = 16, image_size: int | tuple[int, int] = 224,
                width: int | None = None, depth: int | None = None, mlp: int | None = None,
                token_mlp: int | None = None, activation: str = "gelu_tanh",
-               dtype: str = "bfloat16", remat: str = "none", unroll: int = 0, rngs: nnx.Rngs):
+               dtype: str = "auto", remat: str = "none", unroll: int = 0, rngs: nnx.Rngs):
+    dtype = computed_in(dtype)
     named = layers.one_of(SIZES, size, "MlpMixer size")
     width, depth = width or named[0], depth or named[1]
     self.image_size, self.patch, self.width = both_sides(image_size), patch, width

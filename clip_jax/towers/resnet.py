@@ -12,6 +12,7 @@ from clip_jax.errors import UserError
 from clip_jax.layers import Stack, check_keeps_all
 from clip_jax.remat import REMAT, made_again
 from clip_jax.sharding import on_rows
+from clip_jax.target import computed_in
 from clip_jax.towers.sizes import both_sides
 
 # Layers -> blocks in each of the four stages, bottleneck blocks throughout.
@@ -40,7 +41,8 @@ class BitResnet(nnx.Module):
       the other: what is where is kept, which pays where pictures are centred, but the image size
       is fixed.
     image_size: side, or (height, width), of the images in pixels.
-    dtype: what the tower computes in; parameters are float32 all the same.
+    dtype: what the tower computes in, a name in `target.DTYPES`; parameters are float32 all the
+      same.
     remat: what the backward pass keeps of a block, a name in `remat.REMAT`.
     unroll: blocks per turn of the compiled loop over the like blocks of a stage, as of `Stack`.
 
@@ -49,8 +51,9 @@ class BitResnet(nnx.Module):
 
   def __init__(self, *, layers: int | None = 50, stages: tuple[int, ...] | None = None,
                width: int = 64, block: str = "bottleneck", stem: str = "large", groups: int = 32,
-               pool: str = "gap", image_size: int | tuple[int, int] = 224, dtype: str = "bfloat16",
+               pool: str = "gap", image_size: int | tuple[int, int] = 224, dtype: str = "auto",
                remat: str = "none", unroll: int = 0, rngs: nnx.Rngs):
+    dtype = computed_in(dtype)
     if stages is None and layers not in DEPTHS:
       raise UserError(f"BitResnet has no layers={layers}; there are "
                       f"{', '.join(map(str, DEPTHS))}. Or give stages, as in stages=(2, 2, 2).")

@@ -12,6 +12,7 @@ import numpy as np
 from clip_jax import layers
 from clip_jax.errors import UserError
 from clip_jax.sharding import on_rows
+from clip_jax.target import computed_in
 from clip_jax.towers.sizes import both_sides
 
 # Blocks in each of the four stages, and channels of the first.
@@ -50,7 +51,8 @@ class Swin(nnx.Module):
   def __init__(self, *, size: str = "T", stages: tuple[int, ...] | None = None,
                width: int | None = None, window: int = 7, head_width: int = 32, patch: int = 4,
                image_size: int | tuple[int, int] = 224, activation: str = "gelu",
-               dtype: str = "bfloat16", remat: str = "none", unroll: int = 0, rngs: nnx.Rngs):
+               dtype: str = "auto", remat: str = "none", unroll: int = 0, rngs: nnx.Rngs):
+    dtype = computed_in(dtype)
     named = layers.one_of(SIZES, size, "Swin size")
     stages, width = tuple(stages or named[0]), width or named[1]
     if any(depth % 2 for depth in stages):

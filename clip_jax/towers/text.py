@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from clip_jax import layers
 from clip_jax.errors import UserError
 from clip_jax.sharding import on_rows, whole
+from clip_jax.target import computed_in
 from clip_jax.towers.sizes import transformer_size
 
 POOLS = ("last", "eot", "mean", "map")
@@ -42,7 +43,8 @@ class TextTransformer(nnx.Module):
                end_token: int | None = None, epsilon: float = 1e-6,
                width: int | None = None, depth: int | None = None, mlp: int | None = None,
                heads: int | None = None, activation: str = "gelu_tanh", attention: str = "auto",
-               dtype: str = "bfloat16", remat: str = "none", unroll: int = 0, rngs: nnx.Rngs):
+               dtype: str = "auto", remat: str = "none", unroll: int = 0, rngs: nnx.Rngs):
+    dtype = computed_in(dtype)
     if pool not in POOLS:
       raise UserError(f"TextTransformer has no pool {pool!r}; there are {', '.join(POOLS)}.")
     width, depth, mlp, heads = transformer_size(size, width, depth, mlp, heads)

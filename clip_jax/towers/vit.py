@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from clip_jax import layers
 from clip_jax.errors import UserError
 from clip_jax.sharding import on_rows
+from clip_jax.target import computed_in
 from clip_jax.towers.sizes import both_sides, transformer_size
 
 POOLS = ("gap", "tok", "map")
@@ -32,7 +33,8 @@ class Vit(nnx.Module):
       so400m does at 384 pixels; otherwise such an image size is an error.
     epsilon: of the norms.
     activation: a name in `layers.ACTIVATIONS`.
-    dtype: what the tower computes in; parameters are float32 all the same.
+    dtype: what the tower computes in, a name in `target.DTYPES`; parameters are float32 all the
+      same.
     attention: how attention is computed, a name in `attention.KINDS`.
     remat: what the backward pass keeps of a block, a name in `remat.REMAT`.
     unroll: blocks per turn of the compiled loop over blocks, as of `layers.Stack`.
@@ -49,8 +51,9 @@ class Vit(nnx.Module):
                pre_norm: bool = False, patch_bias: bool = True, drop_rest: bool = False,
                epsilon: float = 1e-6, width: int | None = None, depth: int | None = None,
                mlp: int | None = None, heads: int | None = None, activation: str = "gelu_tanh",
-               attention: str = "auto", dtype: str = "bfloat16", remat: str = "none",
+               attention: str = "auto", dtype: str = "auto", remat: str = "none",
                unroll: int = 0, rngs: nnx.Rngs):
+    dtype = computed_in(dtype)
     for name, value, known in (("pool", pool, POOLS), ("positions", positions, POSITIONS)):
       if value not in known:
         raise UserError(f"Vit has no {name} {value!r}; there are {', '.join(known)}.")
