@@ -1,9 +1,14 @@
 """What is being traced for: the kind of device, and what to compute in there."""
 
+from collections.abc import Iterator
+import contextlib
+from contextvars import ContextVar
+
 import jax
 
 from clip_jax.errors import UserError
 
+_anywhere = ContextVar("anywhere", default=False)
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
@@ -12,8 +17,20 @@ def platform() -> str:
 
   The kind of the mesh's devices, which need not be there; without a mesh, of those that are.
   """
+  if _anywhere.get():
+    return "cpu"
   device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
   return getattr(device, "platform", None) or jax.default_backend()
+
+
+@contextlib.contextmanager
+def anywhere() -> Iterator[None]:
+  """Within it, what is traced is for all kinds of devices: as on a CPU, which is one like them."""
+  token = _anywhere.set(True)
+  try:
+    yield
+  finally:
+    _anywhere.reset(token)
 
 
 def computed_in(dtype: str) -> str:

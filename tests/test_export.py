@@ -18,13 +18,14 @@ from clip_jax.loading import read
 from clip_jax.model import TwoTowers, split
 from clip_jax.pretrained import big_vision, hugging_face, open_clip, stablehlo
 from clip_jax.pretrained.saved import Saved
+from clip_jax.target import platform
 from clip_jax.towers.clip_resnet import ClipResnet
 from clip_jax.towers.resnet import BitResnet
 from clip_jax.towers.text import TextTransformer
 from clip_jax.towers.vit import Vit
 from goldens import GOLDENS
 from run_config import get_config
-from tiny import SIZE, batch, learner, model_call, text_tower
+from tiny import SIZE, batch, image_tower, learner, model_call, text_tower
 
 TEXTS = ["a dog", "flag of France"]
 
@@ -93,6 +94,18 @@ def test_towers_without_a_counterpart_become_programs_too(tmp_path):
     program = jax_export.deserialize(bytearray((tmp_path / f"{name}.stablehlo").read_bytes()))
     encode = jax.jit(lambda model, x: getattr(model, name)(x))
     np.testing.assert_allclose(program.call(x), encode(made, x), atol=1e-5)
+
+
+def test_programs_for_all_devices_have_nothing_of_the_one_they_are_made_on(monkeypatch, tmp_path):
+  towers = dict(image=image_tower(dtype="auto"), text=text_tower(dtype="auto"))
+  _, params, stats = split(learner(**towers).model)
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  assert platform() == "gpu"
+  stablehlo.write(Saved(model_call(**towers), params, stats, 10.0, 0.0, None, None), tmp_path)
+  for name in ("encode_image", "encode_text"):
+    program = jax_export.deserialize(bytearray((tmp_path / f"{name}.stablehlo").read_bytes()))
+    assert "stablehlo" in program.mlir_module() and "bf16" not in program.mlir_module()
+  assert platform() == "gpu"
 
 
 @pytest.mark.parametrize("changes, form, message", [

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from clip_jax.model import split
 from clip_jax.pretrained import saved as saved_lib
 from clip_jax.pretrained.saved import Saved, abstract
+from clip_jax.target import anywhere
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 SHAPES = "shapes.json"
@@ -22,6 +23,11 @@ def write(saved: Saved, folder: Path) -> None:
   [B, L] to float32 [B, E] of unit length. Normalisation of pixels is in it; resizing and
   tokenizing are not.
   """
+  with anywhere():
+    _write(saved, folder)
+
+
+def _write(saved, folder):
   model = nnx.merge(split(abstract(saved.model))[0], saved.params, saved.stats)
   height, width = model.image.image_size
   folder.mkdir(parents=True, exist_ok=True)
