@@ -18,10 +18,12 @@ HELP = """Says whether a config fits a pod, how fast it can go there, and what t
                              clip_jax.bench data` measures it), 200 if not given
   --explain                  prints where each array of the train state lies instead
 
-The real train step is compiled for the topology, which needs no TPU but libtpu (pip install
-'scaling-clip-jax[tpu]') and minutes. What does not fit is tried again with rematerialisation,
-microbatches, FSDP and smaller batches. Without libtpu, and for GPUs, nothing is compiled, and what
-only the compiler knows is missing.
+The real train step is compiled for the topology, which needs none of its chips but a compiler for
+them and minutes: libtpu (pip install 'scaling-clip-jax[tpu]') for TPUs, and for GPUs JAX's CUDA
+plugin (pip install 'scaling-clip-jax[cuda]'), without a driver. What does not fit is tried again
+with rematerialisation, microbatches, FSDP and smaller batches. Without a compiler, what only it
+knows is missing. Programs for GPUs are not tuned, as there is none to try them on: memory is that
+of the program, traffic and time are approximate.
 
 Exit codes: 0 done, 2 a mistake in what was asked for, 130 stopped by Ctrl-C, 1 anything else.
 """

@@ -5,7 +5,9 @@ import json
 import os
 from pathlib import Path
 import sys
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
@@ -18,6 +20,7 @@ from clip_jax.parts import prepare
 from clip_jax.planning import compile as compile_lib, estimate as estimate_lib
 from clip_jax.planning.chips import topology
 from clip_jax.planning.estimate import estimate, without_data
+from clip_jax.planning.hlo import Program
 from clip_jax.planning.roofline import Roofline
 from run_config import get_config
 
@@ -25,7 +28,7 @@ CONFIG = f"{Path(__file__).parent}/run_config.py"
 
 
 @pytest.fixture(autouse=True)
-def no_libtpu(monkeypatch):
+def no_compiler(monkeypatch):
   """As on most machines; and the environment as it was."""
   monkeypatch.setenv("JAX_PLATFORMS", os.environ["JAX_PLATFORMS"])
   monkeypatch.setattr(compile_lib, "can_compile", lambda topology: False)
@@ -41,6 +44,7 @@ def test_the_analytic_part_needs_no_compiler_and_says_what_misses(monkeypatch, t
   assert run("--topology=h100:8", f"--json={tmp_path}/n", monkeypatch=monkeypatch) == 0
   printed, numbers = capsys.readouterr().out, json.loads((tmp_path / "n").read_text())
   assert "8 x H100 80GB in 1 hosts, mesh data=8 x fsdp=1 x tensor=1" in printed
+  assert "JAX's CUDA plugin is not installed (pip install 'scaling-clip-jax[cuda]')" in printed
   assert "Missing: temporaries and peak, whether it fits" in printed
   assert numbers["fits"] is None and numbers["collectives"] is None
   assert numbers["bytes_per_chip"]["temporaries"] is None
@@ -109,6 +113,71 @@ def test_data_that_is_not_here_is_planned_without():
   assert made.batch_size == 32 and made.total_steps is None
   assert "set --config.train.samples" in made.notes[1]
   assert config.data.source.path == "/nowhere"
+
+
+PROGRAM = Program("""ENTRY %main (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  %n = f32[8]{0} negate(%p)
+  ROOT %r = f32[8]{0} all-reduce(%n), channel_id=1, replica_groups={}
+}
+""")
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+  """One that finds the same in every step."""
+  monkeypatch.setattr(compile_lib, "can_compile", lambda topology: True)
+  monkeypatch.setattr(compile_lib, "devices", lambda topology: jax.devices()[:topology.devices])
+  monkeypatch.setattr(compile_lib, "compiled", lambda parts, topology: compile_lib.Compiled(
+      arguments=10**9, temporaries=10**9, peak=2 * 10**9, program=PROGRAM, seconds=1.0))
+  monkeypatch.setattr(estimate_lib, "_places", lambda mesh, topology: [
+      topology.place(i) for i in range(topology.devices)])
+
+
+def test_a_step_for_gpus_is_said_to_be_compiled_without_one(
+    compiler, monkeypatch, tmp_path, capsys):
+  assert run("--topology=h100:8", f"--json={tmp_path}/n", monkeypatch=monkeypatch) == 0
+  printed, numbers = capsys.readouterr().out, json.loads((tmp_path / "n").read_text())
+  assert "yes: 2 GB of 63.71 GB a chip" in printed
+  assert "products are cuBLAS's" in printed and "75% of a GPU's 84.9 GB." in printed
+  assert numbers["collectives"] == {"all-reduce": {"count": 1, "bytes": 2 * 7 / 8 * 32}}
+  assert numbers["seconds"]["interconnect"] == pytest.approx(2 * 7 / 8 * 32 / 450e9)
+
+
+@pytest.mark.parametrize("share, said", [(0.8, True), (0.95, False)])
+def test_what_has_room_in_more_of_a_gpu_is_told_so(share, said, compiler, monkeypatch):
+  gpus = topology("h100:8")
+  monkeypatch.setattr(compile_lib, "compiled", lambda parts, topology: compile_lib.TooLarge(
+      int(share * gpus.chip.memory), int(gpus.chip.room), 1.0))
+  made = estimate(get_config(), gpus)
+  assert made.fits is False and made.limit == int(gpus.chip.room)
+  assert ("XLA_CLIENT_MEM_FRACTION=0.9" in made.notes[-1]) == said
+
+
+@pytest.mark.parametrize("where", ["devices", "compiled"])
+def test_a_compiler_that_fails_for_gpus_leaves_the_analytic_part(where, compiler, monkeypatch):
+  def fails(*arguments):
+    raise RuntimeError("INTERNAL: no tile sizes.\nAnd much more")
+
+  monkeypatch.setattr(compile_lib, where, fails)
+  made = estimate(get_config(), topology("h100:8"))
+  assert made.fits is None and made.found is None and made.roofline.compute > 0
+  assert "the compiler failed (INTERNAL: no tile sizes)" in made.notes[0]
+  with pytest.raises(RuntimeError, match="no tile sizes"):  # libtpu's job is to compile for TPUs.
+    estimate(get_config(), topology("v5e:2x4"))
+
+
+def test_a_mistake_is_the_users_for_gpus_too(compiler):
+  config = get_config()
+  config.data.batch_size = 36
+  with pytest.raises(UserError, match="batch_size 36 is not divisible by 8"):
+    estimate(config, topology("h100:8"))
+
+
+def test_gpus_lie_in_their_hosts_in_the_order_of_the_list():
+  """They have no coordinates; the mesh may have them in another order."""
+  mesh = SimpleNamespace(devices=np.array([SimpleNamespace(id=i) for i in (0, 9, 8, 15)]))
+  assert estimate_lib._places(mesh, topology("h100:16")) == [(0, 0), (1, 1), (1, 0), (1, 7)]
 
 
 def test_what_does_not_fit_is_tried_with_other_settings(monkeypatch, tmp_path, capsys):

@@ -14,7 +14,8 @@ class Chip:
 
   Attributes:
     flops: bfloat16 FLOP/s at most, without sparsity.
-    memory: bytes of HBM that a program can have; TPUs keep a little for themselves.
+    memory: bytes of HBM that are there for programs: what TPUs do not keep for themselves, what the
+      drivers of GPUs report.
     bandwidth: bytes/s between HBM and the chip.
     link: bytes/s that one link to a neighbour carries in one direction (TPU), or that a chip gets
       from all others in its host (GPU).
@@ -38,6 +39,21 @@ class Chip:
   host_cores: int
   kind: str
 
+  @property
+  def room(self) -> float:
+    """Bytes of HBM that one program can have.
+
+    On a GPU that is what JAX takes of the memory for all arrays and temporaries. What it leaves is
+    not lost: CUDA itself, its libraries and NCCL have theirs there. So this is the limit that a run
+    meets if it sets nothing, and not the last byte.
+    """
+    return self.memory * (1 if self.dimensions else PREALLOCATED)
+
+
+# The share of a GPU's memory that JAX takes unless XLA_CLIENT_MEM_FRACTION, which was named
+# XLA_PYTHON_CLIENT_MEM_FRACTION, says otherwise: docs.jax.dev/en/latest/gpu_memory_allocation.html.
+# Versions after 0.10.2 may take more once that is full, of what is free then.
+PREALLOCATED = 0.75
 
 # TPU: FLOP/s, HBM, links and DCN as in Google's pages on the architecture of each generation
 # (docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e); bytes/s of a link in one direction, and
@@ -45,18 +61,19 @@ class Chip:
 # hosts are the virtual machines of several-host slices, ct4p-hightpu-4t, ct5lp-hightpu-4t,
 # ct5p-hightpu-4t, ct6e-standard-4t. v4's DCN is 200 Gbit/s a host. HBM is what libtpu 0.0.42
 # grants.
-# GPU: NVIDIA's data sheets of A100 80GB SXM, H100 SXM, H200 SXM and HGX B200; half of NVLink's
-# bandwidth is one direction; the network is one adapter a GPU (200 Gbit/s for A100, else 400);
-# hosts are Google's a2-ultragpu-8g, a3-highgpu-8g, a3-ultragpu-8g and a4-highgpu-8g.
+# GPU: NVIDIA's data sheets of A100 80GB SXM, H100 SXM, H200 SXM and HGX B200, HBM as drivers report
+# it (OpenXLA's xla/backends/gpu/target_config/specs); half of NVLink's bandwidth is one direction;
+# the network is one adapter a GPU (200 Gbit/s for A100, else 400); hosts are Google's
+# a2-ultragpu-8g, a3-highgpu-8g, a3-ultragpu-8g and a4-highgpu-8g.
 CHIPS = {
     "v4": Chip(275e12, 30.75 * 2**30, 1228e9, 45e9, 6.25e9, 6, 3, 4, 4, 240, "TPU v4"),
     "v5e": Chip(197e12, 15.75 * 2**30, 819e9, 50e9, 3.125e9, 6, 2, 16, 4, 112, "TPU v5 lite"),
     "v5p": Chip(459e12, 95.74 * 2**30, 2765e9, 100e9, 6.25e9, 6, 3, 4, 4, 208, "TPU v5"),
     "v6e": Chip(918e12, 31.25 * 2**30, 1638e9, 100e9, 12.5e9, 6, 2, 16, 4, 180, "TPU v6 lite"),
-    "a100": Chip(312e12, 80e9, 2039e9, 300e9, 25e9, 16, 0, 1, 8, 96, "A100 80GB"),
-    "h100": Chip(989e12, 80e9, 3350e9, 450e9, 50e9, 15, 0, 1, 8, 208, "H100 80GB"),
-    "h200": Chip(989e12, 141e9, 4800e9, 450e9, 50e9, 15, 0, 1, 8, 224, "H200"),
-    "b200": Chip(2250e12, 180e9, 7700e9, 900e9, 50e9, 28, 0, 1, 8, 224, "B200"),
+    "a100": Chip(312e12, 79.25 * 2**30, 2039e9, 300e9, 25e9, 16, 0, 1, 8, 96, "A100 80GB"),
+    "h100": Chip(989e12, 79.11 * 2**30, 3350e9, 450e9, 50e9, 15, 0, 1, 8, 208, "H100 80GB"),
+    "h200": Chip(989e12, 141 * 2**30, 4800e9, 450e9, 50e9, 15, 0, 1, 8, 224, "H200"),
+    "b200": Chip(2250e12, 178.36 * 2**30, 7700e9, 900e9, 50e9, 28, 0, 1, 8, 224, "B200"),
 }
 # What `--topology=all` compares: 64 chips of each TPU.
 COMPARED = ("v4:4x4x4", "v5e:8x8", "v5p:4x4x4", "v6e:8x8")

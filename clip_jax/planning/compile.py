@@ -16,9 +16,13 @@ from jax.experimental import topologies
 from clip_jax.errors import UserError
 from clip_jax.parts import Parts
 from clip_jax.planning.chips import Topology
+from clip_jax.planning.gpus import GPUS, target_config
 from clip_jax.planning.hlo import Program
 
 _ONE_DEVICE_A_CHIP = {"v4": "megacore", "v5p": "megacore"}  # Chips of two cores that work as one.
+# The compiler tries Triton's products out before it takes one, which needs a GPU; without them, the
+# products are cuBLAS's.
+_UNTRIED: dict[str, str | bool] = {"xla_gpu_enable_triton_gemm": False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,15 +44,16 @@ class Compiled:
 
 @dataclasses.dataclass(frozen=True)
 class TooLarge:
-  """A step that the compiler refused: bytes a chip that it needs, and that a program can have."""
+  """A step that has no room: bytes a chip that it needs, and that a program can have."""
   needed: int
   there: int
   seconds: float
 
 
 def can_compile(topology: Topology) -> bool:
-  """Whether programs for this topology can be compiled here: TPUs, with libtpu."""
-  return topology.is_tpu and importlib.util.find_spec("libtpu") is not None
+  """Whether there is a compiler here: libtpu for TPUs, one of JAX's plugins for GPUs."""
+  modules = ("libtpu",) if topology.is_tpu else ("jax_cuda12_plugin", "jax_cuda13_plugin")
+  return any(importlib.util.find_spec(module) for module in modules)
 
 
 def bytes_a_device(tree: Any) -> int:
@@ -63,6 +68,10 @@ def devices(topology: Topology) -> Sequence:
   Raises:
     UserError: there is no such slice.
   """
+  if not topology.is_tpu:
+    return topologies.get_topology_desc(
+        platform="cuda", topology_name=topology.name, topology=gpu_layout(topology),
+        target_config=target_config(GPUS[topology.name], topology.chip)).devices
   # Several compilations at a time do no harm, and what libtpu asks of its machine is not there.
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -75,23 +84,41 @@ def devices(topology: Topology) -> Sequence:
   try:
     return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
   except Exception as e:  # Whatever kind of error this version of libtpu has for it.
-    raise UserError(f"libtpu knows no slice {name}: {_first_line(e)}. Sides that exist are in "
+    raise UserError(f"libtpu knows no slice {name}: {first_line(e)}. Sides that exist are in "
                     "Google's page on the generation, cloud.google.com/tpu/docs.") from e
 
 
-def compiled(parts: Parts) -> Compiled | TooLarge:
-  """The train step of `parts`, whose mesh is of `devices`, compiled for them."""
+def gpu_layout(topology: Topology) -> str:
+  """Slices x hosts x GPUs of a host, as JAX writes it; every host of a layout has as many.
+
+  So 20 GPUs are 5 hosts of 4 here. That decides which process a device belongs to and nothing that
+  the plan says; where its devices lie is up to `Topology.place`.
+  """
+  n, most = topology.devices, topology.chip.host_chips
+  gpus = n if n <= most else math.gcd(n, most)
+  return f"1x{n // gpus}x{gpus}"
+
+
+def compiled(parts: Parts, topology: Topology) -> Compiled | TooLarge:
+  """The train step of `parts`, whose mesh is of `devices`, compiled for them.
+
+  A compiler for TPUs refuses what has no room. One for GPUs does not, so its peak is compared with
+  `Chip.room`.
+  """
   begun = time.perf_counter()
   with jax.set_mesh(parts.mesh), _without_cache():
     lowered = parts.train_step.lower(parts.state, parts.batch)
     try:
-      made = lowered.compile()
+      made = lowered.compile(None if topology.is_tpu else _UNTRIED)
     except jax.errors.JaxRuntimeError as e:
       sizes = too_large(str(e), bytes_a_device((parts.state, parts.batch)))
       if sizes is None:
         raise
       return TooLarge(*sizes, time.perf_counter() - begun)
   memory = made.memory_analysis()
+  if not topology.is_tpu and memory.peak_memory_in_bytes > topology.chip.room:
+    return TooLarge(memory.peak_memory_in_bytes, int(topology.chip.room),
+                    time.perf_counter() - begun)
   return Compiled(memory.argument_size_in_bytes, memory.temp_size_in_bytes,
                   memory.peak_memory_in_bytes, Program(made.as_text()), time.perf_counter() - begun)
 
@@ -124,5 +151,6 @@ def _without_cache():
     jax.config.update("jax_enable_compilation_cache", before)
 
 
-def _first_line(error):
+def first_line(error: Exception) -> str:
+  """Of its message, or its kind if it has none."""
   return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")

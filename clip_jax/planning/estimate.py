@@ -14,7 +14,7 @@ from clip_jax.errors import UserError
 from clip_jax.flops import multiply_adds, parameters
 from clip_jax.parts import explanation, prepare
 from clip_jax.planning import compile as compile_lib, roofline
-from clip_jax.planning.chips import Topology
+from clip_jax.planning.chips import PREALLOCATED, Topology
 from clip_jax.planning.collectives import Collective, by_kind, collectives
 from clip_jax.planning.hlo import main_memory_traffic
 
@@ -29,7 +29,7 @@ class Estimate:
 
   Attributes:
     topology, mesh: what is planned for; sizes of the mesh by axis.
-    fits: whether the compiler found room; None where nothing could be compiled.
+    fits: whether there is room; None where nothing could be compiled.
     arguments: bytes a chip of the train state and a batch.
     temporaries, peak: bytes a chip; of a step that does not fit, what it needs is the peak.
     limit: bytes a chip that programs can have.
@@ -80,20 +80,14 @@ def estimate(config: ConfigDict, topology: Topology, *,
   """
   config, notes, knows_length = without_data(config)
   chip = topology.chip
-  made: Any  # Compiled, TooLarge, or None.
-  if compile_lib.can_compile(topology):
-    parts = prepare(config, mesh=_mesh(config, compile_lib.devices(topology)))
-    made = compile_lib.compiled(parts)
-    within: Any = jax.set_mesh(parts.mesh)
-  else:
-    mesh = _abstract_mesh(config, topology)
-    parts, made = prepare(config, mesh=mesh), None
-    within = jax.sharding.use_abstract_mesh(mesh)
-    notes += (_what_is_missing(topology),)
+  parts, made, within, missing = _prepared(config, topology)
+  notes += missing
   fits = None if made is None else isinstance(made, compile_lib.Compiled)
   program = made.program if fits else None
   found = collectives(program, topology.devices) if fits else None
   traffic = main_memory_traffic(program) if fits else None
+  if made and not topology.is_tpu:
+    notes += _of_gpus(made, topology)
   with within:
     done, weighted = (2 * multiply_adds(parts.train_step, parts.state, parts.batch, exact=exact)
                       for exact in (1, chip.exact))
@@ -102,7 +96,7 @@ def estimate(config: ConfigDict, topology: Topology, *,
       arguments=compile_lib.bytes_a_device((parts.state, parts.batch)),
       temporaries=made.temporaries if fits else None,
       peak=None if made is None else made.peak if fits else made.needed,
-      limit=made.there if fits is False else chip.memory,
+      limit=made.there if fits is False else chip.room,
       batch_size=parts.data.batch_size, total_steps=parts.total_steps if knows_length else None,
       parameters=parameters(parts.state.params),
       model_flops=parts.data.batch_size * parts.compute.flops, flops=done, traffic=traffic,
@@ -114,6 +108,24 @@ def estimate(config: ConfigDict, topology: Topology, *,
               found, _places(parts.mesh, topology), topology) if fits else None,
           input=roofline.input_seconds(parts.data.batch_size, topology, images_per_core)),
       compile_seconds=made.seconds if made else None, notes=notes)
+
+
+def _prepared(config, topology):
+  """The parts of a run; its step, if that was compiled; a context with their mesh; notes."""
+  failed = None
+  if compile_lib.can_compile(topology):
+    try:
+      parts = prepare(config, mesh=_mesh(config, compile_lib.devices(topology)))
+      return parts, compile_lib.compiled(parts, topology), jax.set_mesh(parts.mesh), ()
+    except UserError:
+      raise
+    except Exception as e:  # JAX does not promise that it compiles for GPUs which are not there.
+      if topology.is_tpu:
+        raise
+      failed = e
+  mesh = _abstract_mesh(config, topology)
+  return (prepare(config, mesh=mesh), None, jax.sharding.use_abstract_mesh(mesh),
+          (_what_is_missing(topology, failed),))
 
 
 class NoData:
@@ -170,16 +182,35 @@ def _abstract_mesh(config, topology):
 
 
 def _places(mesh, topology):
-  """Where each device of the mesh lies: its slice, then its coordinates."""
+  """Where each device of the mesh lies: its slice or host, then its coordinates."""
+  if not topology.is_tpu:
+    return [topology.place(d.id) for d in mesh.devices.flat]
   return [(getattr(d, "slice_index", None) or 0, *d.coords[:topology.chip.dimensions])
           for d in mesh.devices.flat]
 
 
-def _what_is_missing(topology):
-  why = ("libtpu is not installed (pip install 'scaling-clip-jax[tpu]')" if topology.is_tpu
-         else "programs can be compiled ahead of time for TPUs alone")
+def _what_is_missing(topology, failed=None):
+  compiler, extra = ("libtpu", "tpu") if topology.is_tpu else ("JAX's CUDA plugin", "cuda")
+  why = (f"the compiler failed ({compile_lib.first_line(failed)})" if failed else
+         f"{compiler} is not installed (pip install 'scaling-clip-jax[{extra}]')")
   return (f"Nothing was compiled, for {why}. Missing: temporaries and peak, whether it fits, "
           "memory traffic, collectives; the time is of the products and the input alone.")
+
+
+def _of_gpus(made, topology):
+  """What to bear in mind of a step that was compiled without a GPU."""
+  notes = ("No GPU was there to try programs out on, so products are cuBLAS's, with none of "
+           "Triton's, and the program that GPUs will run differs: memory traffic, and the time "
+           "that hangs on it, are approximate.",)
+  limit = (f"The limit is what JAX takes if not told otherwise, {PREALLOCATED:.0%} of a GPU's "
+           f"{topology.chip.memory / 1e9:.1f} GB")
+  if isinstance(made, compile_lib.TooLarge) and made.needed < _MOST * topology.chip.memory:
+    limit += f"; with XLA_CLIENT_MEM_FRACTION={_MOST} this step may have room"
+  return (*notes, limit + ".")
+
+
+# Of a GPU's memory, for arrays: CUDA, its libraries and NCCL need some gigabytes too.
+_MOST = 0.9
 
 
 def as_json(plan: Estimate) -> dict[str, Any]:

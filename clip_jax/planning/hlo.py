@@ -81,6 +81,9 @@ class Program:
     # What is called stands before what calls it.
     for name in reversed(self.computations):
       for instruction in self.computations[name].values():
+        # What is begun and awaited later runs once, and both lines may name it.
+        if instruction.opcode.endswith(("-done", "-update")):
+          continue
         runs = times[name] * self._turns(instruction)
         for called in callees(instruction):
           # A fusion's computation is written once for several fusions, which are told apart there.
@@ -180,13 +183,20 @@ def main_memory_traffic(program: Program) -> float:
   that lie in a chip's own memory (space 1 and up). Of a slice only the slice counts, and of an
   update in place only what is written: a loop over stacked blocks reads one block at a turn.
   """
-  alone = {program.entry}
+  return sum(program.times[name] * _moved(program, name, instruction)
+             for name, instruction in _alone(program))
+
+
+def _alone(program):
+  """(computation, instruction) of all that run by themselves and not as parts of a fusion."""
+  names = {program.entry}
   for computation in program.computations.values():
     for instruction in computation.values():
       if instruction.opcode in ("while", "conditional", "call", "async-start"):
-        alone.update(callees(instruction))
-  return sum(program.times[name] * _moved(program, name, instruction)
-             for name in alone for instruction in program.computations[name].values())
+        names.update(callees(instruction))
+  for name in names:
+    for instruction in program.computations[name].values():
+      yield name, instruction
 
 
 # Neither read nor write, or are counted where they lead.
@@ -213,7 +223,21 @@ def _moved(program, name, instruction):
     source, part = instruction.results[:2]
     return sum(part.bytes for a in (source, part) if a.space == 0)
   read, written = _slices(instruction, operands)
+  if instruction.opcode in _WITH_OPERANDS:
+    written -= read
+  if instruction.opcode == "custom-call" and re.search(r'"__cu(blas|dnn)', instruction.attributes):
+    written -= _workspace(instruction)
   return read + written
+
+
+# Their result is of two parts, their operands as they were and what they make of them.
+_WITH_OPERANDS = {"all-gather-start", "reduce-scatter-start", "collective-permute-start"}
+
+
+def _workspace(instruction):
+  """Bytes that a product of NVIDIA's libraries may scribble on, which are its last result."""
+  last = instruction.results[-1]
+  return last.bytes if len(instruction.results) > 1 and last.text.startswith(("s8[", "u8[")) else 0
 
 
 def _slices(instruction, operands):

@@ -78,3 +78,8 @@ def test_a_chip_does_more_than_it_reads_and_reads_more_than_it_is_sent(chip):
   assert 5 < one.bandwidth / one.link < 50
   assert 2 < one.link / one.network < 20
   assert 16e9 <= one.memory <= 200e9
+
+
+def test_a_program_has_all_that_a_tpu_leaves_and_three_quarters_of_a_gpu():
+  assert CHIPS["v5e"].room == CHIPS["v5e"].memory
+  assert CHIPS["h100"].room == pytest.approx(0.75 * 84942979072, rel=1e-4)  # What its driver says.

@@ -12,12 +12,14 @@ from clip_jax.planning.collectives import Collective, by_kind, collectives
 from clip_jax.planning.hlo import Program
 
 RECORDED = (Path(__file__).parent / "recorded.hlo").read_text()  # See test_hlo.py.
+RECORDED_GPU = (Path(__file__).parent / "recorded_gpu.hlo").read_text()
 BLOCK = 512 * 512 * 2  # Bytes of one layer's weights.
 
 
-def test_a_recorded_step_gathers_weights_twice_and_scatters_their_gradient():
+@pytest.mark.parametrize("text", [RECORDED, RECORDED_GPU], ids=["TPU", "GPU"])
+def test_a_recorded_step_gathers_weights_twice_and_scatters_their_gradient(text):
   """Of three layers, over fsdp; and adds up what is left of it over data."""
-  found = collectives(Program(RECORDED), 4)
+  found = collectives(Program(text), 4)
   assert sorted((c.kind, c.bytes, c.group, c.times) for c in found) == [
       ("all-gather", BLOCK, (0, 1), 3), ("all-gather", BLOCK, (0, 1), 3),
       ("all-reduce", BLOCK / 2, (0, 2), 3), ("reduce-scatter", BLOCK, (0, 1), 3)]
@@ -25,7 +27,54 @@ def test_a_recorded_step_gathers_weights_twice_and_scatters_their_gradient():
       "all-gather": {"count": 6, "bytes": 6 * BLOCK / 2},
       "all-reduce": {"count": 3, "bytes": 3 * BLOCK / 2},
       "reduce-scatter": {"count": 3, "bytes": 3 * BLOCK / 2}}
+
+
+def test_what_stems_from_which_operation_is_said():
+  found = collectives(Program(RECORDED), 4)
   assert all("dot_general" in c.origin for c in found if c.kind != "reduce-scatter")
+
+
+# As JAX's CUDA plugin writes them: begun and awaited, several in one, operands among the results.
+GPU = {
+    "all-gather": ("((f32[8]{0}, bf16[8,4]{1,0}), (f32[64]{0}, bf16[64,4]{1,0}))", "%p, %q",
+                   8 * (32 + 64)),
+    "reduce-scatter": ("((f32[8]{0}, bf16[8,4]{1,0}), (f32[1]{0}, bf16[1,4]{1,0}))", "%p, %q",
+                       32 + 64),
+    "all-reduce": ("(f32[8]{0}, bf16[8,4]{1,0})", "%p, %q", 32 + 64),
+    "collective-permute": ("(f32[8]{0}, f32[8]{0}, u32[], u32[])", "%p", 32),
+}
+
+
+@pytest.mark.parametrize("kind", GPU)
+def test_collectives_that_are_begun_and_awaited_count_once_and_by_their_operands(kind):
+  results, operands, size = GPU[kind]
+  groups = ("source_target_pairs={{0,1},{1,0}}" if kind == "collective-permute" else
+            "replica_groups=mesh['axis_0'=8,'axis_1'=1] {'axis_0'}, use_global_device_ids=true")
+  config = 'backend_config={"collective_backend_config":{"is_sync":true}}'
+  one, = collectives(Program(f"""ENTRY %main (p: f32[8], q: bf16[8,4]) -> f32[8] {{
+  %p = f32[8]{{0}} parameter(0)
+  %q = bf16[8,4]{{1,0}} parameter(1)
+  %s = {results} {kind}-start({operands}), channel_id=7, {groups}, {config}
+  ROOT %d = f32[8]{{0}} {kind}-done(%s), {config}
+}}
+"""), 8)
+  assert (one.kind, one.bytes, one.times) == (kind, size, 1)
+  assert one.group == ((0, 1) if kind == "collective-permute" else tuple(range(8)))
+
+
+def test_a_collective_in_a_computation_that_is_begun_and_awaited_counts_once():
+  one, = collectives(Program("""%inner (q: f32[8]) -> f32[8] {
+  %q = f32[8]{0} parameter(0)
+  ROOT %e = f32[8]{0} all-to-all(%q), replica_groups={{0,1}}
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  %s = ((f32[8]{0}), f32[8]{0}) async-start(%p), calls=%inner
+  ROOT %d = f32[8]{0} async-done(%s), calls=%inner
+}
+"""), 2)
+  assert (one.kind, one.bytes, one.times) == ("all-to-all", 32, 1)
 
 
 KNOWN = {  # On each of eight devices float32 [8, 4], 128 bytes.

@@ -4,11 +4,15 @@ import importlib.util
 from pathlib import Path
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import jax
+import numpy as np
 import pytest
 
+from clip_jax.planning import compile as compile_lib
 from clip_jax.planning.chips import topology
-from clip_jax.planning.compile import can_compile, too_large
+from clip_jax.planning.compile import can_compile, gpu_layout, too_large
 
 ROOT = Path(__file__).parent.parent.parent
 has_libtpu = importlib.util.find_spec("libtpu") is not None
@@ -32,9 +36,50 @@ def test_a_refusal_for_another_reason_is_none(message):
   assert too_large(message, 0) is None
 
 
-def test_programs_are_compiled_for_tpus_and_with_libtpu():
-  assert can_compile(topology("v5e:2x2")) == has_libtpu
-  assert not can_compile(topology("h100:8"))
+@pytest.mark.parametrize("there, tpus, gpus", [
+    ((), False, False), (("libtpu",), True, False), (("jax_cuda12_plugin",), False, True),
+    (("jax_cuda13_plugin",), False, True)])
+def test_programs_are_compiled_where_a_compiler_is_installed(there, tpus, gpus, monkeypatch):
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name in there else None)
+  assert can_compile(topology("v5e:2x2")) == tpus
+  assert can_compile(topology("h100:8")) == gpus
+
+
+@pytest.mark.parametrize("text, layout", [
+    ("h100:8", "1x1x8"), ("h100:16", "1x2x8"), ("a100:3", "1x1x3"), ("h200:20", "1x5x4")])
+def test_gpus_are_laid_out_in_hosts_of_as_many(text, layout):
+  assert gpu_layout(topology(text)) == layout
+
+
+def step(peak, tries):
+  """Parts of a run whose compiler says what it needs and never refuses."""
+  memory = SimpleNamespace(argument_size_in_bytes=10, temp_size_in_bytes=20,
+                           peak_memory_in_bytes=peak)
+  made = SimpleNamespace(memory_analysis=lambda: memory, as_text=lambda: (
+      "ENTRY %main (p: f32[8]) -> f32[8] {\n  ROOT %p = f32[8]{0} parameter(0)\n}\n"))
+  lowered = SimpleNamespace(compile=lambda options: tries.append(options) or made)
+  return SimpleNamespace(
+      mesh=jax.make_mesh((1,), ("data",)), state=np.zeros(1), batch=np.zeros(1),
+      train_step=SimpleNamespace(lower=lambda state, batch: lowered))
+
+
+def test_a_step_for_gpus_fits_if_its_peak_is_within_what_jax_takes():
+  """The compiler refuses nothing there."""
+  gpus, options = topology("h100:8"), []
+  room = int(gpus.chip.room)
+  fits, large = (compile_lib.compiled(step(peak, options), gpus) for peak in (room, room + 1))
+  assert isinstance(fits, compile_lib.Compiled)
+  assert (fits.arguments, fits.temporaries, fits.peak) == (10, 20, room)
+  assert isinstance(large, compile_lib.TooLarge)
+  assert (large.needed, large.there) == (room + 1, room)
+  assert options == 2 * [{"xla_gpu_enable_triton_gemm": False}]
+
+
+def test_a_step_for_tpus_is_left_to_its_compiler():
+  """Which counts otherwise than `peak_memory_in_bytes`, and takes no options of GPUs."""
+  options = []
+  made = compile_lib.compiled(step(10**15, options), topology("v5e:2x2"))
+  assert isinstance(made, compile_lib.Compiled) and options == [None]
 
 
 # In a process of its own, for libtpu stays in one for good.
@@ -68,4 +113,39 @@ print("COMPILED")
 @needs_libtpu
 def test_a_small_step_is_compiled_for_four_chips():
   done = subprocess.run([sys.executable, "-c", _COMPILE], cwd=ROOT, text=True, capture_output=True)
+  assert "COMPILED" in done.stdout, done.stdout + done.stderr[-3000:]
+
+
+_COMPILE_FOR_GPUS = """
+import os
+os.environ["JAX_PLATFORMS"] = "cpu"
+from clip_jax.planning import compile as compile_lib, estimate
+from clip_jax.planning.chips import topology
+import sys; sys.path.insert(0, "tests")
+from run_config import get_config
+for name, axes in (("h100:8", (1, 8)), ("a100:16", (8, 2)), ("h200:4", (4, 1)), ("b200:4", (2, 2))):
+  config = get_config()
+  config.mesh.data, config.mesh.fsdp = axes
+  plan = estimate.estimate(config, topology(name))
+  assert plan.fits and plan.mesh == {"data": axes[0], "fsdp": axes[1], "tensor": 1}, plan
+  assert plan.arguments < plan.peak < 50e6 and plan.traffic > 0
+  assert plan.roofline.memory > 0 and plan.roofline.interconnect > 0
+  assert "cuBLAS" in plan.notes[0]
+  assert max(len(c.group) for c in plan.found) == topology(name).devices
+  # The loss sees all rows: the embeddings of one side are gathered, float32 [B, E].
+  assert any(c.kind == "all-gather" and c.bytes >= 32 * 32 * 4 for c in plan.found)
+  # Each gradient is added up, float32, over all devices; where it is split, over those that split.
+  parameters = 4 * plan.parameters
+  reduced = sum(c.bytes * c.times for c in plan.found if c.kind in ("all-reduce", "reduce-scatter"))
+  assert 0.9 * parameters < reduced < 2.5 * parameters, (reduced, parameters)
+print("COMPILED")
+"""
+
+
+@pytest.mark.skipif(
+    not can_compile(topology("h100:8")),
+    reason="JAX's CUDA plugin is not installed: pip install 'scaling-clip-jax[cuda]'")
+def test_a_small_step_is_compiled_for_gpus_that_are_not_there():
+  done = subprocess.run([sys.executable, "-c", _COMPILE_FOR_GPUS], cwd=ROOT, text=True,
+                        capture_output=True)
   assert "COMPILED" in done.stdout, done.stdout + done.stderr[-3000:]

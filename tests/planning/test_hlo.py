@@ -5,7 +5,8 @@
   lax.scan(lambda x, w: (rows(jnp.tanh(rows(x) @ w)), None), rows(x), w)
 
 with w, bfloat16 [3, 512, 512], split over fsdp (2) on its second axis, and the 4,096 rows of x,
-bfloat16 [4096, 512], over data (2) and fsdp.
+bfloat16 [4096, 512], over data (2) and fsdp. `recorded_gpu.hlo` is what JAX 0.10.2's CUDA plugin
+made of the same for four H100.
 """
 
 from pathlib import Path
@@ -107,3 +108,41 @@ def test_programs_for_cpus_are_read_too():
                              ).compile().as_text()
   made = Program(text)
   assert 5 in {made.times[name] for name in made.computations}
+
+
+def test_a_library_may_scribble_without_moving_anything():
+  """cuBLAS's workspace stands among the results of a product; an array of bytes alone is one."""
+  text = """  %p = f32[8,16]{1,0} parameter(0)
+  %g = (f32[8,8]{1,0}, s8[4194304]{0}) custom-call(%p, %p), custom_call_target="__cublas$gemm"
+  %y = f32[8,8]{1,0} get-tuple-element(%g), index=0
+  %c = s8[128]{0} custom-call(%y), custom_call_target="__cublas$lt$matmul"
+  ROOT %o = (f32[8,8]{1,0}, s8[32]{0}) custom-call(%c), custom_call_target="another" """
+  product, bytes_, another = 512 + 512 + 256, 256 + 128, 128 + 256 + 32
+  assert main_memory_traffic(program(text)) == product + bytes_ + another
+
+
+def test_what_a_collective_is_given_is_not_written_again():
+  """A gather that is begun has its operands among its results; a reduction has not."""
+  text = """  %p = f32[8,16]{1,0} parameter(0)
+  %a = ((f32[8,16], f32[8,16]), (f32[16,16], f32[16,16])) all-gather-start(%p, %p)
+  %b = (f32[16,16], f32[16,16]) all-gather-done(%a)
+  %s = ((f32[8,16]{1,0}), f32[4,16]{1,0}) reduce-scatter-start(%p)
+  %t = f32[4,16]{1,0} reduce-scatter-done(%s)
+  %r = f32[8,16]{1,0} all-reduce-start(%p)
+  ROOT %d = f32[8,16]{1,0} all-reduce-done(%r)"""
+  assert main_memory_traffic(program(text)) == 2 * (512 + 1024) + (512 + 256) + 2 * 512
+
+
+ASYNC = """%inner (q: f32[8,16]) -> f32[8,16] {
+  %q = f32[8,16]{1,0} parameter(0)
+  ROOT %e = f32[8,16]{1,0} all-to-all(%q), channel_id=3, replica_groups={{0,1}}
+}
+"""
+
+
+def test_what_is_begun_and_awaited_runs_once():
+  text = """  %p = f32[8,16]{1,0} parameter(0)
+  %s = ((f32[8,16]{1,0}), f32[8,16]{1,0}) async-start(%p), calls=%inner
+  %u = ((f32[8,16]{1,0}), f32[8,16]{1,0}) async-update(%s), calls=%inner
+  ROOT %d = f32[8,16]{1,0} async-done(%u), calls=%inner"""
+  assert program(text, more=ASYNC).times["inner"] == 1
