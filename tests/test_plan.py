@@ -117,7 +117,7 @@ def test_data_that_is_not_here_is_planned_without():
 
 PROGRAM = Program("""ENTRY %main (p: f32[8]) -> f32[8] {
   %p = f32[8]{0} parameter(0)
-  %n = f32[8]{0} negate(%p)
+  %n = f32[8]{0} negate(%p), backend_config={"window_config":{"estimated_cycles":"3000000"}}
   ROOT %r = f32[8]{0} all-reduce(%n), channel_id=1, replica_groups={}
 }
 """)
@@ -134,12 +134,26 @@ def compiler(monkeypatch):
       topology.place(i) for i in range(topology.devices)])
 
 
+def test_the_compilers_own_estimate_stands_beside_the_rooflines(
+    compiler, monkeypatch, tmp_path, capsys):
+  """3,000,000 cycles at 1.5 GHz."""
+  assert run("--topology=v5e:2x4", f"--json={tmp_path}/n", monkeypatch=monkeypatch) == 0
+  printed, numbers = capsys.readouterr().out, json.loads((tmp_path / "n").read_text())
+  share = numbers["model_flops_per_step"] / (0.002 * 8 * 197e12)
+  line, = [line for line in printed.splitlines() if line.startswith("the compiler's own estimate")]
+  assert line.split(maxsplit=4)[4] == f"2 ms, {share:.1%} MFU, without what is waited for"
+  assert numbers["seconds"]["compiler"] == pytest.approx(0.002)
+  assert numbers["model_flops_utilisation"]["compiler"] == pytest.approx(share)
+  assert "Nothing was compiled" not in printed and "cuBLAS" not in printed
+
+
 def test_a_step_for_gpus_is_said_to_be_compiled_without_one(
     compiler, monkeypatch, tmp_path, capsys):
   assert run("--topology=h100:8", f"--json={tmp_path}/n", monkeypatch=monkeypatch) == 0
   printed, numbers = capsys.readouterr().out, json.loads((tmp_path / "n").read_text())
   assert "yes: 2 GB of 63.71 GB a chip" in printed
   assert "products are cuBLAS's" in printed and "75% of a GPU's 84.9 GB." in printed
+  assert "the compiler's own estimate" not in printed and numbers["seconds"]["compiler"] is None
   assert numbers["collectives"] == {"all-reduce": {"count": 1, "bytes": 2 * 7 / 8 * 32}}
   assert numbers["seconds"]["interconnect"] == pytest.approx(2 * 7 / 8 * 32 / 450e9)
 

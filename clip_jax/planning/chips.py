@@ -26,6 +26,7 @@ class Chip:
     ring: a side of a slice that is a multiple of this is closed to a ring.
     host_chips, host_cores: chips and virtual CPUs of a host.
     kind: what JAX calls it.
+    clock: in Hz, of the cycles that the TPU's compiler counts; None for GPUs.
   """
   flops: float
   memory: float
@@ -38,6 +39,7 @@ class Chip:
   host_chips: int
   host_cores: int
   kind: str
+  clock: float | None = None
 
   @property
   def room(self) -> float:
@@ -61,15 +63,21 @@ PREALLOCATED = 0.75
 # hosts are the virtual machines of several-host slices, ct4p-hightpu-4t, ct5lp-hightpu-4t,
 # ct5p-hightpu-4t, ct6e-standard-4t. v4's DCN is 200 Gbit/s a host. HBM is what libtpu 0.0.42
 # grants.
+# Clocks are FLOP/s over what the MXUs do in a cycle, two FLOPs for each of 4 x 128 x 128
+# multiply-adds in v5e, twice as many in v4 and v5p, which have two cores, and 4 x 256 x 256 in v6e.
+# Google's pages say 2 and 4 of v6e's MXUs; libtpu 0.0.42 counts 301,616 cycles for a product of
+# 4,096 x 4,096 x 4,096, 227,838 multiply-adds in each, for which 2 are too few.
 # GPU: NVIDIA's data sheets of A100 80GB SXM, H100 SXM, H200 SXM and HGX B200, HBM as drivers report
 # it (OpenXLA's xla/backends/gpu/target_config/specs); half of NVLink's bandwidth is one direction;
 # the network is one adapter a GPU (200 Gbit/s for A100, else 400); hosts are Google's
 # a2-ultragpu-8g, a3-highgpu-8g, a3-ultragpu-8g and a4-highgpu-8g.
 CHIPS = {
-    "v4": Chip(275e12, 30.75 * 2**30, 1228e9, 45e9, 6.25e9, 6, 3, 4, 4, 240, "TPU v4"),
-    "v5e": Chip(197e12, 15.75 * 2**30, 819e9, 50e9, 3.125e9, 6, 2, 16, 4, 112, "TPU v5 lite"),
-    "v5p": Chip(459e12, 95.74 * 2**30, 2765e9, 100e9, 6.25e9, 6, 3, 4, 4, 208, "TPU v5"),
-    "v6e": Chip(918e12, 31.25 * 2**30, 1638e9, 100e9, 12.5e9, 6, 2, 16, 4, 180, "TPU v6 lite"),
+    "v4": Chip(275e12, 30.75 * 2**30, 1228e9, 45e9, 6.25e9, 6, 3, 4, 4, 240, "TPU v4", 1.05e9),
+    "v5e": Chip(197e12, 15.75 * 2**30, 819e9, 50e9, 3.125e9, 6, 2, 16, 4, 112, "TPU v5 lite",
+                1.5e9),
+    "v5p": Chip(459e12, 95.74 * 2**30, 2765e9, 100e9, 6.25e9, 6, 3, 4, 4, 208, "TPU v5", 1.75e9),
+    "v6e": Chip(918e12, 31.25 * 2**30, 1638e9, 100e9, 12.5e9, 6, 2, 16, 4, 180, "TPU v6 lite",
+                1.75e9),
     "a100": Chip(312e12, 79.25 * 2**30, 2039e9, 300e9, 25e9, 16, 0, 1, 8, 96, "A100 80GB"),
     "h100": Chip(989e12, 79.11 * 2**30, 3350e9, 450e9, 50e9, 15, 0, 1, 8, 208, "H100 80GB"),
     "h200": Chip(989e12, 141 * 2**30, 4800e9, 450e9, 50e9, 15, 0, 1, 8, 224, "H200"),

@@ -16,7 +16,7 @@ from clip_jax.parts import explanation, prepare
 from clip_jax.planning import compile as compile_lib, roofline
 from clip_jax.planning.chips import PREALLOCATED, Topology
 from clip_jax.planning.collectives import Collective, by_kind, collectives
-from clip_jax.planning.hlo import main_memory_traffic
+from clip_jax.planning.hlo import core_cycles, main_memory_traffic
 
 # Images a second that one virtual CPU decodes from JPEG and crops to 224 px, both antialiased, as
 # `bench data` finds for pictures of 640 x 480.
@@ -40,6 +40,9 @@ class Estimate:
     traffic: bytes a chip moves to and from its memory.
     found: the collectives.
     roofline: seconds of each part.
+    compiler_seconds: that a step keeps a TPU's core busy by the compiler's own estimate. It is no
+      bound, and can be above the roofline's `worst`, which knows of no elementwise work. None for
+      GPUs, and where nothing was compiled.
     compile_seconds: that compiling took.
     notes: what is missing or assumed, for a person.
   """
@@ -58,6 +61,7 @@ class Estimate:
   traffic: float | None
   found: list[Collective] | None
   roofline: roofline.Roofline
+  compiler_seconds: float | None
   compile_seconds: float | None
   notes: tuple[str, ...]
 
@@ -86,6 +90,7 @@ def estimate(config: ConfigDict, topology: Topology, *,
   program = made.program if fits else None
   found = collectives(program, topology.devices) if fits else None
   traffic = main_memory_traffic(program) if fits else None
+  cycles = core_cycles(program) if fits and chip.clock else None
   if made and not topology.is_tpu:
     notes += _of_gpus(made, topology)
   with within:
@@ -107,6 +112,7 @@ def estimate(config: ConfigDict, topology: Topology, *,
           interconnect=roofline.interconnect_seconds(
               found, _places(parts.mesh, topology), topology) if fits else None,
           input=roofline.input_seconds(parts.data.batch_size, topology, images_per_core)),
+      compiler_seconds=cycles / chip.clock if cycles else None,
       compile_seconds=made.seconds if made else None, notes=notes)
 
 
@@ -228,10 +234,13 @@ def as_json(plan: Estimate) -> dict[str, Any]:
       "largest_collectives": None if plan.found is None else [
           dataclasses.asdict(one) | {"group": len(one.group), "wire_bytes": one.wire_bytes}
           for one in plan.found[:20]],
-      "seconds": dataclasses.asdict(roof) | {"best": roof.best, "worst": roof.worst},
+      "seconds": dataclasses.asdict(roof) | {
+          "best": roof.best, "worst": roof.worst, "compiler": plan.compiler_seconds},
       "binds": roof.binds,
       "model_flops_utilisation": {"at_most": plan.utilisation(roof.best),
-                                  "without_overlap": plan.utilisation(roof.worst)},
+                                  "without_overlap": plan.utilisation(roof.worst),
+                                  "compiler": plan.utilisation(plan.compiler_seconds)
+                                              if plan.compiler_seconds else None},
       "examples_per_second": plan.examples_per_second,
       "examples_per_second_and_host": plan.examples_per_second / plan.topology.hosts,
       "total_steps": plan.total_steps,

@@ -187,6 +187,18 @@ def main_memory_traffic(program: Program) -> float:
              for name, instruction in _alone(program))
 
 
+def core_cycles(program: Program) -> int | None:
+  """Cycles that a TPU's core is busy, as its compiler expects; None if the program says none.
+
+  Each instruction that occupies the core carries the compiler's estimate, a fusion for all that it
+  holds. Those that begin and await a copy or a collective carry none, so what the core waits for
+  another chip or for main memory is left out, and what it does meanwhile is in.
+  """
+  found = [program.times[name] * int(cycles[1]) for name, instruction in _alone(program)
+           if (cycles := re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes))]
+  return sum(found) if found else None
+
+
 def _alone(program):
   """(computation, instruction) of all that run by themselves and not as parts of a fusion."""
   names = {program.entry}

@@ -30,6 +30,9 @@ def described(plan: Estimate) -> str:
       ("model FLOPs utilisation", f"at most {plan.utilisation(roof.best):.1%}"
                                   + (f", {plan.utilisation(roof.worst):.1%} if nothing overlaps"
                                      if roof.memory is not None else "")),
+      *([("the compiler's own estimate",
+          f"{1e3 * plan.compiler_seconds:,.0f} ms, {plan.utilisation(plan.compiler_seconds):.1%} "
+          "MFU, without what is waited for")] if plan.compiler_seconds else []),
       ("examples", f"{plan.examples_per_second:,.0f} a second at most"),
       ("each host must make", f"{plan.examples_per_second / topology.hosts:,.0f} examples a second "
                               f"for that, with its {topology.chip.host_cores} virtual CPUs"),

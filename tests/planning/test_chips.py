@@ -83,3 +83,11 @@ def test_a_chip_does_more_than_it_reads_and_reads_more_than_it_is_sent(chip):
 def test_a_program_has_all_that_a_tpu_leaves_and_three_quarters_of_a_gpu():
   assert CHIPS["v5e"].room == CHIPS["v5e"].memory
   assert CHIPS["h100"].room == pytest.approx(0.75 * 84942979072, rel=1e-4)  # What its driver says.
+
+
+def test_in_a_cycle_a_tpu_does_the_products_of_its_mxus():
+  """128 x 128 each, or 256 x 256, two FLOPs for each place."""
+  for name, mxus in (("v4", 8 * 128**2), ("v5e", 4 * 128**2), ("v5p", 8 * 128**2),
+                     ("v6e", 4 * 256**2)):
+    assert CHIPS[name].flops / CHIPS[name].clock == pytest.approx(2 * mxus, rel=5e-3)
+  assert {chip.clock for chip in CHIPS.values() if not chip.dimensions} == {None}

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clip_jax.planning.hlo import Program, main_memory_traffic
+from clip_jax.planning.hlo import Program, core_cycles, main_memory_traffic
 
 RECORDED = (Path(__file__).parent / "recorded.hlo").read_text()
 
@@ -146,3 +146,43 @@ def test_what_is_begun_and_awaited_runs_once():
   %u = ((f32[8,16]{1,0}), f32[8,16]{1,0}) async-update(%s), calls=%inner
   ROOT %d = f32[8,16]{1,0} async-done(%u), calls=%inner"""
   assert program(text, more=ASYNC).times["inner"] == 1
+
+
+def cycles(n):
+  return f'backend_config={{"window_config":{{"estimated_cycles":"{n}"}}}}'
+
+
+def test_cycles_are_of_what_runs_by_itself_as_often_as_it_runs():
+  """A fusion for all that it holds, a loop's body at every turn; what is awaited has none."""
+  more = f"""%fused (f: f32[8,16]) -> f32[8,16] {{
+  %f = f32[8,16]{{1,0}} parameter(0)
+  ROOT %n = f32[8,16]{{1,0}} negate(%f), {cycles(70000)}
+}}
+
+%body (q: (u32[], f32[8,16])) -> (u32[], f32[8,16]) {{
+  %q = (u32[], f32[8,16]{{1,0}}) parameter(0)
+  %i = u32[] get-tuple-element(%q), index=0
+  %x = f32[8,16]{{1,0}} get-tuple-element(%q), index=1
+  %y = f32[8,16]{{1,0}} fusion(%x), kind=kLoop, calls=%fused, {cycles(100)}
+  ROOT %t = (u32[], f32[8,16]{{1,0}}) tuple(%i, %y)
+}}
+
+%condition (q.1: (u32[], f32[8,16])) -> pred[] {{
+  %q.1 = (u32[], f32[8,16]{{1,0}}) parameter(0)
+  ROOT %l = pred[] constant(true)
+}}
+"""
+  text = f"""  %p = f32[8,16]{{1,0}} parameter(0)
+  %z = u32[] constant(0)
+  %s = (f32[8,16]{{1,0}}, f32[8,16]{{1,0:S(1)}}, u32[]{{:S(2)}}) copy-start(%p)
+  %e = f32[8,16]{{1,0}} fusion(%p), kind=kLoop, calls=%fused, {cycles(7)}
+  %d = f32[8,16]{{1,0:S(1)}} copy-done(%s)
+  %t = (u32[], f32[8,16]{{1,0}}) tuple(%z, %d)
+  %w = (u32[], f32[8,16]{{1,0}}) while(%t), condition=%condition, body=%body, \
+backend_config={{"known_trip_count":{{"n":"12"}}}}
+  ROOT %o = f32[8,16]{{1,0}} get-tuple-element(%w), index=1"""
+  assert core_cycles(program(text, more=more)) == 12 * 100 + 7
+
+
+def test_a_program_without_cycles_has_no_estimate():
+  assert core_cycles(Program(RECORDED)) is None
