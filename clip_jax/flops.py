@@ -15,6 +15,9 @@ import numpy as np
 
 from clip_jax.errors import UserError
 
+# Products in cuDNN's attention; its backward pass makes one of the forward pass's again.
+KERNELS = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wrapper": 5}
+
 
 def multiply_adds(fn: Callable, *args: Any, exact: float = 1) -> float:
   """Multiply-adds in `fn(*args)`, over all devices; nothing is computed.
@@ -51,6 +54,9 @@ def _count_one(equation, exact):
     return times * _product(left, right, of["dimension_numbers"])
   if name == "conv_general_dilated":
     return _convolution(equation.invars[1].aval.shape, equation.outvars[0].aval.shape, of)
+  if name in KERNELS:
+    q, k = (v.aval.shape for v in equation.invars[:2])                      # [B, N, heads, D/h]
+    return KERNELS[name] * math.prod(q) * k[1]
   inner = [_count(jaxpr, exact) for jaxpr in _inner(of)]
   if name == "cond":
     return max(inner)

@@ -1,5 +1,6 @@
 """Multiply-adds against formulas, and a ViT-B/32 against the number in its papers."""
 
+import functools
 import math
 
 import jax
@@ -169,3 +170,18 @@ def test_a_vit_b_32_takes_4_41_billion():
 
 def test_parameters_are_the_elements_of_arrays_and_of_shapes():
   assert parameters({"a": jnp.zeros((3, 4)), "b": [jnp.zeros(()), shape(5, 2)]}) == 12 + 1 + 10
+
+
+def test_a_kernel_of_cudnn_counts_as_the_products_in_it(monkeypatch):
+  monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version",
+                      lambda: 91_000)
+  q, k = (jax.ShapeDtypeStruct((2, N, 3, 8), jnp.bfloat16) for N in (16, 24))
+
+  def counts(kind):
+    attend = functools.partial(jax.nn.dot_product_attention, implementation=kind)
+    loss = lambda *x: attend(*x).astype(jnp.float32).sum()
+    return multiply_adds(attend, q, k, k), multiply_adds(jax.grad(loss, (0, 1, 2)), q, k, k)
+
+  product = 2 * 3 * 16 * 24 * 8
+  assert counts("cudnn") == (2 * product, 7 * product)
+  assert counts("xla") == (2 * product, 6 * product)                        # It keeps the weights.

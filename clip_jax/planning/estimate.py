@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractDevice, AbstractMesh
 from ml_collections.config_dict import ConfigDict
 import numpy as np
 
@@ -183,7 +183,9 @@ def _mesh(config, devices):
 def _abstract_mesh(config, topology):
   sizes = sharding.mesh_sizes(config.mesh.data, config.mesh.fsdp, config.mesh.tensor,
                               devices=topology.devices)
-  return AbstractMesh(sizes, sharding.AXES,
+  kind = AbstractDevice(device_kind=topology.chip.kind, num_cores=None,
+                        platform="tpu" if topology.is_tpu else "gpu")
+  return AbstractMesh(sizes, sharding.AXES, abstract_device=kind,
                       axis_types=(jax.sharding.AxisType.Auto,) * len(sizes))
 
 
