@@ -54,7 +54,14 @@ def attended(q: jax.Array, k: jax.Array, v: jax.Array,
 
 
 def _cudnn(q, k, v):
-  return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+  B, N = q.shape[:2]
+  if N % 2 == 0:
+    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+  # JAX takes no odd numbers of tokens for training, as 7 x 7 patches are: one more, seen by none.
+  q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
+  lengths = jnp.full(B, N, jnp.int32)
+  return jax.nn.dot_product_attention(q, k, v, query_seq_lengths=lengths,
+                                      key_value_seq_lengths=lengths, implementation="cudnn")[:, :N]
 
 
 def _logits(q, k, mask):
@@ -115,25 +122,26 @@ def why_not_cudnn(q: jax.Array, mask: jax.Array | np.ndarray | None,
     return f"it computes in bfloat16 or float16, not in {q.dtype}"
   if width % 8 or width > 128:
     return f"its heads are multiples of 8 wide, and 128 at most, not {width}"
-  return cudnn_problem(width, str(q.dtype))
+  return cudnn_problem(q.shape[1], width, str(q.dtype))
 
 
 @functools.cache
-def cudnn_problem(width: int, dtype: str) -> str:
-  """What is wrong with cuDNN's attention here, tried once for each kind of head; empty if nothing.
+def cudnn_problem(N: int, width: int, dtype: str) -> str:
+  """What is wrong with cuDNN's attention of N tokens here, tried once; empty if nothing.
 
-  Whether a version of cuDNN, of the driver and of JAX go together only shows when they run. What is
-  compiled for devices that are not there is not run.
+  Whether versions of cuDNN, of the driver and of JAX go together only shows when they run. What is
+  compiled for devices that are not there is traced alone.
   """
   try:
     if jax.default_backend() == "gpu":
       # Threads do not share what is being traced, in the midst of which this may be asked.
       with ThreadPoolExecutor(1) as thread:
-        error = thread.submit(difference, _cudnn, width, dtype).result()
+        error = thread.submit(difference, _cudnn, N, width, dtype).result()
       if not error < 0.05:
         raise ValueError(f"its gradients are wrong by {error:.2g} of the largest")
     else:
-      jax.eval_shape(_cudnn, *[jax.ShapeDtypeStruct((1, 8, 1, width), dtype)] * 3)
+      x = jax.ShapeDtypeStruct((1, N, 1, width), dtype)
+      jax.eval_shape(lambda *x: jax.vjp(_cudnn, *x)[1](x[0]), x, x, x)
   except Exception as e:  # Whatever it is, there is another way to compute the same.
     problem = (str(e) or type(e).__name__).splitlines()[0]
     warnings.warn(f"cuDNN's attention does not work here, so XLA's operations are used: {problem}",
@@ -142,10 +150,10 @@ def cudnn_problem(width: int, dtype: str) -> str:
   return ""
 
 
-def difference(attend: Callable, width: int, dtype: str) -> float:
+def difference(attend: Callable, N: int, width: int, dtype: str) -> float:
   """The largest difference of `attend` to the formula, in value and gradients, relative."""
   rng = np.random.default_rng(0)
-  x = [rng.normal(size=(2, 49, 2, width)) for _ in range(4)]
+  x = [rng.normal(size=(2, N, 2, width)) for _ in range(4)]
 
   def both(f, dtype):
     y, gradients = jax.vjp(f, *(jnp.asarray(a, dtype) for a in x[:3]))

@@ -86,7 +86,8 @@ def spread(parameter: jax.Array, shape: tuple[int, ...], dtype: str) -> jax.Arra
 
 
 def _spread_gradient(shape, dtype, kept, g):
-  # Together, XLA would keep all of g, and what it was made of, in float32 for this sum on a GPU.
+  # On a GPU, XLA would keep all of g, and what it was made of, in float32 for this sum; and turn it
+  # and all activations to have the batch last.
   return (apart(g).sum(range(len(shape) - kept.ndim), dtype=kept.dtype),)
 
 

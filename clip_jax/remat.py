@@ -1,10 +1,10 @@
 """What the backward pass keeps, and what it makes again."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from clip_jax.target import platform
 
@@ -17,9 +17,11 @@ REMAT = {
 }
 
 
-def apart(x: Any) -> Any:
-  """`x`, as an array of its own on a GPU, whatever it is part of."""
-  return lax.optimization_barrier(x) if platform() == "gpu" else x
+def apart(x: jax.Array) -> jax.Array:
+  """`x`; on a GPU as an array of its own, whatever it is part of, that lies as its axes stand."""
+  if platform() != "gpu":
+    return x
+  return lax.optimization_barrier(with_layout_constraint(x, Layout(tuple(range(x.ndim)))))
 
 
 def made_again(fn: Callable) -> Callable:

@@ -129,6 +129,25 @@ def test_gpus_use_cudnn_where_it_works(monkeypatch):
   assert len(calls) == 3
 
 
+def test_an_odd_number_of_tokens_is_made_even_for_cudnn(monkeypatch):
+  called = []
+
+  def kernel(q, k, v, *, implementation, query_seq_lengths=None, key_value_seq_lengths=None):
+    called.append((implementation, q.shape[1]))
+    if query_seq_lengths is None:
+      return softmax_attention(q, k, v, None)
+    np.testing.assert_array_equal(query_seq_lengths, key_value_seq_lengths)
+    seen = jnp.arange(q.shape[1]) < key_value_seq_lengths[0]
+    return softmax_attention(q, k, v, seen[None, None, None])
+
+  monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
+  for N in (4, 5):
+    q, k, v = heads(N=N)
+    np.testing.assert_allclose(attention._cudnn(q, k, v), softmax_attention(q, k, v, None),
+                               rtol=1e-5, atol=1e-6)
+  assert called == [("cudnn", 4), ("cudnn", 6)]
+
+
 def test_a_kernel_that_is_wrong_is_not_used(monkeypatch):
   on("gpu", monkeypatch)
   monkeypatch.setattr(attention, "_cudnn", lambda q, k, v: softmax_attention(q, k, v, None) * 1.1)
