@@ -6,7 +6,7 @@
 The argument is a ViT, "Ti/16" to "L/16", or one of the study's other architectures, "resnet50",
 "convnext-T", "swin-T", "mixer-B/32"; "slip-B/16" is SLIP with a ViT, FLIP is
 --config.objective.keep_patches=0.5. Scenes drawn on the way stand in for the study's data, which is
-private. What to measure: docs/speed.md.
+private; "B/32@DIR" reads the shards that `prepare` wrote to DIR. launch/measure.sh measures all.
 
 Source: Li, Xie, Cubuk 2024, sec. 3: 224 px, 16 tokens of 32,000, a text tower of size B, batches of
 16,384, 3.4 billion samples.
@@ -15,6 +15,7 @@ Source: Li, Xie, Cubuk 2024, sec. 3: 224 px, 16 tokens of 32,000, a text tower o
 from clip_jax.augment.simclr import SimclrColours
 from clip_jax.config import call
 from clip_jax.data.crops import RandomResizedCrop, Resize
+from clip_jax.data.records import ArrayRecord
 from clip_jax.data.sources.shapes import Shapes
 from clip_jax.data.tokenizer import SentencePiece
 from clip_jax.data.views import ImageView, Views
@@ -43,11 +44,13 @@ OTHERS = {
 
 def get_config(model="B/16"):
   """The config of one model's run."""
+  model, _, records = model.partition("@")
   slip = model.startswith("slip-")
   size, _, patch = model.removeprefix("slip-").partition("/")
   if model not in OTHERS and not (size in SIZES and patch.isdigit()):
     raise UserError(f"configs/benchmark.py:{model} does not exist; there are B/16, "
-                    f"{', '.join(OTHERS)}, slip-B/16, and ViTs of other sizes and patches.")
+                    f"{', '.join(OTHERS)}, slip-B/16, B/32@DIR with the shards in DIR, and ViTs of "
+                    "other sizes and patches.")
   image = OTHERS[model] if model in OTHERS else call(Vit, size=size, patch=int(patch))
   crops = {"image": call(Resize, size=224)}
   if slip:
@@ -55,7 +58,7 @@ def get_config(model="B/16"):
   return experiment(
       data=call(
           Data,
-          source=call(Shapes, size=3_400_000_000),
+          source=call(ArrayRecord, path=records) if records else call(Shapes, size=3_400_000_000),
           views=call(Views, images={name: call(ImageView, crop=c) for name, c in crops.items()},
                      tokenizer=call(SentencePiece, length=16)),
           batch_size=16_384),

@@ -16,7 +16,7 @@ CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 TRAINED = [path for path in CONFIGS if path.stem != "benchmark"]
 # What can be given after the colon; without any, whatever the config does on its own.
 ARGUMENTS = {"benchmark": ("B/16", "resnet50", "convnext-T", "swin-T", "mixer-B/32",
-                           "slip-B/16"),
+                           "slip-B/16", "B/32@DIR"),
              "clip_augment": ("crop_flip", "randaugment", "stacked"),
              **dict.fromkeys(("slip", "flip", "flip_tuning", "siglip", "clipa", "clipa_tuning"),
                              ("study", "paper"))}

@@ -10,6 +10,8 @@ import subprocess
 import pytest
 import yaml
 
+from clip_jax.flags import parse
+
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 TPU = ("--name=pod", "--zone=us-west4-a", "--type=v5litepod-16")
@@ -91,11 +93,12 @@ def test_every_script_passes_shellcheck():
 
 
 def test_every_script_can_be_run_and_says_how_when_asked_nothing():
-  assert {path.name for path in SCRIPTS} == {"gke.sh", "gpu_slurm.sh", "local_pod.sh", "tpu_pod.sh"}
+  assert {path.name for path in SCRIPTS} == {"gke.sh", "gpu_slurm.sh", "local_pod.sh",
+                                            "measure.sh", "tpu_pod.sh"}
   for path in SCRIPTS:
     assert path.stat().st_mode & stat.S_IXUSR
     said = script(path.name, code=2)
-    assert f"launch/{path.name} [" in said and "set -uo" not in said
+    assert f"launch/{path.name} " in said and "set -uo" not in said
 
 
 def test_a_tpu_is_made_trained_on_and_given_back(tmp_path):
@@ -319,3 +322,28 @@ def test_a_local_pod_is_started_again_when_it_helps(tmp_path, codes, starts, cod
   script("local_pod.sh", "2", "F", code=code, PYTHON=str(python), ATTEMPTS="3",
          TMPDIR=str(tmp_path))
   assert (tmp_path / "starts").read_text().count("start") == 2 * starts
+
+
+MEASURE = r"""#!/usr/bin/env bash
+printf '%q ' "$@" >> "$CALLS"
+echo >> "$CALLS"
+"""
+
+
+def test_what_is_measured_can_be_parsed_and_what_was_added_comes_last(tmp_path):
+  python = tmp_path / "python"
+  python.write_text(MEASURE)
+  python.chmod(0o755)
+  script("measure.sh", str(tmp_path / "out"), "--config.data.batch_size=8", PYTHON=str(python),
+         CALLS=str(tmp_path / "calls"), RECORDS=str(tmp_path))
+  calls = [shlex.split(line) for line in (tmp_path / "calls").read_text().splitlines()]
+  assert [call[1] for call in calls] == ["clip_jax.bench"] * 7 + ["clip_jax.train"]
+  assert all(call[-1] == "--config.data.batch_size=8" for call in calls)
+  written = [flag for call in calls for flag in call if flag.startswith("--json=")]
+  assert len(set(written)) == 7
+  for call in calls:
+    if call[1] == "clip_jax.train":
+      assert f"--config=configs/benchmark.py:B/32@{tmp_path}" in call
+      continue
+    flags = parse(call[3:], "", config=True, strings=("json", "profile"))
+    assert flags.config.data.batch_size == 8
