@@ -57,6 +57,16 @@ def test_the_analytic_part_needs_no_compiler_and_says_what_misses(monkeypatch, t
   assert numbers["seconds"]["input"] == pytest.approx(32 / (208 * 200))
 
 
+@pytest.mark.parametrize("chips", ["h100:8", "v5e:2x2"])
+def test_a_plan_computes_in_what_the_chips_do(chips):
+  config = get_config()
+  config.model.image.dtype = "auto"
+  assert prepare(config).dtypes == {"image": "float32", "text": "float32"}
+  there = prepare(config, mesh=estimate_lib._abstract_mesh(config, topology(chips)))
+  assert there.dtypes == {"image": "bfloat16", "text": "float32"}
+  assert there.learner.model.image.dtype == "bfloat16"
+
+
 def test_all_tpus_are_compared_in_a_table(monkeypatch, capsys):
   assert run("--topology=all", "--config.data.batch_size=64", monkeypatch=monkeypatch) == 0
   printed = capsys.readouterr().out
