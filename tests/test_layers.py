@@ -188,6 +188,8 @@ def test_unknown_names_list_the_known_ones():
     layers.Mlp(4, 8, activation="relu", rngs=nnx.Rngs(0))
   with pytest.raises(UserError, match="remat 'some' does not exist; there are 'none', 'dots'"):
     layers.Stack(lambda rngs: layers.Block(8, 2, 16, rngs=rngs), 1, remat="some", rngs=nnx.Rngs(0))
+  with pytest.raises(UserError, match="unroll=-1 is no number of blocks. Set 0"):
+    layers.Stack(lambda rngs: layers.Block(8, 2, 16, rngs=rngs), 1, unroll=-1, rngs=nnx.Rngs(0))
 
 
 def test_activations_are_what_they_are_called():
