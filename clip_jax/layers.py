@@ -21,7 +21,7 @@ import numpy as np
 
 from clip_jax.attention import KINDS, attended
 from clip_jax.errors import UserError
-from clip_jax.remat import REMAT, apart, made_again
+from clip_jax.remat import REMAT, made_again
 from clip_jax.sharding import on_rows
 from clip_jax.target import platform
 
@@ -86,9 +86,13 @@ def spread(parameter: jax.Array, shape: tuple[int, ...], dtype: str) -> jax.Arra
 
 
 def _spread_gradient(shape, dtype, kept, g):
-  # On a GPU, XLA would keep all of g, and what it was made of, in float32 for this sum; and turn it
-  # and all activations to have the batch last.
-  return (apart(g).sum(range(len(shape) - kept.ndim), dtype=kept.dtype),)
+  if platform() == "gpu":
+    # Else XLA keeps all of g, and what it was made of, in float32 for this sum; and for that of
+    # positions, [N, D], it turns all activations to have the batch last.
+    g = lax.optimization_barrier(g.reshape(-1, kept.size) if kept.ndim == 2 else g)
+    if kept.ndim == 2:
+      return (g.sum(0, dtype=kept.dtype).reshape(kept.shape),)
+  return (g.sum(range(len(shape) - kept.ndim), dtype=kept.dtype),)
 
 
 spread.defvjp(lambda parameter, shape, dtype: (spread(parameter, shape, dtype), parameter),

@@ -3,8 +3,6 @@
 from collections.abc import Callable
 
 import jax
-from jax import lax
-from jax.experimental.layout import Layout, with_layout_constraint
 
 from clip_jax.target import platform
 
@@ -15,13 +13,6 @@ REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-
-
-def apart(x: jax.Array) -> jax.Array:
-  """`x`; on a GPU as an array of its own, whatever it is part of, that lies as its axes stand."""
-  if platform() != "gpu":
-    return x
-  return lax.optimization_barrier(with_layout_constraint(x, Layout(tuple(range(x.ndim)))))
 
 
 def made_again(fn: Callable) -> Callable:

@@ -2,14 +2,16 @@
 
 import functools
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clip_jax import attention, layers
+from clip_jax import attention, layers, remat, sharding
 from clip_jax.attention import attended, softmax_attention
 from clip_jax.errors import UserError
+from clip_jax.towers.vit import Vit
 
 
 @pytest.fixture(autouse=True)
@@ -187,7 +189,6 @@ def test_an_attention_that_does_not_exist_is_an_error_before_anything_is_compute
 
 
 def test_what_is_done_otherwise_on_other_devices_is_the_same(monkeypatch):
-  from flax import nnx
   make = functools.partial(layers.Block, 8, 2, 16)
   stack = layers.Stack(lambda rngs: make(rngs=rngs), 3, rngs=nnx.Rngs(1))
   stack.blocks.attention.qkv.bias[...] = normal(3, 3, 2, 4)
@@ -209,3 +210,18 @@ def test_what_is_done_otherwise_on_other_devices_is_the_same(monkeypatch):
   assert "scan[" not in programs["gpu"]
   assert "optimization_barrier" in programs["gpu"]
   assert "optimization_barrier" not in programs["tpu"]
+
+
+def test_what_is_done_for_gpus_moves_no_activations_between_devices(monkeypatch):
+  """A layout or a kernel that the partitioner does not understand would gather them."""
+  for module in (attention, layers, remat):
+    monkeypatch.setattr(module, "platform", lambda: "gpu")
+  monkeypatch.setattr(attention, "why_not_cudnn", lambda *_: "it cannot be compiled here")
+  mesh = sharding.make_mesh(devices=jax.devices()[:8])
+  graphdef, params = nnx.split(Vit(size="mu", patch=8, image_size=32, rngs=nnx.Rngs(0)))
+  loss = lambda params, image: nnx.merge(graphdef, params)(image).astype(jnp.float32).sum()
+  with jax.set_mesh(mesh):
+    image = jax.device_put(jnp.ones((16, 32, 32, 3)), sharding.rows(mesh))
+    text = jax.jit(jax.grad(loss)).lower(params, image).compile().as_text()
+  assert "all-reduce" in text
+  assert "all-gather" not in text and "all-to-all" not in text
