@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures on this machine's accelerators what docs/speed.md reports, a table and a JSON file each.
 #
-#   launch/measure.sh OUT [flags of clip_jax.bench]
+#   launch/measure.sh [--dry-run] OUT [flags of clip_jax.bench]
 #
 # RECORDS=DIR      of `prepare --max_side=256`: trains a ViT-B/32 on them, for the wait for data
 # PYTHON=python    of the environment
@@ -10,20 +10,33 @@
 # and replace: on one of 80 GB --config.data.batch_size=256.
 set -euo pipefail
 
+dry=
+if [ "${1:-}" = --dry-run ]; then dry=1; shift; fi
 if [ $# -lt 1 ] || [ "${1#-}" != "$1" ]; then
   sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 out=$1
 shift
-mkdir -p "$out"
 config=configs/benchmark.py
+
+run() {
+  local name=$1
+  shift
+  local command=("${PYTHON:-python}" -m "$@")
+  if [ -n "$dry" ]; then
+    printf '%q ' "${command[@]}" | sed 's/ $/\n/'
+    return
+  fi
+  mkdir -p "$out"
+  echo "== $name"
+  "${command[@]}" | tee "$out/$name.txt"
+}
 
 step() {
   local name=$1
   shift
-  echo "== $name"
-  "${PYTHON:-python}" -m clip_jax.bench step "--json=$out/$name.json" "$@" | tee "$out/$name.txt"
+  run "$name" clip_jax.bench step "--json=$out/$name.json" "$@"
 }
 
 b16=("--config=$config:B/16" --config.data.batch_size=1024)
@@ -35,9 +48,8 @@ step slip-b16 "--config=$config:slip-B/16" --config.data.batch_size=256 "$@"
 step clip-b32 "--config=$config:B/32" --config.data.batch_size=2048 "$@"
 step clip-b16-xla "${b16[@]}" --config.model.image.attention=xla "$@"
 step clip-b16-loop "${b16[@]}" --config.model.image.unroll=1 --config.model.text.unroll=1 "$@"
-if [ -n "${RECORDS:-}" ]; then
-  echo "== data-b32: train/data_wait is the share of the time waited for the pipeline"
-  "${PYTHON:-python}" -m clip_jax.train "--config=$config:B/32@$RECORDS" "--workdir=$out/data-b32" \
+if [ -n "${RECORDS:-}" ]; then  # In its log, train/data_wait is the share of the time waited.
+  run data-b32 clip_jax.train "--config=$config:B/32@$RECORDS" "--workdir=$out/data-b32" \
     --config.data.batch_size=2048 --config.train.samples=204800 --config.train.log_every=20 \
     "--config.data.workers=$(nproc)" "$@"
 fi

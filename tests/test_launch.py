@@ -98,7 +98,7 @@ def test_every_script_can_be_run_and_says_how_when_asked_nothing():
   for path in SCRIPTS:
     assert path.stat().st_mode & stat.S_IXUSR
     said = script(path.name, code=2)
-    assert f"launch/{path.name} " in said and "set -uo" not in said
+    assert f"launch/{path.name} [" in said and "set -uo" not in said
 
 
 def test_a_tpu_is_made_trained_on_and_given_back(tmp_path):

@@ -77,7 +77,7 @@ def check_script(words):
   ran = subprocess.run([ROOT / script, "--dry-run", *arguments], cwd=ROOT, text=True,
                        capture_output=True, env={**os.environ, "POLL": "0"}, timeout=60)
   assert ran.returncode == 0, ran.stdout + ran.stderr
-  assert "clip_jax.train" in ran.stdout
+  assert re.search(r"clip_jax\.(train|bench)", ran.stdout)
 
 
 def check_install(words):
