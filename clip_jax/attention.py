@@ -132,8 +132,9 @@ def cudnn_problem(N: int, width: int, dtype: str) -> str:
   Whether versions of cuDNN, of the driver and of JAX go together only shows when they run. What is
   compiled for devices that are not there is traced alone.
   """
+  here = jax.default_backend() == "gpu"
   try:
-    if jax.default_backend() == "gpu":
+    if here:
       # Threads do not share what is being traced, in the midst of which this may be asked.
       with ThreadPoolExecutor(1) as thread:
         error = thread.submit(difference, _cudnn, N, width, dtype).result()
@@ -144,8 +145,9 @@ def cudnn_problem(N: int, width: int, dtype: str) -> str:
       jax.eval_shape(lambda *x: jax.vjp(_cudnn, *x)[1](x[0]), x, x, x)
   except Exception as e:  # Whatever it is, there is another way to compute the same.
     problem = (str(e) or type(e).__name__).splitlines()[0]
-    warnings.warn(f"cuDNN's attention does not work here, so XLA's operations are used: {problem}",
-                  stacklevel=2)
+    if here:
+      warnings.warn("cuDNN's attention does not work here, so XLA's operations are used: "
+                    f"{problem}", stacklevel=2)
     return problem
   return ""
 

@@ -5,6 +5,7 @@ import functools
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractDevice, AbstractMesh
 import numpy as np
 import pytest
 
@@ -167,6 +168,15 @@ def test_where_there_is_no_cudnn_it_is_said_once_and_done_without(monkeypatch, r
   assert ["cuDNN is not detected" in str(w.message) for w in recwarn] == [True]
   with pytest.raises(UserError, match='"cudnn" cannot be used: cuDNN is not detected.*"auto"'):
     attended(q, q, q, kind="cudnn")
+
+
+def test_what_is_planned_for_gpus_without_their_compiler_is_no_reason_to_warn(recwarn):
+  kind = AbstractDevice(device_kind="H100", num_cores=None, platform="gpu")
+  with jax.sharding.use_abstract_mesh(AbstractMesh((8,), ("data",), abstract_device=kind)):
+    x = jax.ShapeDtypeStruct((2, 4, 1, 8), jnp.bfloat16)
+    assert "not detected" in attention.why_not_cudnn(x, None, None)
+    assert jax.eval_shape(attended, x, x, x).shape == x.shape
+  assert not recwarn.list
 
 
 @pytest.mark.parametrize("backend, change, reason", [
