@@ -19,6 +19,7 @@ fi
 out=$1
 shift
 config=configs/benchmark.py
+failed=
 
 run() {
   local name=$1
@@ -30,7 +31,8 @@ run() {
   fi
   mkdir -p "$out"
   echo "== $name"
-  "${command[@]}" | tee "$out/$name.txt"
+  # What one has no memory for says nothing of the others.
+  "${command[@]}" | tee "$out/$name.txt" || failed="$failed $name"
 }
 
 step() {
@@ -51,5 +53,9 @@ step clip-b16-loop "${b16[@]}" --config.model.image.unroll=1 --config.model.text
 if [ -n "${RECORDS:-}" ]; then  # In its log, train/data_wait is the share of the time waited.
   run data-b32 clip_jax.train "--config=$config:B/32@$RECORDS" "--workdir=$out/data-b32" \
     --config.data.batch_size=2048 --config.train.samples=204800 --config.train.log_every=20 \
-    "--config.data.workers=$(nproc)" "$@"
+    --config.optimizer.schedule.warmup=10 "--config.data.workers=$(nproc)" "$@"
+fi
+if [ -n "$failed" ]; then
+  echo "failed:$failed" >&2
+  exit 1
 fi

@@ -327,6 +327,7 @@ def test_a_local_pod_is_started_again_when_it_helps(tmp_path, codes, starts, cod
 MEASURE = r"""#!/usr/bin/env bash
 printf '%q ' "$@" >> "$CALLS"
 echo >> "$CALLS"
+case "$*" in *L/16*) exit 1 ;; esac
 """
 
 
@@ -334,8 +335,9 @@ def test_what_is_measured_can_be_parsed_and_what_was_added_comes_last(tmp_path):
   python = tmp_path / "python"
   python.write_text(MEASURE)
   python.chmod(0o755)
-  script("measure.sh", str(tmp_path / "out"), "--config.data.batch_size=8", PYTHON=str(python),
-         CALLS=str(tmp_path / "calls"), RECORDS=str(tmp_path))
+  said = script("measure.sh", str(tmp_path / "out"), "--config.data.batch_size=8", code=1,
+                PYTHON=str(python), CALLS=str(tmp_path / "calls"), RECORDS=str(tmp_path))
+  assert "failed: clip-l16 flip-l16\n" in said
   calls = [shlex.split(line) for line in (tmp_path / "calls").read_text().splitlines()]
   assert [call[1] for call in calls] == ["clip_jax.bench"] * 7 + ["clip_jax.train"]
   assert all(call[-1] == "--config.data.batch_size=8" for call in calls)

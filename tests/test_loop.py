@@ -292,6 +292,22 @@ def test_it_is_told_that_a_cpu_is_slower_in_bfloat16(tmp_path):
   assert [line for line in lines if line.endswith(": --config.model.text.dtype=auto")]
 
 
+def test_it_is_told_of_large_pages_where_they_are_to_be_asked_for(tmp_path, monkeypatch):
+  setting = tmp_path / "enabled"
+  monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+  assert startup.huge_pages(setting) == []
+  setting.write_text("[always] madvise never\n")
+  assert startup.huge_pages(setting) == []
+  setting.write_text("always [madvise] never\n")
+  line, = startup.huge_pages(setting)
+  assert "GLIBC_TUNABLES=glibc.malloc.hugetlb=1" in line
+  monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+  assert startup.huge_pages(setting) == []
+  monkeypatch.delenv("GLIBC_TUNABLES")
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  assert startup.huge_pages(setting) == []
+
+
 def test_a_size_that_is_not_there_is_said_before_anything_is_compiled():
   with pytest.raises(UserError, match="A subset of 5k is not between 1 and the 4,562 records"):
     parts.prepare(small(data__size="5k"))

@@ -96,6 +96,7 @@ def serve(step, version, batch):
     step()
   print(json.dumps(version), flush=True)
   for _ in sys.stdin:
+    step()  # Which gets memory back from the system, that the other may have had meanwhile.
     steps, cpu = 0, time.process_time()
     while time.process_time() - cpu < CPU_SECONDS:
       step()
