@@ -1,6 +1,6 @@
-"""Attention itself: softmax of scaled products, as the device computes it best.
+"""Scaled dot-product attention, with an implementation chosen by device.
 
-On GPUs cuDNN's kernel does it, where it can; elsewhere XLA's operations, with our own gradient.
+GPUs use cuDNN's fused kernel where it applies; elsewhere XLA operations with a custom gradient.
 """
 
 from collections.abc import Callable
@@ -18,29 +18,30 @@ from clip_jax.remat import made_again
 from clip_jax.target import platform
 
 KINDS = {
-    "auto": "cuDNN's kernel on a GPU, where it can be used, and XLA's operations elsewhere",
-    "xla": "XLA's operations",
+    "auto": "cuDNN's kernel on a GPU where it applies, XLA operations elsewhere",
+    "xla": "XLA operations",
     "cudnn": "cuDNN's kernel",
 }
-MASKED = -1e30  # A logit that a softmax takes for nothing, without making a difference NaN.
+MASKED = -1e30  # Logit of a masked key. Finite, because differences of infinities are NaN.
 
 
 def attended(q: jax.Array, k: jax.Array, v: jax.Array,
              mask: jax.Array | np.ndarray | None = None,
              bias: jax.Array | None = None, *, kind: str = "auto") -> jax.Array:
-  """Values, weighted by how well their keys match each query.
+  """Computes multi-head scaled dot-product attention.
 
   Args:
     q, k, v: [B, N, heads, D/h].
-    mask: bool [B or 1, 1, N, N], True where a query may look; at one place at least.
+    mask: bool [B or 1, 1, N, N], True where a query may attend; every query needs at least one
+      True.
     bias: float [B or 1, heads, N, N], added to the logits.
-    kind: a name in `KINDS`.
+    kind: the implementation, a name in `KINDS`.
 
   Returns:
     [B, N, heads, D/h], in the dtype of q.
 
   Raises:
-    UserError: "cudnn" where it cannot be used.
+    UserError: `kind` is "cudnn" and cuDNN's kernel cannot be used.
   """
   reason = "" if kind == "xla" else why_not_cudnn(q, mask, bias)
   if kind == "cudnn" and reason:
@@ -48,7 +49,8 @@ def attended(q: jax.Array, k: jax.Array, v: jax.Array,
   if kind != "xla" and not reason:
     return _cudnn(q, k, v)
   if bias is not None or platform() == "gpu":
-    # A GPU's compiler would keep copies of q, k and v for the backward pass of the other form.
+    # `softmax_attention` takes no bias, and a GPU's XLA would keep copies of q, k and v for its
+    # backward pass.
     return made_again(jax.nn.dot_product_attention)(q, k, v, bias, mask)
   return softmax_attention(q, k, v, mask)
 
@@ -57,7 +59,8 @@ def _cudnn(q, k, v):
   B, N = q.shape[:2]
   if N % 2 == 0:
     return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
-  # JAX takes no odd numbers of tokens for training, as 7 x 7 patches are: one more, seen by none.
+  # cuDNN training needs an even sequence length and 7 x 7 patches is odd, so pad with one masked
+  # token.
   q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
   lengths = jnp.full(B, N, jnp.int32)
   return jax.nn.dot_product_attention(q, k, v, query_seq_lengths=lengths,
@@ -73,13 +76,13 @@ def _logits(q, k, mask):
 @jax.custom_vjp
 def softmax_attention(q: jax.Array, k: jax.Array, v: jax.Array,
                       mask: jax.Array | np.ndarray | None) -> jax.Array:
-  """`attended` without a bias, in XLA's operations.
+  """`attended` without a bias, in XLA operations.
 
-  Weights are float32, and rounded to the dtype of v where they are multiplied with it. The backward
-  pass makes them again, from the logarithm of their sums: it neither looks for the largest logit
-  again nor sums over weights, for the sum that it needs is that of results times their gradients.
+  The weights are computed in float32 and cast to the dtype of v to multiply it. The backward pass
+  recomputes them from the saved log-sum-exp of the logits, so it needs no second maximum; and it
+  gets the sum over weights in the softmax gradient from the outputs and their gradients.
 
-  Source: Dao et al. 2022 (FlashAttention), sec. 3.1 and appendix B, of one block.
+  Source: Dao et al. 2022 (FlashAttention), sec. 3.1 and appendix B, with a single block.
   """
   return _forward(q, k, v, mask)[0]
 
@@ -95,16 +98,16 @@ def _forward(q, k, v, mask):
   return y, (q, k, v, mask, y, largest + jnp.log(total))
 
 
-def _backward(kept, g):
-  q, k, v, mask, y, log_total = kept
+def _backward(residuals, g):
+  q, k, v, mask, y, log_total = residuals
   weights = jnp.exp(_logits(q, k, mask) - log_total[..., None])
-  of_v = jnp.einsum("bnts,btnd->bsnd", weights.astype(g.dtype), g)
-  of_weights = jnp.einsum("btnd,bsnd->bnts", g, v, preferred_element_type=jnp.float32)
+  dv = jnp.einsum("bnts,btnd->bsnd", weights.astype(g.dtype), g)
+  dweights = jnp.einsum("btnd,bsnd->bnts", g, v, preferred_element_type=jnp.float32)
   mean = jnp.einsum("btnd,btnd->bnt", y, g, preferred_element_type=jnp.float32)
-  of_logits = weights * (of_weights - mean[..., None]) * (1 / math.sqrt(q.shape[-1]))
-  of_logits = of_logits.astype(q.dtype)
-  return (jnp.einsum("bnts,bsnd->btnd", of_logits, k),
-          jnp.einsum("bnts,btnd->bsnd", of_logits, q), of_v, None)
+  dlogits = weights * (dweights - mean[..., None]) * (1 / math.sqrt(q.shape[-1]))
+  dlogits = dlogits.astype(q.dtype)
+  return (jnp.einsum("bnts,bsnd->btnd", dlogits, k),
+          jnp.einsum("bnts,btnd->bsnd", dlogits, q), dv, None)
 
 
 softmax_attention.defvjp(_forward, _backward)
@@ -112,48 +115,48 @@ softmax_attention.defvjp(_forward, _backward)
 
 def why_not_cudnn(q: jax.Array, mask: jax.Array | np.ndarray | None,
                   bias: jax.Array | None) -> str:
-  """Why cuDNN's kernel is not used for these; empty if it is."""
+  """Returns the reason why cuDNN's kernel is not used for these inputs; "" if it is used."""
   width = q.shape[-1]
   if platform() != "gpu":
-    return f"this runs on a {platform().upper()}, and it is for GPUs"
+    return f"this runs on a {platform().upper()}, and cuDNN needs a GPU"
   if mask is not None or bias is not None:
-    return "it is used for attention without mask and bias"
+    return "it is only used without a mask and a bias"
   if q.dtype not in (jnp.bfloat16, jnp.float16):
-    return f"it computes in bfloat16 or float16, not in {q.dtype}"
+    return f"it needs bfloat16 or float16, not {q.dtype}"
   if width % 8 or width > 128:
-    return f"its heads are multiples of 8 wide, and 128 at most, not {width}"
+    return f"it needs a head width that is a multiple of 8 and at most 128, not {width}"
   return cudnn_problem(q.shape[1], width, str(q.dtype))
 
 
 @functools.cache
 def cudnn_problem(N: int, width: int, dtype: str) -> str:
-  """What is wrong with cuDNN's attention of N tokens here, tried once; empty if nothing.
+  """Tries cuDNN's attention with N tokens once; returns the problem, or "" if it works.
 
-  Whether versions of cuDNN, of the driver and of JAX go together only shows when they run. What is
-  compiled for devices that are not there is traced alone.
+  Whether the versions of cuDNN, the driver and JAX are compatible only shows when the kernel runs.
+  Without a GPU here, when compiling for one, the kernel is only traced.
   """
   here = jax.default_backend() == "gpu"
   try:
     if here:
-      # Threads do not share what is being traced, in the midst of which this may be asked.
+      # This may be called during tracing; a thread of its own has no trace in progress.
       with ThreadPoolExecutor(1) as thread:
         error = thread.submit(difference, _cudnn, N, width, dtype).result()
       if not error < 0.05:
-        raise ValueError(f"its gradients are wrong by {error:.2g} of the largest")
+        raise ValueError(f"its results are off by {error:.2g} of the largest value")
     else:
       x = jax.ShapeDtypeStruct((1, N, 1, width), dtype)
       jax.eval_shape(lambda *x: jax.vjp(_cudnn, *x)[1](x[0]), x, x, x)
-  except Exception as e:  # Whatever it is, there is another way to compute the same.
+  except Exception as e:  # Any failure is fine, because XLA can compute the same.
     problem = (str(e) or type(e).__name__).splitlines()[0]
     if here:
-      warnings.warn("cuDNN's attention does not work here, so XLA's operations are used: "
+      warnings.warn("cuDNN's attention does not work here, so XLA operations are used instead: "
                     f"{problem}", stacklevel=2)
     return problem
   return ""
 
 
 def difference(attend: Callable, N: int, width: int, dtype: str) -> float:
-  """The largest difference of `attend` to the formula, in value and gradients, relative."""
+  """Returns the largest relative error of `attend`, in its value and gradients."""
   rng = np.random.default_rng(0)
   x = [rng.normal(size=(2, N, 2, width)) for _ in range(4)]
 

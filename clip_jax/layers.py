@@ -1,11 +1,11 @@
-"""What towers are made of: linear, norm, attention, blocks, the scanned stack, patches, positions.
+"""Layers that towers are built from: linear, norms, attention, blocks, the scanned stack, patches.
 
-Parameters are float32; `dtype` is what a layer computes in. Kernels are [in, ..., out], so that
-heads have an axis of their own, which tensor parallelism splits.
+Parameters are float32; `dtype` is the dtype a layer computes in. Kernels are [in, ..., out], and
+attention heads have their own axis, so that tensor parallelism can split it.
 
-The gradient of a parameter is a sum over the rows of the batch, those of other devices among them.
-`product` and `spread` make it float32 before it is added up: in bfloat16, 8 bits, a sum over 256
-devices is wrong by 1.5%.
+The gradient of a parameter is a sum over all rows of the batch, including those on other devices.
+`product` and `spread` cast it to float32 before the sum: in bfloat16, which has 8 significant bits,
+a sum over 256 devices is off by 1.5%.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,8 @@ from clip_jax.target import platform
 
 Initializer = Callable[..., jax.Array]
 
-# Big_vision's `gelu` is the tanh form, OpenAI's later models' the exact, their first ones' quick.
+# big_vision uses the tanh approximation; OpenAI's first CLIP models use quick_gelu, the later ones
+# the exact form.
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -36,14 +37,16 @@ ACTIVATIONS = {
 
 
 def one_of(table: dict[Any, Any], name: Any, what: str) -> Any:
-  """`table[name]`, or an error that lists what there is."""
+  """Returns `table[name]`; raises `UserError`, listing the known names, if it is not there."""
   if name not in table:
-    raise UserError(f"{what} {name!r} does not exist; there are {', '.join(map(repr, table))}.")
+    raise UserError(f"Unknown {what} {name!r}; choose from {', '.join(map(repr, table))}.")
   return table[name]
 
 
 def glorot(fan_in: int, fan_out: int) -> Initializer:
-  """Uniform with the variance 2 / (fan_in + fan_out), for kernels whose shape hides their fans.
+  """Glorot uniform with explicit fans, for kernels where the shape does not determine them.
+
+  The variance is 2 / (fan_in + fan_out).
 
   Source: Glorot & Bengio 2010, eq. 16.
   """
@@ -52,7 +55,7 @@ def glorot(fan_in: int, fan_out: int) -> Initializer:
 
 
 def normal(deviation: float) -> Initializer:
-  """Normal with one deviation, whatever the shape."""
+  """Normal initializer with a fixed standard deviation, independent of the shape."""
   return lambda key, shape: deviation * jax.random.normal(key, shape)
 
 
@@ -61,38 +64,41 @@ def _product(x, kernel, n):
                          ((range(x.ndim - n, x.ndim), range(n)), ((), ())))
 
 
-def _product_gradients(n, kept, g):
-  x, kernel = kept
+def _product_gradients(n, residuals, g):
+  x, kernel = residuals
   rows = tuple(range(x.ndim - n))
-  of_x = lax.dot_general(g, kernel.astype(g.dtype),
-                         ((range(len(rows), g.ndim), range(n, kernel.ndim)), ((), ())))
-  return of_x, lax.dot_general(x, g, ((rows, rows), ((), ())), preferred_element_type=kernel.dtype)
+  dx = lax.dot_general(g, kernel.astype(g.dtype),
+                       ((range(len(rows), g.ndim), range(n, kernel.ndim)), ((), ())))
+  return dx, lax.dot_general(x, g, ((rows, rows), ((), ())), preferred_element_type=kernel.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def product(x: jax.Array, kernel: jax.Array, n: int) -> jax.Array:
-  """`x @ kernel` over the last n axes of x, in the dtype of x; the kernel's gradient in its own."""
+  """Computes `x @ kernel` over the last n axes of x, in x's dtype.
+
+  The kernel's gradient has the kernel's dtype.
+  """
   return _product(x, kernel, n)
 
 
-# What is kept is the parameter, not a copy in bfloat16, which every block would have its own of.
+# Save the float32 parameter, not its bfloat16 cast: the scan would stack one cast per block.
 product.defvjp(lambda x, kernel, n: (_product(x, kernel, n), (x, kernel)), _product_gradients)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def spread(parameter: jax.Array, shape: tuple[int, ...], dtype: str) -> jax.Array:
-  """The parameter along the last axes of a shape, in `dtype`; its gradient in its own."""
+  """Casts a parameter to `dtype` and broadcasts it to `shape`; its gradient keeps its own dtype."""
   return jnp.broadcast_to(parameter.astype(dtype), shape)
 
 
-def _spread_gradient(shape, dtype, kept, g):
+def _spread_gradient(shape, dtype, parameter, g):
   if platform() == "gpu":
-    # Else XLA keeps all of g, and what it was made of, in float32 for this sum; and for that of
-    # positions, [N, D], it turns all activations to have the batch last.
-    g = lax.optimization_barrier(g.reshape(-1, kept.size) if kept.ndim == 2 else g)
-    if kept.ndim == 2:
-      return (g.sum(0, dtype=kept.dtype).reshape(kept.shape),)
-  return (g.sum(range(len(shape) - kept.ndim), dtype=kept.dtype),)
+    # Without the barrier, XLA keeps a float32 copy of g and of its inputs for this sum. For
+    # positions, [N, D], it also lays out all activations batch-last, unless g is flattened first.
+    g = lax.optimization_barrier(g.reshape(-1, parameter.size) if parameter.ndim == 2 else g)
+    if parameter.ndim == 2:
+      return (g.sum(0, dtype=parameter.dtype).reshape(parameter.shape),)
+  return (g.sum(range(len(shape) - parameter.ndim), dtype=parameter.dtype),)
 
 
 spread.defvjp(lambda parameter, shape, dtype: (spread(parameter, shape, dtype), parameter),
@@ -100,15 +106,15 @@ spread.defvjp(lambda parameter, shape, dtype: (spread(parameter, shape, dtype), 
 
 
 def added(x: jax.Array, parameter: jax.Array) -> jax.Array:
-  """`x + parameter`, along the last axes of x."""
+  """Computes `x + parameter`, broadcasting the parameter over the leading axes of x."""
   return x + spread(parameter, x.shape, x.dtype)
 
 
 class Linear(nnx.Module):
-  """`x @ kernel + bias` over the last axes of x.
+  """A linear layer, `x @ kernel + bias`, over the last axes of x.
 
   Args:
-    inputs, outputs: shapes of the contracted and of the new axes; a number is one axis.
+    inputs, outputs: shapes of the contracted and the new axes; an int is a single axis.
     init: initializer of the kernel; Glorot uniform by default.
   """
 
@@ -130,7 +136,7 @@ class Linear(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-  """Normalises the last axis to mean 0 and deviation 1, in float32."""
+  """Layer normalisation over the last axis, computed in float32."""
 
   def __init__(self, width: int, *, epsilon: float = 1e-6, dtype: str = "float32"):
     self.scale = nnx.Param(jnp.ones(width))
@@ -138,7 +144,7 @@ class LayerNorm(nnx.Module):
     self.epsilon, self.dtype = epsilon, dtype
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """[..., width] -> the same."""
+    """[..., width] -> [..., width]."""
     @made_again
     def normalised(x, scale, bias):
       x = x.astype(jnp.float32)
@@ -150,14 +156,14 @@ class LayerNorm(nnx.Module):
 
 
 class BatchNorm(nnx.Module):
-  """Normalises each channel over all other axes, in float32.
+  """Batch normalisation of each channel over all other axes, computed in float32.
 
-  On any number of devices it is over the rows of the global batch: there is one program. Running
-  averages, which stand in for the batch's own mean and variance where there is no batch, move by
-  `momentum` at each call in training; their variance is the unbiased one, as in PyTorch.
+  Statistics are those of the global batch, on any number of devices. In training, each call moves
+  the running averages by `momentum`; the running variance is the unbiased estimate, as in PyTorch.
+  Inference normalises with the running averages.
 
   Args:
-    scale: where the learned scale starts; 0 makes a residual block start as the identity.
+    scale: initial value of the learned scale; 0 makes a residual block start as the identity.
 
   Source: Ioffe & Szegedy 2015, algorithms 1 and 2.
   """
@@ -171,7 +177,11 @@ class BatchNorm(nnx.Module):
     self.momentum, self.epsilon, self.dtype = momentum, epsilon, dtype
 
   def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-    """[B, ..., D] -> the same; `train` uses this batch's mean and variance, and remembers them."""
+    """[B, ..., D] -> [B, ..., D].
+
+    Args:
+      train: whether to normalise with the statistics of this batch and update the running averages.
+    """
     @made_again
     def normalised(x, scale, bias, mean, variance):
       x = x.astype(jnp.float32)
@@ -193,17 +203,17 @@ class BatchNorm(nnx.Module):
 
 
 class Attention(nnx.Module):
-  """Multi-head attention of a sequence to itself, with one kernel for queries, keys and values.
+  """Multi-head self-attention with one fused kernel for queries, keys and values.
 
   Args:
-    attention: how it is computed, a name in `attention.KINDS`.
+    attention: the implementation, a name in `attention.KINDS`.
   """
 
   def __init__(self, width: int, heads: int, *, attention: str = "auto",
                init: Initializer | None = None, dtype: str = "float32", rngs: nnx.Rngs):
     check_heads(width, heads)
     one_of(KINDS, attention, "attention")
-    # As if the three were separate [D, D] kernels.
+    # Initialised as three separate [D, D] kernels would be.
     self.qkv = Linear(width, (3, heads, width // heads), init=init or glorot(width, width),
                       dtype=dtype, rngs=rngs)
     self.out = Linear((heads, width // heads), width, init=init, dtype=dtype, rngs=rngs)
@@ -211,36 +221,37 @@ class Attention(nnx.Module):
 
   def __call__(self, x: jax.Array, mask: jax.Array | np.ndarray | None = None,
                bias: jax.Array | None = None) -> jax.Array:
-    """[B, N, D] -> [B, N, D]; or [B, S, N, D], S sequences of each example.
+    """[B, N, D] -> [B, N, D]; or [B, S, N, D] -> [B, S, N, D], for S sequences per example.
 
     Args:
-      mask: bool [B or 1, 1, N, N], True where a query may look; of S sequences, [S, 1, 1, N, N].
+      mask: bool [B or 1, 1, N, N], True where a query may attend; [S, 1, 1, N, N] for S sequences.
       bias: float [B or 1, heads, N, N], added to the logits.
     """
     q, k, v = self._projected(x)                                            # [B, N, heads, D/h]
     attend = functools.partial(attended, kind=self.attention)
-    if x.ndim == 4:  # The batch stays an axis of its own, split over devices as it is.
+    if x.ndim == 4:  # vmap keeps the batch axis separate, so its sharding does not change.
       attend = jax.vmap(attend, (1, 1, 1, None if mask is None else 0, None), 1)
     return self.out(attend(q, k, v, mask, bias))
 
   def _projected(self, x):
-    """Queries, keys and values."""
+    """Computes queries, keys and values."""
     if platform() != "tpu":
       qkv = on_rows(self.qkv(x))                                            # [B, N, 3, heads, D/h]
       return tuple(qkv[..., i, :, :] for i in range(3))
-    # There the parts of one product would be copied to a layout each, at twice what this costs.
+    # Slicing one fused product on a TPU copies each slice into its own layout, which costs more
+    # than three separate products do.
     x, kernel, bias = x.astype(self.qkv.dtype), self.qkv.kernel[...], self.qkv.bias[...]
     return tuple(on_rows(added(product(x, kernel[:, i], 1), bias[i])) for i in range(3))
 
 
 def check_heads(width: int, heads: int) -> None:
-  """Raises unless the heads share the width evenly."""
+  """Raises `UserError` unless the width is divisible by the number of heads."""
   if width % heads:
     raise UserError(f"width {width} is not divisible by {heads} heads.")
 
 
 class Mlp(nnx.Module):
-  """Two layers with an activation between them."""
+  """Two linear layers with an activation between them."""
 
   def __init__(self, width: int, hidden: int, *, activation: str = "gelu_tanh",
                init: Initializer | None = None, dtype: str = "float32", rngs: nnx.Rngs):
@@ -250,13 +261,13 @@ class Mlp(nnx.Module):
     self.activation = activation
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """[..., width] -> the same."""
+    """[..., width] -> [..., width]."""
     down = made_again(lambda hidden: self.down(activated(hidden, self.activation)))
     return down(on_rows(self.up(x)))
 
 
 def activated(x: jax.Array, activation: str) -> jax.Array:
-  """An activation by its name, in float32 whatever the type of `x` and of the result."""
+  """Applies a named activation, computed in float32 and returned in the dtype of x."""
   return ACTIVATIONS[activation](x.astype(jnp.float32)).astype(x.dtype)
 
 
@@ -278,14 +289,14 @@ class Block(nnx.Module):
 
 
 class Stack(nnx.Module):
-  """`depth` blocks in a row, stored stacked: every parameter has a leading [depth] axis.
+  """A sequence of `depth` blocks with stacked parameters: each has a leading [depth] axis.
 
   Args:
     make_block: makes a block from `nnx.Rngs`.
-    remat: what the backward pass keeps of a block, a name in `REMAT`.
-    unroll: blocks per turn of the compiled loop. 0 is one, and one block is compiled whatever the
-      depth; but on a GPU all, for which no loop is left. There a loop costs a fourth of the memory
-      traffic more, to stack what each turn leaves for the backward pass (docs/speed.md).
+    remat: rematerialisation policy of a block, a name in `REMAT`.
+    unroll: blocks per iteration of the compiled loop. 0 means 1 on a CPU or TPU, where only one
+      block is compiled whatever the depth, and all blocks on a GPU. A loop on a GPU increases
+      memory traffic by a quarter, to stack the residuals of each iteration (docs/speed.md).
   """
 
   def __init__(self, make_block: Callable[[nnx.Rngs], nnx.Module], depth: int, *,
@@ -294,12 +305,12 @@ class Stack(nnx.Module):
         jax.random.split(rngs.params(), depth)) if depth else None
     one_of(REMAT, remat, "remat")
     if unroll < 0:
-      raise UserError(f"unroll={unroll} is no number of blocks. Set 0, for what suits the device, "
-                      "or 1 and up.")
+      raise UserError(f"unroll={unroll} is not a number of blocks. Set 0 to choose by device, or a "
+                      "number from 1 up.")
     self.remat, self.unroll, self.depth = remat, unroll, depth
 
   def __call__(self, x: jax.Array, *shared: Any) -> jax.Array:
-    """[B, ..., D] -> the same; `shared` is what every block gets besides x, such as a mask."""
+    """[B, ..., D] -> [B, ..., D]; every block also receives `shared`, such as a mask."""
     unroll = self.unroll or (self.depth if platform() == "gpu" else 1)
     loops = unroll < self.depth
 
@@ -307,7 +318,7 @@ class Stack(nnx.Module):
       return block(x, *shared), None
 
     if self.remat != "none":
-      # Without a loop between them, the compiler would see that forward and backward do the same.
+      # Without a loop, common-subexpression elimination would undo the rematerialisation.
       apply = jax.checkpoint(apply, policy=REMAT[self.remat], prevent_cse=not loops)
     x = on_rows(x)
     if loops:
@@ -319,14 +330,14 @@ class Stack(nnx.Module):
 
 def blocks(width: int, depth: int, heads: int, mlp: int, *, activation: str, epsilon: float = 1e-6,
            attention: str = "auto", dtype: str, remat: str, unroll: int, rngs: nnx.Rngs) -> Stack:
-  """A stack of transformer blocks of one size."""
+  """Makes a stack of identical transformer blocks."""
   make = lambda rngs: Block(width, heads, mlp, activation=activation, epsilon=epsilon,
                             attention=attention, dtype=dtype, rngs=rngs)
   return Stack(make, depth, remat=remat, unroll=unroll, rngs=rngs)
 
 
 class MapHead(nnx.Module):
-  """Attention of one learned query to all tokens, then a residual MLP.
+  """Multi-head attention pooling: one learned query attends to all tokens; then a residual MLP.
 
   Source: Zhai et al. 2022 (Scaling ViT), sec. 3.2, as in big_vision: no residual around attention.
   """
@@ -343,7 +354,7 @@ class MapHead(nnx.Module):
     self.mlp = Mlp(width, mlp, activation=activation, dtype=dtype, rngs=rngs)
 
   def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """[B, N, D] -> [B, D]; `mask`, bool [B, N], is True at tokens to look at."""
+    """[B, N, D] -> [B, D]; `mask`, bool [B, N], is True at the tokens to attend to."""
     B = x.shape[0]
     query = self.query(self.probe[...]).astype(jnp.float32)                 # [heads, D/h]
     query = spread(query, (B, 1, *query.shape), self.query.dtype)
@@ -355,19 +366,21 @@ class MapHead(nnx.Module):
 
 
 def patches(image: jax.Array, size: int) -> jax.Array:
-  """[B, H, W, C] -> [B, N, size * size * C], row by row; a strided convolution's input."""
+  """Splits images into patches, row by row: [B, H, W, C] -> [B, N, size * size * C].
+
+  A matrix product with the result is a convolution with this stride and kernel size.
+  """
   B, H, W, C = image.shape
   if H % size or W % size:
-    raise UserError(f"An image of {H} x {W} does not divide into patches of {size} x {size}.")
+    raise UserError(f"A {H} x {W} image cannot be divided into {size} x {size} patches.")
   image = image.reshape(B, H // size, size, W // size, size, C)
   return image.transpose(0, 1, 3, 2, 4, 5).reshape(B, -1, size * size * C)
 
 
 def squares(x: jax.Array, size: int) -> jax.Array:
-  """[B, H, W, C] -> [B, H / size, W / size, size * size * C], both rounded up.
+  """Splits a feature map into patches, zero-padding its bottom and right edges where needed.
 
-  A strided convolution's input: the patches of a map, with zeros where the map ends before the last
-  of them does.
+  [B, H, W, C] -> [B, ceil(H / size), ceil(W / size), size * size * C].
   """
   B, H, W, C = x.shape
   x = jnp.pad(x, ((0, 0), (0, -H % size), (0, -W % size), (0, 0)))
@@ -375,34 +388,34 @@ def squares(x: jax.Array, size: int) -> jax.Array:
 
 
 def check_keeps_all(keep: float, why: str) -> None:
-  """Raises if patches are to be dropped, for a tower that cannot do without any."""
+  """Raises `UserError` if patches are to be dropped from a tower that needs all of them."""
   if keep < 1:
     raise UserError(
-        f"keep={keep} drops patches, and {why}. Set keep_patches=1 of the objective, or train a "
+        f"keep={keep} drops patches, but {why}. Set the objective's keep_patches=1, or train a "
         "Vit; to save compute with this tower, use smaller images.")
 
 
 def some_of(x: jax.Array, keep: float, key: jax.Array) -> jax.Array:
-  """A random subset of each example's tokens, another one for each: [B, N, D] -> [B, K, D].
+  """Keeps an independent random subset of each example's tokens: [B, N, D] -> [B, K, D].
 
-  K = max(1, int(N * keep)), as FLIP rounds (Li et al. 2023, sec. 3). Order is not kept: positions
-  have been added before.
+  K = max(1, int(N * keep)), rounded as in FLIP (Li et al. 2023, sec. 3). The tokens come back in
+  random order, so add position embeddings first.
 
   Args:
     key: one key per example, [B].
   """
   N = x.shape[1]
   noise = jax.vmap(lambda k: jax.random.uniform(k, (N,)))(key)              # [B, N]
-  # Not lax.top_k: the partitioner cannot split it, and gathers the noise of the whole batch.
+  # The partitioner cannot split lax.top_k and would gather the noise of the whole batch.
   kept = jnp.argsort(noise, axis=1)[:, :max(1, int(N * keep))]              # [B, K]
   return jnp.take_along_axis(x, kept[:, :, None], axis=1)
 
 
 def sincos2d(rows: int, columns: int, width: int, *, temperature: float = 10_000.0) -> np.ndarray:
-  """Fixed position embeddings of a grid, float32 [rows * columns, width].
+  """Fixed 2D sine-cosine position embeddings of a grid, float32 [rows * columns, width].
 
-  Source: Chen et al. 2021 (MoCo v3), as in big_vision: frequencies i / (width / 4 - 1); the form of
-  MAE and FLIP divides by width / 4 and is another embedding.
+  Source: Chen et al. 2021 (MoCo v3), as in big_vision, with frequency exponents
+  i / (width / 4 - 1). MAE and FLIP divide by width / 4 instead, which gives a different embedding.
   """
   if width % 4:
     raise UserError(f"sincos2d positions need a width divisible by 4, not {width}.")

@@ -1,13 +1,14 @@
-"""Contrastive losses and accuracies, dense or a block of rows at a time; functions of embeddings.
+"""Contrastive losses and accuracies of embeddings, dense or chunked.
 
-Every loss compares each of B rows with all B rows. With `block` it makes `block` rows of that B x B
-matrix at a time, in the forward and again in the backward pass, so it needs a few times
-4 B (block + B / block) bytes where the dense form needs a few times 4 B^2; the value and the
-gradients are the same. Under `jit` with rows sharded over devices, "all rows" are those of the
-global batch, and blocks leave every row on its device.
+Every loss compares each of B rows with all B rows. With `block` it computes the B x B matrix in
+chunks of `block` rows and recomputes them in the backward pass. This takes a few times
+4 B (block + B / block) bytes instead of a few times 4 B^2, with the same value and gradients. Under
+`jit` with rows sharded over devices, "all rows" are those of the global batch, and chunking moves
+no row to another device.
 
-Embeddings of any float type are taken to float32, and products are float32 too where a device's
-default is less (TPU bfloat16, NVIDIA TF32): at scale 100 a logit wrong by 0.4% is wrong by 0.4.
+Embeddings of any float dtype are cast to float32, and products are computed in full float32 even
+where the device's default precision is lower (bfloat16 on TPUs, TF32 on NVIDIA GPUs): at scale 100
+a relative error of 0.4% in a logit is an absolute error of 0.4.
 """
 
 import math
@@ -19,18 +20,18 @@ import jax.numpy as jnp
 
 from clip_jax.errors import UserError
 
-# Stands for "not a candidate". Finite, because logsumexp over nothing but -inf has a NaN gradient.
+# Logit of a masked candidate. Finite, because logsumexp over only -inf has a NaN gradient.
 _NEVER = -1e30
 
 
 def info_nce(z_a: jax.Array, z_b: jax.Array, scale: jax.Array | float, *,
              block: int | None = None) -> jax.Array:
-  """Symmetric cross-entropy of matching each row of `z_a` with the same row of `z_b`.
+  """InfoNCE, the symmetric cross-entropy of matching row i of `z_a` with row i of `z_b`.
 
   Args:
     z_a, z_b: [B, E], unit length.
-    scale: inverse temperature, > 0 (CLIP starts at 1/0.07 and stops at 100).
-    block: rows compared at a time, a divisor of B; all at once by default.
+    scale: inverse temperature, > 0 (in CLIP, it starts at 1/0.07 and is bounded by 100).
+    block: rows per chunk, a divisor of B; all rows by default.
 
   Returns:
     float32 [], mean of both directions, in nats; log B when scale is 0.
@@ -43,8 +44,8 @@ def info_nce(z_a: jax.Array, z_b: jax.Array, scale: jax.Array | float, *,
   z_a, z_b, scale = _checked(z_a, z_b, block), _float32(z_b), _float32(scale)
   positive = (z_a * z_b).sum(1)                                             # [B]
 
-  # -log(e^p / (e^p + sum_j e^n_j)) = softplus(logsumexp_j(n_j - p)). Subtracting first keeps the
-  # digits that a difference of two numbers near 100 would lose once the model is good.
+  # -log(e^p / (e^p + sum_j e^n_j)) = softplus(logsumexp_j(n_j - p)). Subtracting p first avoids the
+  # cancellation between two numbers near 100 that would occur with a well-trained model.
   def one(a, own, row):
     similarity, other = _product(a, z_b), _others(row, len(z_b))            # [b, B]
     return (logsumexp(jnp.where(other, scale * (similarity - own[:, None]), _NEVER), axis=1),
@@ -56,16 +57,16 @@ def info_nce(z_a: jax.Array, z_b: jax.Array, scale: jax.Array | float, *,
 
 def sigmoid_pairs(z_image: jax.Array, z_text: jax.Array, scale: jax.Array | float,
                   bias: jax.Array | float, *, block: int | None = None) -> jax.Array:
-  """Every image with every text, each a yes-or-no question: do they belong together?
+  """SigLIP's loss: binary classification of every image-text pair as matching or not.
 
   Args:
     z_image, z_text: [B, E], unit length.
     scale: inverse temperature, > 0 (SigLIP starts at 10).
-    bias: added to every logit (SigLIP starts at -10, as 1 pair in B is positive).
-    block: rows compared at a time, a divisor of B; all at once by default.
+    bias: added to every logit (SigLIP starts at -10, because only 1 pair in B is positive).
+    block: rows per chunk, a divisor of B; all rows by default.
 
   Returns:
-    float32 [], sum over the B^2 pairs divided by B, in nats; B log 2 when both scalars are 0.
+    float32 [], the sum over the B^2 pairs divided by B, in nats; B log 2 when scale and bias are 0.
 
   Raises:
     UserError: `block` does not divide B, or the shapes differ.
@@ -84,12 +85,12 @@ def sigmoid_pairs(z_image: jax.Array, z_text: jax.Array, scale: jax.Array | floa
 
 def nt_xent(z_a: jax.Array, z_b: jax.Array, temperature: jax.Array | float, *,
             block: int | None = None) -> jax.Array:
-  """SimCLR's loss: find the other view of an image among the 2B - 1 other views in the batch.
+  """SimCLR's loss: identify a view's partner among the 2B - 1 other views in the batch.
 
   Args:
-    z_a, z_b: [B, E], unit length; row i of both are two views of one image.
+    z_a, z_b: [B, E], unit length; rows i are two views of the same image.
     temperature: > 0 (0.1 in SimCLR and in SLIP).
-    block: rows compared at a time, a divisor of B; all at once by default.
+    block: rows per chunk, a divisor of B; all rows by default.
 
   Returns:
     float32 [], mean over all 2B views, in nats; log(2B - 1) when all views are the same.
@@ -118,18 +119,19 @@ def nt_xent(z_a: jax.Array, z_b: jax.Array, temperature: jax.Array | float, *,
 
 def accuracies(z_a: jax.Array, z_b: jax.Array, *,
                block: int | None = None) -> tuple[jax.Array, jax.Array]:
-  """How often a row of one is nearer to its own row of the other than to any other; ties lose.
+  """Computes the in-batch retrieval accuracy in both directions; ties count as errors.
 
-  Costs one product more than the loss has, forward only, so it can be logged at every step: at
-  16,384 rows of 512 numbers 0.3 TFLOP, where the step of a ViT-B/32 around it has about 700. The
-  dense form shares the loss's product, which the compiler sees to.
+  It is cheap enough to log at every step, because it takes one matrix product more than the loss,
+  without a gradient: with 16,384 rows and E = 512, 0.3 TFLOP of the about 700 TFLOP of a ViT-B/32
+  training step. In the dense form, the compiler reuses the product of the loss.
 
   Args:
     z_a, z_b: [B, E], unit length.
-    block: rows compared at a time, a divisor of B; all at once by default.
+    block: rows per chunk, a divisor of B; all rows by default.
 
   Returns:
-    Two float32 [] in [0, 1]: rows of `z_a` that find theirs in `z_b`, and the reverse.
+    Two float32 [] in [0, 1]: the fraction of rows of `z_a` with their partner nearest in `z_b`, and
+    the reverse.
 
   Raises:
     UserError: `block` does not divide B, or the shapes differ.
@@ -147,14 +149,14 @@ def accuracies(z_a: jax.Array, z_b: jax.Array, *,
 
 
 def nt_xent_accuracy(z_a: jax.Array, z_b: jax.Array, *, block: int | None = None) -> jax.Array:
-  """How often a view's nearest among the other 2B - 1 views is its own image's; ties lose.
+  """Computes how often a view's nearest among the 2B - 1 others is its partner; ties are errors.
 
   Args:
-    z_a, z_b: [B, E], unit length; row i of both are two views of one image.
-    block: rows compared at a time, a divisor of B; all at once by default.
+    z_a, z_b: [B, E], unit length; rows i are two views of the same image.
+    block: rows per chunk, a divisor of B; all rows by default.
 
   Returns:
-    float32 [] in [0, 1], over all 2B views (SLIP reports that of the first views alone).
+    float32 [] in [0, 1], the fraction of all 2B views (SLIP reports that of the first B only).
 
   Raises:
     UserError: `block` does not divide B, or the shapes differ.
@@ -179,15 +181,15 @@ def _float32(x):
 
 
 def _checked(z_a, z_b, block):
-  """`z_a` in float32, once both have the right shape and `block` divides their rows."""
+  """Returns `z_a` in float32; raises `UserError` if the shapes or `block` are invalid."""
   if z_a.ndim != 2 or z_a.shape != z_b.shape:
     raise UserError(f"Embeddings of shapes {z_a.shape} and {z_b.shape} cannot be compared row by "
-                    "row: both must be [B, E], as many rows of as many numbers.")
+                    "row: both must have the same shape [B, E].")
   B = len(z_a)
   if block is not None and (block < 1 or B % block):
     divisors = sorted(n for d in range(1, math.isqrt(B) + 1) if B % d == 0 for n in (d, B // d))
     near = [d for d in divisors if d < block][-1:] + [d for d in divisors if d > block][:1]
-    raise UserError(f"block {block} does not divide the batch of {B} rows; nearest that do: "
+    raise UserError(f"block {block} does not divide the batch of {B} rows. Nearest divisors: "
                     f"{', '.join(map(str, near))}. Set the loss's block to one of them, or to None "
                     "for all rows at once.")
   return _float32(z_a)
@@ -202,27 +204,27 @@ def _indices(x):
 
 
 def _others(row, B):
-  """bool [b, B], False where a row meets itself. An index comparison, for jnp.diagonal gathers."""
+  """Mask, bool [b, B], False on the diagonal; jnp.diagonal would gather across devices."""
   return row[:, None] != jnp.arange(B)
 
 
 def _own(similarity, other):
-  """[b], each row's similarity to its own; out of the same product, so that a tie is one."""
+  """Similarity of each row to its partner, [b], from the same product so that ties are exact."""
   return jnp.where(other, -jnp.inf, similarity).max(1)
 
 
 def _blocks(x, block):
-  """[B, ...] -> [B/b, b, ...], block i holding rows i, i + B/b, ...: sharded rows stay in place."""
+  """[B, ...] -> [B/b, b, ...]; chunk i has rows i, i + B/b, ..., so rows stay on their device."""
   return x.reshape(block, -1, *x.shape[1:]).swapaxes(0, 1)
 
 
 def _rows(x):
-  """Undoes `_blocks`: [B/b, b, ...] -> [B, ...]."""
+  """Inverse of `_blocks`: [B/b, b, ...] -> [B, ...]."""
   return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
 
 
 def _by_block(f, block, *rows):
-  """`f` of one block of rows after the other, stacked; the backward pass makes each block again."""
+  """Maps `f` over chunks of rows and stacks the results; recomputes each in the backward pass."""
   if block is None or block == len(rows[0]):
     return jax.tree.map(lambda x: x[None], f(*rows))
   one = jax.checkpoint(lambda xs: f(*xs), prevent_cse=False)

@@ -1,4 +1,4 @@
-"""The model, two towers and two projections; and the learner, a model with its objective."""
+"""The two-tower model, and the learner: a model with its objective."""
 
 from typing import Any
 
@@ -15,18 +15,19 @@ PROJECTIONS = ("linear", "affine", "mlp", "none")
 
 
 class TwoTowers(nnx.Module):
-  """An image tower and a text tower with projections into one space; what a training run is for.
+  """An image tower and a text tower, each with a projection into a shared embedding space.
 
   Args:
     image, text: the towers.
     embed: size of the shared embedding, E.
-    image_projection, text_projection: from features to the embedding: "linear", a matrix; "affine",
-      with a bias; "mlp", a norm, a hidden layer and a matrix; "none", the features are the
-      embedding (SigLIP's images; E must be their width).
-    hidden: width of the hidden layer of "mlp".
-    mean, std: of the three channels, for pixels in [0, 1]; the defaults map them to [-1, 1].
+    image_projection, text_projection: maps features to the embedding: "linear", a matrix; "affine",
+      a matrix and a bias; "mlp", a norm, a hidden layer and a matrix; "none", the identity, which
+      needs features of width E (SigLIP's image tower).
+    hidden: width of the hidden layer of an "mlp" projection.
+    mean, std: normalisation of the three channels, for pixels in [0, 1]; the defaults map pixels to
+      [-1, 1].
 
-  Source: Radford et al. 2021, fig. 3; bias-free projections with deviation D^-0.5.
+  Source: Radford et al. 2021, fig. 3; projections are initialised with standard deviation D^-0.5.
   """
 
   def __init__(self, *, image: ImageTower, text: TextTower, embed: int = 512,
@@ -41,18 +42,18 @@ class TwoTowers(nnx.Module):
 
   def image_features(self, image: jax.Array, *, train: bool = False, keep: float = 1.0,
                      key: jax.Array | None = None) -> jax.Array:
-    """Pixels [B, H, W, 3], uint8 or float in [0, 1] -> [B, D], before the projection."""
+    """Pixels [B, H, W, 3], uint8 or float in [0, 1] -> features [B, D], before the projection."""
     with jax.named_scope("image_tower"):
       return self.image(self.normalised(image), train=train, keep=keep, key=key)
 
   def normalised(self, image: jax.Array) -> jax.Array:
-    """Pixels, uint8 or float in [0, 1] -> float32 with this model's mean and deviation."""
+    """Normalises pixels, uint8 or float in [0, 1], to float32 with the model's mean and std."""
     if image.dtype == jnp.uint8:
       image = image.astype(jnp.float32) / 255
     return (image - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
 
   def project_image(self, features: jax.Array) -> jax.Array:
-    """[B, D] -> float32 [B, E], unit length."""
+    """Features [B, D] -> float32 [B, E], unit length."""
     with jax.named_scope("image_tower"):
       return unit(_projected(self.image_projection, features))
 
@@ -62,16 +63,16 @@ class TwoTowers(nnx.Module):
     return self.project_image(self.image_features(image, train=train, keep=keep, key=key))
 
   def encode_text(self, tokens: jax.Array, *, train: bool = False) -> jax.Array:
-    """int32 [B, L], 0 is padding -> float32 [B, E], unit length."""
+    """Token ids, int32 [B, L], padded with 0 -> float32 [B, E], unit length."""
     with jax.named_scope("text_tower"):
       return unit(_projected(self.text_projection, self.text(tokens, train=train)))
 
 
 class MlpProjection(nnx.Module):
-  """A norm, a hidden layer with ReLU, and a matrix.
+  """A projection by a norm, a hidden layer with ReLU, and a matrix.
 
-  A wide one is close to regression with a kernel: with a few thousand pairs it finds more in the
-  same features than a matrix does.
+  With a wide hidden layer it approximates kernel regression, which gets more out of the same
+  features than a linear projection when trained on a few thousand pairs.
   """
 
   def __init__(self, inputs: int, hidden: int, outputs: int, *, rngs: nnx.Rngs):
@@ -86,12 +87,12 @@ class MlpProjection(nnx.Module):
 
 def _projection(name, kind, width, embed, hidden, rngs):
   if kind not in PROJECTIONS:
-    raise UserError(f"There is no {name}_projection {kind!r}; there are {', '.join(PROJECTIONS)}.")
+    raise UserError(f"Unknown {name}_projection {kind!r}; choose from {', '.join(PROJECTIONS)}.")
   if kind == "none":
     if width != embed:
-      raise UserError(f'{name}_projection="none" needs features as wide as the embedding, and '
-                      f"the {name} tower has {width}, not embed={embed}. Set embed={width}, or "
-                      "project.")
+      raise UserError(f'{name}_projection="none" needs features as wide as the embedding, but '
+                      f"the {name} tower's width is {width}, not embed={embed}. Set embed={width}, "
+                      "or choose another projection.")
     return None
   if kind == "mlp":
     return MlpProjection(width, hidden, embed, rngs=rngs)
@@ -103,28 +104,32 @@ def _projected(projection, features):
 
 
 def unit(x: jax.Array) -> jax.Array:
-  """Rows scaled to length 1; a row of zeros stays, with a gradient of zero."""
+  """Scales vectors along the last axis to unit L2 norm; zeros stay zeros, with a zero gradient."""
   return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
 
 
 class Learner(nnx.Module):
-  """What is trained: a model and the objective it is trained for."""
+  """A model and its objective: everything that is trained."""
 
   def __init__(self, model: TwoTowers, objective: Objective):
     self.model, self.objective = model, objective
 
 
 def split(module: nnx.Module) -> tuple[Any, dict, dict]:
-  """Takes a module apart: its structure, its trained arrays, its other arrays, as plain dicts."""
+  """Splits a module into (graphdef, params, stats): structure, trained arrays and other arrays.
+
+  Both sets of arrays are plain nested dicts.
+  """
   graphdef, params, stats = nnx.split(module, nnx.Param, ...)  # type: ignore[misc]
   return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
 
 
 def bounds(module: nnx.Module) -> dict:
-  """(low, high) of every trained array, from `nnx.Param(..., at_least=, at_most=)`.
+  """Collects the bounds that parameters declare with `nnx.Param(..., at_least=, at_most=)`.
 
   Returns:
-    Pairs of floats, infinite where there is no bound; a tree like the trained arrays of `split`.
+    (low, high) of every trained array, infinite where there is no bound; a tree like the params of
+    `split`.
   """
   _, params, _ = nnx.split(module, nnx.Param, ...)  # type: ignore[misc]
 
@@ -137,10 +142,11 @@ def bounds(module: nnx.Module) -> dict:
 
 
 def check_tokens(text: TextTower, tokenizer: Any) -> None:
-  """Raises unless the text tower takes the tokens that the tokenizer writes."""
+  """Raises `UserError` unless the text tower accepts the tokenizer's output."""
   if tokenizer.length != text.length:
-    raise UserError(f"The tokenizer writes {tokenizer.length} tokens a text and the text tower "
-                    f"takes {text.length}. Set both lengths to the same.")
+    raise UserError(f"The tokenizer's length is {tokenizer.length} tokens, but the text tower's "
+                    f"length is {text.length}. Set both to the same value.")
   if tokenizer.vocabulary > text.vocabulary:
-    raise UserError(f"The tokenizer knows {tokenizer.vocabulary} tokens and the text tower only "
-                    f"{text.vocabulary}. Set its vocabulary to {tokenizer.vocabulary} or more.")
+    raise UserError(f"The tokenizer's vocabulary has {tokenizer.vocabulary} tokens, but the text "
+                    f"tower's only {text.vocabulary}. Set the tower's vocabulary to at least "
+                    f"{tokenizer.vocabulary}.")

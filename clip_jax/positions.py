@@ -1,4 +1,7 @@
-"""Another model's parameters for this one: positions resampled, everything else the same."""
+"""Transfers a trained model's parameters to another image size or context length.
+
+Position embeddings are resampled; all other parameters are copied.
+"""
 
 import math
 
@@ -11,25 +14,25 @@ from clip_jax.errors import UserError
 
 def resampled(positions: np.ndarray, old_grid: tuple[int, int], new_grid: tuple[int, int], *,
               method: str = "bilinear") -> np.ndarray:
-  """Position embeddings of one grid of patches, for another grid.
+  """Resamples position embeddings from one grid of patches to another.
 
-  Both grids cover the whole image; to a coarser one, positions are averaged (antialiased).
+  Both grids cover the whole image. Downsampling is antialiased.
 
   Args:
     positions: [N, D], row by row.
     old_grid, new_grid: (rows, columns).
-    method: "bilinear", as big_vision and so CLIPA; or "bicubic", as open_clip.
+    method: "bilinear", as in big_vision and CLIPA, or "bicubic", as in open_clip.
 
   Returns:
     float32 [N', D].
 
   Raises:
-    UserError: no such method, or the old grid does not have N places.
+    UserError: the method is unknown, or the old grid does not have N cells.
   """
   if method not in ("bilinear", "bicubic"):
     raise UserError(f'method {method!r} is not "bilinear" or "bicubic".')
   if math.prod(old_grid) != len(positions):
-    raise UserError(f"{len(positions)} position embeddings are not a grid of {old_grid[0]} x "
+    raise UserError(f"{len(positions)} position embeddings do not form a grid of {old_grid[0]} x "
                     f"{old_grid[1]}.")
   grid = jnp.asarray(positions, jnp.float32).reshape(*old_grid, -1)
   grid = jax.image.resize(grid, (*new_grid, grid.shape[-1]), method, antialias=True)
@@ -38,20 +41,20 @@ def resampled(positions: np.ndarray, old_grid: tuple[int, int], new_grid: tuple[
 
 def fitted(params: dict, like: dict, old_grid: tuple[int, int] | None,
            new_grid: tuple[int, int] | None, *, what: str = "train.start_from") -> dict:
-  """The parameters of a trained model, for a model of another image size or text length.
+  """Adapts a trained model's parameters to another image size or context length.
 
-  Positions of patches are resampled; that of a class token, before them, stays. Of the texts'
-  positions the first ones are kept, and where this model has more, those keep their initial values.
+  Position embeddings of patches are resampled; that of a class token, in row 0, is copied. Those of
+  texts are truncated, or extended with this model's initial values.
 
   Args:
     params: arrays of the trained model, {"image": ..., "text": ..., ...}.
     like: arrays of this model with their initial values; the result has their shapes.
-    old_grid, new_grid: (rows, columns) of the positions of the two image towers; None for a tower
-      without.
-    what: has the trained model, for the error.
+    old_grid, new_grid: (rows, columns) of the position embeddings of the trained and this model's
+      image towers; None for a tower without such a grid.
+    what: names the trained model in the error message.
 
   Raises:
-    UserError: anything but positions differs; says what.
+    UserError: arrays other than position embeddings differ; the message lists them.
   """
   theirs, ours = _flat(params), _flat(like)
   made = dict(theirs)
@@ -72,7 +75,7 @@ def fitted(params: dict, like: dict, old_grid: tuple[int, int] | None,
 
 
 def overlaid(tree: dict, other: dict) -> dict:
-  """`tree`, with the leaves of `other` where it has the same names."""
+  """Returns `tree` with its leaves replaced by those of `other` that have the same path."""
   theirs = _flat(other)
   return jax.tree_util.tree_map_with_path(lambda path, x: theirs.get(_name(path), x), tree)
 
@@ -86,13 +89,13 @@ def _name(path):
 
 
 def _check_same(theirs, ours, what, *, most=5):
-  lines = [f"{n}: {theirs[n]} there, {ours[n]} here"
+  lines = [f"{n}: saved {theirs[n]}, expected {ours[n]}"
            for n in ours if n in theirs and theirs[n] != ours[n]]
-  lines += [f"{n}: not there, {ours[n]} here" for n in ours if n not in theirs]
-  lines += [f"{n}: {theirs[n]} there, not here" for n in theirs if n not in ours]
+  lines += [f"{n}: not saved, expected {ours[n]}" for n in ours if n not in theirs]
+  lines += [f"{n}: saved {theirs[n]}, not expected" for n in theirs if n not in ours]
   if lines:
     more = f"\n  ... and {len(lines) - most} more" if len(lines) > most else ""
     raise UserError(
-        f"{what} has another model; {len(lines)} arrays differ:\n  "
-        + "\n  ".join(lines[:most]) + more + "\nImage size and text length may differ. Set the "
-        "rest of config.model as in the config.json of that run.")
+        f"{what} has a different model; {len(lines)} arrays differ:\n  "
+        + "\n  ".join(lines[:most]) + more + "\nOnly image size and context length may differ. Set "
+        "the rest of config.model as in the config.json of that run.")

@@ -1,4 +1,4 @@
-"""What the backward pass keeps, and what it makes again."""
+"""Rematerialisation: which activations are saved for the backward pass and which are recomputed."""
 
 from collections.abc import Callable
 
@@ -6,8 +6,8 @@ import jax
 
 from clip_jax.target import platform
 
-# What the backward pass keeps of a block: inputs of products, norms and attention; results of
-# products; or its own input alone.
+# What is saved of a block for the backward pass: the inputs of products, norms and attention
+# ("none"); the results of products ("dots"); or only the input of the block ("full").
 REMAT = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -16,10 +16,11 @@ REMAT = {
 
 
 def made_again(fn: Callable) -> Callable:
-  """`fn`, of which the backward pass keeps the arguments and makes the rest again.
+  """Wraps `fn` so that only its arguments are saved; the backward pass recomputes the rest.
 
-  For what is many steps over an array, each of whose results would be kept, and cheap beside the
-  products: on a TPU a step waits longer for memory than for products.
+  Use it for chains of cheap elementwise operations, because otherwise every intermediate result
+  would be saved: a step on a TPU waits longer for memory than for matrix products.
   """
-  # Where blocks are a loop, the backward pass is one of its own. On a GPU they are none.
+  # In a loop over blocks, the backward pass is a separate loop, so there is nothing for CSE to
+  # merge. On a GPU the blocks are not in a loop.
   return jax.checkpoint(fn, prevent_cse=platform() == "gpu")

@@ -1,4 +1,4 @@
-"""What is being traced for: the kind of device, and what to compute in there."""
+"""The platform that the current trace will run on, and the dtype to compute in there."""
 
 from collections.abc import Iterator
 import contextlib
@@ -13,9 +13,10 @@ DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
 def platform() -> str:
-  """What that which is traced now is for: "cpu", "gpu" or "tpu".
+  """Returns the platform that the current trace will run on: "cpu", "gpu" or "tpu".
 
-  The kind of the mesh's devices, which need not be there; without a mesh, of those that are.
+  It is the platform of the current mesh's devices, which may be abstract; without a mesh, that of
+  JAX's default backend.
   """
   if _anywhere.get():
     return "cpu"
@@ -25,7 +26,7 @@ def platform() -> str:
 
 @contextlib.contextmanager
 def anywhere() -> Iterator[None]:
-  """Within it, what is traced is for all kinds of devices: as on a CPU, which is one like them."""
+  """Context in which traced programs can run on every platform: they are traced as for a CPU."""
   token = _anywhere.set(True)
   try:
     yield
@@ -34,15 +35,15 @@ def anywhere() -> Iterator[None]:
 
 
 def computed_in(dtype: str) -> str:
-  """What a tower computes in: of "auto", bfloat16 on a TPU or GPU, and float32 on a CPU.
+  """Returns the dtype to compute in: "auto" is bfloat16 on a TPU or GPU, float32 on a CPU.
 
-  XLA makes 1.2 times as many images a second in float32 on a CPU (docs/speed.md).
+  On a CPU, training in float32 is 1.2 times as fast as in bfloat16 (docs/speed.md).
 
   Raises:
-    UserError: it is no name in `DTYPES`.
+    UserError: the name is not in `DTYPES`.
   """
   if dtype not in DTYPES:
-    raise UserError(f"dtype={dtype!r} does not exist; there are {', '.join(DTYPES)}.")
+    raise UserError(f"Unknown dtype={dtype!r}; choose from {', '.join(DTYPES)}.")
   if dtype != "auto":
     return dtype
   return "float32" if platform() == "cpu" else "bfloat16"

@@ -118,7 +118,7 @@ def test_mistakes_in_a_config_are_said_before_anything_is_compiled(tmp_path):
 def test_towers_and_tokenizer_must_agree():
   config = small()
   config.model.text.length = 9
-  with pytest.raises(UserError, match="writes 8 tokens a text and the text tower takes 9"):
+  with pytest.raises(UserError, match="length is 8 tokens, but the text tower's length is 9"):
     parts.prepare(config)
   config = small()
   config.model.text.vocabulary = 100
@@ -194,8 +194,8 @@ def test_a_run_cannot_start_from_nothing_or_from_another_architecture(tmp_path):
   saved(small(), tmp_path / "first")
   config = larger(tmp_path / "first")
   config.model.embed = 16
-  with pytest.raises(UserError, match=r"(?s)train.start_from has another model; 2 arrays differ:.*"
-                     r"image_projection/kernel: \(32, 32\) there, \(32, 16\) here"):
+  with pytest.raises(UserError, match=r"(?s)train.start_from has a different model; 2 arrays differ:.*"
+                     r"image_projection/kernel: saved \(32, 32\), expected \(32, 16\)"):
     loop.run(config, tmp_path / "run")
   assert not (tmp_path / "run" / "config.json").exists()
 

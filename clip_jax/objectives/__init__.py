@@ -1,1 +1,1 @@
-"""What a model is trained for."""
+"""Training objectives."""

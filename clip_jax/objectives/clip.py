@@ -1,4 +1,4 @@
-"""CLIP's objective: find each image's text among all, and each text's image."""
+"""CLIP's objective: match each image with its text among all texts in the batch, and vice versa."""
 
 import math
 
@@ -12,14 +12,14 @@ from clip_jax.objectives.pairs import Pairs
 
 
 class Clip(Pairs):
-  """Symmetric softmax over the global batch, with a learned temperature.
+  """Symmetric softmax cross-entropy over the global batch, with a learned temperature.
 
   Args:
-    temperature: where the temperature starts.
-    max_scale: where the scale, one over the temperature, stops; it acts on the parameter after the
-      update, so the gradient never dies.
-    keep_patches: share of the patches that the image tower sees in training (FLIP).
-    block: rows of the B x B matrix of similarities in memory at once; all of them by default.
+    temperature: initial temperature.
+    max_scale: upper bound of the scale, the inverse temperature. The parameter is clipped after the
+      optimizer's update, so its gradient never vanishes.
+    keep_patches: fraction of the patches that the image tower sees in training (FLIP).
+    block: chunk size of the loss, in rows of the B x B similarity matrix; all rows by default.
 
   Source: Radford et al. 2021, sec. 2.3 and 2.5.
   """
@@ -31,7 +31,7 @@ class Clip(Pairs):
                                at_most=math.log(max_scale))
 
   def loss(self, embeddings: dict[str, jax.Array]) -> tuple[jax.Array, Metrics]:
-    """float32 [], nats; and the share of images and texts whose partner is nearest."""
+    """Returns the loss, float32 [] in nats, and retrieval accuracies in both directions."""
     z_image, z_text = embeddings["image"], embeddings["text"]
     scale, _ = self.logit()
     loss = losses.info_nce(z_image, z_text, scale, block=self.block)
@@ -40,5 +40,5 @@ class Clip(Pairs):
                   "clip/text_to_image_accuracy": text_to_image}
 
   def logit(self) -> tuple[jax.Array, jax.Array]:
-    """(scale, bias) that turn a product of unit vectors into a logit; float32 [] each."""
+    """(scale, bias) that turn a cosine similarity into a logit, float32 [] each."""
     return jnp.exp(self.log_scale[...]), jnp.float32(0)

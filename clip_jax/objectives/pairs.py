@@ -1,4 +1,4 @@
-"""What objectives of image-text pairs share: how a batch is embedded."""
+"""The base of objectives on image-text pairs: how a batch is embedded."""
 
 from flax import nnx
 import jax
@@ -9,15 +9,15 @@ from clip_jax.model import TwoTowers
 
 
 class Pairs(nnx.Module):
-  """Embeds images and texts, each with its tower; images without some of their patches if asked.
+  """Embeds images and texts with their towers, optionally with only a subset of the patches.
 
   Args:
-    keep_patches: share of the patches that the image tower sees in training, another random subset
-      for each image (FLIP).
-    block: rows of the B x B matrix of similarities in memory at once; all of them by default.
+    keep_patches: fraction of the patches that the image tower sees in training, an independent
+      random subset of each image (FLIP).
+    block: chunk size of the loss, in rows of the B x B similarity matrix; all rows by default.
 
   Raises:
-    UserError: `keep_patches` is no share.
+    UserError: `keep_patches` is not in (0, 1].
   """
 
   inputs = ("image", "tokens")
@@ -27,7 +27,7 @@ class Pairs(nnx.Module):
 
   def embed(self, model: TwoTowers, batch: Batch, *, train: bool,
             key: jax.Array | None) -> dict[str, jax.Array]:
-    """Unit vectors of images and texts, [B, E] each."""
+    """Returns the embeddings of images and texts, [B, E] each, unit length."""
     keep = self.keep_patches if train else 1.0
     return {
         "image": model.encode_image(batch["image"], train=train, keep=keep, key=key),
@@ -36,8 +36,8 @@ class Pairs(nnx.Module):
 
 
 def checked_share(keep_patches: float) -> float:
-  """`keep_patches`, if it is a share of the patches; a percentage would silently keep them all."""
+  """Returns `keep_patches` if it is in (0, 1]; a percentage would silently keep all patches."""
   if not 0 < keep_patches <= 1:
-    raise UserError(f"keep_patches {keep_patches} is not a share of the patches: above 0, and at "
-                    "most 1 for all of them, as in keep_patches=0.5.")
+    raise UserError(f"keep_patches {keep_patches} is not a fraction of the patches. Set it above 0 "
+                    "and at most 1 (all patches), as in keep_patches=0.5.")
   return keep_patches

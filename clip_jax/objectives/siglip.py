@@ -1,4 +1,4 @@
-"""SigLIP's objective: say of every image and every text whether they belong together."""
+"""SigLIP's objective: classify every image-text pair in the batch as matching or not."""
 
 import math
 from typing import Any
@@ -13,16 +13,16 @@ from clip_jax.objectives.pairs import Pairs
 
 
 class Siglip(Pairs):
-  """A sigmoid for each of the B x B pairs, summed and divided by B, with a learned scale and bias.
+  """Sigmoid cross-entropy of all B x B pairs, summed and divided by B; learned scale and bias.
 
   Args:
-    scale: where the scale starts.
-    bias: where the bias starts; far below 0, because only one pair in B belongs together. (The one
-      config that big_vision ships, for a frozen image tower, starts at -2.71.)
-    max_scale: where the scale stops; nowhere by default, as in the paper and in big_vision
-      (open_clip stops it at 100, as CLIP's).
-    keep_patches: share of the patches that the image tower sees in training (FLIP).
-    block: rows of the B x B matrix of logits in memory at once; all of them by default.
+    scale: initial scale, the inverse temperature.
+    bias: initial bias; far below 0, because only one pair in B matches. (The only config that
+      big_vision ships, which is for a frozen image tower, starts at -2.71.)
+    max_scale: upper bound of the scale; None (default) for no bound, as in the paper and in
+      big_vision. (open_clip bounds it by 100, as in CLIP.)
+    keep_patches: fraction of the patches that the image tower sees in training (FLIP).
+    block: chunk size of the loss, in rows of the B x B matrix of logits; all rows by default.
 
   Source: Zhai et al. 2023, sec. 3.2 and algorithm 1.
   """
@@ -36,7 +36,7 @@ class Siglip(Pairs):
     self.bias = nnx.Param(jnp.float32(bias))
 
   def loss(self, embeddings: dict[str, jax.Array]) -> tuple[jax.Array, Metrics]:
-    """float32 [], nats an image; and the share of images and texts whose partner is nearest."""
+    """Returns the loss, float32 [] in nats per image, and retrieval accuracies both ways."""
     z_image, z_text = embeddings["image"], embeddings["text"]
     scale, bias = self.logit()
     loss = losses.sigmoid_pairs(z_image, z_text, scale, bias, block=self.block)
@@ -46,5 +46,5 @@ class Siglip(Pairs):
                   "siglip/text_to_image_accuracy": text_to_image}
 
   def logit(self) -> tuple[jax.Array, jax.Array]:
-    """(scale, bias) that turn a product of unit vectors into a logit; float32 [] each."""
+    """(scale, bias) that turn a cosine similarity into a logit, float32 [] each."""
     return jnp.exp(self.log_scale[...]), self.bias[...]

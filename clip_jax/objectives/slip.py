@@ -1,4 +1,4 @@
-"""SLIP's objective: CLIP's, or another one of pairs, and SimCLR's on two more views of an image."""
+"""SLIP's objective: CLIP, or another objective on pairs, plus SimCLR on two more image views."""
 
 import itertools
 
@@ -15,22 +15,23 @@ from clip_jax.target import computed_in
 
 
 class Slip(nnx.Module):
-  """An objective of pairs on "image" and "tokens", plus NT-Xent on "view_a" and "view_b".
+  """A pair objective on "image" and "tokens", plus NT-Xent on "view_a" and "view_b".
 
-  The image tower is applied three times; its features go into the head before the projection. The
-  head is part of the loss, not of the embedding: its BatchNorm sees the whole batch, on any number
-  of devices and in microbatches alike.
+  The image tower runs three times. The head takes the features of the views, from before the
+  projection. It belongs to the loss and not to the embedding, so its BatchNorm sees the whole
+  batch, on any number of devices and with any number of microbatches.
 
   Args:
-    pairs: the objective of the pairs, `Clip()` by default; a `Siglip`, or one with masked images.
-    ssl_weight: of NT-Xent.
-    temperature: of NT-Xent; fixed.
-    hidden, outputs: widths of the head's three layers are hidden, hidden, outputs.
-    keep_patches: share of the patches of the two views that the tower sees; `pairs` has its own.
-    block: rows of NT-Xent's matrices in memory at once; all of them by default.
-    dtype: what the head computes in, a name in `target.DTYPES`; statistics and the loss are float32
-      all the same.
-    model: that is trained; `build` is told it.
+    model: the model that is trained; `build` passes it.
+    pairs: the pair objective; `Clip()` by default.
+    ssl_weight: weight of the NT-Xent loss.
+    temperature: temperature of the NT-Xent loss, which is not learned.
+    hidden, outputs: the widths of the head's three layers are hidden, hidden and outputs.
+    keep_patches: fraction of the patches of the two views that the tower sees; `pairs` has its own
+      setting for "image".
+    block: chunk size of NT-Xent, in rows of its similarity matrices; all rows by default.
+    dtype: dtype the head computes in, a name in `target.DTYPES`; batch statistics and the loss are
+      always float32.
 
   Source: Mu et al. 2022, sec. 3 and algorithm 1; the head as in its code.
   """
@@ -47,19 +48,19 @@ class Slip(nnx.Module):
 
   def embed(self, model: TwoTowers, batch: Batch, *, train: bool,
             key: jax.Array | None) -> dict[str, jax.Array]:
-    """What `pairs` embeds, and the features of the views, [B, D] each."""
+    """Returns the embeddings of `pairs` and the features of both views, [B, D] each."""
     keep = self.keep_patches if train else 1.0
     z = self.pairs.embed(model, batch, train=train, key=key)
     for i, view in enumerate(("view_a", "view_b")):
-      # Masks of its own, while the pairs have the same as without views.
+      # Each view draws its own patches; "image" keeps the patches it would get without SLIP.
       keys = key if key is None else jax.vmap(jax.random.fold_in, (0, None))(key, i)
       z[view] = model.image_features(batch[view], train=train, keep=keep, key=keys)
     return z
 
   def loss(self, embeddings: dict[str, jax.Array]) -> tuple[jax.Array, Metrics]:
-    """float32 [], nats; how well pairs are matched, and views."""
+    """Returns the loss, float32 [] in nats, and the accuracies of pairs and of views."""
     pairs, metrics = self.pairs.loss(embeddings)
-    # One after the other, as in the source: each view has its own mean and variance.
+    # Two separate calls, as in the authors' code: BatchNorm normalises each view on its own.
     z_a, z_b = (unit(self.head(embeddings[v], train=True)) for v in ("view_a", "view_b"))
     ssl = losses.nt_xent(z_a, z_b, self.temperature, block=self.block)
     return pairs + self.ssl_weight * ssl, {
@@ -67,12 +68,12 @@ class Slip(nnx.Module):
         "ssl/accuracy": losses.nt_xent_accuracy(z_a, z_b, block=self.block)}
 
   def logit(self) -> tuple[jax.Array, jax.Array]:
-    """(scale, bias) that turn a product of unit vectors into a logit; float32 [] each."""
+    """(scale, bias) that turn a cosine similarity into a logit, float32 [] each."""
     return self.pairs.logit()
 
 
 class Head(nnx.Module):
-  """Three linear layers, with BatchNorm and ReLU after each but the last."""
+  """SimCLR projection head: three linear layers, BatchNorm and ReLU after each but the last."""
 
   def __init__(self, inputs: int, hidden: int, outputs: int, *, dtype: str, rngs: nnx.Rngs):
     widths = (inputs, hidden, hidden, outputs)
@@ -81,7 +82,11 @@ class Head(nnx.Module):
     self.norms = nnx.List([BatchNorm(hidden, dtype=dtype) for _ in range(2)])
 
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-    """[B, D] -> float32 [B, outputs], normalised by this batch, or else by running averages."""
+    """[B, D] -> float32 [B, outputs].
+
+    Args:
+      train: whether BatchNorm uses the statistics of this batch, or the running averages.
+    """
     for layer, norm in zip(self.layers, self.norms):
       x = jax.nn.relu(norm(layer(x), train=train))
     return self.layers[-1](x).astype("float32")
