@@ -17,9 +17,9 @@ from clip_jax.target import computed_in
 class Slip(nnx.Module):
   """A pair objective on "image" and "tokens", plus NT-Xent on "view_a" and "view_b".
 
-  The image tower runs three times. The head takes the features of the views, from before the
-  projection. It belongs to the loss and not to the embedding, so its BatchNorm sees the whole
-  batch, on any number of devices and with any number of microbatches.
+  The image tower runs three times. The head takes the views' features before the projection. It
+  belongs to the loss and not to the embedding, so its BatchNorm sees the whole batch, on any number
+  of devices and with any number of microbatches.
 
   Args:
     model: the model that is trained; `build` passes it.

@@ -1,1 +1,1 @@
-"""Images and texts to features."""
+"""Image and text towers, which map images and texts to features."""

@@ -1,4 +1,4 @@
-"""A bag of tokens, which has no order: a text tower for few texts."""
+"""A bag-of-tokens text tower, which ignores order; for small datasets."""
 
 from flax import nnx
 import jax
@@ -9,19 +9,18 @@ from clip_jax.towers.text import check_length, real_tokens
 
 
 class BagOfTokens(nnx.Module):
-  """The sum of a vector for each token, long where the token is rare.
+  """The sum of the token embeddings, which are initialised longer for rare tokens.
 
-  Vocabularies are sorted, frequent pieces first, and frequency falls as one over the rank (Zipf):
-  the logarithm of a token's number is what is known of its rarity without a look at the texts. So
-  vectors start that much longer, which is the weight that a search engine gives to a word; training
-  finds the rest.
+  Vocabularies are sorted by frequency, most frequent tokens first, and frequency is about inversely
+  proportional to rank (Zipf's law). So the logarithm of a token's id estimates its inverse document
+  frequency without looking at the texts, and the initial embeddings have norms proportional to it.
 
   Args:
-    vocabulary: number of tokens; the tokenizer's.
-    length: tokens of a text, L; the tokenizer's.
-    width: of the vectors, D.
+    vocabulary: vocabulary size of the tokenizer.
+    length: context length of the tokenizer, L.
+    width: embedding width, D.
 
-  Source: Sparck Jones 1972, for the weight by rarity.
+  Source: Sparck Jones 1972, for weighting by inverse document frequency.
   """
 
   def __init__(self, *, vocabulary: int = 32_000, length: int = 16, width: int = 512,
@@ -32,7 +31,7 @@ class BagOfTokens(nnx.Module):
     self.embedding = nnx.Param(width**-0.5 * rarity[:, None] * directions)
 
   def __call__(self, tokens: jax.Array, *, train: bool = False) -> jax.Array:
-    """int32 [B, L], 0 is padding -> float32 [B, D]."""
+    """Token ids, int32 [B, L], padded with 0 -> float32 [B, D]."""
     check_length(self.length, tokens)
     real, _ = real_tokens(tokens)                                           # [B, L]
     vectors = whole(self.embedding[...])[tokens]                            # [B, L, D]

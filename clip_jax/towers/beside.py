@@ -1,4 +1,4 @@
-"""Image towers beside each other, each looking at the same image."""
+"""Several image towers on the same image, with concatenated features."""
 
 from collections.abc import Sequence
 
@@ -12,27 +12,27 @@ from clip_jax.sharding import on_rows
 
 
 class Beside(nnx.Module):
-  """The features of several towers, one after the other.
+  """Concatenates the features of several image towers.
 
   Args:
-    towers: for images of one size.
+    towers: image towers with the same image_size.
 
   Raises:
-    UserError: they are made for images of different sizes.
+    UserError: the towers have different image sizes, or there are none.
   """
 
   def __init__(self, *, towers: Sequence[ImageTower]):
     sizes = {tuple(tower.image_size) for tower in towers}
     if len(sizes) != 1:
-      raise UserError("Towers beside each other see the same image, and these are made for "
-                      f"{', '.join(f'{h} x {w}' for h, w in sorted(sizes)) or 'none'}. Set "
-                      "image_size of all to the same.")
+      raise UserError("Beside needs towers with the same image_size, but got "
+                      f"{', '.join(f'{h} x {w}' for h, w in sorted(sizes)) or 'no towers'}. Set "
+                      "the same image_size for all of them.")
     self.towers = nnx.List(towers)
     self.image_size, = sizes
     self.width = sum(tower.width for tower in towers)
 
   def __call__(self, image: jax.Array, *, train: bool = False, keep: float = 1.0,
                key: jax.Array | None = None) -> jax.Array:
-    """float [B, H, W, 3] -> [B, D], the sum of their widths."""
+    """float [B, H, W, 3] -> [B, D], where D is the sum of the towers' widths."""
     found = [tower(image, train=train, keep=keep, key=key) for tower in self.towers]
     return on_rows(jnp.concatenate(found, axis=-1))

@@ -1,4 +1,4 @@
-"""The residual network of OpenAI's CLIP: BatchNorm, pools before strides, attention pool."""
+"""The ResNet of OpenAI's CLIP: BatchNorm, antialiased strides and attention pooling."""
 
 import math
 
@@ -14,7 +14,7 @@ from clip_jax.sharding import on_rows
 from clip_jax.target import computed_in
 from clip_jax.towers.sizes import both_sides
 
-# Name -> blocks in each stage, channels of the stem, image size it was published for.
+# Name -> blocks in each stage, channels of the stem, published image size.
 SIZES = {
     "RN50": ((3, 4, 6, 3), 64, 224),
     "RN101": ((3, 4, 23, 3), 64, 224),
@@ -25,24 +25,24 @@ SIZES = {
 
 
 class ClipResnet(nnx.Module):
-  """Three convolutions, four stages of bottlenecks, and attention of the mean to all places.
+  """Three convolutions, four stages of bottleneck blocks, and attention pooling.
 
-  The attention's output projection is the model's: image_projection="affine" makes it OpenAI's.
+  The output projection of the attention pool is left to the model: use image_projection="affine"
+  for OpenAI's form.
 
-  In training, BatchNorm normalises over the rows it sees: the global batch on any number of
-  devices, but with `train.microbatches` above 1 only those of one piece. Then the gradient is that
-  of another function than without microbatches, so keep pieces large; and their averages are
-  averaged.
+  In training, BatchNorm normalises over the global batch, on any number of devices. With
+  `train.microbatches` above 1 it normalises over each microbatch instead, and the running averages
+  of the microbatches are averaged. The gradient then differs from that without microbatches, so
+  keep microbatches large.
 
   Args:
-    size: a name in `SIZES`; `stages` and `width` replace its numbers.
+    size: a name in `SIZES`, overridden by `stages` and `width`.
     stages: blocks in each of the four stages.
     width: channels of the stem; the features have 32 times as many.
-    heads: of the attention pool; width / 2 makes heads of 64.
-    image_size: side, or (height, width), of the images in pixels; that of the size by default.
-    dtype: what the tower computes in, a name in `target.DTYPES`; parameters are float32 all the
-      same.
-    remat: what the backward pass keeps of a block, a name in `remat.REMAT`.
+    heads: number of heads of the attention pool; by default width / 2, so that heads are 64 wide.
+    image_size: side, or (height, width), of the images in pixels; the published one by default.
+    dtype: dtype the tower computes in, a name in `target.DTYPES`; parameters are always float32.
+    remat: rematerialisation policy of a block, a name in `remat.REMAT`.
 
   Source: Radford et al. 2021, sec. 2.4; He et al. 2019 for the stem, Zhang 2019 for the pools.
   """
@@ -52,16 +52,16 @@ class ClipResnet(nnx.Module):
                image_size: int | tuple[int, int] | None = None, dtype: str = "auto",
                remat: str = "none", rngs: nnx.Rngs):
     dtype = computed_in(dtype)
-    named = one_of(SIZES, size, "ClipResnet")
+    named = one_of(SIZES, size, "ClipResnet size")
     stages = named[0] if stages is None else stages
     width = named[1] if width is None else width
     one_of(REMAT, remat, "remat")
     self.image_size = both_sides(named[2] if image_size is None else image_size)
-    # Each halving drops the odd pixel out.
+    # Average pooling would drop an odd last row or column.
     fine = 2 ** (1 + len(stages))
     if any(side % fine for side in self.image_size):
-      raise UserError(f"ClipResnet makes an image {fine} times coarser, and {self.image_size[0]} x "
-                      f"{self.image_size[1]} does not divide by that. Nearest height that does: "
+      raise UserError(f"ClipResnet downsamples images by {fine}, but {self.image_size[0]} x "
+                      f"{self.image_size[1]} is not divisible by that. Nearest valid height: "
                       f"{max(1, round(self.image_size[0] / fine)) * fine}.")
     self.width, self.dtype, self.remat = width * 4 * 2 ** (len(stages) - 1), dtype, remat
     half = width // 2
@@ -83,15 +83,15 @@ class ClipResnet(nnx.Module):
 
   def __call__(self, image: jax.Array, *, train: bool = False, keep: float = 1.0,
                key: jax.Array | None = None) -> jax.Array:
-    """float [B, H, W, 3] -> [B, D]; in training the running averages are updated."""
+    """float [B, H, W, 3] -> [B, D]; training updates the running averages."""
     if keep < 1:
       raise UserError(
-          f"keep={keep} drops patches, and a ResNet has none. Set keep_patches=1 of the objective, "
+          f"keep={keep} drops patches, but a ResNet has none. Set the objective's keep_patches=1, "
           "or train a Vit; to save compute with a ResNet, use smaller images.")
     if image.shape[1:3] != self.image_size:
-      raise UserError(f"This ClipResnet was made for images of {self.image_size[0]} x "
-                      f"{self.image_size[1]} and got {image.shape[1]} x {image.shape[2]}. Set "
-                      "image_size of the tower and size of the crop to the same.")
+      raise UserError(f"ClipResnet expected images of {self.image_size[0]} x "
+                      f"{self.image_size[1]}, but got {image.shape[1]} x {image.shape[2]}. Set the "
+                      "tower's image_size and the crop's size to the same value.")
     x = image
     for convolution, norm in zip(self.stem, self.stem_norms):
       x = jax.nn.relu(norm(convolution(x), train=train))
@@ -106,23 +106,23 @@ class ClipResnet(nnx.Module):
     for stage in self.stages:
       for block in stage:
         x, averages = apply(block, on_rows(x))
-        if train and self.remat != "none":  # What changed inside was a copy.
+        if train and self.remat != "none":  # jax.checkpoint updated a copy of the averages.
           nnx.update(block, averages)
     B, H, W, C = x.shape
     return on_rows(self.head(x.reshape(B, H * W, C)))
 
 
 def halved(x: jax.Array) -> jax.Array:
-  """Means of 2 x 2 places: [B, H, W, C] -> [B, H / 2, W / 2, C]."""
+  """2 x 2 average pooling: [B, H, W, C] -> [B, H / 2, W / 2, C]."""
   return nnx.avg_pool(x, (2, 2), strides=(2, 2))
 
 
 class Convolution(nnx.Module):
-  """A convolution without bias, as much padded as it reaches over the edge."""
+  """A convolution without bias, zero-padded by half the kernel size on each side."""
 
   def __init__(self, inputs: int, outputs: int, size: int, *, stride: int = 1,
                dtype: str = "float32", rngs: nnx.Rngs):
-    # He et al. 2015, eq. 10: a ReLU follows.
+    # He et al. 2015, eq. 10, because a ReLU follows.
     self.kernel = nnx.Param(jax.random.normal(rngs.params(), (size, size, inputs, outputs))
                             * math.sqrt(2 / (size * size * inputs)))
     self.stride, self.dtype = stride, dtype
@@ -135,13 +135,13 @@ class Convolution(nnx.Module):
 
 
 class Bottleneck(nnx.Module):
-  """1x1, 3x3, 1x1; where the image is halved, a pool comes before the last, not a stride."""
+  """A 1x1-3x3-1x1 bottleneck block; average pooling before the last convolution downsamples."""
 
   def __init__(self, inputs: int, width: int, *, stride: int, dtype: str, rngs: nnx.Rngs):
     make = lambda *of: Convolution(*of, dtype=dtype, rngs=rngs)
     self.convolutions = nnx.List(
         [make(inputs, width, 1), make(width, width, 3), make(width, 4 * width, 1)])
-    # The last norm starts at zero, so that a block starts as the identity.
+    # The scale of the last norm starts at zero, so that a block starts as the identity.
     self.norms = nnx.List([BatchNorm(n, scale=scale, dtype=dtype)
                            for n, scale in ((width, 1.0), (width, 1.0), (4 * width, 0.0))])
     projects = stride > 1 or inputs != 4 * width
@@ -162,7 +162,9 @@ class Bottleneck(nnx.Module):
 
 
 class AttentionPool(nnx.Module):
-  """Attention of the mean of all places to that mean and the places; heads side by side.
+  """Attention pooling: the mean feature attends to itself and all positions of the feature map.
+
+  The heads are concatenated, without an output projection.
 
   Source: Radford et al. 2021, sec. 2.4.
   """

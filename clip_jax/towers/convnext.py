@@ -1,4 +1,4 @@
-"""ConvNeXt: a convolutional network with the proportions of a transformer."""
+"""ConvNeXt: a convolutional network with the design of a vision transformer."""
 
 from flax import nnx
 import jax
@@ -10,7 +10,7 @@ from clip_jax.sharding import everywhere, on_rows
 from clip_jax.target import computed_in
 from clip_jax.towers.sizes import both_sides
 
-# Blocks in each of the four stages, and channels of the first.
+# Name -> blocks in each of the four stages, channels of the first stage.
 SIZES = {
     "T": ((3, 3, 9, 3), 96),
     "S": ((3, 3, 27, 3), 96),
@@ -22,18 +22,18 @@ INIT = layers.normal(0.02)
 
 
 class ConvNext(nnx.Module):
-  """Stages of depthwise-convolution blocks, each half as fine and twice as wide as the one before.
+  """Stages of depthwise-convolution blocks; each halves the resolution and doubles the width.
 
-  Images may have any size: a map that does not halve evenly gets zeros at its end.
+  Images may have any size: a feature map with an odd side is zero-padded before it is halved.
 
   Args:
-    size: "T", "S", "B", "L" or "XL"; `stages` and `width` replace its numbers.
+    size: "T", "S", "B", "L" or "XL", overridden by `stages` and `width`.
     stages: blocks in each stage.
     width: channels of the first stage.
-    layer_scale: start of the learned factors on what a block adds.
+    layer_scale: initial value of the learned per-channel scale of each residual branch.
     image_size: side, or (height, width), of the images in pixels.
-    activation, dtype, remat: as of `Vit`.
-    unroll: blocks per turn of the compiled loop over the blocks of a stage, as of `Stack`.
+    activation, dtype, remat: as in `Vit`.
+    unroll: blocks per iteration of the compiled loop over a stage, as in `Stack`.
 
   Source: Liu et al. 2022 (A ConvNet for the 2020s), sec. 2 and table 9; without stochastic depth.
   """
@@ -64,15 +64,15 @@ class ConvNext(nnx.Module):
   def __call__(self, image: jax.Array, *, train: bool = False, keep: float = 1.0,
                key: jax.Array | None = None) -> jax.Array:
     """float [B, H, W, 3] -> [B, D]."""
-    layers.check_keeps_all(keep, "a ConvNext convolves over all of them")
+    layers.check_keeps_all(keep, "a ConvNext needs all of them for its convolutions")
     x = self.stacks[0](self.stem_norm(self.stem(layers.squares(image, 4))))  # [B, H/4, W/4, width]
     for norm, reduction, stack in zip(self.norms, self.reductions, self.stacks[1:]):
-      x = stack(reduction(layers.squares(norm(x), 2)))       # Half as fine, twice as wide.
+      x = stack(reduction(layers.squares(norm(x), 2)))       # Half the resolution, twice the width.
     return on_rows(self.norm(x.mean(axis=(1, 2))))
 
 
 class ConvNextBlock(nnx.Module):
-  """A depthwise 7x7 convolution, a norm and an MLP, scaled channel by channel, added to x."""
+  """A residual block: depthwise 7x7 convolution, norm, MLP and a learned scale per channel."""
 
   def __init__(self, width: int, layer_scale: float, *, activation: str, dtype: str,
                rngs: nnx.Rngs):
@@ -85,8 +85,9 @@ class ConvNextBlock(nnx.Module):
     self.dtype = dtype
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """[B, H, W, C] -> the same."""
-    # Split by channels, as FSDP stores it, its gradient would gather the maps of all devices.
+    """[B, H, W, C] -> [B, H, W, C]."""
+    # FSDP shards the kernel by channels, and with that sharding its gradient would gather the
+    # feature maps of all devices.
     y = on_rows(convolved(x, everywhere(self.kernel[...]), groups=x.shape[-1]))
     y = self.mlp(self.norm(layers.added(y, self.bias[...])))
     return on_rows(x + layers.spread(self.scale[...], y.shape, y.dtype) * y)

@@ -1,4 +1,4 @@
-"""Histograms of oriented gradients and mean colours: features that need no training."""
+"""Histograms of oriented gradients and mean colours, features that need no training."""
 
 import math
 
@@ -13,23 +13,24 @@ from clip_jax.sharding import on_rows
 from clip_jax.target import computed_in
 from clip_jax.towers.sizes import both_sides, patch_grid
 
-FLOOR = 4e-3  # Of a cell's energy: a plain area has no contrast to be enlarged.
+FLOOR = 4e-3  # Added to a cell's energy, so that noise in plain areas is not amplified.
 
 
 class Hog(nnx.Module):
-  """What edges and colours each cell of the image has; nothing in it is learned.
+  """Edge histograms and mean colours of each cell of the image; it has no parameters.
 
-  With a few thousand pairs filters are learned badly, and these beside a learned tower (see
-  `Beside`) find what it misses, at little cost. Features have deviations of about 1 on drawings.
+  A few thousand pairs are too few to learn good filters. Combined with a learned tower (see
+  `Beside`), these features add what it misses, at little cost. The features have a standard
+  deviation of about 1 on drawings.
 
   Args:
     image_size: side, or (height, width), of the images in pixels.
     cell: side of a cell in pixels.
-    orientations: of a cell's histogram, over half a turn.
-    dtype: of the features, which are computed in float32.
+    orientations: number of histogram bins, over 180 degrees.
+    dtype: dtype of the features, which are computed in float32.
 
-  Source: Dalal & Triggs 2005, sec. 6; a cell is divided by the energy of the 3 x 3 around it, where
-  theirs stands in the four blocks that it belongs to.
+  Source: Dalal & Triggs 2005, sec. 6. Here, each cell is normalised once, by the energy of the
+  3 x 3 cells around it; there, once for each of the four blocks that contain it.
   """
 
   def __init__(self, *, image_size: int | tuple[int, int] = 224, cell: int = 8,
@@ -45,9 +46,9 @@ class Hog(nnx.Module):
     check_keeps_all(keep, "a Hog has none")
     if image.shape[1:3] != self.image_size:
       raise UserError(
-          f"This Hog was made for images of {self.image_size[0]} x {self.image_size[1]} and got "
-          f"{image.shape[1]} x {image.shape[2]}. Set image_size of the tower and size of the crop "
-          "to the same.")
+          f"Hog expected images of {self.image_size[0]} x {self.image_size[1]}, but got "
+          f"{image.shape[1]} x {image.shape[2]}. Set the tower's image_size and the crop's size to "
+          "the same value.")
     image = image.astype(jnp.float32)
     edges = histograms(image, cell=self.cell, orientations=self.orientations)
     colours = _means(image, self.cell)                                      # [B, h, w, 3]
@@ -56,15 +57,15 @@ class Hog(nnx.Module):
 
 
 def histograms(image: jax.Array, *, cell: int, orientations: int) -> jax.Array:
-  """How strong edges of each orientation are in each cell, beside the edges around it.
+  """Computes a histogram of gradient orientations for each cell, normalised by its surroundings.
 
-  A pixel counts with the channel that has the steepest gradient there, for the two orientations
-  nearest to its own.
+  Each pixel contributes the gradient of the channel where it is steepest, split between the two
+  nearest orientation bins.
 
   Args:
     image: float32 [B, H, W, 3].
-    cell: side in pixels; divides H and W.
-    orientations: O, over half a turn.
+    cell: side of a cell in pixels; divides H and W.
+    orientations: number of bins over 180 degrees, O.
 
   Returns:
     float32 [B, H / cell, W / cell, O], at least 0.
@@ -85,6 +86,6 @@ def histograms(image: jax.Array, *, cell: int, orientations: int) -> jax.Array:
 
 
 def _means(x, cell):
-  """[B, H, W, C] -> [B, H / cell, W / cell, C]."""
+  """Averages over each cell: [B, H, W, C] -> [B, H / cell, W / cell, C]."""
   B, H, W, C = x.shape
   return x.reshape(B, H // cell, cell, W // cell, cell, C).mean(axis=(2, 4))

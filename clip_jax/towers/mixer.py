@@ -1,4 +1,4 @@
-"""The MLP-Mixer: patches mixed by MLPs, along places and along channels in turn."""
+"""MLP-Mixer: alternating MLPs over the tokens and over the channels."""
 
 import math
 from typing import Any
@@ -12,20 +12,22 @@ from clip_jax.sharding import on_rows
 from clip_jax.target import computed_in
 from clip_jax.towers.sizes import both_sides, patch_grid
 
-# Width and depth. The channels' MLP is four times as wide, the tokens' half as wide.
+# Name -> width, depth. The hidden width of the channel MLP is 4 times, that of the token MLP half
+# the width.
 SIZES = {"S": (512, 8), "B": (768, 12), "L": (1024, 24), "H": (1280, 32)}
 
 
 class MlpMixer(nnx.Module):
-  """Patches, a stack of blocks that mix tokens and then channels, a norm, and the mean.
+  """Patch embedding, blocks that mix tokens and then channels, a norm, and mean pooling.
 
   Args:
-    size: "S", "B", "L" or "H"; `width` and `depth` replace its numbers.
+    size: "S", "B", "L" or "H", overridden by `width` and `depth`.
     patch: side of a patch in pixels.
-    image_size: side, or (height, width), of the images in pixels. The tower is made for just these:
-      tokens are mixed by matrices over their places.
-    mlp, token_mlp: hidden widths of the channels' and the tokens' MLP; 4 and 1/2 times the width.
-    activation, dtype, remat, unroll: as of `Vit`.
+    image_size: side, or (height, width), of the images in pixels. The tower takes only this size,
+      because the token MLP has a weight for every patch position.
+    mlp, token_mlp: hidden widths of the channel and the token MLP; by default 4 times and half the
+      width.
+    activation, dtype, remat, unroll: as in `Vit`.
 
   Source: Tolstikhin et al. 2021, sec. 2 and table 1; initial values as in the authors' code.
   """
@@ -49,12 +51,12 @@ class MlpMixer(nnx.Module):
   def __call__(self, image: jax.Array, *, train: bool = False, keep: float = 1.0,
                key: jax.Array | None = None) -> jax.Array:
     """float [B, H, W, 3] -> [B, D]."""
-    layers.check_keeps_all(keep, "an MlpMixer weighs every one of them by its place")
+    layers.check_keeps_all(keep, "an MlpMixer has weights for each of them")
     if image.shape[1:3] != self.image_size:
-      raise UserError(f"This MlpMixer was made for images of {self.image_size[0]} x "
-                      f"{self.image_size[1]} and got {image.shape[1]} x {image.shape[2]}; its "
-                      "matrices over places fit no other. Set image_size of the tower and size of "
-                      "the crop to the same.")
+      raise UserError(f"MlpMixer expected images of {self.image_size[0]} x "
+                      f"{self.image_size[1]}, but got {image.shape[1]} x {image.shape[2]}; its "
+                      "token MLPs fit no other size. Set the tower's image_size and the crop's "
+                      "size to the same value.")
     x = self.embedding(layers.patches(image, self.patch))                   # [B, N, D]
     return on_rows(self.norm(self.stack(x)).mean(axis=1))
 

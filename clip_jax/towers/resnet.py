@@ -1,4 +1,4 @@
-"""Residual networks without BatchNorm: group normalisation and standardised kernels, as in BiT."""
+"""ResNets with group normalisation and weight standardisation instead of BatchNorm, as in BiT."""
 
 import math
 
@@ -15,7 +15,7 @@ from clip_jax.sharding import on_rows
 from clip_jax.target import computed_in
 from clip_jax.towers.sizes import both_sides
 
-# Layers -> blocks in each of the four stages, bottleneck blocks throughout.
+# Layers -> bottleneck blocks in each of the four stages.
 DEPTHS = {
     26: (2, 2, 2, 2),
     50: (3, 4, 6, 3),
@@ -25,26 +25,24 @@ DEPTHS = {
 
 
 class BitResnet(nnx.Module):
-  """A pre-activation ResNet of stages, each half as fine and twice as wide as the one before.
+  """A pre-activation ResNet; each stage halves the resolution and doubles the width.
 
-  No example sees another in it, so it trains in microbatches and on any number of devices alike.
+  Examples do not interact, so microbatches and the number of devices do not change the gradient.
 
   Args:
-    layers: 26, 50, 101 or 152; or None, with `stages` given.
-    stages: blocks in each stage, in place of `layers`.
-    width: channels of the first stage (a bottleneck's output has four times that).
+    layers: 26, 50, 101 or 152; ignored if `stages` is given.
+    stages: blocks in each stage.
+    width: channels of the first stage (a bottleneck block's output has four times as many).
     block: "bottleneck", 1x1-3x3-1x1; or "basic", 3x3-3x3, for small images.
-    stem: "large", a 7x7 convolution and a pool, which make the image a quarter as fine; or "small",
-      a 3x3 convolution that makes it half as fine, for small images.
-    groups: of each normalisation.
-    pool: "gap", the mean over all places; or "flat", the features of all places one after
-      the other: what is where is kept, which pays where pictures are centred, but the image size
-      is fixed.
+    stem: "large", a 7x7 convolution and max pooling, which downsample by 4; or "small", a 3x3
+      convolution that downsamples by 2, for small images.
+    groups: number of groups of each group normalisation.
+    pool: "gap", global average pooling; or "flat", which flattens the last feature map. "flat"
+      keeps positions, which helps with centred objects, but fixes the image size.
     image_size: side, or (height, width), of the images in pixels.
-    dtype: what the tower computes in, a name in `target.DTYPES`; parameters are float32 all the
-      same.
-    remat: what the backward pass keeps of a block, a name in `remat.REMAT`.
-    unroll: blocks per turn of the compiled loop over the like blocks of a stage, as of `Stack`.
+    dtype: dtype the tower computes in, a name in `target.DTYPES`; parameters are always float32.
+    remat: rematerialisation policy of a block, a name in `remat.REMAT`.
+    unroll: blocks per iteration of the compiled loop over a stage, as in `Stack`.
 
   Source: Kolesnikov et al. 2020 (BiT), sec. 3.1 and 4.1, after He et al. 2016 (v2).
   """
@@ -55,19 +53,19 @@ class BitResnet(nnx.Module):
                remat: str = "none", unroll: int = 0, rngs: nnx.Rngs):
     dtype = computed_in(dtype)
     if stages is None and layers not in DEPTHS:
-      raise UserError(f"BitResnet has no layers={layers}; there are "
-                      f"{', '.join(map(str, DEPTHS))}. Or give stages, as in stages=(2, 2, 2).")
+      raise UserError(f"Unknown BitResnet layers={layers}; choose from "
+                      f"{', '.join(map(str, DEPTHS))}, or set stages, as in stages=(2, 2, 2).")
     if block not in BLOCKS:
-      raise UserError(f"BitResnet has no block {block!r}; there are {', '.join(BLOCKS)}.")
+      raise UserError(f"Unknown BitResnet block {block!r}; choose from {', '.join(BLOCKS)}.")
     for name, value, known in (("stem", stem, ("large", "small")), ("pool", pool, ("gap", "flat"))):
       if value not in known:
-        raise UserError(f"BitResnet has no {name} {value!r}; there are {', '.join(known)}.")
+        raise UserError(f"Unknown BitResnet {name} {value!r}; choose from {', '.join(known)}.")
     stages = tuple(stages or DEPTHS[layers])
     self.image_size = both_sides(image_size)
     self.stem_kind, self.pool, self.dtype, self.remat = stem, pool, dtype, remat
     size = 7 if stem == "large" else 3
     self.stem = StdConv(3, width, size, stride=2, dtype=dtype, rngs=rngs)
-    # The first block of a stage changes the shape; the others are alike.
+    # The first block of a stage changes the shape; the others are identical and can be stacked.
     firsts, stacks, channels = [], [], width
     for i, depth in enumerate(stages):
       make = lambda inputs, stride, rngs: BLOCKS[block](
@@ -99,16 +97,18 @@ class BitResnet(nnx.Module):
     if self.pool == "gap":
       return on_rows(x.mean(axis=(1, 2)))
     if x.shape[1:3] != self.places:
-      raise UserError(f'This BitResnet has pool="flat" for images of {self.image_size[0]} x '
-                      f'{self.image_size[1]} and got {image.shape[1]} x {image.shape[2]}. Set '
-                      'image_size and size of the crop to the same, or pool="gap".')
+      raise UserError(f'BitResnet with pool="flat" expected images of {self.image_size[0]} x '
+                      f'{self.image_size[1]}, but got {image.shape[1]} x {image.shape[2]}. Set the '
+                      'tower\'s image_size and the crop\'s size to the same value, or pool="gap".')
     return on_rows(x.reshape(x.shape[0], -1))
 
 
 class StdConv(nnx.Module):
-  """A convolution without bias, whose kernel has mean 0 and deviation fan_in^-0.5 per output.
+  """A convolution without bias and with weight standardisation.
 
-  Source: Qiao et al. 2019 (weight standardisation), eq. 2 and 3, scaled so that variance is kept.
+  Each output channel's kernel is normalised to mean 0 and standard deviation fan_in^-0.5.
+
+  Source: Qiao et al. 2019 (weight standardisation), eq. 2 and 3, scaled to preserve the variance.
   """
 
   def __init__(self, inputs: int, outputs: int, size: int, *, stride: int = 1,
@@ -127,21 +127,21 @@ class StdConv(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-  """Normalises groups of channels over the image, in float32.
+  """Group normalisation over groups of channels and all positions, computed in float32.
 
   Source: Wu & He 2018, eq. 7.
   """
 
   def __init__(self, width: int, groups: int, *, epsilon: float = 1e-5, dtype: str = "float32"):
     if width % groups:
-      raise UserError(f"{width} channels do not divide into {groups} groups. Set groups to a "
+      raise UserError(f"{width} channels cannot be divided into {groups} groups. Set groups to a "
                       f"divisor of the width, as in groups={math.gcd(width, groups)}.")
     self.scale = nnx.Param(jnp.ones(width))
     self.bias = nnx.Param(jnp.zeros(width))
     self.groups, self.epsilon, self.dtype = groups, epsilon, dtype
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """[B, H, W, C] -> the same."""
+    """[B, H, W, C] -> [B, H, W, C]."""
     @made_again
     def normalised(x, scale, bias):
       grouped = x.astype(jnp.float32).reshape(*x.shape[:3], self.groups, -1)
@@ -154,11 +154,11 @@ class GroupNorm(nnx.Module):
 
 
 class _Residual(nnx.Module):
-  """x + f(norm(x)), where a block that changes the shape of x projects it first."""
+  """A pre-activation residual block, x + f(norm(x)); x is projected where f changes the shape."""
 
   def __init__(self, inputs: int, outputs: int, convolutions: tuple[tuple[int, int, int, int], ...],
                *, groups: int, dtype: str, rngs: nnx.Rngs):
-    """Args: `convolutions`, (inputs, outputs, size, stride) of each."""
+    """Args: `convolutions`, the (inputs, outputs, size, stride) of each."""
     make = lambda c: StdConv(c[0], c[1], c[2], stride=c[3], dtype=dtype, rngs=rngs)
     self.outputs = outputs
     self.norms = nnx.List([GroupNorm(c[0], groups, dtype=dtype) for c in convolutions])
@@ -177,7 +177,7 @@ class _Residual(nnx.Module):
 
 
 class Basic(_Residual):
-  """Two 3x3 convolutions."""
+  """A residual block of two 3x3 convolutions."""
 
   def __init__(self, inputs: int, width: int, *, stride: int, groups: int, dtype: str,
                rngs: nnx.Rngs):
@@ -186,7 +186,7 @@ class Basic(_Residual):
 
 
 class Bottleneck(_Residual):
-  """1x1, 3x3, 1x1, with four times as many channels outside as inside."""
+  """A residual block of 1x1, 3x3 and 1x1 convolutions, with 4 times as many output channels."""
 
   def __init__(self, inputs: int, width: int, *, stride: int, groups: int, dtype: str,
                rngs: nnx.Rngs):

@@ -1,10 +1,8 @@
-"""Sizes of towers and of what they look at.
-
-Transformers as big_vision names them: width, depth, hidden width of the MLP, heads.
-"""
+"""Sizes of transformers, images and patch grids."""
 
 from clip_jax.errors import UserError
 
+# big_vision's names -> width, depth, hidden width of the MLP, number of heads.
 SIZES = {
     "mu": (32, 1, 128, 2),
     "Ti": (192, 12, 768, 3),
@@ -24,13 +22,13 @@ SIZES = {
 
 def transformer_size(size: str, width: int | None, depth: int | None, mlp: int | None,
                      heads: int | None) -> tuple[int, int, int, int]:
-  """(width, depth, mlp, heads) of a named size, each replaced by its argument where that is given.
+  """Returns (width, depth, mlp, heads) of a named size; arguments that are not None override it.
 
-  A width of one's own brings an MLP of four times that and heads of 64.
+  With another width, the MLP defaults to 4 times that width and heads to a width of 64.
   """
   if size not in SIZES:
-    raise UserError(f"There is no transformer size {size!r}; there are {', '.join(SIZES)}. "
-                    "Or give width, depth, mlp and heads.")
+    raise UserError(f"Unknown transformer size {size!r}; choose from {', '.join(SIZES)}. To use "
+                    "other dimensions, set width, depth, mlp and heads.")
   named = SIZES[size]
   if width is not None and width != named[0]:
     named = (width, named[1], 4 * width, max(1, width // 64))
@@ -40,24 +38,24 @@ def transformer_size(size: str, width: int | None, depth: int | None, mlp: int |
 
 
 def both_sides(image_size: int | tuple[int, int]) -> tuple[int, int]:
-  """(height, width) of images in pixels, from these or from the side of a square.
+  """Returns the (height, width) of images in pixels; `image_size` may be the side of a square.
 
   Raises:
-    UserError: it is neither.
+    UserError: `image_size` is neither an int nor a pair of ints, or not positive.
   """
   sides = (image_size, image_size) if isinstance(image_size, int) else image_size
   if not (isinstance(sides, (tuple, list)) and len(sides) == 2
           and all(isinstance(side, int) and side > 0 for side in sides)):
-    raise UserError(f"image_size {image_size!r} is not the side of a square, or (height, width), "
-                    "in pixels, as 224 and (224, 288) are.")
+    raise UserError(f"image_size {image_size!r} is invalid. Set the side of a square, or (height, "
+                    "width), in pixels, as in 224 or (224, 288).")
   height, width = sides
   return height, width
 
 
 def patch_grid(image_size: tuple[int, int], patch: int) -> tuple[int, int]:
-  """(rows, columns) of patches; raises unless the image divides into them."""
+  """Returns (rows, columns) of patches; raises `UserError` unless patches tile the image."""
   height, width = image_size
   if height % patch or width % patch:
-    raise UserError(f"An image of {height} x {width} does not divide into patches of {patch} x "
-                    f"{patch}. Nearest height that does: {max(1, round(height / patch)) * patch}.")
+    raise UserError(f"A {height} x {width} image cannot be divided into {patch} x {patch} patches. "
+                    f"Nearest valid height: {max(1, round(height / patch)) * patch}.")
   return height // patch, width // patch

@@ -1,4 +1,4 @@
-"""The Swin transformer: attention within windows, which shift from block to block."""
+"""Swin transformer: attention within windows that shift in every second block."""
 
 from collections.abc import Sequence
 import math
@@ -15,7 +15,7 @@ from clip_jax.sharding import on_rows
 from clip_jax.target import computed_in
 from clip_jax.towers.sizes import both_sides
 
-# Blocks in each of the four stages, and channels of the first.
+# Name -> blocks in each of the four stages, channels of the first stage.
 SIZES = {
     "T": ((2, 2, 6, 2), 96),
     "S": ((2, 2, 18, 2), 96),
@@ -27,22 +27,23 @@ INIT = layers.normal(0.02)
 
 
 class Swin(nnx.Module):
-  """Stages of windowed attention, each half as fine and twice as wide as the one before.
+  """Stages of windowed attention; each halves the resolution and doubles the width.
 
-  Images may have any size. A map that windows do not divide is padded, and nothing looks at the
-  padding; a map no longer than a window is one window; a map that does not halve evenly gets a row
-  or column of zeros. Multiples of 32 times the window, as 224 is of 7, waste nothing.
+  Images may have any size. A feature map that windows do not tile is padded, and the padding is
+  masked; a map no longer than a window is a single window; a map with an odd side is zero-padded
+  before it is halved. Sides that are multiples of 32 times the window, such as 224 for a window
+  of 7, need no padding.
 
   Args:
-    size: "T", "S", "B" or "L"; `stages` and `width` replace its numbers.
-    stages: blocks in each stage, even numbers: every second block shifts its windows.
+    size: "T", "S", "B" or "L", overridden by `stages` and `width`.
+    stages: blocks in each stage; even numbers, because every second block shifts its windows.
     width: channels of the first stage.
-    window: side of a window, in places of the map.
+    window: side of a window, in positions of the feature map.
     head_width: channels of an attention head.
     patch: side of a patch in pixels.
     image_size: side, or (height, width), of the images in pixels.
-    activation, dtype, remat: as of `Vit`.
-    unroll: pairs of blocks per turn of the compiled loop over the pairs of a stage, as of `Stack`.
+    activation, dtype, remat: as in `Vit`.
+    unroll: pairs of blocks per iteration of the compiled loop over a stage, as in `Stack`.
 
   Source: Liu et al. 2021 (Swin), sec. 3; initial values as in the authors' code; without stochastic
   depth.
@@ -57,9 +58,9 @@ class Swin(nnx.Module):
     stages, width = tuple(stages or named[0]), width or named[1]
     if any(depth % 2 for depth in stages):
       raise UserError("Swin's blocks come in pairs, the second with shifted windows, but stages="
-                      f"{stages} has odd numbers. Set even ones, as in stages=(2, 2, 6, 2).")
+                      f"{stages} has odd numbers. Use even numbers, as in stages=(2, 2, 6, 2).")
     if width % head_width:
-      raise UserError(f"Swin's width {width} does not divide into heads of {head_width}. Set "
+      raise UserError(f"Swin's width {width} is not divisible by head_width={head_width}. Set "
                       f"head_width to a divisor, as in head_width={math.gcd(width, head_width)}.")
     self.image_size, self.patch = both_sides(image_size), patch
     self.width = width * 2 ** (len(stages) - 1)
@@ -82,16 +83,16 @@ class Swin(nnx.Module):
   def __call__(self, image: jax.Array, *, train: bool = False, keep: float = 1.0,
                key: jax.Array | None = None) -> jax.Array:
     """float [B, H, W, 3] -> [B, D]."""
-    layers.check_keeps_all(keep, "a Swin's windows are made of all of them")
+    layers.check_keeps_all(keep, "a Swin needs all of them for its windows")
     x = self.embedding_norm(self.embedding(layers.squares(image, self.patch)))
     x = self.stacks[0](x)                                    # [B, H / patch, W / patch, width]
     for norm, merger, stack in zip(self.norms, self.mergers, self.stacks[1:]):
-      x = stack(merger(norm(layers.squares(x, 2))))          # Half as fine, twice as wide.
+      x = stack(merger(norm(layers.squares(x, 2))))          # Half the resolution, twice the width.
     return on_rows(self.norm(x).mean(axis=(1, 2)))
 
 
 class Pair(nnx.Module):
-  """A block with windows side by side from the corner on, and one with windows shifted by half."""
+  """A block with regular windows, then one with windows shifted by half a window."""
 
   def __init__(self, width: int, heads: int, window: int, *, activation: str, dtype: str,
                rngs: nnx.Rngs):
@@ -100,12 +101,12 @@ class Pair(nnx.Module):
     self.plain, self.shifted = make(False), make(True)
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """[B, H, W, C] -> the same."""
+    """[B, H, W, C] -> [B, H, W, C]."""
     return self.shifted(self.plain(x))
 
 
 class SwinBlock(nnx.Module):
-  """A pre-norm transformer block whose attention stays within windows."""
+  """A pre-norm transformer block with windowed attention."""
 
   def __init__(self, width: int, heads: int, window: int, *, shifted: bool, activation: str,
                dtype: str, rngs: nnx.Rngs):
@@ -116,16 +117,16 @@ class SwinBlock(nnx.Module):
                           rngs=rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """[B, H, W, C] -> the same."""
+    """[B, H, W, C] -> [B, H, W, C]."""
     x = x + self.attention(self.norm_attention(x))
     return on_rows(x + self.mlp(self.norm_mlp(x)))
 
 
 class WindowAttention(nnx.Module):
-  """Attention of the places in each window of a map to one another, with a bias for each offset.
+  """Attention within each window of a feature map, with a relative position bias.
 
-  Shifted windows are those of the map moved towards its corner; what that pushes over the edge
-  comes in again at the other end, where it fills windows up and sees nothing but its like.
+  To shift the windows, the map is rolled cyclically towards its top left corner. Positions that
+  wrap around are masked from the others in their window.
 
   Source: Liu et al. 2021, sec. 3.2, eq. 4, fig. 4.
   """
@@ -134,13 +135,13 @@ class WindowAttention(nnx.Module):
                rngs: nnx.Rngs):
     self.attention = layers.Attention(width, heads, init=INIT, dtype=dtype, rngs=rngs)
     side = 2 * window - 1
-    self.bias = nnx.Param(INIT(rngs.params(), (side, side, heads)))         # By offset.
+    self.bias = nnx.Param(INIT(rngs.params(), (side, side, heads)))         # By relative position.
     self.window, self.shifted = window, shifted
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """[B, H, W, C] -> the same."""
+    """[B, H, W, C] -> [B, H, W, C]."""
     M, (H, W) = self.window, x.shape[1:3]
-    # Along an axis no longer than a window there is one, as long as the axis, and no shift.
+    # An axis no longer than a window has a single window of its length, which is not shifted.
     sides = [min(M, length) for length in (H, W)]
     shift = [M // 2 if self.shifted and length > M else 0 for length in (H, W)]
     padding = [-length % side for length, side in zip((H, W), sides)]
@@ -155,15 +156,17 @@ class WindowAttention(nnx.Module):
 
 def visible(shape: Sequence[int], sides: Sequence[int], shift: Sequence[int],
             padding: Sequence[int]) -> np.ndarray | None:
-  """Which places of a window see each other, bool [windows, n, n]; None where all do.
+  """Attention mask within windows, bool [windows, n, n]; None if all positions see each other.
 
   Args:
-    shape, sides, shift, padding: of the map, its windows, their shift, and zeros at the map's end;
-      along height and width each.
+    shape: (height, width) of the feature map.
+    sides: (height, width) of a window.
+    shift: rows and columns that windows are shifted by.
+    padding: rows and columns of zeros at the bottom and right of the map.
   """
   if not any(shift) and not any(padding):
     return None
-  # Along each axis there is what came in at the other end, what did not, and padding.
+  # Along each axis, positions either wrapped around, did not, or are padding.
   kinds = [np.roll(np.repeat([1, 0, 2], [s, length - s, p]), -s)
            for length, s, p in zip(shape, shift, padding)]
   kind = 3 * kinds[0][:, None] + kinds[1]
@@ -172,22 +175,22 @@ def visible(shape: Sequence[int], sides: Sequence[int], shift: Sequence[int],
 
 
 def offsets(sides: Sequence[int], window: int) -> tuple[np.ndarray, np.ndarray]:
-  """Where the bias of two places of a window lies in its table: rows and columns, int [n, n]."""
+  """Row and column in the bias table of each pair of positions in a window, int [n, n] each."""
   y, x = np.mgrid[:sides[0], :sides[1]].reshape(2, -1)
   return y[:, None] - y[None] + window - 1, x[:, None] - x[None] + window - 1
 
 
 def windows(x: Any, sides: Sequence[int]) -> Any:
-  """[B, H, W, C] -> [B, windows, n, C], row by row."""
+  """Splits a map into windows, row by row: [B, H, W, C] -> [B, windows, n, C]."""
   B, H, W, C = x.shape
   h, w = sides
   return x.reshape(B, H // h, h, W // w, w, C).swapaxes(2, 3).reshape(B, -1, h * w, C)
 
 
 def unwindowed(x: jax.Array, sides: Sequence[int], shape: Sequence[int]) -> jax.Array:
-  """[B, windows, n, C] -> [B, H, W, C], for H and W in `shape`."""
+  """Inverse of `windows`: [B, windows, n, C] -> [B, H, W, C], with (H, W) = `shape`."""
   (H, W), (h, w) = shape, sides
-  B = x.shape[0]  # Which len() would not give where it is a symbol, as in an export.
+  B = x.shape[0]  # len() fails if the batch size is symbolic, as in an export.
   return x.reshape(B, H // h, W // w, h, w, -1).swapaxes(2, 3).reshape(B, H, W, -1)
 
 

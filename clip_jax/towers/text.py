@@ -14,28 +14,28 @@ POOLS = ("last", "eot", "mean", "map")
 
 
 class TextTransformer(nnx.Module):
-  """Token embeddings, learned positions, a stack of pre-norm blocks, a norm, and one vector.
+  """Token and position embeddings, pre-norm transformer blocks, a norm, and pooling.
 
   Args:
-    vocabulary: number of tokens; the tokenizer's.
-    length: tokens of a text, L; the tokenizer's.
-    size: a name in `towers.sizes`; `width`, `depth`, `mlp`, `heads` replace its numbers.
-    causal: each token sees only those before it, as in OpenAI's CLIP.
-    pool: "last", position L - 1 whatever stands there, as SigLIP's; "eot", the last token that is
-      not padding (the end token, where the tokenizer writes one); "mean", of the tokens that are
-      not padding; "map", attention of a learned query to those.
-    end_token: number of the end token, of which "eot" then takes the first: a text may be padded
-      with anything, as Hugging Face pads with the end token itself.
-    epsilon: of the norms.
-    mask_padding: whether padding is hidden from attention. SigLIP, CLIPA and FLIP show it.
-    depth: of the stack; 0 makes it a bag of words, with pool "mean".
-    activation, attention, dtype, remat, unroll: as of `Vit`.
+    vocabulary: vocabulary size of the tokenizer.
+    length: context length of the tokenizer, L.
+    size: a name in `towers.sizes`, overridden by `width`, `depth`, `mlp` and `heads`.
+    causal: whether tokens attend only to themselves and earlier tokens, as in OpenAI's CLIP.
+    pool: "last", position L - 1 even if it is padding, as in SigLIP; "eot", the last token that is
+      not padding (the end token, if the tokenizer writes one); "mean", the mean of the tokens that
+      are not padding; "map", a learned query that attends to them.
+    end_token: id of the end token. If set, "eot" uses its first occurrence, so texts may be padded
+      with any token, even the end token itself, as Hugging Face does.
+    epsilon: epsilon of the norms.
+    mask_padding: whether padding is masked in attention. SigLIP, CLIPA and FLIP do not mask it.
+    depth: number of blocks; with 0 and pool="mean" the tower is a bag of words.
+    activation, attention, dtype, remat, unroll: as in `Vit`.
 
-  OpenAI's form is causal=True, pool="eot", end_token=49_407, mask_padding=False, epsilon=1e-5,
-  activation="quick_gelu" ("gelu" in open_clip's own models), with size "M" beside an image tower of
-  size B and "B" beside L. SigLIP's is pool="last", mask_padding=False.
+  For OpenAI's form, set causal=True, pool="eot", end_token=49_407, mask_padding=False,
+  epsilon=1e-5 and activation="quick_gelu" ("gelu" in open_clip's own models), with size "M" for an
+  image tower of size B and "B" for L. For SigLIP's, set pool="last" and mask_padding=False.
 
-  Source: Radford et al. 2021, sec. 2.4; Zhai et al. 2023 for the form that sees both ways.
+  Source: Radford et al. 2021, sec. 2.4; Zhai et al. 2023 for the bidirectional form.
   """
 
   def __init__(self, *, vocabulary: int = 32_000, length: int = 16, size: str = "B",
@@ -46,7 +46,7 @@ class TextTransformer(nnx.Module):
                dtype: str = "auto", remat: str = "none", unroll: int = 0, rngs: nnx.Rngs):
     dtype = computed_in(dtype)
     if pool not in POOLS:
-      raise UserError(f"TextTransformer has no pool {pool!r}; there are {', '.join(POOLS)}.")
+      raise UserError(f"Unknown TextTransformer pool {pool!r}; choose from {', '.join(POOLS)}.")
     width, depth, mlp, heads = transformer_size(size, width, depth, mlp, heads)
     self.width, self.vocabulary, self.length = width, vocabulary, length
     self.causal, self.pool, self.mask_padding, self.dtype = causal, pool, mask_padding, dtype
@@ -62,10 +62,10 @@ class TextTransformer(nnx.Module):
                                  dtype=dtype, rngs=rngs)
 
   def __call__(self, tokens: jax.Array, *, train: bool = False) -> jax.Array:
-    """int32 [B, L], 0 is padding -> [B, D]."""
+    """Token ids, int32 [B, L], padded with 0 -> [B, D]."""
     check_length(self.length, tokens)
     real, end = real_tokens(tokens)
-    # In float32 up to here, for the gradient of a common token is a sum of very many.
+    # Look up in float32, because the gradient of a common token is a sum of very many terms.
     x = whole(self.embedding[...])[tokens] + self.positions[...]            # [B, L, D]
     x = self.stack(x.astype(self.dtype), self._mask(real))
     if self.pool == "map":
@@ -77,12 +77,12 @@ class TextTransformer(nnx.Module):
         end = jnp.argmax(tokens == self.end_token, axis=1)
       x = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
     else:
-      # Before the norm, so that a token's length says how much it matters.
+      # Average before the norm, so that each token's magnitude acts as its weight.
       x = (x * real[:, :, None]).sum(axis=1) / real.sum(axis=1)[:, None].astype(x.dtype)
     return on_rows(self.norm(x))
 
   def _mask(self, real):
-    """Where a query may look, bool [B or 1, 1, L, L], or None for everywhere."""
+    """Attention mask, bool [B or 1, 1, L, L], True where a query may attend; None for no mask."""
     mask = jnp.tril(jnp.ones((1, 1, self.length, self.length), bool)) if self.causal else None
     if self.mask_padding:
       keys = real[:, None, None, :]
@@ -92,17 +92,17 @@ class TextTransformer(nnx.Module):
 
 
 def check_length(length: int, tokens: jax.Array) -> None:
-  """Raises unless texts have as many tokens as the tower was made for."""
+  """Raises `UserError` unless texts have the tower's context length."""
   if tokens.shape[1] != length:
-    raise UserError(f"This text tower was made for {length} tokens and got {tokens.shape[1]}. Set "
-                    "length of the tower and of the tokenizer to the same.")
+    raise UserError(f"The text tower expected {length} tokens per text, but got {tokens.shape[1]}. "
+                    "Set the tower's length and the tokenizer's length to the same value.")
 
 
 def real_tokens(tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Which tokens are not padding, bool [B, L], and where the last of them is, int32 [B].
+  """Returns the mask of tokens that are not padding, bool [B, L], and the last one's index [B].
 
-  OpenAI's vocabulary has a word that is number 0 too, so only zeros at the end are padding. A text
-  of nothing keeps its first token, for a softmax over nothing is not a number.
+  Only trailing zeros count as padding, because id 0 is also a word in OpenAI's vocabulary. An empty
+  text keeps its first token, because a softmax over no tokens is NaN.
   """
   places = jnp.arange(tokens.shape[1])
   end = jnp.max(places * (tokens != 0), axis=1)

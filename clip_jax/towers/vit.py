@@ -17,31 +17,31 @@ POSITIONS = ("learned", "sincos2d")
 
 
 class Vit(nnx.Module):
-  """Patches, positions, a stack of pre-norm blocks, a norm, and one vector out of it.
+  """Patch and position embeddings, pre-norm transformer blocks, a norm, and pooling.
 
   Args:
-    size: a name in `towers.sizes`; `width`, `depth`, `mlp`, `heads` replace its numbers.
+    size: a name in `towers.sizes`, overridden by `width`, `depth`, `mlp` and `heads`.
     patch: side of a patch in pixels.
     image_size: side, or (height, width), of the images in pixels.
-    pool: "gap", the mean of the patches; "tok", a class token (never dropped); "map", attention of
-      a learned query.
-    positions: "learned", or "sincos2d" (fixed, the form of MoCo v3).
-    class_position: whether the class token has a learned position too, row 0 of `positions`.
-    pre_norm: whether a norm comes before the blocks as well.
-    patch_bias: whether the embedding of the patches has a bias.
-    drop_rest: whether pixels to the right and below that fill no patch are dropped, as SigLIP's
-      so400m does at 384 pixels; otherwise such an image size is an error.
-    epsilon: of the norms.
+    pool: "gap", the mean of the patches; "tok", a class token (never dropped); "map", a learned
+      query that attends to all patches.
+    positions: position embeddings, "learned" or "sincos2d" (fixed, as in MoCo v3).
+    class_position: whether the class token also has a learned position embedding, in row 0 of
+      `positions`.
+    pre_norm: whether to add a norm before the blocks.
+    patch_bias: whether the patch embedding has a bias.
+    drop_rest: whether to drop pixels at the right and the bottom that do not fill a patch, as
+      SigLIP's so400m does at 384 pixels; otherwise such an image size is an error.
+    epsilon: epsilon of the norms.
     activation: a name in `layers.ACTIVATIONS`.
-    dtype: what the tower computes in, a name in `target.DTYPES`; parameters are float32 all the
-      same.
-    attention: how attention is computed, a name in `attention.KINDS`.
-    remat: what the backward pass keeps of a block, a name in `remat.REMAT`.
-    unroll: blocks per turn of the compiled loop over blocks, as of `layers.Stack`.
+    dtype: dtype the tower computes in, a name in `target.DTYPES`; parameters are always float32.
+    attention: the attention implementation, a name in `attention.KINDS`.
+    remat: rematerialisation policy of a block, a name in `remat.REMAT`.
+    unroll: blocks per iteration of the compiled loop over blocks, as in `layers.Stack`.
 
-  OpenAI's form (Radford et al. 2021) is pool="tok", class_position=True, pre_norm=True,
-  patch_bias=False, epsilon=1e-5, activation="quick_gelu" ("gelu" in open_clip's own models);
-  SigLIP's is pool="map".
+  For OpenAI's form (Radford et al. 2021), set pool="tok", class_position=True, pre_norm=True,
+  patch_bias=False, epsilon=1e-5 and activation="quick_gelu" ("gelu" in open_clip's own models). For
+  SigLIP's, set pool="map".
 
   Source: Dosovitskiy et al. 2021; sizes, heads and initial values as in big_vision.
   """
@@ -56,17 +56,17 @@ class Vit(nnx.Module):
     dtype = computed_in(dtype)
     for name, value, known in (("pool", pool, POOLS), ("positions", positions, POSITIONS)):
       if value not in known:
-        raise UserError(f"Vit has no {name} {value!r}; there are {', '.join(known)}.")
+        raise UserError(f"Unknown Vit {name} {value!r}; choose from {', '.join(known)}.")
     if class_position and (pool, positions) != ("tok", "learned"):
-      raise UserError('class_position=True is the position of a class token, so it needs '
+      raise UserError('class_position=True gives a class token a learned position, so it needs '
                       'pool="tok" and positions="learned", '
                       f'not pool={pool!r} and positions={positions!r}.')
     width, depth, mlp, heads = transformer_size(size, width, depth, mlp, heads)
     height, across = both_sides(image_size)
     if (height % patch or across % patch) and not drop_rest:
-      raise UserError(f"An image of {height} x {across} does not divide into patches of {patch} "
-                      f"x {patch}. Nearest height that does: "
-                      f"{max(1, round(height / patch)) * patch}.")
+      raise UserError(f"A {height} x {across} image cannot be divided into {patch} x {patch} "
+                      f"patches. Nearest valid height: {max(1, round(height / patch)) * patch}. "
+                      "Or set drop_rest=True to drop the rest.")
     self.grid = (height // patch, across // patch)
     N = math.prod(self.grid)
     self.width, self.patch, self.image_size, self.pool = width, patch, (height, across), pool
@@ -94,13 +94,13 @@ class Vit(nnx.Module):
     """float [B, H, W, 3] -> [B, D].
 
     Args:
-      keep: share of the patches kept, another random subset for each image (FLIP).
-      key: one key per image, [B]; needed when keep < 1.
+      keep: fraction of the patches kept, an independent random subset of each image (FLIP).
+      key: one key per image, [B]; required if keep < 1.
     """
     if image.shape[1:3] != self.image_size:
-      raise UserError(f"This Vit was made for images of {self.image_size[0]} x "
-                      f"{self.image_size[1]} and got {image.shape[1]} x {image.shape[2]}. Set "
-                      "image_size of the tower and size of the crop to the same.")
+      raise UserError(f"Vit expected images of {self.image_size[0]} x {self.image_size[1]}, but "
+                      f"got {image.shape[1]} x {image.shape[2]}. Set the tower's image_size and "
+                      "the crop's size to the same value.")
     height, width = (side // self.patch * self.patch for side in self.image_size)
     x = self.embedding(layers.patches(image[:, :height, :width], self.patch))  # [B, N, D]
     positions = self.positions[...]
@@ -121,4 +121,4 @@ class Vit(nnx.Module):
 
 
 class Fixed(nnx.Variable):
-  """An array that is neither trained nor updated, but belongs to the model."""
+  """A constant array that belongs to the model and is neither trained nor updated."""
