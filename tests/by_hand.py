@@ -1,4 +1,4 @@
-"""Layers in NumPy, from the parameters of ours: what towers are written out again with."""
+"""NumPy reference implementations of layers, which take the parameters of ours."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def of(tree, i):
-  """The i-th of stacked parameters."""
+  """The i-th block's parameters, out of stacked ones."""
   return {k: of(v, i) if isinstance(v, dict) else v[i] for k, v in tree.items()}
 
 
@@ -32,7 +32,7 @@ def mlp(p, x, activation=gelu):
 
 
 def squares(x, size):
-  """[B, H, W, C] cut into squares, each laid out row by row; zeros beyond the end."""
+  """Splits [B, H, W, C] into squares, each flattened row by row, with zero padding at the end."""
   B, H, W, C = x.shape
   rows, columns = math.ceil(H / size), math.ceil(W / size)
   out = np.zeros((B, rows, columns, size, size, C), x.dtype)

@@ -1,4 +1,4 @@
-"""Attention against the formula written out, and what it is computed with."""
+"""Attention against its formula written out, and the choice of implementation."""
 
 import functools
 
@@ -16,8 +16,8 @@ from clip_jax.towers.vit import Vit
 
 
 @pytest.fixture(autouse=True)
-def forgotten():
-  """What was found out about cuDNN is of one test."""
+def clear_cudnn_cache():
+  """Forgets between tests whether cuDNN works."""
   attention.cudnn_problem.cache_clear()
   yield
   attention.cudnn_problem.cache_clear()
@@ -36,7 +36,7 @@ MASK[..., 0] = True
 
 
 def written_out(q, k, v, mask):
-  """One query of one head after the other, in NumPy."""
+  """Attention in NumPy, one query of one head at a time."""
   result = np.zeros_like(q)
   for b, t, h in np.ndindex(q.shape[:3]):
     seen = np.ones(len(k[b]), bool) if mask is None else mask[min(b, len(mask) - 1), 0, t]
@@ -46,7 +46,7 @@ def written_out(q, k, v, mask):
 
 
 @pytest.mark.parametrize("mask", [None, MASK, MASK[:1]], ids=["all", "mask", "one mask"])
-def test_it_is_the_formula_and_so_is_its_gradient(mask):
+def test_values_and_gradients_match_the_formula(mask):
   q, k, v = heads()
   expected = written_out(*map(np.asarray, (q, k, v)), mask)
   np.testing.assert_allclose(attended(q, k, v, mask), expected, rtol=1e-5, atol=1e-6)
@@ -59,7 +59,7 @@ def test_it_is_the_formula_and_so_is_its_gradient(mask):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_a_derivative_is_what_a_small_step_changes():
+def test_gradient_matches_finite_differences():
   q, k, v = heads()
   f = lambda q: jnp.square(attended(q, k, v, MASK)).sum()
   step = 1e-2 * normal(*q.shape, seed=5)
@@ -67,7 +67,7 @@ def test_a_derivative_is_what_a_small_step_changes():
                              rtol=1e-3)
 
 
-def test_large_logits_neither_overflow_nor_lose_the_rest():
+def test_large_logits_neither_overflow_nor_lose_precision():
   q, k, v = heads()
   y, gradients = jax.vjp(lambda *x: softmax_attention(*x, None), 300 * q, k, v)
   np.testing.assert_allclose(y, written_out(
@@ -75,7 +75,7 @@ def test_large_logits_neither_overflow_nor_lose_the_rest():
   assert all(jnp.isfinite(x).all() for x in gradients(y))
 
 
-def test_in_bfloat16_it_is_wrong_by_the_rounding_of_its_inputs_and_weights():
+def test_bfloat16_error_is_that_of_rounding_inputs_and_weights():
   q, k, v = heads(N=64)
   g = normal(*q.shape, seed=3)
 
@@ -90,13 +90,13 @@ def test_in_bfloat16_it_is_wrong_by_the_rounding_of_its_inputs_and_weights():
     assert jnp.abs(a - b).max() < 2 ** -6 * jnp.abs(b).max()
 
 
-def test_no_weights_are_kept_for_the_backward_pass():
+def test_attention_weights_are_not_saved_for_the_backward_pass():
   q, k, v = heads(N=64)
   kept = jax.eval_shape(lambda *x: jax.vjp(lambda *x: softmax_attention(*x, None), *x)[1], q, k, v)
-  assert max(x.size for x in jax.tree.leaves(kept)) == q.size               # Not 64 x 64 a head.
+  assert max(x.size for x in jax.tree.leaves(kept)) == q.size               # Not 64 x 64 per head.
 
 
-def test_a_bias_has_a_gradient_too():
+def test_bias_has_a_gradient():
   q, k, v = heads()
   bias = normal(1, 3, 5, 5, seed=4)
   grad = jax.grad(lambda bias: attended(q, k, v, MASK, bias)[0, 1, 1, 2])(bias)
@@ -122,7 +122,7 @@ def test_gpus_use_cudnn_where_it_works(monkeypatch):
   assert not calls
   on("gpu", monkeypatch)
   np.testing.assert_array_equal(attended(q, k, v), softmax_attention(q, k, v, None))
-  assert calls[-1] == q.shape and len(calls) == 2                           # Tried, then used.
+  assert calls[-1] == q.shape and len(calls) == 2                           # Trial, then call.
   attended(q, k, v)
   assert len(calls) == 3
   for other in (dict(kind="xla"), dict(mask=jnp.asarray(MASK)), dict(bias=jnp.zeros((1, 3, 5, 5)))):
@@ -132,7 +132,7 @@ def test_gpus_use_cudnn_where_it_works(monkeypatch):
   assert len(calls) == 3
 
 
-def test_an_odd_number_of_tokens_is_made_even_for_cudnn(monkeypatch):
+def test_odd_numbers_of_tokens_are_padded_for_cudnn(monkeypatch):
   called = []
 
   def kernel(q, k, v, *, implementation, query_seq_lengths=None, key_value_seq_lengths=None):
@@ -151,16 +151,16 @@ def test_an_odd_number_of_tokens_is_made_even_for_cudnn(monkeypatch):
   assert called == [("cudnn", 4), ("cudnn", 6)]
 
 
-def test_a_kernel_that_is_wrong_is_not_used(monkeypatch):
+def test_a_cudnn_kernel_with_wrong_results_is_not_used(monkeypatch):
   on("gpu", monkeypatch)
   monkeypatch.setattr(attention, "_cudnn", lambda q, k, v: softmax_attention(q, k, v, None) * 1.1)
   q = jnp.ones((2, 4, 1, 8), "bfloat16")
-  with pytest.warns(UserWarning, match="XLA's operations are used: its gradients are wrong by 0.1"):
+  with pytest.warns(UserWarning, match="used instead: its results are off by 0.1"):
     y = attended(q, q, q)
   np.testing.assert_array_equal(y, jnp.ones_like(q))
 
 
-def test_where_there_is_no_cudnn_it_is_said_once_and_done_without(monkeypatch, recwarn):
+def test_without_cudnn_auto_warns_once_and_falls_back(monkeypatch, recwarn):
   on("gpu", monkeypatch)
   q = jnp.ones((2, 4, 1, 8), "bfloat16")
   for _ in range(2):
@@ -170,7 +170,7 @@ def test_where_there_is_no_cudnn_it_is_said_once_and_done_without(monkeypatch, r
     attended(q, q, q, kind="cudnn")
 
 
-def test_what_is_planned_for_gpus_without_their_compiler_is_no_reason_to_warn(recwarn):
+def test_tracing_for_absent_gpus_does_not_warn(recwarn):
   kind = AbstractDevice(device_kind="H100", num_cores=None, platform="gpu")
   with jax.sharding.use_abstract_mesh(AbstractMesh((8,), ("data",), abstract_device=kind)):
     x = jax.ShapeDtypeStruct((2, 4, 1, 8), jnp.bfloat16)
@@ -180,25 +180,25 @@ def test_what_is_planned_for_gpus_without_their_compiler_is_no_reason_to_warn(re
 
 
 @pytest.mark.parametrize("backend, change, reason", [
-    ("cpu", {}, "this runs on a CPU, and it is for GPUs"),
-    ("gpu", {"mask": MASK}, "without mask and bias"),
-    ("gpu", {"dtype": "float32"}, "bfloat16 or float16, not in float32"),
-    ("gpu", {"width": 12}, "multiples of 8 wide, and 128 at most, not 12"),
+    ("cpu", {}, "this runs on a CPU, and cuDNN needs a GPU"),
+    ("gpu", {"mask": MASK}, "without a mask and a bias"),
+    ("gpu", {"dtype": "float32"}, "bfloat16 or float16, not float32"),
+    ("gpu", {"width": 12}, "multiple of 8 and at most 128, not 12"),
     ("gpu", {"width": 136}, "not 136"),
 ])
-def test_asked_for_where_it_cannot_be_used_it_says_why(backend, change, reason, monkeypatch):
+def test_requesting_cudnn_where_it_cannot_be_used_is_an_error(backend, change, reason, monkeypatch):
   on(backend, monkeypatch)
   q = jnp.ones((2, 5, 1, change.get("width", 8)), change.get("dtype", "bfloat16"))
   with pytest.raises(UserError, match=f"cannot be used: .*{reason}"):
     attended(q, q, q, change.get("mask"), kind="cudnn")
 
 
-def test_an_attention_that_does_not_exist_is_an_error_before_anything_is_computed():
-  with pytest.raises(UserError, match="attention 'flash' does not exist; there are 'auto', 'xla'"):
+def test_unknown_attention_lists_the_known_ones():
+  with pytest.raises(UserError, match="Unknown attention 'flash'; choose from 'auto', 'xla'"):
     layers.Attention(8, 2, attention="flash", rngs=None)
 
 
-def test_what_is_done_otherwise_on_other_devices_is_the_same(monkeypatch):
+def test_all_platforms_compute_the_same(monkeypatch):
   make = functools.partial(layers.Block, 8, 2, 16)
   stack = layers.Stack(lambda rngs: make(rngs=rngs), 3, rngs=nnx.Rngs(1))
   stack.blocks.attention.qkv.bias[...] = normal(3, 3, 2, 4)
@@ -206,7 +206,7 @@ def test_what_is_done_otherwise_on_other_devices_is_the_same(monkeypatch):
 
   programs, results = {}, {}
   for backend in ("cpu", "gpu", "tpu"):
-    def step(stack, x):  # A function of its own, so that nothing is remembered of it.
+    def step(stack, x):  # A new function for each backend, so that JAX's trace cache does not hit.
       return jax.value_and_grad(lambda stack: jnp.square(stack(x)).sum())(stack)
 
     on(backend, monkeypatch)
@@ -215,15 +215,15 @@ def test_what_is_done_otherwise_on_other_devices_is_the_same(monkeypatch):
   for backend in ("gpu", "tpu"):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
                  results[backend], results["cpu"])
-  # No loop on a GPU, and nothing that lets the compiler keep what is to be made again.
+  # A GPU has no loop, and barriers that keep the compiler from saving what is to be recomputed.
   assert "scan[" in programs["cpu"] and "scan[" in programs["tpu"]
   assert "scan[" not in programs["gpu"]
   assert "optimization_barrier" in programs["gpu"]
   assert "optimization_barrier" not in programs["tpu"]
 
 
-def test_what_is_done_for_gpus_moves_no_activations_between_devices(monkeypatch):
-  """A layout or a kernel that the partitioner does not understand would gather them."""
+def test_gpu_program_moves_no_activations_between_devices(monkeypatch):
+  """The partitioner gathers activations for layouts and kernels that it does not understand."""
   for module in (attention, layers, remat):
     monkeypatch.setattr(module, "platform", lambda: "gpu")
   monkeypatch.setattr(attention, "why_not_cudnn", lambda *_: "it cannot be compiled here")

@@ -1,4 +1,4 @@
-"""Layers against dumber versions of themselves."""
+"""Layers against straightforward reference implementations."""
 
 from flax import nnx
 import jax
@@ -17,7 +17,7 @@ def normal(*shape, seed=0):
   return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def test_attention_is_softmax_of_scaled_products():
+def test_attention_matches_its_formula():
   attention = layers.Attention(8, 2, rngs=nnx.Rngs(0))
   x = normal(3, 5, 8)
   qkv = np.asarray(attention.qkv.kernel[...])
@@ -31,14 +31,14 @@ def test_attention_is_softmax_of_scaled_products():
   np.testing.assert_allclose(attention(x), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_gradients_are_added_up_more_exactly_than_what_is_added():
+def test_parameter_gradients_are_summed_in_float32():
   layer = layers.Linear(3, (2, 4), dtype="bfloat16", rngs=nnx.Rngs(0))
   x = normal(4096, 3).astype(jnp.bfloat16)
   g = (normal(4096, 2, 4, seed=1) + 0.1).astype(jnp.bfloat16)
   loss = lambda layer: (layer(x).astype(jnp.float32) * g).sum()
   got = nnx.to_pure_dict(nnx.state(jax.jit(jax.grad(loss))(layer)))
   x, g = (np.asarray(v, np.float64) for v in (x, g))
-  # Eight bits of bfloat16 would be an error of 2e-3, were there no other.
+  # Rounding to bfloat16's 8 bits alone would be an error of 2e-3.
   np.testing.assert_allclose(got["bias"], g.sum(0), rtol=1e-5, atol=1e-3)
   np.testing.assert_allclose(got["kernel"], np.einsum("bi,bjk->ijk", x, g), rtol=1e-5, atol=1e-3)
 
@@ -52,7 +52,7 @@ def test_masked_tokens_do_not_matter():
   np.testing.assert_array_equal(attention(x, mask)[:, :3], attention(changed, mask)[:, :3])
 
 
-def test_layer_norm_has_mean_zero_and_deviation_one():
+def test_layer_norm_has_mean_zero_and_standard_deviation_one():
   x = normal(4, 16) * 5 + 3
   z = layers.LayerNorm(16)(x)
   np.testing.assert_allclose(z, (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True),
@@ -61,7 +61,7 @@ def test_layer_norm_has_mean_zero_and_deviation_one():
 
 @pytest.mark.parametrize("remat", REMAT)
 @pytest.mark.parametrize("unroll", [0, 2, 3])
-def test_a_stack_is_its_blocks_one_after_the_other(remat, unroll):
+def test_a_stack_applies_its_blocks_in_sequence(remat, unroll):
   make = lambda rngs: layers.Block(8, 2, 16, rngs=rngs)
   stack = layers.Stack(make, 3, remat=remat, unroll=unroll, rngs=nnx.Rngs(1))
   x = normal(2, 5, 8)
@@ -78,10 +78,10 @@ def test_a_stack_is_its_blocks_one_after_the_other(remat, unroll):
   np.testing.assert_allclose(got[1], expected[1], rtol=1e-3, atol=1e-4)
 
 
-def test_a_block_keeps_what_its_products_read_and_little_more():
-  """In bfloat16 [B, N, D]: inputs of 2 norms and 2 products, q, k, v, their result, 4 hidden.
+def test_a_block_saves_little_more_than_the_inputs_of_its_products():
+  """Saved in bfloat16, in units of [B, N, D]: 4 inputs of norms and products, q, k, v, y, 4 hidden.
 
-  Beside them, what the weights of each head and query add up to, in float32.
+  And in float32, the log-sum-exp of the logits of each head and query.
   """
   B, N, D, heads = 2, 5, 8, 2
   make = lambda rngs: layers.Block(D, heads, 4 * D, dtype="bfloat16", rngs=rngs)
@@ -94,8 +94,8 @@ def test_a_block_keeps_what_its_products_read_and_little_more():
   assert kept == 3 * (12 * B * N * D * 2 + B * N * heads * 4)
 
 
-def kept_for_the_backward_pass(module, x):
-  """Shapes of what differentiation by the parameters and by x keeps, parameters left out."""
+def saved_for_the_backward_pass(module, x):
+  """Arrays saved for the gradients of the parameters and of x, other than parameters."""
   graphdef, params = nnx.split(module)
   kept = jax.eval_shape(lambda p, x: jax.vjp(lambda p, x: nnx.merge(graphdef, p)(x), p, x)[1],
                         params, x)
@@ -106,19 +106,19 @@ def kept_for_the_backward_pass(module, x):
 @pytest.mark.parametrize("norm", [
     layers.LayerNorm(8, dtype="bfloat16"), layers.BatchNorm(8, dtype="bfloat16"),
     GroupNorm(8, 2, dtype="bfloat16")], ids=lambda norm: type(norm).__name__)
-def test_a_norm_keeps_its_input_alone(norm):
-  kept = kept_for_the_backward_pass(norm, jnp.zeros((4, 6, 6, 8), "bfloat16"))
+def test_a_norm_saves_only_its_input(norm):
+  kept = saved_for_the_backward_pass(norm, jnp.zeros((4, 6, 6, 8), "bfloat16"))
   assert [(a.shape, a.dtype) for a in kept] == [((4, 6, 6, 8), jnp.dtype("bfloat16"))]
 
 
-def test_blocks_of_a_stack_start_different():
+def test_blocks_of_a_stack_are_initialised_differently():
   stack = layers.Stack(lambda rngs: layers.Block(8, 2, 16, rngs=rngs), 2, rngs=nnx.Rngs(1))
   kernel = stack.blocks.mlp.up.kernel[...]
   assert kernel.shape == (2, 8, 16)
   assert largest_difference(kernel[0], kernel[1]) > 0.1
 
 
-def test_patches_are_those_of_a_strided_convolution():
+def test_patches_match_a_strided_convolution():
   image, kernel = normal(2, 8, 12, 3), normal(4 * 4 * 3, 5, seed=1)
   expected = jax.lax.conv_general_dilated(
       image, kernel.reshape(4, 4, 3, 5), (4, 4), "VALID",
@@ -128,12 +128,12 @@ def test_patches_are_those_of_a_strided_convolution():
 
 
 def test_patches_that_do_not_fit_are_an_error():
-  with pytest.raises(UserError, match="10 x 8 does not divide into patches of 4 x 4"):
+  with pytest.raises(UserError, match="10 x 8 image cannot be divided into 4 x 4 patches"):
     layers.patches(jnp.zeros((1, 10, 8, 3)), 4)
 
 
 def test_each_image_keeps_its_own_random_patches():
-  x = np.arange(16, dtype=np.float32)[None, :, None].repeat(64, axis=0)     # A token is its number.
+  x = np.arange(16, dtype=np.float32)[None, :, None].repeat(64, axis=0)  # Each token is its index.
   keys = jax.random.split(jax.random.key(0), 64)
   kept = np.asarray(layers.some_of(x, 0.25, keys))[:, :, 0]
   assert kept.shape == (64, 4)
@@ -149,7 +149,7 @@ def test_at_least_one_patch_is_kept():
                         ).shape == (2, 1, 3)
 
 
-def test_dropping_patches_moves_nothing_between_devices():
+def test_dropping_patches_needs_no_communication():
   from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
   mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
   rows = NamedSharding(mesh, P("data"))
@@ -178,21 +178,21 @@ def test_sincos_positions_need_a_width_divisible_by_four():
     layers.sincos2d(2, 2, 18)
 
 
-def test_heads_share_the_width():
+def test_width_must_be_divisible_by_heads():
   with pytest.raises(UserError, match="width 10 is not divisible by 3 heads"):
     layers.Attention(10, 3, rngs=nnx.Rngs(0))
 
 
 def test_unknown_names_list_the_known_ones():
-  with pytest.raises(UserError, match="activation 'relu' does not exist; there are 'gelu'"):
+  with pytest.raises(UserError, match="Unknown activation 'relu'; choose from 'gelu'"):
     layers.Mlp(4, 8, activation="relu", rngs=nnx.Rngs(0))
-  with pytest.raises(UserError, match="remat 'some' does not exist; there are 'none', 'dots'"):
+  with pytest.raises(UserError, match="Unknown remat 'some'; choose from 'none', 'dots'"):
     layers.Stack(lambda rngs: layers.Block(8, 2, 16, rngs=rngs), 1, remat="some", rngs=nnx.Rngs(0))
-  with pytest.raises(UserError, match="unroll=-1 is no number of blocks. Set 0"):
+  with pytest.raises(UserError, match="unroll=-1 is not a number of blocks. Set 0"):
     layers.Stack(lambda rngs: layers.Block(8, 2, 16, rngs=rngs), 1, unroll=-1, rngs=nnx.Rngs(0))
 
 
-def test_activations_are_what_they_are_called():
+def test_activations_match_their_formulas():
   x = jnp.float32(1.5)
   erf = 0.8663856
   np.testing.assert_allclose(layers.ACTIVATIONS["gelu"](x), 0.75 * (1 + erf), rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Each loss against its paper's equation written as loops, and blockwise against dense."""
+"""Each loss against its paper's equation written as loops, and chunked against dense."""
 
 import functools
 import math
@@ -13,7 +13,7 @@ from clip_jax.errors import UserError
 
 jit = functools.partial(jax.jit, static_argnames="block")
 
-# name: (function, its learned scalars, for which it is called as function(z_a, z_b, *scalars)).
+# name: (function, the scalars to call it with, as in function(z_a, z_b, *scalars)).
 LOSSES = {
     "info_nce": (jit(losses.info_nce), (14.3,)),
     "sigmoid_pairs": (jit(losses.sigmoid_pairs), (10.0, -10.0)),
@@ -23,7 +23,7 @@ every_loss = pytest.mark.parametrize("name", LOSSES)
 
 
 def embeddings(B, E=16, *, seed=0, noise=1.0):
-  """Unit rows z_a, and z_b near them; float64, so that the reference does not round."""
+  """Unit rows z_a, and z_b near them; float64, so that the reference is exact."""
   rng = np.random.default_rng(seed)
   z_a = rng.normal(size=(B, E))
   z_b = z_a + noise * rng.normal(size=(B, E))
@@ -34,7 +34,7 @@ def float32(*arrays):
   return tuple(jnp.asarray(x, jnp.float32) for x in arrays)
 
 
-# The equations, one term at a time. `math.fsum` rounds once, so these are the exact values.
+# The equations, one term at a time. `math.fsum` rounds only once, so the sums are exact.
 
 
 def info_nce_by_loops(z_a, z_b, scale):
@@ -60,7 +60,7 @@ def sigmoid_pairs_by_loops(z_image, z_text, scale, bias):
 
 
 def nt_xent_by_loops(z_a, z_b, temperature):
-  """SimCLR's eq. 1, averaged over the 2B views; view k's other view is k + B modulo 2B."""
+  """SimCLR's eq. 1, averaged over the 2B views; the partner of view k is k + B modulo 2B."""
   views, B = [*z_a, *z_b], len(z_a)
   total = []
   for i in range(2 * B):
@@ -77,7 +77,7 @@ BY_LOOPS = {"info_nce": info_nce_by_loops, "sigmoid_pairs": sigmoid_pairs_by_loo
 
 
 def slope(f, arguments, k, direction, h=1e-5):
-  """Derivative of float64 `f` in its k-th argument along `direction`, by central differences."""
+  """Directional derivative of `f` in its k-th argument, by central differences in float64."""
   moved = lambda sign: f(*(x + sign * h * direction if i == k else x
                            for i, x in enumerate(arguments)))
   return (moved(1) - moved(-1)) / (2 * h)
@@ -85,7 +85,7 @@ def slope(f, arguments, k, direction, h=1e-5):
 
 @every_loss
 @pytest.mark.parametrize("block", [None, 4])
-def test_a_loss_is_its_papers_equation(name, block):
+def test_loss_matches_its_papers_equation(name, block):
   f, scalars = LOSSES[name]
   z_a, z_b = embeddings(12)
   np.testing.assert_allclose(f(*float32(z_a, z_b), *scalars, block=block),
@@ -94,7 +94,7 @@ def test_a_loss_is_its_papers_equation(name, block):
 
 @every_loss
 @pytest.mark.parametrize("block", [None, 4])
-def test_a_gradient_is_the_slope_of_the_equation(name, block):
+def test_gradient_matches_finite_differences_of_the_equation(name, block):
   f, scalars = LOSSES[name]
   arguments = (*embeddings(12), *map(np.float64, scalars))
   gradients = jax.jit(jax.grad(functools.partial(f, block=block), range(len(arguments))))(
@@ -106,13 +106,13 @@ def test_a_gradient_is_the_slope_of_the_equation(name, block):
                                slope(BY_LOOPS[name], arguments, k, direction), rtol=2e-5)
 
 
-def test_info_nce_of_scale_0_is_log_B():
+def test_info_nce_with_scale_0_is_log_B():
   z_a, z_b = float32(*embeddings(24))
   np.testing.assert_allclose(losses.info_nce(z_a, z_b, 0.0), math.log(24), rtol=1e-6)
   np.testing.assert_allclose(losses.info_nce(z_a, z_b, 0.0, block=6), math.log(24), rtol=1e-6)
 
 
-def test_sigmoid_pairs_of_scale_and_bias_0_is_B_log_2():
+def test_sigmoid_pairs_with_scale_and_bias_0_is_B_log_2():
   z_a, z_b = float32(*embeddings(24))
   np.testing.assert_allclose(losses.sigmoid_pairs(z_a, z_b, 0.0, 0.0), 24 * math.log(2), rtol=1e-6)
 
@@ -122,7 +122,7 @@ def test_nt_xent_of_equal_views_is_the_log_of_the_candidates():
   np.testing.assert_allclose(losses.nt_xent(z, z, 0.1), math.log(2 * 24 - 1), rtol=1e-6)
 
 
-def test_a_single_pair_has_no_softmax_loss_and_no_gradient():
+def test_a_single_pair_has_zero_softmax_loss_and_gradient():
   z = jnp.array([[0.6, 0.8]])
   for f in (losses.info_nce, losses.nt_xent):
     value, gradient = jax.jit(jax.value_and_grad(f))(z, z, 0.1)
@@ -131,20 +131,20 @@ def test_a_single_pair_has_no_softmax_loss_and_no_gradient():
 
 @every_loss
 @pytest.mark.parametrize("block", [1, 16])
-def test_blockwise_is_dense(name, block):
+def test_chunked_matches_dense(name, block):
   f, scalars = LOSSES[name]
   arguments = float32(*embeddings(64, 32), *scalars)
   n = range(len(arguments))
   dense = jax.jit(jax.value_and_grad(f, n))(*arguments)
-  blockwise = jax.jit(jax.value_and_grad(functools.partial(f, block=block), n))(*arguments)
-  for x, y in zip(jax.tree.leaves(dense), jax.tree.leaves(blockwise)):
+  chunked = jax.jit(jax.value_and_grad(functools.partial(f, block=block), n))(*arguments)
+  for x, y in zip(jax.tree.leaves(dense), jax.tree.leaves(chunked)):
     assert x.shape == y.shape and x.dtype == y.dtype == jnp.float32
     np.testing.assert_array_less(jnp.linalg.norm(x - y), 1e-6 * jnp.linalg.norm(x))
 
 
 @every_loss
-def test_a_block_of_rows_may_lie_on_any_device(name):
-  """Block i takes every (B / block)-th row; the embedding's gradient must come back in order."""
+def test_chunking_does_not_depend_on_the_order_of_rows(name):
+  """Chunk i has every (B / block)-th row; gradients must come back in the order of the rows."""
   f, scalars = LOSSES[name]
   z_a, z_b = float32(*embeddings(24))
   order = np.random.default_rng(2).permutation(24)
@@ -159,7 +159,7 @@ def test_nothing_overflows_at_scale_100(name, block):
   f = LOSSES[name][0]
   scalars = {"info_nce": (100.0,), "sigmoid_pairs": (100.0, 0.0), "nt_xent": (0.01,)}[name]
   z, _ = embeddings(32)
-  for z_b in (z, -z):          # Every positive logit +100, then -100: a loss near 0, then near 100.
+  for z_b in (z, -z):  # Positive logits are all +100, then -100: the loss is near 0, then near 100.
     arguments = float32(z, z_b, *scalars)
     value, gradients = jax.jit(jax.value_and_grad(
         functools.partial(f, block=block), range(len(arguments))))(*arguments)
@@ -169,8 +169,8 @@ def test_nothing_overflows_at_scale_100(name, block):
 
 @pytest.mark.parametrize("block", [None, 8])
 @pytest.mark.parametrize("name", ["info_nce", "nt_xent"])
-def test_a_small_loss_at_scale_100_keeps_its_digits(name, block):
-  """log(sum(exp)) - positive would be 0, or a multiple of 7.6e-6, the last digit of 100."""
+def test_a_small_loss_at_scale_100_is_precise(name, block):
+  """log(sum(exp)) - positive would be 0 or a multiple of 7.6e-6, the float32 spacing near 100."""
   z_a, z_b = embeddings(32, 64, noise=0.1)
   scalar = {"info_nce": 100.0, "nt_xent": 0.01}[name]
   expected = BY_LOOPS[name](z_a, z_b, scalar)
@@ -181,8 +181,8 @@ def test_a_small_loss_at_scale_100_keeps_its_digits(name, block):
 
 
 @pytest.mark.parametrize("block", [None, 4])
-def test_both_directions_carry_gradient(block):
-  """The trap of SLIP's code: an embedding must also learn from its role as others' candidate."""
+def test_both_directions_contribute_to_the_gradient(block):
+  """Unlike in SLIP's code, an embedding must also get gradients as a candidate of other rows."""
   z_a, z_b = float32(*embeddings(12))
   a_finds_b = lambda z_a, z_b: -jax.nn.log_softmax(14.3 * z_a @ z_b.T, axis=1).trace() / 12
   b_finds_a = lambda z_a, z_b: a_finds_b(z_b, z_a)
@@ -202,7 +202,7 @@ def test_swapping_the_sides_changes_nothing(name):
 
 
 @every_loss
-def test_half_precision_embeddings_are_compared_in_float32(name):
+def test_bfloat16_embeddings_are_compared_in_float32(name):
   f, scalars = LOSSES[name]
   halves = tuple(x.astype(jnp.bfloat16) for x in float32(*embeddings(12)))
   value = f(*halves, *scalars)
@@ -211,17 +211,17 @@ def test_half_precision_embeddings_are_compared_in_float32(name):
 
 
 @every_loss
-def test_blockwise_needs_a_fraction_of_the_memory(name):
-  """At B = 8,192 one B x B matrix is 268 MB. Compiled only."""
+def test_chunking_needs_a_fraction_of_the_memory(name):
+  """One B x B matrix is 268 MB for B = 8,192, so this only compiles."""
   f, scalars = LOSSES[name]
   z = jax.ShapeDtypeStruct((8192, 64), jnp.float32)
 
   def temporaries(block):
     step = jax.value_and_grad(functools.partial(f, block=block), range(2 + len(scalars)))
     return jax.jit(step).lower(z, z, *scalars).compile().memory_analysis().temp_size_in_bytes
-  dense, blockwise, matrix = temporaries(None), temporaries(256), 4 * 8192**2
+  dense, chunked, matrix = temporaries(None), temporaries(256), 4 * 8192**2
   assert dense >= matrix
-  assert blockwise < matrix / 2 and blockwise < dense / 8
+  assert chunked < matrix / 2 and chunked < dense / 8
 
 
 @every_loss
@@ -233,7 +233,7 @@ def test_products_are_float32_on_every_device(name):
     assert text.count("dot_general[") == text.count("precision=(Precision.HIGHEST") > 0
 
 
-def test_accuracies_count_the_rows_that_find_their_own():
+def test_accuracies_count_rows_nearest_to_their_partner():
   z_a = jnp.array([[1.0, 0], [0, 1], [0.6, 0.8], [-1, 0]])
   z_b = jnp.array([[1.0, 0], [0.6, 0.8], [0, 1], [-1, 0]])
   for block in (None, 1, 2):
@@ -244,12 +244,12 @@ def test_accuracies_count_the_rows_that_find_their_own():
 def test_the_two_accuracies_differ_where_the_directions_do():
   z_a = jnp.array([[1.0, 0], [0.8, 0.6]])
   z_b = jnp.array([[1.0, 0], [0.96, 0.28]])
-  # Both a's are nearest to b_0 or b_1: 1 > .96, and .936 > .8; b_1 is nearer to a_0 than to a_1.
+  # a_0 is nearest to b_0 (1 > .96), a_1 to b_1 (.936 > .8); but b_1 is nearer to a_0 than to a_1.
   assert [float(x) for x in losses.accuracies(z_a, z_b)] == [1.0, 0.5]
 
 
 @pytest.mark.parametrize("block", [None, 4])
-def test_accuracies_are_those_of_a_loop(block):
+def test_accuracies_match_a_loop(block):
   z_a, z_b = embeddings(32, 8, noise=1.5)
   nearest = lambda x, y: np.mean([np.argmax(y @ x[i]) == i for i in range(len(x))])
   expected = nearest(z_a, z_b), nearest(z_b, z_a)
@@ -258,7 +258,7 @@ def test_accuracies_are_those_of_a_loop(block):
 
 
 @pytest.mark.parametrize("block", [None, 4])
-def test_nt_xent_accuracy_is_that_of_a_loop(block):
+def test_nt_xent_accuracy_matches_a_loop(block):
   z_a, z_b = embeddings(32, 8)
   views = np.concatenate([z_a, z_b])
   similarity = views @ views.T - 9 * np.eye(64)
@@ -268,7 +268,7 @@ def test_nt_xent_accuracy_is_that_of_a_loop(block):
 
 
 @pytest.mark.parametrize("block", [None, 7])
-def test_collapsed_embeddings_are_all_ties_and_ties_lose(block):
+def test_collapsed_embeddings_have_zero_accuracy(block):
   z = jnp.tile(jnp.asarray(embeddings(1, 50)[0], jnp.float32), (35, 1))
   assert losses.accuracies(z, z, block=block) == (0, 0)
   assert losses.nt_xent_accuracy(z, z, block=block) == 0
@@ -285,20 +285,20 @@ FUNCTIONS = {**LOSSES, "accuracies": (losses.accuracies, ()),
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_block_that_does_not_divide_the_batch_is_refused_with_the_nearest_that_do(name):
+def test_a_chunk_size_that_does_not_divide_the_batch_is_an_error(name):
   f, scalars = FUNCTIONS[name]
   z = jnp.zeros((96, 4))
-  with pytest.raises(UserError, match="block 20 does not divide the batch of 96 rows; nearest that "
-                                      "do: 16, 24. Set"):
+  with pytest.raises(UserError, match="block 20 does not divide the batch of 96 rows. Nearest "
+                                      "divisors: 16, 24. Set"):
     f(z, z, *scalars, block=20)
-  with pytest.raises(UserError, match="block 0 .* nearest that do: 1. Set"):
+  with pytest.raises(UserError, match="block 0 .* Nearest divisors: 1. Set"):
     f(z, z, *scalars, block=0)
-  with pytest.raises(UserError, match="block 100 .* nearest that do: 96. Set"):
+  with pytest.raises(UserError, match="block 100 .* Nearest divisors: 96. Set"):
     f(z, z, *scalars, block=100)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_embeddings_of_different_shapes_are_refused(name):
+def test_embeddings_of_different_shapes_are_an_error(name):
   f, scalars = FUNCTIONS[name]
   with pytest.raises(UserError, match=r"\(4, 8\) and \(4, 6\) cannot be compared"):
     f(jnp.zeros((4, 8)), jnp.zeros((4, 6)), *scalars)

@@ -1,4 +1,4 @@
-"""Positions of another grid or length, and what may not differ."""
+"""Transfer of parameters to another image size or context length."""
 
 import numpy as np
 from PIL import Image
@@ -15,7 +15,7 @@ def positions(N, D=3, seed=0):
 @pytest.mark.parametrize("method, filter", [
     ("bilinear", Image.Resampling.BILINEAR), ("bicubic", Image.Resampling.BICUBIC)])
 @pytest.mark.parametrize("old, new", [((7, 7), (14, 14)), ((14, 14), (7, 7)), ((4, 6), (5, 9))])
-def test_resampling_is_that_of_an_image(method, filter, old, new):
+def test_resampling_matches_pillow(method, filter, old, new):
   x = positions(old[0] * old[1])
   got = resampled(x, old, new, method=method)
   for d in range(3):
@@ -24,7 +24,7 @@ def test_resampling_is_that_of_an_image(method, filter, old, new):
     np.testing.assert_allclose(got[:, d], expected.reshape(-1), atol=1e-5)
 
 
-def test_the_same_grid_keeps_its_positions():
+def test_resampling_to_the_same_grid_changes_nothing():
   np.testing.assert_allclose(resampled(positions(12), (3, 4), (3, 4)), positions(12), atol=1e-6)
 
 
@@ -35,7 +35,7 @@ def model(grid=(2, 2), length=4, width=3, fill=None):
           "text": {"positions": make(2, length, 3)}}
 
 
-def test_everything_but_positions_is_taken_as_it_is():
+def test_everything_but_positions_is_copied():
   trained = model()
   made = fitted(trained, model((3, 3), 6, fill=7.0), (2, 2), (3, 3))
   np.testing.assert_array_equal(made["image"]["kernel"], trained["image"]["kernel"])
@@ -47,13 +47,13 @@ def test_everything_but_positions_is_taken_as_it_is():
   np.testing.assert_array_equal(shorter["text"]["positions"], trained["text"]["positions"][:3])
 
 
-def test_as_many_places_in_another_shape_are_resampled_too():
+def test_a_grid_of_another_shape_but_equal_size_is_resampled():
   wide = fitted(model((4, 4)), model((2, 8)), (4, 4), (2, 8))
   np.testing.assert_allclose(wide["image"]["positions"],
                              resampled(model((4, 4))["image"]["positions"], (4, 4), (2, 8)))
 
 
-def test_the_position_of_a_class_token_stays():
+def test_class_token_position_is_kept():
   old, new = ({"image": {"positions": positions(1 + n)}} for n in (4, 9))
   made = fitted(old, new, (2, 2), (3, 3))["image"]["positions"]
   np.testing.assert_array_equal(made[0], old["image"]["positions"][0])
@@ -64,22 +64,21 @@ def test_other_differences_are_listed():
   ours = model(width=4)
   ours["image"]["bias"] = np.zeros(2)
   trained = {**model(), "head": np.zeros(1)}
-  with pytest.raises(UserError, match=r"(?s)another model; 3 arrays differ:.*image/kernel: \(5, 3\)"
-                     r" there, \(5, 4\) here.*image/bias: not there, .*head: \(1,\) there, not "
-                     "here.*"
+  with pytest.raises(UserError, match=r"(?s)3 arrays .*:.*image/kernel: saved \(5, 3\), expected"
+                     r" \(5, 4\).*image/bias: not saved, .*head: saved \(1,\), not expected.*"
                      "config.json of that run"):
     fitted(trained, ours, (2, 2), (2, 2))
 
 
-def test_overlaying_replaces_what_both_have():
+def test_overlaid_replaces_only_shared_leaves():
   made = overlaid({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}, "d": {"e": 4}})
   assert made == {"a": {"b": 3, "c": 2}}
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (((2, 3), (4, 4)), "4 position embeddings are not a grid of 2 x 3"),
+    (((2, 3), (4, 4)), "4 position embeddings do not form a grid of 2 x 3"),
     (((2, 2), (4, 4), "nearest"), "method 'nearest' is not")])
-def test_a_wrong_argument_is_said(arguments, message):
+def test_invalid_arguments_are_reported(arguments, message):
   old, new, *method = arguments
   with pytest.raises(UserError, match=message):
     resampled(positions(4), old, new, **({"method": method[0]} if method else {}))

@@ -1,4 +1,4 @@
-"""What is being traced for."""
+"""The target platform of a trace, and the dtype to compute in."""
 
 import jax
 from jax.sharding import AbstractDevice, AbstractMesh
@@ -13,7 +13,7 @@ def chips(kind):
       device_kind=kind, num_cores=None, platform=kind))
 
 
-def test_it_is_the_mesh_that_says_and_without_one_the_devices_here(monkeypatch):
+def test_platform_follows_the_mesh_and_else_the_default_backend(monkeypatch):
   assert (platform(), computed_in("auto")) == ("cpu", "float32")
   with jax.sharding.use_abstract_mesh(chips("tpu")):
     assert (platform(), computed_in("auto")) == ("tpu", "bfloat16")
@@ -25,12 +25,12 @@ def test_it_is_the_mesh_that_says_and_without_one_the_devices_here(monkeypatch):
   assert (platform(), computed_in("auto")) == ("gpu", "bfloat16")
 
 
-def test_what_is_asked_for_is_what_it_is_anywhere():
+def test_explicit_dtypes_do_not_depend_on_the_platform():
   with jax.sharding.use_abstract_mesh(chips("tpu")):
     assert computed_in("float32") == "float32"
   assert computed_in("bfloat16") == "bfloat16"
 
 
-def test_a_type_that_does_not_exist_lists_those_that_do():
-  with pytest.raises(UserError, match="dtype='bf16' does not exist; there are auto, bfloat16"):
+def test_unknown_dtype_lists_the_known_ones():
+  with pytest.raises(UserError, match="Unknown dtype='bf16'; choose from auto, bfloat16"):
     computed_in("bf16")

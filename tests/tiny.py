@@ -1,4 +1,4 @@
-"""Models, batches and configs small enough to test with."""
+"""Models and batches small enough for tests."""
 
 from flax import nnx
 import jax
@@ -14,31 +14,31 @@ LENGTH, VOCABULARY, SIZE = 8, 64, 16
 
 
 def image_tower(tower=Vit, **changes):
-  """The call of a tower that is as small as it gets, float32."""
+  """Config of a minimal image tower in float32."""
   return call(tower, **{**dict(size="mu", depth=2, patch=8, image_size=SIZE, dtype="float32"),
                         **changes})
 
 
 def text_tower(**changes):
-  """The call of a small text tower, float32."""
+  """Config of a small text tower in float32."""
   return call(TextTransformer, **{**dict(size="mu", depth=2, vocabulary=VOCABULARY, length=LENGTH,
                                          dtype="float32"), **changes})
 
 
 def model_call(**changes):
-  """The call of a small model."""
+  """Config of a small model."""
   return call(TwoTowers, **{**dict(image=image_tower(), text=text_tower(), embed=16), **changes})
 
 
 def learner(objective=None, seed=0, **changes):
-  """A small learner."""
+  """A small learner, built."""
   rngs = nnx.Rngs(seed)
   model = build(model_call(**changes), rngs=rngs)
   return Learner(model, build(objective or call(Clip), model=model, rngs=rngs))
 
 
 def batch(B, seed=0):
-  """Random pixels, two noisy views of them, and tokens, with padding at the end of each text."""
+  """Random images, two noisy views of each, and tokens with padding at the end of each text."""
   rng = np.random.default_rng(seed)
   tokens = rng.integers(1, VOCABULARY, (B, LENGTH))
   tokens[np.arange(LENGTH) >= rng.integers(1, LENGTH + 1, B)[:, None]] = 0
@@ -48,6 +48,6 @@ def batch(B, seed=0):
 
 
 def largest_difference(a, b):
-  """Between two trees of arrays."""
+  """Largest absolute difference between two trees of arrays."""
   return max(float(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)).max())
              for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))

@@ -1,4 +1,4 @@
-"""One line for each kind of image tower, as small as it gets: what every tower is tested with."""
+"""A minimal config of each kind of image tower; the generic tower tests run on all of them."""
 
 from flax import nnx
 import jax
@@ -13,7 +13,8 @@ from clip_jax.towers.sizes import both_sides
 from clip_jax.towers.swin import Swin
 from tiny import image_tower
 
-# Float32, square, with images of 16 or 32 pixels; two like blocks at least, for the loop over them.
+# float32, with square images of 16 or 32 pixels, and at least two identical blocks so that there is
+# a loop over blocks to test.
 IMAGE_TOWERS = {
     "vit-gap": image_tower(),
     "vit-tok": image_tower(pool="tok", positions="sincos2d"),
@@ -33,13 +34,13 @@ IMAGE_TOWERS = {
 
 
 def changed(spec, **changes):
-  """The call with some of its arguments replaced."""
+  """The config with some of its arguments replaced."""
   arguments = {name: value for name, value in spec.items() if name != "fn"}
   return call(function(spec.fn), **(arguments | changes))
 
 
 def filled(spec, seed=1):
-  """The tower with every array random, zeros and ones of the start too: all of it matters."""
+  """The tower with random values in every array, so that none is at an initial zero or one."""
   rng = np.random.default_rng(seed)
   abstract = jax.eval_shape(lambda: build(spec, rngs=nnx.Rngs(0)))
 
@@ -51,11 +52,11 @@ def filled(spec, seed=1):
 
 
 def features(tower, image, **options):
-  """[B, D], compiled as one program, which takes less time than its operations one by one."""
+  """Features [B, D], under jit, which is faster than running the operations one by one."""
   return jax.jit(lambda tower, image: tower(image, **options))(tower, image)
 
 
 def pixels(spec, B=4):
-  """Normalised images of the size that a tower is made for, float32 [B, H, W, 3]."""
+  """Random normalised images of the tower's image size, float32 [B, H, W, 3]."""
   shape = (B, *both_sides(spec.image_size), 3)
   return np.random.default_rng(0).normal(size=shape).astype(np.float32)

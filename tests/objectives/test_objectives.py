@@ -1,4 +1,4 @@
-"""What holds for every objective."""
+"""Properties that hold for every objective."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ B = 16
 
 
 def trained(objective, *, mesh=None, microbatches=1, steps=3, optimizer=None, **model):
-  """The state and the losses after some steps of SGD, on a mesh or on one device."""
+  """The state and the losses after a few optimizer steps, on a mesh or on one device."""
   optimizer = optimizer or optax.sgd(0.1)
   made = learner(objective, **model)
   graphdef = split(made)[0]
@@ -53,12 +53,12 @@ def trained(objective, *, mesh=None, microbatches=1, steps=3, optimizer=None, **
 
 @pytest.fixture(scope="module", params=OBJECTIVES)
 def plain(request):
-  """An objective, and what three plain steps on one device make of it."""
+  """An objective, and the result of three plain steps on one device."""
   return OBJECTIVES[request.param], trained(OBJECTIVES[request.param])
 
 
 def check_same(one, other):
-  """Two results of `trained`: losses and all that was trained or averaged agree to rounding."""
+  """Asserts that losses, parameters and running averages of two runs agree up to rounding."""
   (state, losses), (their_state, their_losses) = one, other
   np.testing.assert_allclose(their_losses, losses, rtol=1e-5)
   assert largest_difference(their_state.params, state.params) < 2e-6
@@ -66,23 +66,23 @@ def check_same(one, other):
     assert largest_difference(their_state.stats, state.stats) < 4e-6
 
 
-def test_the_accumulated_step_is_the_plain_step(plain):
+def test_microbatches_match_one_batch(plain):
   objective, result = plain
   check_same(result, trained(objective, microbatches=4))
 
 
-def test_eight_devices_train_what_one_trains(plain):
+def test_eight_devices_match_one(plain):
   objective, result = plain
   check_same(result, trained(objective, mesh=sharding.make_mesh(2, 2, 2)))
 
 
-def test_every_shape_of_the_mesh_trains_the_same():
+def test_every_mesh_shape_matches_one_device():
   result = trained(OBJECTIVES["flip-blockwise"])
   for sizes in MESHES:
     check_same(result, trained(OBJECTIVES["flip-blockwise"], mesh=sharding.make_mesh(*sizes)))
 
 
-def test_what_is_made_for_few_pairs_trains_the_same_on_eight_devices():
+def test_towers_for_small_data_match_on_eight_devices():
   model = dict(image=call(Beside, towers=(image_tower(), call(Hog, image_size=SIZE))),
                text=call(BagOfTokens, vocabulary=VOCABULARY, length=LENGTH, width=32),
                image_projection="mlp", hidden=64)
@@ -90,14 +90,14 @@ def test_what_is_made_for_few_pairs_trains_the_same_on_eight_devices():
              trained(call(Clip), mesh=sharding.make_mesh(2, 2, 2), **model))
 
 
-def test_accumulated_on_eight_devices_is_plain_on_one():
+def test_microbatches_on_eight_devices_match_one():
   objective = OBJECTIVES["slip-masked-blockwise"]
   check_same(trained(objective),
              trained(objective, mesh=sharding.make_mesh(8, 1), microbatches=2))
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_one_batch_is_learned_by_heart(name):
+def test_overfits_one_batch(name):
   made = learner(OBJECTIVES[name])
   optimizer = kept_within(optax.adam(3e-3), bounds(made))
   step = jax.jit(step_lib.make_train_step(split(made)[0], optimizer, seed=0))
@@ -108,7 +108,7 @@ def test_one_batch_is_learned_by_heart(name):
   assert last["loss"] < 0.2 * first["loss"]
 
 
-def test_the_temperature_stops_at_its_bound_and_comes_back():
+def test_scale_stops_at_its_bound_and_can_leave_it():
   made = learner(call(Clip, max_scale=20.0))
   optimizer = kept_within(optax.sgd(1.0), bounds(made))
   _, params, _ = split(made)
@@ -125,13 +125,13 @@ def test_the_temperature_stops_at_its_bound_and_comes_back():
   np.testing.assert_allclose(at(optax.apply_updates(params, updates)), 20 * np.exp(-0.5), rtol=1e-5)
 
 
-def test_the_temperature_starts_where_clip_starts():
+def test_initial_scale_and_bounds_are_those_of_clip():
   made = learner()
   np.testing.assert_allclose(jnp.exp(made.objective.log_scale[...]), 1 / 0.07, rtol=1e-6)
   assert bounds(made)["objective"]["log_scale"] == (0.0, pytest.approx(np.log(100)))
 
 
-def test_patches_are_kept_whole_in_evaluation():
+def test_evaluation_uses_all_patches():
   made = learner(call(Clip, keep_patches=0.5))
   data = batch(B)
   z = made.objective.embed(made.model, data, train=False, key=None)

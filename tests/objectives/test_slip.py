@@ -1,4 +1,4 @@
-"""SLIP's loss, head and views; against loops in NumPy."""
+"""SLIP's loss, head and views, against loops in NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +25,13 @@ B = 8
 
 @pytest.fixture(scope="module")
 def slip():
-  """A learner, and what its objective embeds of a batch."""
+  """A learner, and the embeddings of a batch by its objective."""
   made = learner(call(Slip, ssl_weight=0.7, **SMALL))
   return made, made.objective.embed(made.model, batch(B), train=True, key=None)
 
 
 def head_by_loops(head, features):
-  """Linear, BatchNorm, ReLU, twice; linear."""
+  """The head in NumPy: twice linear, BatchNorm and ReLU; then linear."""
   x = np.asarray(features, np.float64)
   for i, layer in enumerate(head.layers):
     x = x @ np.asarray(layer.kernel[...], np.float64) + np.asarray(layer.bias[...])
@@ -43,7 +43,7 @@ def head_by_loops(head, features):
 
 
 def simclr_by_loops(z_a, z_b, temperature):
-  """SLIP's two cross-entropies over [other view, own view without itself], row by row."""
+  """SLIP's cross-entropies over [all of the other view, the others of the own view], by rows."""
   total = []
   for x, y in ((z_a, z_b), (z_b, z_a)):
     for i in range(len(x)):
@@ -53,7 +53,7 @@ def simclr_by_loops(z_a, z_b, temperature):
   return np.mean(total)
 
 
-def test_the_loss_is_clips_plus_the_weighted_loss_of_the_heads_outputs(slip):
+def test_loss_is_clips_plus_the_weighted_loss_of_the_head(slip):
   made, z = slip
   loss, metrics = made.objective.loss(z)
   z_a, z_b = (head_by_loops(made.objective.head, z[view]) for view in ("view_a", "view_b"))
@@ -63,13 +63,13 @@ def test_the_loss_is_clips_plus_the_weighted_loss_of_the_heads_outputs(slip):
   assert {"ssl/accuracy", "clip/scale"} <= set(metrics)
 
 
-def test_the_head_reads_features_before_the_projection(slip):
+def test_head_takes_features_before_the_projection(slip):
   made, z = slip
   assert z["view_a"].shape == z["view_b"].shape == (B, made.model.image.width)
   np.testing.assert_allclose(z["view_a"], made.model.image_features(batch(B)["view_a"]), atol=1e-5)
 
 
-def test_running_averages_become_those_of_the_features_of_both_views():
+def test_running_averages_converge_to_those_of_both_views():
   made = learner(call(Slip, **SMALL))
   rng = np.random.default_rng(0)
   z = made.objective.embed(made.model, batch(B), train=True, key=None)
@@ -82,7 +82,7 @@ def test_running_averages_become_those_of_the_features_of_both_views():
     mean, variance = .9 * mean + .1 * x.mean(0), .9 * variance + .1 * x.var(0, ddof=1)
   np.testing.assert_allclose(norm.mean[...], mean, rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(norm.variance[...], variance, rtol=1e-4)
-  for _ in range(150):  # In the end an unseen image is normalised as those were.
+  for _ in range(150):  # The running averages converge to the statistics of both views.
     for view in views:
       made.objective.head(view, train=True)
   both = np.concatenate(views)
@@ -90,7 +90,7 @@ def test_running_averages_become_those_of_the_features_of_both_views():
                              made.objective.head(both, train=True)[:3], rtol=0.3, atol=0.3)
 
 
-def test_the_views_and_the_pairs_may_be_masked_by_themselves():
+def test_views_and_pairs_drop_their_own_patches():
   made = learner(call(Slip, pairs=call(flip), keep_patches=0.5, **SMALL))
   data, key = batch(B), jax.random.split(jax.random.key(1), B)
   data["view_b"] = data["view_a"]
@@ -102,7 +102,7 @@ def test_the_views_and_the_pairs_may_be_masked_by_themselves():
   np.testing.assert_allclose(whole["view_a"], whole["view_b"], atol=1e-6)
 
 
-def test_scalars_start_stop_and_decay_as_in_their_sources():
+def test_initial_values_and_bounds_are_those_of_the_papers():
   starts = {
       "clip": (call(Clip), {"log_scale": (np.log(1 / 0.07), 0.0, np.log(100))}),
       "flip": (call(flip), {"log_scale": (np.log(1 / 0.07), 0.0, np.log(100))}),
@@ -121,7 +121,7 @@ def test_scalars_start_stop_and_decay_as_in_their_sources():
       np.testing.assert_allclose(limits[scalar], (low, high), rtol=1e-6)
 
 
-def test_of_an_objective_only_the_heads_kernels_decay():
+def test_weight_decay_applies_only_to_the_heads_kernels():
   made = learner(call(Slip, pairs=call(Siglip), **SMALL))
   _, params, _ = split(made)
   optimizer = adamw(learning_rate=1.0, schedule=warmup_constant(warmup=0, total_steps=9),
@@ -133,7 +133,7 @@ def test_of_an_objective_only_the_heads_kernels_decay():
   assert moved == {f"head/layers/{i}/kernel" for i in range(3)}
 
 
-def test_it_is_written_down_in_a_config_with_what_it_wraps():
+def test_config_round_trip_keeps_the_pair_objective():
   config = call(Slip, pairs=call(Siglip, keep_patches=0.5), ssl_weight=0.5, hidden=8, outputs=4)
   made = learner(from_json(to_json(config)))
   assert made.objective.inputs == ("image", "tokens", "view_a", "view_b")
@@ -142,7 +142,7 @@ def test_it_is_written_down_in_a_config_with_what_it_wraps():
   np.testing.assert_allclose((scale, bias), (10, -10), rtol=1e-6)
 
 
-def test_a_pipeline_without_its_views_is_told_to_add_them():
+def test_pipeline_without_the_views_is_an_error():
   config = get_config()
   config.objective = call(Slip, **SMALL)
   with pytest.raises(UserError, match="Slip reads image, tokens, view_a, view_b and the pipeline "
@@ -152,19 +152,19 @@ def test_a_pipeline_without_its_views_is_told_to_add_them():
 
 @pytest.mark.parametrize("make", [
     Clip, flip, Siglip, lambda **share: learner(call(Slip, **SMALL, **share))])
-def test_a_share_of_the_patches_is_not_a_percentage(make):
+def test_percentage_of_patches_is_an_error(make):
   for share in (50, 0, -0.5):
-    with pytest.raises(UserError, match=f"keep_patches {share} is not a share of the patches"):
+    with pytest.raises(UserError, match=f"keep_patches {share} is not a fraction of the patches"):
       make(keep_patches=share)
 
 
 @pytest.mark.parametrize("objective", [call(flip), call(Siglip, keep_patches=0.5),
                                        call(Slip, keep_patches=0.5, **SMALL)])
-def test_a_tower_without_patches_says_what_to_do(objective):
+def test_tower_without_patches_is_an_error(objective):
   resnet = call(BitResnet, stages=(1,), width=8, block="basic", stem="small", groups=4,
                 image_size=16, dtype="float32")
   made = learner(objective, image=resnet)
-  with pytest.raises(UserError, match="keep=0.5 drops patches, and a ResNet has none. Set "
-                     "keep_patches=1 of the objective, or train a Vit"):
+  with pytest.raises(UserError, match="keep=0.5 drops patches, but a ResNet has none. Set the "
+                     "objective's keep_patches=1, or train a Vit"):
     jax.eval_shape(lambda: made.objective.embed(made.model, batch(2), train=True,
                                                 key=jax.random.split(jax.random.key(0), 2)))

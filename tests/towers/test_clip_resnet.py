@@ -1,4 +1,7 @@
-"""OpenAI's ResNet: its sizes, and what BatchNorm remembers. Its features are tested by goldens."""
+"""OpenAI's ResNet: its sizes and BatchNorm's running averages.
+
+Golden tests compare its features with OpenAI's.
+"""
 
 from flax import nnx
 import jax
@@ -22,19 +25,19 @@ def pixels(B=4):
 
 
 @pytest.mark.parametrize("size, parameters", [
-    # Image encoders of open_clip's models of these names, whose embeddings are as below.
+    # The image encoders of open_clip's models with these names.
     ("RN50", 38_316_896), ("RN101", 56_259_936), ("RN50x64", 420_380_352)])
 def test_sizes_have_the_published_number_of_parameters(size, parameters):
   embed = dict(RN50=1024, RN101=512, RN50x64=1024)[size]
   tower = jax.eval_shape(
       lambda key: build(call(ClipResnet, size=size), rngs=nnx.Rngs(key)), jax.random.key(0))
   count = sum(x.size for x in jax.tree.leaves(nnx.state(tower, nnx.Param)))
-  # The projection out of the attention pool is the model's.
+  # The output projection of the attention pool belongs to our model, not the tower.
   assert count + (tower.width + 1) * embed == parameters
   assert tower.image_size == (SIZES[size][2],) * 2
 
 
-def test_batch_norm_normalises_and_remembers_a_tenth():
+def test_batch_norm_normalises_and_updates_running_averages():
   x = np.random.default_rng(0).normal(3, 2, (5, 4, 6, 2)).astype(np.float32)
   norm = BatchNorm(2, scale=2.0)
   norm.bias[...] = jnp.float32([1, -1])
@@ -50,7 +53,7 @@ def test_batch_norm_normalises_and_remembers_a_tenth():
   np.testing.assert_allclose(still, expected, atol=1e-4)
 
 
-def test_pools_take_means_of_two_by_two():
+def test_pooling_averages_two_by_two():
   x = np.arange(2 * 4 * 6 * 3, dtype=np.float32).reshape(2, 4, 6, 3)
   y = np.asarray(halved(jnp.asarray(x)))
   assert y.shape == (2, 2, 3, 3)
@@ -69,7 +72,7 @@ def gradients(remat):
   return value, stats, gradient
 
 
-def test_remat_changes_neither_gradients_nor_what_is_remembered():
+def test_remat_changes_neither_gradients_nor_running_averages():
   plain, remat = gradients("none"), gradients("full")
   for x, y in zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True):
     np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
@@ -77,7 +80,7 @@ def test_remat_changes_neither_gradients_nor_what_is_remembered():
   assert all(change > 1e-5 for change in changed)
 
 
-def test_it_computes_in_bfloat16_and_on_images_that_are_not_square():
+def test_bfloat16_and_images_that_are_not_square():
   tower = build(small(dtype="bfloat16"), rngs=nnx.Rngs(0))
   apply = jax.jit(lambda tower, x: tower(x))
   z = apply(tower, pixels())
@@ -86,13 +89,13 @@ def test_it_computes_in_bfloat16_and_on_images_that_are_not_square():
   np.testing.assert_allclose(z.astype(jnp.float32), exact, atol=0.15)
 
 
-def test_mistakes_are_said():
-  with pytest.raises(UserError, match="ClipResnet 'RN34' does not exist; there are 'RN50'"):
+def test_invalid_arguments_are_reported():
+  with pytest.raises(UserError, match="Unknown ClipResnet size 'RN34'; choose from 'RN50'"):
     build(small(size="RN34"), rngs=nnx.Rngs(0))
-  with pytest.raises(UserError, match="4 times coarser, and 18 x 24 does not divide.*does: 16"):
+  with pytest.raises(UserError, match="by 4, but 18 x 24 is not divisible.*valid height: 16"):
     build(small(image_size=(18, 24)), rngs=nnx.Rngs(0))
   tower = build(small(), rngs=nnx.Rngs(0))
-  with pytest.raises(UserError, match="drops patches, and a ResNet has none"):
+  with pytest.raises(UserError, match="drops patches, but a ResNet has none"):
     tower(pixels(), keep=0.5)
-  with pytest.raises(UserError, match="made for images of 16 x 24 and got 24 x 16"):
+  with pytest.raises(UserError, match="expected images of 16 x 24, but got 24 x 16"):
     tower(pixels().swapaxes(1, 2))

@@ -1,4 +1,4 @@
-"""ConvNeXt against loops."""
+"""ConvNeXt against a NumPy reference."""
 
 import re
 
@@ -18,7 +18,7 @@ from tiny_towers import IMAGE_TOWERS, changed, features, filled, pixels
 
 
 def depthwise(p, x):
-  """Each channel by itself, each place from the 7 x 7 around it, zeros beyond the edge."""
+  """Depthwise 7 x 7 convolution with zero padding."""
   kernel, out = np.asarray(p["kernel"]), np.zeros_like(x)
   for i in range(x.shape[1]):
     for j in range(x.shape[2]):
@@ -29,8 +29,8 @@ def depthwise(p, x):
   return out + np.asarray(p["bias"])
 
 
-@pytest.mark.parametrize("image_size", [(40, 32), (34, 27)])  # The second divides nowhere.
-def test_a_convnext_is_its_blocks_written_out(image_size):
+@pytest.mark.parametrize("image_size", [(40, 32), (34, 27)])  # The second needs padding.
+def test_convnext_matches_its_blocks_written_out(image_size):
   spec = changed(IMAGE_TOWERS["convnext"], image_size=image_size)
   tower, image = filled(spec), pixels(spec, B=2)
   p = split(tower)[1]
@@ -47,19 +47,19 @@ def test_a_convnext_is_its_blocks_written_out(image_size):
   np.testing.assert_allclose(features(tower, image), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_convnext_sees_images_of_any_size():
+def test_convnext_takes_images_of_any_size():
   tower = filled(IMAGE_TOWERS["convnext"])
   assert features(tower, jnp.zeros((1, 3, 5, 3))).shape == (1, 16)
 
 
-def test_blocks_start_with_next_to_no_say():
+def test_layer_scale_starts_small():
   spec = changed(IMAGE_TOWERS["convnext"], layer_scale=1e-6)
   tower = jax.jit(lambda: build(spec, rngs=nnx.Rngs(0)))()
   for stack in tower.stacks:
     np.testing.assert_allclose(stack.blocks.scale[...], 1e-6, rtol=1e-6)
 
 
-def test_no_device_gets_the_maps_of_the_others():
+def test_feature_maps_are_not_gathered():
   block, mesh = filled(call(ConvNextBlock, width=32, layer_scale=1.0, activation="gelu",
                             dtype="float32")), sharding.make_mesh(2, 4)
   loss = lambda block, x: jnp.sin(block(x)).sum()
@@ -71,6 +71,6 @@ def test_no_device_gets_the_maps_of_the_others():
   assert "7,7,1,32" in gathered and "16,8,8,32" not in gathered
 
 
-def test_an_unknown_size_lists_the_known_ones():
-  with pytest.raises(UserError, match="ConvNext size 'XXL' does not exist; there are 'T', 'S'"):
+def test_unknown_size_lists_the_known_ones():
+  with pytest.raises(UserError, match="Unknown ConvNext size 'XXL'; choose from 'T', 'S'"):
     build(changed(IMAGE_TOWERS["convnext"], size="XXL"), rngs=nnx.Rngs(0))

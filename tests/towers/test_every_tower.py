@@ -1,4 +1,4 @@
-"""What holds for every image tower."""
+"""Properties that hold for every image tower."""
 
 from flax import nnx
 import jax
@@ -26,8 +26,8 @@ from tiny_towers import IMAGE_TOWERS, changed, features, filled, pixels
 
 B = 8
 
-# Parameters in millions and multiply-adds in billions at 224 pixels, a head for 1000 classes
-# included: torchvision's table of models (Vit, ResNet, ConvNeXt, Swin), timm's (the others).
+# Parameters in millions and multiply-adds in billions at 224 pixels, including a head for 1000
+# classes. Sources: the model tables of torchvision (ViT, ResNet, ConvNeXt, Swin) and timm (others).
 PUBLISHED = {
     "ViT-Ti/16": (call(Vit, size="Ti", patch=16, pool="tok"), 5.717, 1.26),
     "ViT-S/16": (call(Vit, size="S", patch=16, pool="tok"), 22.051, 4.61),
@@ -58,7 +58,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_size_has_the_published_parameters_and_multiply_adds(name):
+def test_sizes_have_the_published_parameters_and_multiply_adds(name):
   spec, millions, billions = PUBLISHED[name]
   tower = jax.eval_shape(lambda key: build(spec, rngs=nnx.Rngs(key)), jax.random.key(0))
   image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
@@ -69,13 +69,13 @@ def test_a_size_has_the_published_parameters_and_multiply_adds(name):
   assert count + head == pytest.approx(billions * 1e9, rel=0.01)
 
 
-# With an epsilon this large, rounding of tiny gradients does not grow into whole steps.
+# A large epsilon, so that Adam does not turn rounding errors of tiny gradients into full steps.
 OPTIMIZER = optax.adam(1e-2, eps=1e-3)
 TEXTS = text_tower(depth=0, pool="mean")
 
 
 def trained(spec, state, *, steps, mesh=None):
-  """The train states and the (loss, gradient's length) of some steps on one batch."""
+  """The train states and the (loss, gradient norm) of each step on one batch."""
   graphdef = split(jax.eval_shape(lambda: learner(image=spec, text=TEXTS)))[0]
   step = step_lib.make_train_step(graphdef, OPTIMIZER, seed=0)
   rng = np.random.default_rng(0)
@@ -94,13 +94,13 @@ def trained(spec, state, *, steps, mesh=None):
 
 @pytest.fixture(scope="module", params=IMAGE_TOWERS)
 def plain(request):
-  """The call of a tower, its state before training, and what training on one device makes of it."""
+  """A tower's config, its initial state, and the result of training on one device."""
   spec = IMAGE_TOWERS[request.param]
   state = jax.jit(lambda: step_lib.create(learner(image=spec, text=TEXTS), OPTIMIZER))()
   return spec, state, trained(spec, state, steps=30)
 
 
-def test_one_batch_is_learned_by_heart(plain):
+def test_overfits_one_batch(plain):
   _, _, (_, metrics) = plain
   assert metrics[-1][0] < 0.2 * metrics[0][0]
 
@@ -110,10 +110,10 @@ def test_one_batch_is_learned_by_heart(plain):
     call(Siglip), call(Slip, hidden=32, outputs=16, dtype="float32"),
     call(flip, keep_patches=0.75)], ids=("siglip", "slip", "flip"))
 @pytest.mark.parametrize("name", IMAGE_TOWERS)
-def test_one_batch_is_learned_by_heart_under_every_objective_that_suits(name, objective):
+def test_overfits_one_batch_with_other_objectives(name, objective):
   spec = IMAGE_TOWERS[name]
   if objective.get("keep_patches", 1) < 1 and not spec.fn.endswith(":Vit"):
-    pytest.skip("no patches that can be left out")
+    pytest.skip("this tower cannot drop patches")
   made = lambda: learner(objective, image=spec, text=TEXTS)
   state = jax.jit(lambda: step_lib.create(made(), OPTIMIZER))()
   step = jax.jit(step_lib.make_train_step(split(jax.eval_shape(made))[0], OPTIMIZER, seed=0))
@@ -130,21 +130,21 @@ def test_one_batch_is_learned_by_heart_under_every_objective_that_suits(name, ob
 def test_every_parameter_is_trained(plain):
   _, start, (states, _) = plain
   moved = jax.tree.map(lambda a, b: np.ptp(a - b) if a.ndim else 1, states[2].params, start.params)
-  for path, much in jax.tree_util.tree_leaves_with_path(moved):
-    assert much > 0, f"{jax.tree_util.keystr(path)} does not move"
+  for path, change in jax.tree_util.tree_leaves_with_path(moved):
+    assert change > 0, f"{jax.tree_util.keystr(path)} is not trained"
 
 
-def test_eight_devices_unrolling_and_remat_change_nothing_but_time_and_memory(plain):
+def test_sharding_unrolling_and_remat_do_not_change_training(plain):
   spec, start, (states, metrics) = plain
-  # Two steps: a third can magnify rounding a thousandfold, where a ReLU's input passes zero.
-  unroll = {"unroll": 2} if "unroll" in spec else {}  # Where there is a loop over blocks.
+  # Two steps, because a third can magnify rounding a thousandfold where a ReLU's input crosses 0.
+  unroll = {"unroll": 2} if "unroll" in spec else {}  # Only for towers with a loop over blocks.
   theirs, their_metrics = trained(changed(spec, remat="full", **unroll), start, steps=2,
                                   mesh=sharding.make_mesh(2, 4))
   np.testing.assert_allclose(their_metrics, metrics[:2], rtol=1e-4)
   assert largest_difference(theirs[1].params, states[1].params) < 1e-4      # A step is 1e-2.
 
 
-def test_a_tower_computes_in_bfloat16_with_float32_parameters(plain):
+def test_bfloat16_with_float32_parameters(plain):
   spec, start, _ = plain
   z = {}
   for dtype in ("float32", "bfloat16"):
@@ -161,7 +161,7 @@ def test_a_tower_computes_in_bfloat16_with_float32_parameters(plain):
 
 
 def equations(jaxpr):
-  """Those of a program and of all programs within it."""
+  """The equations of a jaxpr and of all jaxprs nested in it."""
   for equation in jaxpr.eqns:
     yield equation
     for inner in jax.tree.leaves(list(equation.params.values())):
@@ -170,8 +170,8 @@ def equations(jaxpr):
 
 
 @pytest.mark.parametrize("name", IMAGE_TOWERS)
-def test_nothing_is_added_up_over_rows_in_bfloat16(name):
-  """But for gradients of convolutions' kernels."""
+def test_no_sum_over_rows_is_in_bfloat16(name):
+  """Checks all sums except the gradients of convolution kernels."""
   spec, rows = changed(IMAGE_TOWERS[name], dtype="bfloat16"), 7             # No other axis has 7.
   graphdef, params, stats = split(jax.eval_shape(lambda: build(spec, rngs=nnx.Rngs(0))))
   x = jax.ShapeDtypeStruct((rows, *both_sides(spec.image_size), 3), jnp.float32)
@@ -186,7 +186,7 @@ def test_nothing_is_added_up_over_rows_in_bfloat16(name):
 
 
 @pytest.mark.parametrize("name", IMAGE_TOWERS)
-def test_remat_computes_again(name):
+def test_remat_recomputes(name):
   spec = IMAGE_TOWERS[name]
 
   def work(remat):
@@ -198,31 +198,31 @@ def test_remat_computes_again(name):
 
 
 @pytest.mark.parametrize("name", IMAGE_TOWERS)
-def test_an_image_may_be_oblong_and_does_not_see_the_others(name):
+def test_oblong_images_are_independent_of_each_other(name):
   spec = changed(IMAGE_TOWERS[name], image_size=(16, 24))
   tower, image = filled(spec), pixels(spec)
   run = jax.jit(tower.__call__)
   z = run(image)
   assert z.shape == (4, tower.width)
   image = image[::-1].copy()
-  image[0, -1, -1] -= 1e4  # Much, because towers without a norm of features fade it.
+  image[0, -1, -1] -= 1e4  # Large, because towers without a final norm attenuate it.
   other = run(image)
   np.testing.assert_allclose(other[1:], z[2::-1], rtol=1e-4, atol=1e-4)
-  assert largest_difference(other[0], z[3]) > 1e-3, "the last pixel is not seen"
+  assert largest_difference(other[0], z[3]) > 1e-3, "the last pixel has no effect"
 
 
 @pytest.mark.parametrize("name", IMAGE_TOWERS)
-def test_patches_are_dropped_by_key_or_the_remedy_is_named(name):
+def test_patches_are_dropped_by_key_or_the_error_says_what_to_do(name):
   tower, image = filled(IMAGE_TOWERS[name]), pixels(IMAGE_TOWERS[name])
   drop = jax.jit(lambda image, keys: tower(image, train=True, keep=0.5, key=keys))
   keys = jax.random.split(jax.random.key(0), 4)
   try:
     z = drop(image, keys)
   except UserError as error:
-    assert "keep=0.5 drops patches, and" in str(error)
-    assert "Set keep_patches=1 of the objective, or train a Vit" in str(error)
+    assert "keep=0.5 drops patches, but" in str(error)
+    assert "Set the objective's keep_patches=1, or train a Vit" in str(error)
     return
   assert z.shape == (4, tower.width)
-  # By each image's own key, wherever in the batch the two are; and by nothing else.
+  # The subset depends on the image's own key, not on the position in the batch.
   np.testing.assert_allclose(drop(image[::-1], keys[::-1]), z[::-1], rtol=1e-4, atol=1e-4)
   assert largest_difference(z, drop(image, keys[::-1])) > 1e-3

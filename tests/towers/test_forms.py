@@ -1,4 +1,4 @@
-"""The forms that OpenAI's and SigLIP's towers have."""
+"""Options that reproduce OpenAI's and SigLIP's towers, and the projections."""
 
 from flax import nnx
 import jax
@@ -22,7 +22,7 @@ def pixels(height=SIZE, width=SIZE, B=3):
   return np.random.default_rng(0).normal(size=(B, height, width, 3)).astype(np.float32)
 
 
-def test_a_class_token_with_a_position_is_the_sum_of_both():
+def test_class_position_is_added_to_the_class_token():
   own = build(image_tower(**OPENAI), rngs=nnx.Rngs(0))
   assert own.positions.shape == (5, 32) and own.embedding.bias is None
   z = own(pixels())
@@ -33,21 +33,21 @@ def test_a_class_token_with_a_position_is_the_sum_of_both():
   assert largest_difference(own(pixels()), z) > 1e-3
 
 
-def test_openais_form_drops_patches_and_never_the_class_token():
+def test_openais_form_never_drops_the_class_token():
   tower = build(image_tower(**OPENAI), rngs=nnx.Rngs(0))
   keys = jax.random.split(jax.random.key(0), 3)
   z = tower(pixels(), keep=0.25, key=keys)
   assert z.shape == (3, 32) and largest_difference(z, tower(pixels())) > 1e-3
-  # With every patch the same, which are dropped shows nowhere; the class token's position does.
+  # If all patches are the same, dropping some changes nothing, as long as the class token is kept.
   tower.positions[...] = tower.positions[...].at[1:].set(0)
   flat = jnp.ones((3, SIZE, SIZE, 3))
   np.testing.assert_allclose(tower(flat, keep=0.5, key=keys)[0], tower(flat, keep=0.5, key=keys)[1],
                              atol=1e-6)
-  with pytest.raises(UserError, match='class_position=True is the position of a class token, so'):
+  with pytest.raises(UserError, match='class_position=True gives .* needs pool="tok"'):
     build(image_tower(class_position=True), rngs=nnx.Rngs(0))
 
 
-def test_pixels_that_fill_no_patch_may_be_dropped():
+def test_pixels_that_do_not_fill_a_patch_can_be_dropped():
   tower = build(image_tower(image_size=(20, 17), drop_rest=True), rngs=nnx.Rngs(0))
   assert tower.positions.shape == (4, 32)
   x = pixels(20, 17)
@@ -63,10 +63,10 @@ def test_epsilon_reaches_every_norm():
     assert len(norms) >= 4 and all(m.epsilon == 0.5 for m in norms)
 
 
-def test_the_first_end_token_is_where_a_text_is_read():
+def test_eot_pool_reads_the_first_end_token():
   spec = dict(causal=True, pool="eot", mask_padding=False)
   tokens = np.full((2, LENGTH), 7, np.int32)
-  tokens[0, 3:], tokens[1, 5] = 63, 63  # Padded with the end token; with something else.
+  tokens[0, 3:], tokens[1, 5] = 63, 63  # Padded with the end token, then with another.
   tower = build(text_tower(**spec, end_token=63), rngs=nnx.Rngs(0))
   z = tower(tokens)
   padded = np.where(np.arange(LENGTH) <= np.array([[3], [5]]), tokens, 0)
@@ -80,7 +80,7 @@ def model(**changes):
   return build(spec, rngs=nnx.Rngs(0))
 
 
-def test_projections_are_matrices_have_a_bias_or_are_not_there():
+def test_linear_affine_and_no_projection():
   made = model()
   x, tokens = np.uint8(255 * np.random.default_rng(0).random((2, SIZE, SIZE, 3))), np.ones(
       (2, LENGTH), np.int32)
@@ -93,13 +93,13 @@ def test_projections_are_matrices_have_a_bias_or_are_not_there():
       made.encode_text(tokens), features / np.linalg.norm(features, axis=1, keepdims=True),
       atol=1e-5)
   assert model(image_projection="linear").image_projection.bias is None
-  with pytest.raises(UserError, match="no text_projection 'mpl'; there are linear, affine, mlp"):
+  with pytest.raises(UserError, match="Unknown text_projection 'mpl'; choose from linear, affine"):
     model(text_projection="mpl")
-  with pytest.raises(UserError, match="the image tower has 32, not embed=16. Set embed=32"):
+  with pytest.raises(UserError, match="image tower's width is 32, not embed=16. Set embed=32"):
     model(embed=16)
 
 
-def test_a_projection_with_a_hidden_layer_is_norm_product_relu_product():
+def test_mlp_projection_matches_its_formula():
   made = model(image_projection="mlp", hidden=96, embed=24, text_projection="linear")
   x = np.uint8(255 * np.random.default_rng(0).random((2, SIZE, SIZE, 3)))
   projection, features = made.image_projection, np.asarray(made.image_features(x))
@@ -122,5 +122,5 @@ def test_openais_models_have_the_published_number_of_parameters(name, parameters
   spec = call(TwoTowers, image=image, text=text, embed={"L": 768, "B": 512}.get(name[4:5], 1024),
               image_projection="linear" if form else "affine")
   made = jax.eval_shape(lambda key: build(spec, rngs=nnx.Rngs(key)), jax.random.key(0))
-  # The scale of the logits is the objective's.
+  # The logit scale belongs to the objective.
   assert sum(x.size for x in jax.tree.leaves(nnx.state(made, nnx.Param))) + 1 == parameters

@@ -1,4 +1,4 @@
-"""Histograms of oriented gradients against a loop over pixels."""
+"""Histograms of oriented gradients against a loop over pixels, and combined towers."""
 
 import math
 
@@ -18,7 +18,7 @@ from tiny import SIZE, batch, image_tower, learner
 
 
 def by_hand(image, cell, orientations):
-  """One pixel after the other."""
+  """Histograms of one image, pixel by pixel."""
   H, W, _ = image.shape
   at = lambda y, x: image[min(max(y, 0), H - 1), min(max(x, 0), W - 1)].astype(float)
   cells = np.zeros((H // cell, W // cell, orientations))
@@ -36,14 +36,14 @@ def by_hand(image, cell, orientations):
   return cells / np.sqrt(np.array(around)[..., None] + hog.FLOOR)
 
 
-def test_histograms_equal_a_loop_over_pixels():
+def test_histograms_match_a_loop_over_pixels():
   image = np.random.default_rng(0).uniform(-1, 1, (24, 16, 3)).astype(np.float32)
   found = hog.histograms(jnp.asarray(image)[None], cell=4, orientations=9)[0]
   np.testing.assert_allclose(found, by_hand(image, 4, 9), rtol=2e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("direction, orientation", [((0, 1), 0), ((1, 0), 2), ((1, 1), 1)])
-def test_an_edge_counts_for_its_own_orientation(direction, orientation):
+def test_edges_fall_into_the_bin_of_their_orientation(direction, orientation):
   y, x = np.mgrid[:8, :8]
   ramp = (direction[0] * y + direction[1] * x)[..., None] / 16 * np.ones(3)
   inside = hog.histograms(jnp.asarray(ramp, jnp.float32)[None], cell=2, orientations=4)[0, 1:3, 1:3]
@@ -51,11 +51,11 @@ def test_an_edge_counts_for_its_own_orientation(direction, orientation):
   np.testing.assert_allclose(np.delete(inside, orientation, -1), 0, atol=1e-5)
 
 
-def test_an_even_image_has_no_edges():
+def test_uniform_image_has_no_edges():
   assert not hog.histograms(jnp.ones((1, 16, 16, 3)), cell=8, orientations=9).any()
 
 
-def test_the_features_are_cell_by_cell_edges_and_colours():
+def test_features_are_edges_and_colours_of_each_cell():
   image = np.random.default_rng(0).uniform(-1, 1, (2, 16, 24, 3)).astype(np.float32)
   features = hog.Hog(image_size=(16, 24), dtype="float32")(image)
   assert features.shape == (2, 2 * 3 * 12)
@@ -64,17 +64,17 @@ def test_the_features_are_cell_by_cell_edges_and_colours():
   np.testing.assert_allclose(cells[1, 1, 2, 9:], 2 * image[1, 8:, 16:].mean((0, 1)), rtol=1e-4)
 
 
-def test_an_image_of_another_size_is_told_what_to_set():
-  with pytest.raises(UserError, match="made for images of 16 x 16 and got 24 x 24"):
+def test_invalid_arguments_are_reported():
+  with pytest.raises(UserError, match="expected images of 16 x 16, but got 24 x 24"):
     hog.Hog(image_size=16)(jnp.zeros((1, 24, 24, 3)))
-  with pytest.raises(UserError, match="drops patches, and a Hog has none"):
+  with pytest.raises(UserError, match="drops patches, but a Hog has none"):
     hog.Hog(image_size=16)(jnp.zeros((1, 16, 16, 3)), keep=0.5)
 
 
 BOTH = call(Beside, towers=(image_tower(), call(hog.Hog, image_size=SIZE, dtype="float32")))
 
 
-def test_towers_beside_each_other_give_what_each_gives():
+def test_combined_features_are_those_of_each_tower():
   image = np.random.default_rng(0).normal(size=(3, SIZE, SIZE, 3)).astype(np.float32)
   both = build(BOTH, rngs=nnx.Rngs(0))
   vit = build(image_tower(), rngs=nnx.Rngs(0))
@@ -83,7 +83,7 @@ def test_towers_beside_each_other_give_what_each_gives():
   np.testing.assert_allclose(both(image), expected, rtol=1e-6)
 
 
-def test_towers_beside_each_other_are_trained():
+def test_combined_towers_are_trained():
   made = learner(call(Clip), image=BOTH)
   objective, data = made.objective, batch(4)
   graph, params = nnx.split(made.model)
@@ -95,6 +95,6 @@ def test_towers_beside_each_other_are_trained():
   assert all(np.abs(g).max() > 0 for g in gradients)
 
 
-def test_towers_for_different_images_are_refused():
-  with pytest.raises(UserError, match="these are made for 16 x 16, 32 x 32"):
+def test_combined_towers_with_different_image_sizes_are_an_error():
+  with pytest.raises(UserError, match="same image_size, but got 16 x 16, 32 x 32"):
     build(call(Beside, towers=(image_tower(), image_tower(image_size=32))), rngs=nnx.Rngs(0))

@@ -1,4 +1,4 @@
-"""The MLP-Mixer against its equations."""
+"""MLP-Mixer against its equations."""
 
 from flax import nnx
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from tiny_towers import IMAGE_TOWERS, changed, features, filled, pixels
 SPEC = changed(IMAGE_TOWERS["mixer"], image_size=(16, 24))
 
 
-def test_a_mixer_mixes_places_and_channels_in_turn():
+def test_mixer_matches_its_equations():
   tower, image = filled(SPEC), pixels(SPEC)
   p = split(tower)[1]
   x = by_hand.linear(p["embedding"], by_hand.squares(image, 8)).reshape(4, 6, 32)
@@ -30,11 +30,11 @@ def test_a_mixer_mixes_places_and_channels_in_turn():
   np.testing.assert_allclose(features(tower, image), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_mixer_is_for_one_size_of_images():
+def test_invalid_arguments_are_reported():
   tower = filled(SPEC)
-  with pytest.raises(UserError, match="of 16 x 24 and got 16 x 16; its matrices over places"):
+  with pytest.raises(UserError, match="of 16 x 24, but got 16 x 16; its token MLPs"):
     tower(jnp.zeros((1, 16, 16, 3)))
-  with pytest.raises(UserError, match="20 x 16 does not divide into patches of 8.*that does: 16"):
+  with pytest.raises(UserError, match="20 x 16 image cannot be divided into 8 x 8.*height: 16"):
     build(changed(SPEC, image_size=(20, 16)), rngs=nnx.Rngs(0))
-  with pytest.raises(UserError, match="MlpMixer size 'XL' does not exist; there are 'S', 'B'"):
+  with pytest.raises(UserError, match="Unknown MlpMixer size 'XL'; choose from 'S', 'B'"):
     build(changed(SPEC, size="XL"), rngs=nnx.Rngs(0))

@@ -1,4 +1,4 @@
-"""Swin against attention over all places with everything outside the window masked."""
+"""Swin against attention over the whole map with everything outside the window masked."""
 
 from flax import nnx
 import numpy as np
@@ -13,10 +13,10 @@ from tiny_towers import IMAGE_TOWERS, changed, features, filled, pixels
 
 
 def attention(p, x, window, shifted):
-  """Every place looks at every place whose window is the same: no rolling, padding or cutting.
+  """Windowed attention without rolling, padding or splitting: positions see their own window.
 
-  Windows are the squares of a grid that lies on the map from its corner on, or from half a window
-  before it; along an axis no longer than a window there is but one.
+  Windows are the squares of a grid that starts at the corner of the map, or half a window before
+  it; an axis no longer than a window has only one.
   """
   B, H, W, C = x.shape
   places = [(i, j) for i in range(H) for j in range(W)]
@@ -44,12 +44,12 @@ def attention(p, x, window, shifted):
 @pytest.mark.parametrize("shifted", [False, True])
 @pytest.mark.parametrize("window, shape", [
     (4, (8, 8)),    # Windows fit.
-    (3, (8, 4)),    # They do not, and the last is mostly padding.
-    (4, (4, 8)),    # One window high: shifted across only.
+    (3, (8, 4)),    # Windows do not fit, and the last one is mostly padding.
+    (4, (4, 8)),    # One window high, so shifted only horizontally.
     (7, (3, 5)),    # The map is smaller than a window.
-    (3, (2, 10)),   # Smaller one way, padded and shifted the other.
+    (3, (2, 10)),   # Smaller than a window vertically, padded and shifted horizontally.
 ])
-def test_attention_stays_in_its_window(window, shape, shifted):
+def test_windowed_attention_matches_masked_attention(window, shape, shifted):
   spec = call(WindowAttention, width=8, heads=2, window=window, shifted=shifted, dtype="float32")
   ours = filled(spec)
   x = np.random.default_rng(0).normal(size=(2, *shape, 8)).astype(np.float32)
@@ -57,7 +57,7 @@ def test_attention_stays_in_its_window(window, shape, shifted):
                              rtol=1e-4, atol=1e-4)
 
 
-def test_a_swin_is_its_blocks_written_out():
+def test_swin_matches_its_blocks_written_out():
   spec = changed(IMAGE_TOWERS["swin"], image_size=(13, 18))  # Maps of 7 x 9 and 4 x 5.
   tower, image = filled(spec), pixels(spec, B=2)
   p = split(tower)[1]
@@ -75,11 +75,11 @@ def test_a_swin_is_its_blocks_written_out():
   np.testing.assert_allclose(features(tower, image), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_mistakes_are_said():
+def test_invalid_arguments_are_reported():
   spec, rngs = IMAGE_TOWERS["swin"], nnx.Rngs(0)
-  with pytest.raises(UserError, match=r"come in pairs.*stages=\(2, 3\) has odd numbers. Set even"):
+  with pytest.raises(UserError, match=r"come in pairs.*stages=\(2, 3\) has odd numbers. Use even"):
     build(changed(spec, stages=(2, 3)), rngs=rngs)
-  with pytest.raises(UserError, match="width 16 does not divide into heads of 12.*head_width=4"):
+  with pytest.raises(UserError, match="width 16 is not divisible by head_width=12.*head_width=4"):
     build(changed(spec, head_width=12), rngs=rngs)
-  with pytest.raises(UserError, match="Swin size 'XL' does not exist; there are 'T', 'S', 'B'"):
+  with pytest.raises(UserError, match="Unknown Swin size 'XL'; choose from 'T', 'S', 'B'"):
     build(changed(spec, size="XL"), rngs=rngs)

@@ -1,4 +1,4 @@
-"""Towers of texts, and what only some towers of images have."""
+"""Text towers, and features that only some image towers have."""
 
 from flax import nnx
 import jax.numpy as jnp
@@ -21,26 +21,26 @@ TEXT_TOWERS = {
 }
 
 
-def test_keeping_every_patch_is_no_dropping():
+def test_keep_1_drops_no_patches():
   tower, x = build(IMAGE_TOWERS["vit-gap"], rngs=nnx.Rngs(0)), pixels(IMAGE_TOWERS["vit-gap"])
   np.testing.assert_array_equal(tower(x), tower(x, keep=1.0, key=None))
 
 
-def test_the_mean_of_patches_knows_where_they_are():
+def test_mean_pooling_depends_on_patch_positions():
   tower = build(IMAGE_TOWERS["vit-gap"], rngs=nnx.Rngs(0))
   x = pixels(IMAGE_TOWERS["vit-gap"])
   assert largest_difference(tower(x), tower(x[:, :, ::-1])) > 1e-3
 
 
 @pytest.mark.parametrize("name", TEXT_TOWERS)
-def test_a_text_tower_makes_one_vector_a_text(name):
+def test_text_towers_return_one_vector_per_text(name):
   tower = build(TEXT_TOWERS[name], rngs=nnx.Rngs(0))
   z = tower(batch(4)["tokens"])
   assert z.shape == (4, tower.width) and bool(jnp.isfinite(z).all())
 
 
 @pytest.mark.parametrize("name", ["eot", "mean", "map"])
-def test_padding_does_not_change_a_text(name):
+def test_padding_does_not_change_the_features(name):
   tokens = np.zeros((1, LENGTH), np.int32)
   tokens[0, :3] = 5, 6, 7
   tower = build(TEXT_TOWERS[name], rngs=nnx.Rngs(0))
@@ -50,7 +50,7 @@ def test_padding_does_not_change_a_text(name):
   np.testing.assert_allclose(tower(tokens), z, atol=1e-6)
 
 
-def test_a_word_with_number_zero_inside_a_text_is_no_padding():
+def test_id_zero_inside_a_text_is_not_padding():
   tower = build(TEXT_TOWERS["mean"], rngs=nnx.Rngs(0))
   tokens = np.zeros((2, LENGTH), np.int32)
   tokens[:, :3] = (5, 0, 7), (5, 9, 7)
@@ -60,7 +60,7 @@ def test_a_word_with_number_zero_inside_a_text_is_no_padding():
   np.testing.assert_allclose(tower(tokens)[1], z[1], atol=1e-6)
 
 
-def test_a_causal_tower_does_not_see_what_comes_after():
+def test_a_causal_tower_does_not_see_later_tokens():
   tower = build(text_tower(causal=True, pool="last"), rngs=nnx.Rngs(0))
   tower.pool = "all"
   early = np.full((1, LENGTH), 3, np.int32)
@@ -73,12 +73,12 @@ def test_a_causal_tower_does_not_see_what_comes_after():
 
 
 @pytest.mark.parametrize("name", TEXT_TOWERS)
-def test_an_empty_text_is_a_number(name):
+def test_features_of_an_empty_text_are_finite(name):
   z = build(TEXT_TOWERS[name], rngs=nnx.Rngs(0))(np.zeros((2, LENGTH), np.int32))
   assert bool(jnp.isfinite(z).all())
 
 
-def test_group_norm_normalises_groups_of_channels_over_an_image():
+def test_group_norm_normalises_groups_of_channels():
   x = np.random.default_rng(0).normal(2, 3, (2, 3, 4, 6)).astype(np.float32)
   z = np.asarray(GroupNorm(6, 2)(x))
   for b in range(2):
@@ -87,51 +87,51 @@ def test_group_norm_normalises_groups_of_channels_over_an_image():
       np.testing.assert_allclose(z[b, :, :, group], (part - part.mean()) / part.std(), atol=1e-4)
 
 
-def test_a_standardised_kernel_has_mean_zero_and_keeps_the_variance():
+def test_weight_standardisation_preserves_the_variance():
   conv = StdConv(4, 5, 3, rngs=nnx.Rngs(0))
   conv.kernel[...] = 7 * conv.kernel[...] + 3
   x = np.zeros((1, 5, 5, 4), np.float32)
   x[0, 2, 2] = np.eye(4)[1]
-  # The response to a single one is the kernel, mirrored.
+  # The response to a unit impulse is the kernel, mirrored.
   response = np.stack([np.asarray(conv(np.roll(x, c, axis=3)))[0, 1:4, 1:4] for c in range(4)])
   np.testing.assert_allclose(response.mean((0, 1, 2)), 0, atol=1e-6)
   np.testing.assert_allclose(np.square(response).sum((0, 1, 2)), 1, rtol=1e-4)
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_heads_of_every_size_share_its_width(size):
+def test_width_of_every_size_is_divisible_by_its_heads(size):
   width, _, _, heads = SIZES[size]
   assert width % heads == 0
 
 
-def test_mistakes_are_said():
+def test_invalid_arguments_are_reported():
   rngs = nnx.Rngs(0)
-  with pytest.raises(UserError, match="no transformer size 'XXL'; there are mu, Ti"):
+  with pytest.raises(UserError, match="Unknown transformer size 'XXL'; choose from mu, Ti"):
     build(image_tower(size="XXL"), rngs=rngs)
-  with pytest.raises(UserError, match="Vit has no pool 'max'; there are gap, tok, map"):
+  with pytest.raises(UserError, match="Unknown Vit pool 'max'; choose from gap, tok, map"):
     build(image_tower(pool="max"), rngs=rngs)
-  with pytest.raises(UserError, match="Vit has no positions 'none'"):
+  with pytest.raises(UserError, match="Unknown Vit positions 'none'"):
     build(image_tower(positions="none"), rngs=rngs)
-  with pytest.raises(UserError, match="20 x 20 does not divide into patches of 8.*that does: 16"):
+  with pytest.raises(UserError, match="20 x 20 image cannot be divided into 8 x 8.*height: 16"):
     build(image_tower(image_size=20), rngs=rngs)
-  with pytest.raises(UserError, match="made for images of 16 x 16 and got 8 x 16"):
+  with pytest.raises(UserError, match="expected images of 16 x 16, but got 8 x 16"):
     build(image_tower(), rngs=rngs)(jnp.zeros((1, 8, 16, 3)))
-  with pytest.raises(UserError, match="no layers=34; there are 26, 50, 101, 152. Or give stages"):
+  with pytest.raises(UserError, match="layers=34; choose from 26, 50, 101, 152, or set stages"):
     build(call(BitResnet, layers=34), rngs=rngs)
-  with pytest.raises(UserError, match="no block 'tall'"):
+  with pytest.raises(UserError, match="Unknown BitResnet block 'tall'"):
     build(call(BitResnet, block="tall"), rngs=rngs)
-  with pytest.raises(UserError, match="no stem 'tiny'"):
+  with pytest.raises(UserError, match="Unknown BitResnet stem 'tiny'"):
     build(call(BitResnet, stem="tiny"), rngs=rngs)
-  with pytest.raises(UserError, match="BitResnet has no pool 'max'; there are gap, flat"):
+  with pytest.raises(UserError, match="Unknown BitResnet pool 'max'; choose from gap, flat"):
     build(call(BitResnet, pool="max"), rngs=rngs)
-  with pytest.raises(UserError, match='pool="flat" for images of 16 x 20 and got 32 x 20'):
+  with pytest.raises(UserError, match='pool="flat" expected images of 16 x 20, but got 32 x 20'):
     build(changed(IMAGE_TOWERS["resnet-flat"], image_size=(16, 20)), rngs=rngs)(
         jnp.zeros((1, 32, 20, 3)))
-  with pytest.raises(UserError, match="8 channels do not divide into 32 groups.*groups=8"):
+  with pytest.raises(UserError, match="8 channels cannot be divided into 32 groups.*groups=8"):
     build(call(BitResnet, stages=(1,), width=8), rngs=rngs)
-  with pytest.raises(UserError, match="drops patches, and a ResNet has none. Set keep_patches=1"):
+  with pytest.raises(UserError, match="drops patches, but a ResNet has none. Set the objective's"):
     build(IMAGE_TOWERS["resnet"], rngs=rngs)(pixels(IMAGE_TOWERS["resnet"]), keep=0.5)
-  with pytest.raises(UserError, match="TextTransformer has no pool 'first'"):
+  with pytest.raises(UserError, match="Unknown TextTransformer pool 'first'"):
     build(text_tower(pool="first"), rngs=rngs)
-  with pytest.raises(UserError, match="made for 8 tokens and got 5"):
+  with pytest.raises(UserError, match="expected 8 tokens per text, but got 5"):
     build(text_tower(), rngs=rngs)(jnp.zeros((1, 5), jnp.int32))
