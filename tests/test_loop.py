@@ -280,7 +280,7 @@ def test_it_is_told_how_often_each_example_is_seen(tmp_path):
   assert made.total_steps == 100
   assert lines[:2] == [
       "data       1,000 records, each seen 3.2 times: 3,200 samples",
-      "           Subset: the first 1,000 of 4,562 records in random order 0"]
+      "           Subset: 1,000 of 4,562 records at random, seed 0"]
 
 
 def test_it_is_told_that_a_cpu_is_slower_in_bfloat16(tmp_path):
@@ -309,7 +309,7 @@ def test_it_is_told_of_large_pages_where_they_are_to_be_asked_for(tmp_path, monk
 
 
 def test_a_size_that_is_not_there_is_said_before_anything_is_compiled():
-  with pytest.raises(UserError, match="A subset of 5k is not between 1 and the 4,562 records"):
+  with pytest.raises(UserError, match="Subset size 5k is not between 1 and 4,562"):
     parts.prepare(small(data__size="5k"))
   with pytest.raises(UserError, match="size 'many' is not a number of records"):
     parts.prepare(small(train__samples="many", train__steps=None))

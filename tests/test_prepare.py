@@ -306,15 +306,15 @@ def test_a_damaged_set_is_an_error_at_once_or_when_verified(tars, tmp_path, caps
   data[5000] ^= 1
   shard.write_bytes(data)
   assert len(ArrayRecord(out)) == 40
-  with pytest.raises(UserError, match="1 of 4 shards are not as they were written: .*00001-of"):
+  with pytest.raises(UserError, match="1 of 4 shards do not match their checksums: .*00001-of"):
     run("--verify", f"--out={out}")
   shard.write_bytes(data[:-1])
-  with pytest.raises(UserError, match="00001-of-00004.array_record is truncated or another file: "
-                     ".* and its manifest.json says"):
+  with pytest.raises(UserError, match="00001-of-00004.array_record is truncated or was replaced: "
+                     ".*, but manifest.json lists"):
     ArrayRecord(out)
   shard.write_bytes(data)
   (out / "manifest.json").unlink()
-  with pytest.raises(UserError, match="has no checksum, because no manifest.json beside it"):
+  with pytest.raises(UserError, match="has no checksum: no manifest.json"):
     ArrayRecord(out).verify()
 
 

@@ -294,7 +294,7 @@ def test_a_config_can_train_on_the_best_and_says_so(run, tmp_path, monkeypatch):
   again = from_json(to_json(config))
   lines = startup.summary(parts.prepare(again), tmp_path, 0)
   assert lines[0] == "data       74 records, each seen 0.8649 times: 64 samples"
-  assert "Subset: the first 74 of 149 records" in lines[1]
+  assert "Subset: 74 of 149 records" in lines[1]
   assert "Quality: top 40% by a.npz keeps 149 of 372 (40.1%), threshold " in lines[2]
 
 

@@ -1,1 +1,1 @@
-"""What runs on the device before the towers."""
+"""Image augmentations that run on the device, before the towers."""

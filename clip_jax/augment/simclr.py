@@ -1,4 +1,4 @@
-"""SimCLR's augmentation of images that are cropped already: colours, grey, blur, mirror."""
+"""SimCLR's augmentations after the crop: colour jitter, greyscale, blur and horizontal flip."""
 
 import functools
 import math
@@ -10,25 +10,26 @@ import numpy as np
 
 from clip_jax.errors import UserError
 
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow makes grey.
-NO_BLUR = 1e-3  # A deviation in pixels of which nothing reaches the next pixel.
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow.
+NO_BLUR = 1e-3  # Standard deviation in pixels; too small to affect neighbouring pixels.
 
 
 class SimclrColours:
-  """Colours changed, dropped, blurred, mirrored, each with its probability; for a whole batch.
+  """Applies SimCLR's colour augmentations to a batch, each with its own probability per image.
 
-  In this order: with `probability` a jitter of brightness, contrast, saturation and hue, one after
-  the other in an order drawn for each image; with `grey` no colours; with `blur` a Gaussian blur;
-  with `flip` the mirror image. A factor of the jitter is uniform in [1 - strength, 1 + strength],
-  the hue moves by a uniform part of its circle in [-hue, hue].
+  In this order: with `probability`, a jitter of brightness, contrast, saturation and hue, in an
+  order drawn for each image; with `grey`, conversion to grey; with `blur`, a Gaussian blur; with
+  `flip`, a horizontal flip. The factors of the jitter are drawn uniformly from
+  [1 - strength, 1 + strength], and the hue shift from [-hue, hue], as a fraction of the colour
+  circle.
 
-  There is no branch: every image goes through everything, and what it was not drawn for does
-  nothing to it, by numbers of its own. Values are cut to [0, 1] after every operation but, unlike
-  Pillow's, not rounded. The blur is the Gaussian itself to three deviations, with the border's
-  pixels repeated outside, where Pillow approximates it by three boxes.
+  There are no branches: every image passes through every operation, with parameters that make it
+  the identity if it was not drawn. Values are clipped to [0, 1] after every operation of the jitter
+  but, unlike Pillow's, not rounded. The blur uses a true Gaussian, truncated at three standard
+  deviations, and repeats the border pixels; Pillow approximates it by three box blurs.
 
-  Defaults are those of SLIP and MoCo v3. SimCLR at strength 1: brightness, contrast and saturation
-  0.8, hue 0.2.
+  The defaults are those of SLIP and MoCo v3. SimCLR at strength 1 uses 0.8 for brightness, contrast
+  and saturation, and 0.2 for hue.
 
   Source: Chen et al. 2020 (SimCLR), appendix A; Mu et al. 2022 (SLIP), sec. 4, as in its code.
   """
@@ -36,17 +37,17 @@ class SimclrColours:
   def __init__(self, *, brightness: float = 0.4, contrast: float = 0.4, saturation: float = 0.4,
                hue: float = 0.1, probability: float = 0.8, grey: float = 0.2, blur: float = 0.5,
                sigma: tuple[float, float] = (0.1, 2.0), flip: float = 0.5):
-    """Notes the strengths.
+    """Checks and stores the settings.
 
     Args:
-      brightness, contrast, saturation: greatest change of each factor, in [0, 1].
-      hue: greatest turn of the colour circle, in [0, 0.5].
-      probability: of changing the four at all.
-      grey, blur, flip: probability of each.
-      sigma: least and greatest deviation of the blur, in pixels.
+      brightness, contrast, saturation: maximum change of each factor, in [0, 1].
+      hue: maximum hue shift as a fraction of the colour circle, in [0, 0.5].
+      probability: probability of applying the jitter.
+      grey, blur, flip: probability of each operation.
+      sigma: minimum and maximum standard deviation of the blur, in pixels.
 
     Raises:
-      UserError: a number out of its range.
+      UserError: an argument is out of range.
     """
     ranges = (("brightness", brightness, 1), ("contrast", contrast, 1),
               ("saturation", saturation, 1), ("hue", hue, 0.5), ("probability", probability, 1),
@@ -55,7 +56,8 @@ class SimclrColours:
       if not 0 <= value <= most:
         raise UserError(f"{name} {value} is not between 0 and {most}.")
     if not 0 < sigma[0] <= sigma[1]:
-      raise UserError(f"sigma {tuple(sigma)} is not a range: 0 < least <= greatest.")
+      raise UserError(
+          f"sigma {tuple(sigma)} is not a valid range: expected 0 < minimum <= maximum.")
     self.strengths = (brightness, contrast, saturation, hue)
     self.probability, self.grey, self.blur, self.flip = probability, grey, blur, flip
     self.sigma = tuple(sigma)
@@ -65,7 +67,7 @@ class SimclrColours:
     changes, order, lots = jax.vmap(self._drawn)(key)                       # [B, 4], [B, 4], [B, 5]
     jitter, grey, blur, mirror = (lots[:, i] < share for i, share in enumerate(
         (self.probability, self.grey, self.blur, self.flip)))               # bool [B]
-    if self.flip:  # Changes nothing in the rest, and bytes are the cheapest to move.
+    if self.flip:  # Commutes with the rest, and uint8 is the cheapest to move.
       image = jnp.where(mirror[:, None, None, None], image[:, :, ::-1], image)
     x = image.astype(jnp.float32) / 255
     if self.probability and any(self.strengths):
@@ -79,7 +81,7 @@ class SimclrColours:
     return x
 
   def _drawn(self, key):
-    """Changes of brightness, contrast, saturation and hue; their order; five lots in [0, 1)."""
+    """Draws the four jitter strengths, their order, and five uniform numbers in [0, 1)."""
     change, order, lots = jax.random.split(key, 3)
     change = jax.random.uniform(change, (4,), minval=-1, maxval=1)
     return (np.asarray(self.strengths, np.float32) * change,
@@ -87,15 +89,16 @@ class SimclrColours:
 
 
 def jittered(x: jax.Array, changes: jax.Array, order: jax.Array) -> jax.Array:
-  """Brightness, contrast, saturation and hue changed, in each image's own order.
+  """Changes brightness, contrast, saturation and hue, in a separate order for each image.
 
-  Three of them are one formula, x + change (x - other), where other is black, the mean grey of the
-  image, or each pixel's grey; so an image's turn at each of four places is a choice of numbers.
+  The first three share one formula, x + change (x - other), where `other` is black, the image's
+  mean grey, or each pixel's grey. Selecting an image's operation at each of the four steps is
+  therefore a matter of coefficients and needs no branch.
 
   Args:
     x: float32 [B, H, W, 3] in [0, 1].
-    changes: [B, 4]; 0 changes nothing. The last is a part of the colour circle.
-    order: [B, 4], which of the four comes at each place.
+    changes: [B, 4]; 0 is the identity. The last is a fraction of the colour circle.
+    order: [B, 4], index of the operation at each step.
   """
   for place in range(4):
     turn = jax.nn.one_hot(order[:, place], 4)                               # [B, 4]
@@ -109,22 +112,22 @@ def jittered(x: jax.Array, changes: jax.Array, order: jax.Array) -> jax.Array:
 
 
 def luma(x: jax.Array) -> jax.Array:
-  """Colours -> grey: [..., 3] -> [..., 1]."""
-  # Neither a product of matrices, which some devices round to 8 bits, nor a reduction, which
-  # compilers would give a pass over memory of its own.
+  """Converts RGB to grey: [..., 3] -> [..., 1]."""
+  # Not a matrix product, because some devices round its inputs to bfloat16, and not a reduction,
+  # because compilers would give it a separate pass over memory.
   red, green, blue = (weight * x[..., i:i + 1] for i, weight in enumerate(LUMA))
   return red + green + blue
 
 
 def turned(x: jax.Array, turn: jax.Array) -> jax.Array:
-  """The image with its hue moved by `turn`, parts of the circle; through HSV, as the sources do.
+  """Shifts the hue by `turn`, a fraction of the colour circle, in HSV as the sources do.
 
-  A channel of hue h, value v and chroma c is v - c min(max(min(k, 4 - k), 0), 1), where k = h + 5,
-  h + 3 and h + 1 modulo 6 for red, green and blue.
+  With hue h, value v and chroma c, a channel is v - c min(max(min(k, 4 - k), 0), 1), where k is
+  h + 5, h + 3 and h + 1 modulo 6 for red, green and blue.
 
   Args:
     x: float32 [B, H, W, 3] in [0, 1].
-    turn: what broadcasts with [B, H, W].
+    turn: broadcastable to [B, H, W].
   """
   red, green, blue = x[..., 0], x[..., 1], x[..., 2]
   value = jnp.maximum(jnp.maximum(red, green), blue)
@@ -133,20 +136,20 @@ def turned(x: jax.Array, turn: jax.Array) -> jax.Array:
   hue = jnp.where(value == red, (green - blue) * over,
                   jnp.where(value == green, 2 + (blue - red) * over, 4 + (red - green) * over))
   k = hue[..., None] + 6 * turn[..., None] + np.array([5, 3, 1], np.float32)
-  k = k - 6 * jnp.floor(k / 6)  # `jnp.mod` is several times as slow.
+  k = k - 6 * jnp.floor(k / 6)  # Several times as fast as `jnp.mod`.
   return value[..., None] - chroma[..., None] * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
 
 
 def blurred(x: jax.Array, sigma: jax.Array, *, greatest: float) -> jax.Array:
-  """Each image convolved with a Gaussian of its own deviation, borders repeated outside.
+  """Blurs each image with a Gaussian of its own standard deviation, repeating the border pixels.
 
-  As sums of shifted images, along one axis and then the other: a convolution with another kernel
-  for each image and channel is what compilers are worst at.
+  Sums shifted copies along one axis and then the other, because compilers handle convolutions with
+  a separate kernel per image and channel very poorly.
 
   Args:
     x: float32 [B, H, W, 3].
     sigma: [B], in pixels.
-    greatest: no sigma is above it; kernels reach three times as far.
+    greatest: upper bound on sigma; the kernel radius is three times this.
   """
   reach = math.ceil(3 * greatest)
   offsets = np.arange(-reach, reach + 1)
@@ -155,7 +158,7 @@ def blurred(x: jax.Array, sigma: jax.Array, *, greatest: float) -> jax.Array:
   for axis in (1, 2):
     size = x.shape[axis]
     padded = jnp.pad(x, [(reach, reach) if a == axis else (0, 0) for a in range(4)], mode="edge")
-    padded = lax.optimization_barrier(padded)  # Or each shift is made from the beginning again.
+    padded = lax.optimization_barrier(padded)  # Keep XLA from recomputing it per shift.
     x = functools.reduce(jnp.add, (weights[:, i] * lax.slice_in_dim(padded, i, i + size, axis=axis)
                                    for i in range(len(offsets))))
   return x

@@ -1,4 +1,4 @@
-"""From files to batches: sources, subsets, views of records, and the order that they come in."""
+"""The input pipeline: sources, subsets, per-record preprocessing, shuffling and batching."""
 
 from clip_jax.data.pipeline import Examples, batches
 from clip_jax.data.quality import Quality

@@ -1,4 +1,4 @@
-"""Colours changed at random, on the host."""
+"""Random colour jitter on the host."""
 
 import numpy as np
 from PIL import Image, ImageEnhance
@@ -7,27 +7,27 @@ from clip_jax.errors import UserError
 
 
 class ColourJitter:
-  """Brightness, contrast, saturation and hue changed in random order; `__call__(image, rng)`.
+  """Jitters brightness, contrast, saturation and hue in random order; `__call__(image, rng)`.
 
-  Each strength is the greatest change: a factor is uniform in [1 - strength, 1 + strength], the
-  hue moves by a uniform part of its circle in [-hue, hue].
+  Each strength is a maximum: a factor is drawn uniformly from [1 - strength, 1 + strength], and the
+  hue shift from [-hue, hue], as a fraction of the colour circle.
 
-  Source: Chen et al. 2020 (SimCLR); the defaults are those of Mu et al. 2022 (SLIP). The operations
-  are Pillow's, so pixels are rounded after each one.
+  Source: Chen et al. 2020 (SimCLR), with the defaults of Mu et al. 2022 (SLIP). The operations are
+  Pillow's, so pixels are rounded to integers after each one.
   """
 
   def __init__(self, brightness: float = 0.4, contrast: float = 0.4, saturation: float = 0.4,
                hue: float = 0.1, probability: float = 0.8, grey: float = 0.2):
-    """Notes the strengths.
+    """Checks and stores the strengths.
 
     Args:
-      brightness, contrast, saturation: greatest change of each factor, in [0, 1].
-      hue: greatest turn of the colour circle, in [0, 0.5].
-      probability: of changing the four at all.
-      grey: probability of dropping the colours afterwards.
+      brightness, contrast, saturation: maximum change of each factor, in [0, 1].
+      hue: maximum hue shift as a fraction of the colour circle, in [0, 0.5].
+      probability: probability of applying the jitter at all.
+      grey: probability of converting to grey afterwards.
 
     Raises:
-      UserError: a number out of its range.
+      UserError: an argument is out of range.
     """
     ranges = (("brightness", brightness, 1), ("contrast", contrast, 1),
               ("saturation", saturation, 1), ("hue", hue, 0.5), ("probability", probability, 1),
@@ -40,7 +40,7 @@ class ColourJitter:
 
   def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """uint8 [H, W, 3] -> uint8 [H, W, 3]."""
-    # All lots are drawn whatever they decide, so that each one always means the same.
+    # Draw every random number even if it goes unused, so that no decision shifts a later draw.
     change, drop = rng.random(2)
     changes = self.strengths * rng.uniform(-1, 1, size=4)
     order = rng.permutation(4)
@@ -55,7 +55,7 @@ class ColourJitter:
 
 
 def turned(picture: Image.Image, turn: float) -> Image.Image:
-  """The picture with its hue moved by `turn` of the colour circle (in steps of 1/256)."""
+  """Shifts the hue by `turn`, a fraction of the colour circle, in steps of 1/256."""
   hue, saturation, value = picture.convert("HSV").split()
   table = [(i + round(256 * turn)) % 256 for i in range(256)]
   return Image.merge("HSV", (hue.point(table), saturation, value)).convert("RGB")

@@ -1,7 +1,7 @@
-"""An image to a square of pixels: random crops for training, fixed ones for evaluation.
+"""Crops and resizes images to a fixed size: random crops for training, fixed ones for evaluation.
 
-Everything is resized with Pillow's antialiased bicubic filter, from the box of pixels that is kept,
-unless a host is too slow for that.
+The crop box is resized directly with Pillow's antialiased bicubic filter. `RandomResizedCrop` also
+has a faster, less exact mode for hosts that cannot keep up.
 """
 
 import math
@@ -15,10 +15,11 @@ from clip_jax.errors import UserError
 
 
 class RandomResizedCrop:
-  """A random part of the image, resized; `__call__(image, rng)`.
+  """Crops a random box and resizes it; `__call__(image, rng)`.
 
-  The box has a random share of the area and a random aspect ratio (log-uniform), and lies anywhere
-  inside. If ten draws do not fit, it is the largest central box with a permitted aspect ratio.
+  The box covers a random fraction of the area, has a random aspect ratio (log-uniform), and is
+  placed uniformly inside the image. If none of ten draws fits, the largest central box with a
+  permitted aspect ratio is used.
 
   Source: Szegedy et al. 2015, as in torchvision's RandomResizedCrop.
   """
@@ -26,31 +27,32 @@ class RandomResizedCrop:
   def __init__(self, size: int | tuple[int, int], scale: tuple[float, float] = (0.5, 1.0),
                ratio: tuple[float, float] = (3 / 4, 4 / 3), squash: bool = False,
                shrink: bool = True, resize: str = "bicubic"):
-    """Notes how to crop.
+    """Checks and stores the settings.
 
     Args:
-      size: pixels a side, or (height, width).
-      scale: least and greatest share of the area. SLIP uses (0.5, 1) for the view beside the text
-        and (0.08, 1) for the others.
-      ratio: least and greatest width / height of the box.
-      squash: whether that is width / height once the image was squashed to a square. Then wide
-        images are seen as distorted as `Resize(mode="squash")` shows them in evaluation; as a rule
-        they are not, which matters where many are far from square.
-      shrink: whether a JPEG of which the box is at least twice the size is decoded at 1/2, 1/4 or
-        1/8: 1.1 to 1.8 times as fast, and pixels differ by 0.2 to 1.1 of 255 on average. False
-        gives the pixels of decoding, cropping and resizing in Pillow, exactly.
-      resize: "bicubic"; or "fast", for hosts that starve the accelerator: a JPEG may be decoded at
-        down to 3/4 of the crop, other images are averaged down first, and the rest is bilinear.
-        `python -m clip_jax.bench data` says what that gains on a machine and how pixels differ.
+      size: output size in pixels: one int for a square, or (height, width).
+      scale: minimum and maximum area of the box, as a fraction of the image. SLIP uses (0.5, 1)
+        for the image paired with the text and (0.08, 1) for the other views.
+      ratio: minimum and maximum aspect ratio, width / height, of the box.
+      squash: whether `ratio` and the box refer to the image squashed to a square. Wide images are
+        then distorted as much as `Resize(mode="squash")` distorts them in evaluation. By default
+        they are not, which matters when many images are far from square.
+      shrink: whether to decode a JPEG at 1/2, 1/4 or 1/8 when the box is at least twice the output
+        size. This is 1.1 to 1.8 times as fast and changes pixels by 0.2 to 1.1 of 255 on average.
+        False gives exactly the pixels of decoding, cropping and resizing in Pillow.
+      resize: "bicubic", or "fast" for hosts that cannot feed the accelerator. "fast" may decode a
+        JPEG at down to 3/4 of the output size, box-averages other images first, and finishes with
+        a bilinear filter. `python -m clip_jax.bench data` measures the speedup on this machine and
+        the difference in pixels.
 
     Raises:
-      UserError: a size or a range that is none, or no such way to resize.
+      UserError: an invalid size or range, or an unknown `resize`.
     """
     self.size = _size(size)
     for name, (low, high), most in (("scale", scale, 1), ("ratio", ratio, math.inf)):
       if not 0 < low <= high <= most:
-        raise UserError(f"{name} ({low}, {high}) is not a range: 0 < least <= greatest"
-                        f"{' <= 1' if most == 1 else ''}.")
+        raise UserError(f"{name} ({low}, {high}) is not a valid range: expected 0 < minimum <= "
+                        f"maximum{' <= 1' if most == 1 else ''}.")
     if resize not in ("bicubic", "fast"):
       raise UserError(f'resize {resize!r} is not "bicubic" or "fast".')
     self.scale, self.ratio, self.squash = scale, ratio, squash
@@ -64,8 +66,9 @@ class RandomResizedCrop:
                     fast=self.resize == "fast")
 
   def box(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of the part that is kept, in pixels."""
-    # The root of height / width for boxes of the image's own shape.
+    """Draws the crop box (left, top, right, bottom), in pixels."""
+    # With `squash`, ratios refer to the squashed image; dividing by shape**2 = height / width
+    # converts them to ratios in pixels.
     shape = math.sqrt(height / width) if self.squash else 1
     side = math.sqrt(height * width)
     shares = rng.uniform(*self.scale, size=10)
@@ -84,32 +87,33 @@ class RandomResizedCrop:
 
 
 class Resize:
-  """The whole image or its centre, resized; `__call__(image, rng=None)`, never random."""
+  """Resizes the whole image or its centre; `__call__(image, rng=None)`, deterministic."""
 
   def __init__(self, size: int | tuple[int, int], mode: str = "squash", central: float = 1.0,
                shrink: bool = False):
-    """Notes how to resize.
+    """Checks and stores the settings.
 
     Args:
-      size: pixels a side, or (height, width).
-      mode: what happens to an image of another aspect ratio.
-        "squash": it is distorted; nothing is lost (big_vision's evaluators).
-        "crop": the largest central box of the right aspect ratio is kept. With central=0.875 this
-          is "resize the shorter side to size / 0.875, crop the centre", in one resampling (the
-          study's evaluation).
-        "pad": it is made to fit, with white around; nothing is lost.
-      central: share of each side of that box (of the whole image for "squash" and "pad") that is
-        kept, around the centre.
-      shrink: as for `RandomResizedCrop`; off, because an evaluation has no need to hurry.
+      size: output size in pixels: one int for a square, or (height, width).
+      mode: how to handle an image with a different aspect ratio.
+        "squash": stretch it to the output size, as big_vision's evaluators do.
+        "crop": keep the largest central box with the output's aspect ratio. With central=0.875
+          this is "resize the shorter side to size / 0.875, then crop the centre", in a single
+          resampling (the evaluation of the study).
+        "pad": fit it inside the output and fill the border with white.
+      central: fraction of each side of that box (for "squash" and "pad", of the whole image) to
+        keep, around the centre.
+      shrink: as for `RandomResizedCrop`; off by default, because exact pixels matter more than
+        speed in evaluation.
 
     Raises:
-      UserError: no such mode, or a size or share that is none.
+      UserError: an unknown mode, or an invalid size or fraction.
     """
     self.size = _size(size)
     if mode not in ("squash", "crop", "pad"):
       raise UserError(f'mode {mode!r} is not "squash", "crop" or "pad".')
     if not 0 < central <= 1:
-      raise UserError(f"central {central} is not a share: 0 < central <= 1.")
+      raise UserError(f"central {central} is not a fraction: expected 0 < central <= 1.")
     self.mode, self.central, self.shrink = mode, central, shrink
 
   def __call__(self, image: Any, rng: np.random.Generator | None = None) -> np.ndarray:
@@ -128,7 +132,7 @@ class Resize:
     return padded
 
   def box(self, height: int, width: int) -> tuple[float, float, float, float]:
-    """(left, top, right, bottom) of the part that is kept, in pixels and fractions of them."""
+    """Returns the box to keep, (left, top, right, bottom), in fractional pixels."""
     h, w = float(height), float(width)
     if self.mode == "crop":
       h = min(height, width * self.size[0] / self.size[1])
@@ -142,22 +146,22 @@ def _size(size):
   sides = (size, size) if isinstance(size, int) else size
   if not (isinstance(sides, (tuple, list)) and len(sides) == 2
           and all(isinstance(side, int) and side > 0 for side in sides)):
-    raise UserError(f"size {size!r} is not a number of pixels, or (height, width), at least 1.")
+    raise UserError(f"size {size!r} is not a positive int (pixels) or a pair (height, width).")
   return tuple(sides)
 
 
 def _resized(picture, box, size, *, shrink, inside=False, fast=False):
-  """uint8 [H, W, 3]: the box, resized. `inside`: pixels beside the box have no influence."""
+  """Resizes the box to uint8 [H, W, 3]; with `inside`, ignores all pixels outside the box."""
   left, top, right, bottom = box
   k = 1
   if shrink and picture.can_shrink:
     zoom = min((bottom - top) / size[0], (right - left) / size[1])
     k = max(k for k in (1, 2, 4, 8) if k <= max(zoom * (4 / 3 if fast else 1), 1))
-  # Fractions, because rounding the box would shift the picture by up to half a pixel.
+  # Keep the box fractional: rounding would shift the image by up to half a pixel.
   left, top, right, bottom = (side / k for side in (left, top, right, bottom))
   pixels = picture.pixels(k)
   x, y = math.floor(left), math.floor(top)
-  if not inside:  # The filter reaches up to this far beyond the box.
+  if not inside:  # Include the pixels outside the box that the filter reads.
     down = math.ceil(2 * max(1, (bottom - top) / size[0])) + 1
     along = math.ceil(2 * max(1, (right - left) / size[1])) + 1
     x, y = max(0, x - along), max(0, y - down)

@@ -1,4 +1,4 @@
-"""Encoded images to pixels."""
+"""Decodes images to RGB pixels."""
 
 import io
 from typing import Any
@@ -7,30 +7,30 @@ import numpy as np
 from PIL import Image, ImageOps
 import simplejpeg
 
-MAX_PIXELS = 89_478_485  # Where Pillow begins to warn of a decompression bomb.
-_ORIENTATION = 0x0112    # EXIF; 5 to 8 swap height and width.
+MAX_PIXELS = 89_478_485  # Pillow's threshold for its decompression bomb warning.
+_ORIENTATION = 0x0112    # EXIF tag; values 5 to 8 swap height and width.
 
 
 class UnreadableImage(ValueError):
-  """Bytes that are no image, a damaged one, or one too large to be meant."""
+  """The bytes are not an image, or the image is damaged or implausibly large."""
 
 
 class Picture:
-  """An image that is decoded when it is looked at, as small as will do, once per scale.
+  """A lazily decoded image: decodes at a reduced scale on request and caches each scale.
 
   Attributes:
-    height, width: in pixels, the right way up.
-    can_shrink: whether `pixels(shrink)` can be asked for less than all pixels.
+    height, width: size in pixels, after applying the EXIF orientation.
+    can_shrink: whether `pixels(shrink)` accepts a `shrink` other than 1.
   """
 
   def __init__(self, image: Any):
-    """Reads the header only.
+    """Reads only the header of encoded bytes.
 
     Args:
       image: encoded bytes, a Pillow image, or uint8 [H, W, 3].
 
     Raises:
-      UnreadableImage: not an image, or one of more than `MAX_PIXELS`.
+      UnreadableImage: not an image, or an image with more than `MAX_PIXELS` pixels.
     """
     self._pixels = {}
     self.can_shrink = False
@@ -38,17 +38,18 @@ class Picture:
       image = np.asarray(_try(lambda: _rgb(ImageOps.exif_transpose(image))))
     if isinstance(image, np.ndarray):
       if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise UnreadableImage(f"An image is uint8 [H, W, 3], not {image.dtype} {image.shape}.")
+        raise UnreadableImage(
+            f"Expected an image as uint8 [H, W, 3], not {image.dtype} {image.shape}.")
       self._pixels[1] = image
       self.height, self.width = image.shape[:2]
       return
     self._encoded = image
     if image.startswith(b"\xff\xd8"):
       self.height, self.width, colours, _ = _try(simplejpeg.decode_jpeg_header, image)
-      # Most JPEGs go the fast way. libjpeg's own conversion of CMYK is not the usual one.
+      # Leave CMYK and EXIF to Pillow: libjpeg converts CMYK differently and does not rotate.
       self.can_shrink = colours not in ("CMYK", "YCCK") and b"Exif\0\0" not in image
     if not self.can_shrink:
-      # Told the format, Pillow does not try all the others first.
+      # Naming the format keeps Pillow from trying all the others first.
       formats = (("WEBP",) if image[8:12] == b"WEBP" else
                  ("PNG",) if image.startswith(b"\x89PNG") else None)
       self._opened = _try(Image.open, io.BytesIO(image), formats=formats)
@@ -60,13 +61,14 @@ class Picture:
           f"The image has {self.width} x {self.height} pixels, more than {MAX_PIXELS:,}.")
 
   def pixels(self, shrink: int = 1) -> np.ndarray:
-    """uint8 [ceil(H / shrink), ceil(W / shrink), 3], RGB.
+    """Returns the RGB pixels, uint8 [ceil(H / shrink), ceil(W / shrink), 3].
 
     Args:
-      shrink: 1, or if `can_shrink` 2, 4 or 8, which decodes fewer frequencies.
+      shrink: 1, or 2, 4 or 8 if `can_shrink`; the JPEG decoder then skips the high frequencies.
 
     Raises:
       UnreadableImage: the bytes are damaged.
+      ValueError: `shrink` is not 1 and the image cannot be decoded at a reduced size.
     """
     if shrink not in self._pixels:
       self._pixels[shrink] = self._decoded(shrink)
@@ -74,35 +76,35 @@ class Picture:
 
   def _decoded(self, shrink):
     if self.can_shrink:
-      # Strict: Pillow would read on over flipped bits.
+      # simplejpeg is strict by default; Pillow would decode past flipped bits without an error.
       return _try(simplejpeg.decode_jpeg, self._encoded, "RGB", min_factor=shrink,
                   min_height=-(-self.height // shrink), min_width=-(-self.width // shrink))
     if shrink != 1:
-      raise ValueError(f"This image decodes at its full size only, not at 1/{shrink}.")
+      raise ValueError(f"This image can be decoded at full size only, not at 1/{shrink}.")
     return np.asarray(_try(lambda: _rgb(ImageOps.exif_transpose(self._opened))))
 
 
 def decode(encoded: bytes) -> np.ndarray:
-  """The pixels of an image, the right way up.
+  """Decodes an image to RGB pixels.
 
-  Grey, palette and CMYK images become RGB, 16 bits are scaled to 8, what is transparent shows
-  white, an animation gives its first picture, and EXIF orientation is applied.
+  Converts grey, palette and CMYK images to RGB, scales 16 bits to 8, composites transparency onto
+  white, takes the first frame of an animation, and applies the EXIF orientation.
 
   Args:
-    encoded: bytes of JPEG, PNG, WebP or whatever else Pillow reads; a Pillow image; or uint8
-      [H, W, 3], returned as it is.
+    encoded: bytes in JPEG, PNG, WebP or another format that Pillow reads; a Pillow image; or uint8
+      [H, W, 3], which is returned unchanged.
 
   Returns:
     uint8 [H, W, 3], RGB.
 
   Raises:
-    UnreadableImage: damaged, truncated, not an image, or of more than `MAX_PIXELS`.
+    UnreadableImage: damaged, truncated, not an image, or more than `MAX_PIXELS` pixels.
   """
   return Picture(encoded).pixels()
 
 
 def _try(read, *args, **kwargs):
-  """read(...), whatever a decoder throws at broken bytes turned into one type of error."""
+  """Calls `read` and turns any exception from a decoder into `UnreadableImage`."""
   try:
     return read(*args, **kwargs)
   except UnreadableImage:
@@ -112,12 +114,12 @@ def _try(read, *args, **kwargs):
 
 
 def _rgb(image):
-  """A Pillow image of any mode -> mode RGB."""
+  """Converts a Pillow image of any mode to RGB."""
   if image.mode == "I" or image.mode.startswith("I;16"):
     wide = np.asarray(image).astype(np.uint32)
     return Image.fromarray(((wide + 128) // 257).clip(0, 255).astype(np.uint8)).convert("RGB")
   if image.mode == "F":
-    raise UnreadableImage("Float pixels have no agreed range.")
+    raise UnreadableImage("Float pixels have no standard value range.")
   if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
     image = image.convert("RGBA")
     white = Image.new("RGB", image.size, "white")

@@ -1,4 +1,4 @@
-"""Mirror images."""
+"""Random horizontal flips on the host."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from clip_jax.errors import UserError
 
 
 class HorizontalFlip:
-  """The image, or its mirror image; `__call__(image, rng)`."""
+  """Flips the image horizontally with the given probability; `__call__(image, rng)`."""
 
   def __init__(self, probability: float = 0.5):
     if not 0 <= probability <= 1:
@@ -14,5 +14,5 @@ class HorizontalFlip:
     self.probability = probability
 
   def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """uint8 [H, W, 3] -> uint8 [H, W, 3], a view of it."""
+    """uint8 [H, W, 3] -> uint8 [H, W, 3], a view of the input."""
     return image[:, ::-1] if rng.random() < self.probability else image

@@ -1,4 +1,4 @@
-"""Which files a path means, here or in a bucket, and what is in them."""
+"""Finds and opens files, local or in a bucket."""
 
 import fnmatch
 import glob
@@ -12,19 +12,22 @@ from clip_jax.errors import UserError
 
 
 def matching(path: str, suffixes: tuple[str, ...] = ("",)) -> tuple[fs.FileSystem, list[str]]:
-  """The files that a path means, sorted, and where they can be opened.
+  """Resolves a path to its files.
 
   Args:
-    path: a file; a folder, of which the files directly inside count; or a pattern with * ? [ ] or
-      **. Of this machine, or a URI of what PyArrow opens: gs://, s3://, hdfs://, hf://, file://.
-    suffixes: how the names of a folder's files end.
+    path: a file, a folder (its direct files are used), or a pattern with *, ?, [ ] or **; either
+      local or a URI that PyArrow can open: gs://, s3://, hdfs://, hf:// or file://.
+    suffixes: file name endings to keep when `path` is a folder.
+
+  Returns:
+    (file system, sorted paths of the files in it).
 
   Raises:
-    UserError: nothing is there, or PyArrow cannot look there.
+    UserError: there is no such file, or PyArrow cannot access the location.
   """
   path = os.fspath(path)
   if "{" in path and not os.path.exists(path):
-    raise UserError(f"Braces are not understood in {path}; write * or ? instead.")
+    raise UserError(f"{path}: braces are not supported in patterns; use * or ? instead.")
   if "://" not in path:
     files = ([path] if os.path.isfile(path) else
              [e.path for e in os.scandir(path) if e.is_file()] if os.path.isdir(path) else
@@ -34,17 +37,17 @@ def matching(path: str, suffixes: tuple[str, ...] = ("",)) -> tuple[fs.FileSyste
     files, folder, where = _remote(path)
   files = sorted(f for f in files if not folder or f.endswith(suffixes))
   if not files:
-    wanted = f" that end in {' or '.join(suffixes)}" if folder and suffixes != ("",) else ""
+    wanted = f" ending in {' or '.join(suffixes)}" if folder and suffixes != ("",) else ""
     raise UserError(f"There are no files{wanted} at {path}. Expected a file, a folder or a pattern "
                     'such as "data/*".')
   return where, files
 
 
 def opened(file: str) -> BinaryIO:
-  """A file for reading from its beginning.
+  """Opens a local or remote file for reading.
 
   Raises:
-    FileNotFoundError: it is not there.
+    FileNotFoundError: the file does not exist.
   """
   if "://" not in file:
     return open(file, "rb")
@@ -53,7 +56,7 @@ def opened(file: str) -> BinaryIO:
 
 
 def size(file: str) -> int:
-  """Bytes of a file."""
+  """Size of a file in bytes."""
   if "://" not in file:
     return os.path.getsize(file)
   where, inner = fs.FileSystem.from_uri(file)
@@ -61,8 +64,8 @@ def size(file: str) -> int:
 
 
 def _remote(path):
-  """(files, whether `path` is a folder, file system) for a URI."""
-  # A URI must not hold wildcards: what is before the first is looked up, the rest is compared.
+  """Returns (files, whether `path` is a folder, file system) for a URI."""
+  # PyArrow URIs cannot contain wildcards: list the fixed prefix, then match the names.
   fixed = re.match(r"[^*?\[]*", path)[0]
   base = path if fixed == path else fixed[:fixed.rindex("/")]
   try:
@@ -72,14 +75,14 @@ def _remote(path):
     found = where.get_file_info(fs.FileSelector(
         start, allow_not_found=True, recursive=fixed != path))
   except (OSError, ValueError, ImportError) as error:
-    raise UserError(f"{path} cannot be looked up: {str(error).partition(chr(10))[0]}. Expected a "
-                    "path of this machine, or a URI such as gs://BUCKET/NAME.") from error
+    raise UserError(f"{path} cannot be accessed: {str(error).partition(chr(10))[0]}. Expected a "
+                    "local path or a URI such as gs://BUCKET/NAME.") from error
   files = [f.path for f in found if f.is_file]
   if fixed == path:
     return files, True, where
   whole = start + path[len(base):]
   pattern = re.compile(fnmatch.translate(whole))
-  # As for local patterns, * is for a part of one name, and only ** for folders.
+  # As in local patterns, * matches within one name; only ** crosses folders.
   deep = "**" in path
   return [f for f in files if pattern.match(f) and (deep or f.count("/") == whole.count("/"))
           ], False, where

@@ -1,4 +1,4 @@
-"""Seeded permutations of any size, that need no memory."""
+"""Seeded permutations of any size, computed without storing them."""
 
 import math
 from typing import TypeVar
@@ -10,7 +10,7 @@ _MASK = 2**64 - 1
 
 
 def mixed(x: Integers) -> Integers:
-  """The bits of `x` (int below 2**64, or uint64 array), scattered.
+  """Hashes `x`, an int below 2**64 or a uint64 array, to 64 well-mixed bits.
 
   Source: the finaliser of splitmix64, Steele et al. 2014.
   """
@@ -20,15 +20,16 @@ def mixed(x: Integers) -> Integers:
 
 
 def permuted(i: Integers, n: int, *, seed: int) -> Integers:
-  """Where a seeded permutation of range(n) sends `i`.
+  """Returns the image of `i` under a seeded permutation of range(n).
 
-  A Feistel network over a * b >= n places, walked until it lands below n; a * b is so close to n
-  that this is nearly always at once. Six rounds: with fewer, neighbours stay correlated.
+  A Feistel network permutes range(a * b) with a * b >= n and is applied repeatedly until the result
+  is below n (cycle walking). a * b is so close to n that one application is nearly always enough.
+  It has six rounds, because with fewer the images of neighbours are correlated.
 
   Args:
     i: int, or uint64 array, in range(n).
     n: size of the permutation, below 2**63.
-    seed: int, of which 64 bits count.
+    seed: int; only its lowest 64 bits are used.
   """
   a = math.isqrt(n - 1) + 1
   b = -(-n // a)

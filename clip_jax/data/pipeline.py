@@ -1,7 +1,7 @@
-"""From records to batches: one endless order, the same on any number of hosts, threads, processes.
+"""Shuffles records and batches examples, identically for any number of hosts, threads and workers.
 
-The example at a position is a function of (seed, position), and the batch at a step has those of
-positions step * B to (step + 1) * B, so a step number is all there is to save.
+The example at a position is a function of (seed, position), and the batch of a step consists of
+positions step * B to (step + 1) * B. The step number is therefore the pipeline's only state.
 """
 
 from collections.abc import Iterator
@@ -20,49 +20,49 @@ from clip_jax.interfaces import Source
 from clip_jax.interrupts import deaf
 
 _MASK = 2**64 - 1
-_STEPS = 64  # Whose orders are remembered; more than there are threads that make batches.
+_STEPS = 64  # Cached row orders, one per step; more than the number of prefetching threads.
 
 
 class Examples:
-  """The endless sequence of examples: epoch after epoch, each in a new order, through `views`.
+  """The infinite sequence of examples: epochs of records, each reshuffled, passed through `views`.
 
-  A record that cannot be read or decoded gives its place to the one half an epoch further on: the
-  next one would be twice in the same batch.
+  A record that cannot be read or decoded is replaced by the one half an epoch later. The next
+  record would not do, because it would appear twice in the same batch.
   """
 
   def __init__(self, source: Source, views: Any, *, seed: int = 0, tries: int = 100):
-    """Reads nothing yet.
+    """Checks and stores the settings; reads no records.
 
     Args:
       source: the records.
       views: (record, rng) -> dict of arrays.
-      seed: of the order and of all that is random in the views, at least 0.
-      tries: unreadable records in a row after which it gives up.
+      seed: seed of the order and of all randomness in the views, at least 0.
+      tries: maximum number of consecutive unreadable records before raising an error.
 
     Raises:
-      UserError: no records, or a negative seed.
+      UserError: the source is empty, or the seed is negative.
     """
     if len(source) < 1:
       raise UserError(f"{type(source).__name__} has no records. Check its path or split.")
     if seed < 0:
-      raise UserError(f"seed {seed} is negative. Set one from 0 on.")
+      raise UserError(f"seed {seed} is negative; it must be at least 0.")
     self.source, self.views, self.seed, self.tries = source, views, seed, tries
 
   @property
   def outputs(self) -> tuple[str, ...]:
-    """Names of what an example holds; `views` has its own."""
+    """Names of the entries of an example: those of `views` and three that are added here."""
     return (*self.views.outputs, "index", "replaced", "damaged")
 
   def __len__(self) -> int:
     return sys.maxsize
 
   def index(self, position: int) -> int:
-    """The place in the source of the record at `position`, if it can be read."""
+    """Returns the index in the source of the record at `position`, ignoring replacements."""
     epoch, i = divmod(position, len(self.source))
     return permuted(i, len(self.source), seed=mixed(mixed(self.seed & _MASK) + epoch & _MASK))
 
   def indices(self, positions: np.ndarray) -> np.ndarray:
-    """int64 [n]: `index` of many positions at once, int [n]."""
+    """Vectorised `index`: positions, int [n] -> indices in the source, int64 [n]."""
     epochs, i = np.divmod(np.asarray(positions, np.uint64), np.uint64(len(self.source)))
     found = np.empty(len(i), np.int64)
     for epoch in np.unique(epochs):
@@ -71,11 +71,11 @@ class Examples:
     return found
 
   def __getitem__(self, position: int) -> dict[str, Any]:
-    """What `views` makes of the record, and besides.
+    """Returns the example at `position`: the entries made by `views`, plus these.
 
-      index: int64 [], the record's place in the source.
-      replaced: int32 [], unreadable records tried before this one.
-      damaged: int64 [], the place of the first of these; -1 if there were none.
+      index: int64 [], index of the record in the source.
+      replaced: int32 [], number of unreadable records skipped to find this one.
+      damaged: int64 [], index of the first record skipped, -1 if there was none.
 
     Raises:
       UserError: `tries` records in a row cannot be read, or the views do not fit the source.
@@ -88,48 +88,49 @@ class Examples:
       try:
         example = self.views(self.source[index], rng)
       except UserError:
-        raise  # A wrong setting is wrong for every record.
-      except Exception as error:  # Whatever a reader or a decoder throws at broken bytes.
+        raise  # A configuration error affects every record: do not skip it.
+      except Exception as error:  # Readers and decoders raise all kinds of errors on broken bytes.
         last = error
         damaged = index if damaged < 0 else damaged
         continue
       return {**example, "index": np.int64(index), "replaced": np.int32(replaced),
               "damaged": np.int64(damaged)}
     raise UserError(
-        f"{self.tries} records in a row cannot be read (from position {position} on, the first is "
-        f"record {damaged}); the last: {last!r}. Check what the source holds.") from last
+        f"{self.tries} records in a row cannot be read, starting with record {damaged} at "
+        f"position {position}. The last error was {last!r}. Check the source.") from last
 
 
 def batches(examples: Examples, *, batch_size: int, start: int = 0, host: int = 0, hosts: int = 1,
             rows: np.ndarray | None = None, threads: int = 16,
             workers: int = 0) -> Iterator[dict[str, np.ndarray]]:
-  """This host's rows of the global batches, without end.
+  """Returns an infinite iterator over this host's rows of the global batches.
 
-  Host h has the rows h * B / hosts to (h + 1) * B / hosts, or those that `rows` says. Nothing is
-  read before `start`. The rows of a batch are in the order of the records in the source, so that a
-  host reads neighbours one after the other, from its own part of the files.
+  Host h receives rows h * B / hosts to (h + 1) * B / hosts, unless `rows` names others. Starting at
+  a later step reads no earlier records. The rows of a batch are sorted by where their records are
+  stored, so that each host reads its own part of the files, in order.
 
   Args:
-    examples: the endless sequence.
-    batch_size: B, of the global batch.
+    examples: the infinite sequence of examples.
+    batch_size: B, the global batch size.
     start: step of the first batch.
-    host, hosts: this one, and how many.
-    rows: int [b], this host's rows, when its devices do not hold one even share after the other.
-    threads: that make batches ahead, in each process; 0 makes each one when it is asked for.
-    workers: processes that do so; 0 is this one.
+    host: index of this host.
+    hosts: number of hosts.
+    rows: int [b], the rows of this host, when its devices do not hold one contiguous equal share.
+    threads: number of prefetching threads per process; 0 prepares each batch on demand.
+    workers: number of worker processes; 0 prepares the batches in this process.
 
   Raises:
-    UserError: the batch cannot be split over the hosts, or a number is out of its range.
+    UserError: the batch cannot be split over the hosts, or an argument is out of range.
   """
   if hosts < 1 or not 0 <= host < hosts:
-    raise UserError(f"host {host} is not one of {hosts} hosts, counted from 0.")
+    raise UserError(f"host {host} is out of range for {hosts} hosts, counted from 0.")
   if batch_size < 1 or batch_size % hosts:
     near = [n * hosts for n in (batch_size // hosts, batch_size // hosts + 1) if n]
-    raise UserError(f"batch_size {batch_size} cannot be split over {hosts} hosts; nearest that can "
-                    f"be: {', '.join(map(str, near))}. Set --config.data.batch_size.")
+    raise UserError(f"batch_size {batch_size} cannot be split over {hosts} hosts; nearest valid: "
+                    f"{', '.join(map(str, near))}. Set --config.data.batch_size.")
   for name, value in (("start", start), ("threads", threads), ("workers", workers)):
     if value < 0:
-      raise UserError(f"{name} {value} is negative.")
+      raise UserError(f"{name} {value} is negative; it must be at least 0.")
   if rows is None:
     rows = np.arange(batch_size).reshape(hosts, -1)[host]
   ours = grain.MapDataset.source(_Sorted(examples, batch_size, rows)).batch(len(rows))[start:]
@@ -142,13 +143,13 @@ def batches(examples: Examples, *, batch_size: int, start: int = 0, host: int = 
 
 
 class _Sorted:
-  """Some rows of every batch, in the order in which the batch's records lie in the files."""
+  """Examples of the given rows of every batch, after sorting each batch by record location."""
 
   def __init__(self, examples: Examples, batch_size: int, rows: np.ndarray):
     self._examples, self._batch_size, self._rows, self._steps = examples, batch_size, rows, {}
 
   def __len__(self) -> int:
-    return sys.maxsize // 2  # Grain adds a batch to it, to round up.
+    return sys.maxsize // 2  # Leaves room for Grain to add a batch when it rounds up.
 
   def __getitem__(self, row: int) -> dict[str, np.ndarray]:
     step, row = divmod(int(row), len(self._rows))
@@ -157,24 +158,24 @@ class _Sorted:
       positions = np.arange(step * self._batch_size, (step + 1) * self._batch_size)
       places = places_in(self._examples.source, self._examples.indices(positions))
       positions = positions[np.argsort(places, kind="stable")]
-      if len(self._steps) >= _STEPS:  # Threads may do this at once: what one drops, it makes again.
+      if len(self._steps) >= _STEPS:  # Safe without a lock: other threads recompute lost entries.
         self._steps.clear()
       self._steps[step] = positions
     return self._examples[positions[self._rows[row]]]
 
 
 def _allow_workers():
-  """Lets Grain start processes outside of `absl.app.run`: in pytest, in notebooks."""
+  """Lets Grain start processes without `absl.app.run`, as in pytest and notebooks."""
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()
 
 
 class _FromWorkers:
-  """Iterator over what Grain's processes make, that ends them when it ends or Python does."""
+  """Iterator over batches from Grain's workers; stops them when it is closed or Python exits."""
 
   def __init__(self, batches: Iterator[dict[str, np.ndarray]]):
-    # In a list, so that nothing of Grain's is left to be taken down when Python exits, which it
-    # would complain about at length. So it would about arrays in shared memory: hence the copies.
+    # The list lets `_end` drop the last reference to Grain's iterator. Grain logs errors if its
+    # iterators, or its arrays in shared memory (hence the copies below), outlive the interpreter.
     self._batches = [batches]
     self._started = False
     self.close = weakref.finalize(self, _end, self._batches)
@@ -186,7 +187,7 @@ class _FromWorkers:
     if not self._batches:
       raise StopIteration
     make = lambda: next(self._batches[0])
-    batch = make() if self._started else deaf(make)  # The first time starts the workers.
+    batch = make() if self._started else deaf(make)  # The first call starts workers.
     self._started = True
     return {name: np.array(values) for name, values in batch.items()}
 

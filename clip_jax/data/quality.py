@@ -1,15 +1,15 @@
-r"""The best records of a source, by a score of each: a model's, or one that the records hold.
+r"""Selects the records of a source with the highest scores, from a model or from a record field.
 
   python -m clip_jax.score --from=MODEL --source=S --out=S.npz
   Quality(source, "S.npz", keep="top 40%")
 
-Source: Li, Xie, Cubuk 2024, section 4: the top 40% of 3.4 billion pairs by image-text similarity
-train a better model than all of them.
+Source: Li, Xie, Cubuk 2024, section 4: training on the top 40% of 3.4 billion pairs by image-text
+similarity gives a better model than training on all of them.
 
-What to expect of a small model that was trained on the noise it is to find: configs/quickstart.py
-at commit 47e2110 (600 steps of 128, some minutes on a CPU), Open Clip Art with 1,869 of 4,562
-captions swapped. Of what keep="top 60%" keeps, 75.7% is clean, where 59.0% of all is; 77.0% of the
-clean records are kept, and 64.5% of the swapped ones dropped. Of the top 20%, 89.1% is clean.
+Example with a small model that scores the noisy data it was trained on: configs/quickstart.py at
+commit 47e2110 (600 steps of 128 examples, a few minutes on a CPU), Open Clip Art with 1,869 of
+4,562 captions swapped. keep="top 60%" keeps 77.0% of the clean records and drops 64.5% of the
+swapped ones, which raises the clean fraction from 59.0% to 75.7%. In the top 20%, 89.1% are clean.
 
   python -m clip_jax.train --config=configs/quickstart.py --workdir=DIR \
       --config.data.source.swapped=0.4
@@ -31,49 +31,50 @@ from clip_jax.data.subset import count
 from clip_jax.errors import UserError
 from clip_jax.interfaces import Source
 
-_BLOCK = 512     # Records to an entry of the table that finds the i-th one kept.
-_PIECE = 2**20   # Scores looked at, at a time; a multiple of 8.
-_REMEMBERED = 10_000  # Records from which on the scores read from them are kept in a file.
+_BLOCK = 512     # Records per entry of the table that locates the i-th kept record.
+_PIECE = 2**20   # Scores processed at a time; a multiple of 8.
+_REMEMBERED = 10_000  # Cache scores read from the records of a source with at least this many.
 
 
 class Quality:
   """The records of `source` with the highest scores, in the order of the source.
 
-  Memory: one bit a record of `source`, and scores are mapped from their file, so a billion records
+  Uses one bit of memory per record of `source` and memory-maps the score file; a billion records
   take 140 MB.
 
   Attributes:
-    threshold: the lowest score kept; with `above`, that bound itself.
-    kept: number of records kept, also `len`.
-    tied: records left out whose score is the threshold: with `keep`, the later ones give way.
-    unscored: records without a score (NaN); never kept.
+    threshold: lowest score kept; with `above`, the value of `above`.
+    kept: number of records kept, the same as `len`.
+    tied: number of records dropped although their score equals the threshold; with `keep`, ties
+      are broken in favour of earlier records.
+    unscored: number of records without a score (NaN), which are never kept.
   """
 
   def __init__(self, source: Source, scores: str, keep: str | None = None,
                above: float | None = None):
-    """Chooses.
+    """Reads the scores and selects the records.
 
     Args:
-      source: the records; or a selection of those that the scores are of, such as a `Subset`.
-      scores: path of a file that `python -m clip_jax.score` wrote; or the name of a number in each
-        record, such as "similarity".
-      keep: how many, "top 40%" of the source or "top 10M".
-      above: or the score that a record must be above.
+      source: the scored records, or a selection of them, such as a `Subset`.
+      scores: path of a file written by `python -m clip_jax.score`, or the name of a numeric field
+        of the records, such as "similarity".
+      keep: how many records to keep: "top 40%" of `source`, or "top 10M".
+      above: keep the records with a score greater than this, instead of a fixed number.
 
     Raises:
-      UserError: the scores are of another source or another number of records, nothing would be
-        kept, or not exactly one of `keep` and `above` is given.
+      UserError: the scores belong to another source, no record would be kept, or not exactly one
+        of `keep` and `above` is given.
     """
     if (keep is None) == (above is None):
-      raise UserError(f"Quality has keep={keep!r} and above={above!r}; give exactly one, as "
-                      'keep="top 40%" or above=0.3.')
+      raise UserError(f"Quality has keep={keep!r} and above={above!r}; give exactly one, for "
+                      'example keep="top 40%" or above=0.3.')
     self.source, self.scores, self.keep, self.above = source, scores, keep, above
     values, self._level = _scores(source, os.fspath(scores))
     wanted = None if keep is None else _wanted(keep, len(source))
     self._choose(values, wanted)
 
   def _choose(self, values, wanted):
-    """Sets one bit for each record that is kept, and the table that finds them."""
+    """Sets one bit per kept record and builds the table that locates them."""
     n = len(self.source)
 
     def pieces():
@@ -111,9 +112,9 @@ class Quality:
       raise UserError(
           f"Quality would keep none of {n:,} records: "
           + (f"none of them has a score ({self.unscored:,} are NaN)." if self.unscored == n else
-             f"the highest score is {_value(self._highest):.4g}, and above is {self.above}. "
-             "Set a lower one."))
-    # How many of all that were scored pass the same bound, this source's or not.
+             f"the highest score is {_value(self._highest):.4g}, but above={self.above}. "
+             "Lower it."))
+    # Also count the scored records outside this selection that pass the threshold.
     self._passing = self.kept + self.tied
     if self._level is not self.source:
       least = bound if wanted is not None else bound + 1
@@ -128,12 +129,12 @@ class Quality:
     return self.source[int(self.places(np.array([i]))[0])]
 
   def indices(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-    """int64 [stop - start], places in the source of the records from `start` up to `stop`."""
+    """Returns the source indices of records `start` up to `stop`, int64 [stop - start]."""
     start, stop, _ = slice(start, stop).indices(self.kept)
     return self.places(np.arange(start, max(start, stop)))
 
   def places(self, at: np.ndarray) -> np.ndarray:
-    """int64 [n], places in the source of the records number `at`, int [n]."""
+    """Maps record indices, int [n], to indices in `source`, int64 [n]."""
     at = np.asarray(at, np.int64)
     pieces = [self._places(at[i:i + 2**16]) for i in range(0, len(at), 2**16)]
     return np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
@@ -141,30 +142,30 @@ class Quality:
   def _places(self, at):
     block = np.searchsorted(self._starts, at, side="right") - 1
     blocks, which = np.unique(block, return_inverse=True)
-    on = np.flatnonzero(np.unpackbits(self._bits[blocks]))  # Of these blocks alone.
+    on = np.flatnonzero(np.unpackbits(self._bits[blocks]))  # Unpack only these blocks.
     counts = self._starts[blocks + 1] - self._starts[blocks]
     chosen = on[(np.cumsum(counts) - counts)[which] + at - self._starts[block]]
     return blocks[chosen // _BLOCK] * _BLOCK + chosen % _BLOCK
 
   def describe(self) -> str:
-    """One line for the log: the threshold, the count, and what overlaps."""
+    """Returns one line for the log: number kept, threshold, ties and missing scores."""
     n = len(self.source)
     asked = self.keep if self.keep is not None else f"above {self.above:g}"
     line = (f"Quality: {asked} by {os.path.basename(self.scores)} keeps {self.kept:,} of {n:,} "
             f"({self.kept / n:.1%}), threshold {self.threshold:.4g}")
     if self._level is not self.source:
-      line += (f"; {self._passing:,} of all {len(self._level):,} scored are at or above it"
+      line += (f"; {self._passing:,} of all {len(self._level):,} scored records are at or above it"
                if self.keep is not None else
-               f"; {self._passing:,} of all {len(self._level):,} scored are above it")
+               f"; {self._passing:,} of all {len(self._level):,} scored records are above it")
     if self.tied:
-      line += f"; {self.tied:,} more have exactly the threshold's score"
+      line += f"; dropped {self.tied:,} tied at the threshold"
     if self.unscored:
       line += f"; {self.unscored:,} have no score"
     return line
 
 
 def _wanted(keep, total):
-  """The number of records that `keep` means."""
+  """Parses `keep` to a number of records."""
   written = re.fullmatch(r"top\s+(\S+)", str(keep).strip())
   share = re.fullmatch(r"(\d+(?:\.\d+)?)%", written[1]) if written else None
   try:
@@ -172,30 +173,30 @@ def _wanted(keep, total):
   except (TypeError, UserError):
     raise UserError(f'keep={keep!r} is not "top 40%" or "top 10M".') from None
   if not 0 < wanted <= total:
-    raise UserError(f"keep={keep!r} is {wanted:,} records, not between 1 and the {total:,} that "
-                    "the source has. Set a number within.")
+    raise UserError(f"keep={keep!r} is {wanted:,} records, but must be between 1 and {total:,}, "
+                    "the size of the source.")
   return wanted
 
 
 def _ordered(scores):
-  """uint32 [n] in the order of float32 [n]: integers can be counted. NaN becomes 0, the least."""
+  """Maps float32 [n] to uint32 [n] with the same order, which can be counted; NaN becomes 0."""
   scores = np.asarray(scores, np.float32)
-  bits = (scores + np.float32(0)).view(np.uint32)  # + 0 makes one zero of the two.
+  bits = (scores + np.float32(0)).view(np.uint32)  # + 0 turns -0.0 into 0.0.
   order = np.where(bits >> 31, ~bits, bits | 0x80000000)
   return np.where(np.isnan(scores), np.uint32(0), order)
 
 
 def _value(order):
-  """The score of a place in that order."""
+  """Inverse of `_ordered` for one number."""
   bits = order & 0x7FFFFFFF if order >> 31 else ~order & 0xFFFFFFFF
   return float(np.uint32(bits).view(np.float32))
 
 
 def _bound(pieces, wanted):
-  """(bound, spare): all above `bound` and the first `spare` at it are the `wanted` highest.
+  """Returns (bound, spare): the `wanted` highest are all above `bound` and the first `spare` at it.
 
-  Counts the upper halves of the numbers, then the lower ones where the bound lies: exact, in the
-  memory of two tables, and no sorting.
+  An exact radix selection: counts the upper 16 bits of all numbers, then the lower 16 bits of those
+  that share the bound's upper bits. It needs one table of counts and no sorting.
   """
   bound = 0
   for shift in (16, 0):
@@ -205,10 +206,10 @@ def _bound(pieces, wanted):
       if not shift:
         order = order[order >> 16 == bound >> 16]
       counts += np.bincount(order >> shift & 0xFFFF, minlength=2**16)
-    wanted = min(wanted, int(counts.sum()))  # Of scores there may be fewer.
+    wanted = min(wanted, int(counts.sum()))  # Some records may be unscored.
     if not wanted:
       break
-    above = np.cumsum(counts[::-1])[::-1] - counts  # How many are higher.
+    above = np.cumsum(counts[::-1])[::-1] - counts  # Numbers in higher bins.
     half = int(np.flatnonzero(above + counts >= wanted)[-1])
     wanted -= int(above[half])
     bound |= half << shift
@@ -216,7 +217,7 @@ def _bound(pieces, wanted):
 
 
 def _scores(source, scores):
-  """(float32 [n], whose they are: one of the source's levels)."""
+  """Returns (scores, float32 [n]; the level of the source that they belong to)."""
   path = pathlib.Path(scores)
   if not path.exists():
     first = source[0]
@@ -226,7 +227,7 @@ def _scores(source, scores):
       numbers = [name for name, value in first.items() if _is_number(value)]
       raise UserError(
           f"scores={scores!r} is neither a file nor a field of the records of "
-          f"{type(source).__name__}, whose numbers are {', '.join(map(repr, numbers)) or 'none'}.")
+          f"{type(source).__name__}; numeric fields: {', '.join(map(repr, numbers)) or 'none'}.")
   values, header = read_scores(path)
   there = list(levels(source))
   for level in there:
@@ -235,24 +236,24 @@ def _scores(source, scores):
   has = " over ".join(f"{type(x).__name__} of {len(x):,}" for x in there)
   raise UserError(
       f"{path} holds the scores of another source: {header['source']} of {header['records']:,} "
-      f"records, fingerprint {header['source_fingerprint']}. This one is {has}, "
-      f"fingerprint {fingerprint(there[-1])}. Score this one with python -m clip_jax.score; the "
-      "captions count too.")
+      f"records, fingerprint {header['source_fingerprint']}. This source is {has}, "
+      f"fingerprint {fingerprint(there[-1])}. Score this source with python -m clip_jax.score; "
+      "changed captions also need new scores.")
 
 
 def _of_field(source, name):
-  """float32 [n], the number called `name` of every record; read once, then from a file."""
+  """Reads field `name` of every record, float32 [n]; caches the result in a file."""
   def number(i):
     try:
       value = source[i].get(name)
     except UserError:
       raise
-    except Exception:  # A record that cannot be read has no score.
+    except Exception:  # An unreadable record has no score.
       return np.nan
     if value is None:
       return np.nan
     if not _is_number(value):
-      raise UserError(f"scores={name!r}: in record {i} it is {value!r}, which is no number.")
+      raise UserError(f"scores={name!r}: the value in record {i}, {value!r}, is not a number.")
     return value
 
   def read():
@@ -273,7 +274,7 @@ def _of_field(source, name):
   try:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     write_scores(path, values, source, field=name)
-  except OSError:  # A home that cannot be written to: then they are read again next time.
+  except OSError:  # The cache folder is not writable: read the scores again next time.
     pass
   return values
 

@@ -1,4 +1,4 @@
-"""RandAugment: a few operations drawn from fourteen, all at one magnitude."""
+"""RandAugment: a few random operations out of fourteen, all at one magnitude."""
 
 from collections.abc import Callable
 
@@ -11,31 +11,31 @@ MAGNITUDES = 10  # The published scale is 0 to 10.
 
 
 class RandAugment:
-  """Some of the fourteen, one after the other, drawn with replacement; `__call__(image, rng)`.
+  """Applies operations drawn with replacement, one after the other; `__call__(image, rng)`.
 
-  Strength grows with the magnitude for every operation, and signs are random. (In the published
-  code Posterize and Solarize run backwards, and the four enhancements go from a tenth of the factor
-  at magnitude 0 to 1.9 at 10, so that they do nothing in the middle.)
+  Every operation gets stronger with the magnitude, and signs are random. (In the published code,
+  Posterize and Solarize get weaker, and the four enhancements go from a factor of 0.1 at magnitude
+  0 to 1.9 at magnitude 10, so they do nothing in the middle.)
 
   Source: Cubuk et al. 2019, "RandAugment"; the ranges are those of AutoAugment (Cubuk et al. 2018).
   """
 
   def __init__(self, operations: int = 2, magnitude: float = 9,
                fill: tuple[int, int, int] = (128, 128, 128), resampling: str = "nearest"):
-    """Notes how to augment.
+    """Checks and stores the settings.
 
     Args:
-      operations: how many, one after the other. The paper's ImageNet setting is 2, magnitude 9.
-      magnitude: 0 (nothing, but for AutoContrast and Equalize) to 10.
-      fill: colour of what comes into the image from outside; the published grey, or (255, 255, 255)
-        where drawings stand on white.
-      resampling: "nearest" or "bilinear", for what rotates and shears; nearest is 3 times as fast.
+      operations: number of operations per image. The paper uses 2, at magnitude 9, for ImageNet.
+      magnitude: 0 to 10. At 0 every operation except AutoContrast and Equalize is the identity.
+      fill: colour of the pixels that rotation, shear and translation expose. The default is the
+        published grey; use (255, 255, 255) for drawings on white.
+      resampling: "nearest" or "bilinear", for the geometric operations; nearest is 3 times as fast.
 
     Raises:
-      UserError: a number out of its range, or no such resampling.
+      UserError: a number out of range, or an unknown resampling.
     """
     if operations < 0:
-      raise UserError(f"operations {operations} is not a number of them, at least 0.")
+      raise UserError(f"operations {operations} is negative; it must be at least 0.")
     if not 0 <= magnitude <= MAGNITUDES:
       raise UserError(f"magnitude {magnitude} is not between 0 and {MAGNITUDES}.")
     if resampling not in ("nearest", "bilinear"):
@@ -60,57 +60,57 @@ def _identity(picture, strength, sign, **outside):
 
 
 def _auto_contrast(picture, strength, sign, **outside):
-  """Darkest value of each channel to 0, lightest to 255."""
+  """Stretches each channel to the full range, 0 to 255."""
   return ImageOps.autocontrast(picture)
 
 
 def _equalize(picture, strength, sign, **outside):
-  """Histogram of each channel made flat."""
+  """Flattens the histogram of each channel."""
   return ImageOps.equalize(picture)
 
 
 def _rotate(picture, strength, sign, **outside):
-  """Up to 30 degrees."""
+  """Rotates by up to 30 degrees."""
   return picture.rotate(sign * 30 * strength, outside["resample"], fillcolor=outside["fillcolor"])
 
 
 def _solarize(picture, strength, sign, **outside):
-  """Values at or above 256 (none) down to 0 (all) are inverted."""
+  """Inverts values at or above a threshold that falls from 256 (none) to 0 (all)."""
   return ImageOps.solarize(picture, 256 - round(256 * strength))
 
 
 def _posterize(picture, strength, sign, **outside):
-  """8 down to 4 bits are kept."""
+  """Keeps 8 down to 4 bits per channel."""
   return ImageOps.posterize(picture, 8 - round(4 * strength))
 
 
 def _enhance(kind):
-  """Factors 1 to 0.1 or 1.9."""
+  """Returns an operation that enhances by a factor between 1 and 0.1 or 1.9."""
   return lambda picture, strength, sign, **outside: kind(picture).enhance(1 + sign * 0.9 * strength)
 
 
 def _shear_x(picture, strength, sign, **outside):
-  """Rows moved by up to 0.3 of their height, about the top."""
+  """Shifts each row by up to 0.3 of its distance from the top."""
   return _affine(picture, (1, sign * 0.3 * strength, 0, 0, 1, 0), outside)
 
 
 def _shear_y(picture, strength, sign, **outside):
-  """Columns moved by up to 0.3 of their distance from the left."""
+  """Shifts each column by up to 0.3 of its distance from the left edge."""
   return _affine(picture, (1, 0, 0, sign * 0.3 * strength, 1, 0), outside)
 
 
 def _translate_x(picture, strength, sign, **outside):
-  """Up to 150 / 331 of the width (150 pixels of AutoAugment's 331)."""
+  """Shifts by up to 150 / 331 of the width, AutoAugment's 150 pixels at size 331."""
   return _affine(picture, (1, 0, sign * 150 / 331 * strength * picture.width, 0, 1, 0), outside)
 
 
 def _translate_y(picture, strength, sign, **outside):
-  """Up to 150 / 331 of the height."""
+  """Shifts by up to 150 / 331 of the height."""
   return _affine(picture, (1, 0, 0, 0, 1, sign * 150 / 331 * strength * picture.height), outside)
 
 
 def _affine(picture, matrix, outside):
-  """Pixel (x, y) comes from (a x + b y + c, d x + e y + f)."""
+  """Maps output pixel (x, y) to input pixel (a x + b y + c, d x + e y + f)."""
   return picture.transform(picture.size, Image.Transform.AFFINE, matrix, **outside)
 
 

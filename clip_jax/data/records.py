@@ -1,4 +1,4 @@
-"""Records in ArrayRecord files: what `prepare` writes and training reads, by random access."""
+"""Reads and writes ArrayRecord shards, the random-access format of prepared data sets."""
 
 import bisect
 from collections.abc import Iterable, Mapping
@@ -19,29 +19,29 @@ from clip_jax.data import paths
 from clip_jax.data.selection import record_number
 from clip_jax.errors import UserError
 
-# Random access: nothing is read ahead, and a read is about the size of one record.
+# For random access: no read-ahead, and a buffer of about the size of one record.
 _OPTIONS = dict(options="readahead_buffer_size:0", file_reader_buffer_size=32768)
 
 
 class ArrayRecord:
-  """Source of the records in one or more ArrayRecord files; picklable, safe for many threads.
+  """Source of the records in one or more ArrayRecord files; picklable and thread-safe.
 
-  A record is what was given to `write`: {"image": encoded bytes, "text": str or list of str, ...}.
+  A record is a dict as given to `write`: {"image": encoded bytes, "text": str or list of str, ...}.
 
   Attributes:
-    files: the shards, in the order in which their records are numbered.
-    manifest: dict, from `manifest.json` beside the shards; empty when there is none.
+    files: paths of the shards; records are numbered in this order.
+    manifest: dict, contents of `manifest.json` in the folder of the shards; empty if there is none.
   """
 
   def __init__(self, path: str):
-    """Counts the records, by opening every shard once, or by the manifest if there is one.
+    """Counts the records, from the manifest if there is one, else by opening every shard once.
 
     Args:
-      path: a file, a folder of `*.array_record*` files, or a pattern such as "data/cc-*"; local, or
-        gs://BUCKET/..., as far as array_record reads it (untried: there was no bucket to try).
+      path: a file, a folder of `*.array_record*` files, or a pattern such as "data/cc-*"; local or
+        gs://BUCKET/... (relies on array_record's gs:// support; not tested on a real bucket).
 
     Raises:
-      UserError: nothing is there, a shard of a numbered set is missing, or a shard is truncated.
+      UserError: there are no shards, one of a numbered set is missing, or one is truncated.
     """
     self.files = _shards(os.fspath(path))
     self.manifest = _manifest(os.path.dirname(self.files[0]))
@@ -73,25 +73,25 @@ class ArrayRecord:
     return msgpack.unpackb(self._reader(shard).read([i - start])[0])
 
   def verify(self) -> int:
-    """Compares every shard with its checksum in the manifest; reads all bytes.
+    """Compares every shard with its checksum in the manifest, which reads all bytes.
 
     Returns:
       Number of shards.
 
     Raises:
-      UserError: there is no checksum, or shards are not as they were written.
+      UserError: a checksum is missing, or shards do not match theirs.
     """
     sums = {shard["file"]: shard["sha256"] for shard in self.manifest.get("shards", ())}
     unknown = [file for file in self.files if os.path.basename(file) not in sums]
     if unknown:
-      raise UserError(f"{unknown[0]} has no checksum, because no manifest.json beside it lists it. "
-                      "python -m clip_jax.prepare writes one; run it again if it was stopped.")
+      raise UserError(f"{unknown[0]} has no checksum: no manifest.json in its folder lists it. "
+                      "python -m clip_jax.prepare writes one; rerun it if it was interrupted.")
     with concurrent.futures.ThreadPoolExecutor(min(8, len(self.files))) as pool:
       found = pool.map(_sha256, self.files)
       damaged = [file for file, digest in zip(self.files, found)
                  if digest != sums[os.path.basename(file)]]
     if damaged:
-      raise UserError(f"{len(damaged)} of {len(self.files)} shards are not as they were written: "
+      raise UserError(f"{len(damaged)} of {len(self.files)} shards do not match their checksums: "
                       f"{', '.join(damaged[:5])}{', ...' if len(damaged) > 5 else ''}. Copy or "
                       "prepare them again.")
     return len(self.files)
@@ -105,18 +105,19 @@ class ArrayRecord:
 
 
 def write(records: Iterable[Mapping[str, Any]], path: str, *, compression: str = "") -> int:
-  """Writes one shard, whole or not at all.
+  """Writes one shard atomically.
 
   Args:
-    records: dicts of str, bytes, numbers, and lists and dicts of them.
-    path: the file, by convention `NAME.array_record`; one that exists is replaced.
-    compression: "" (images do not compress any further), or ArrayRecord's, such as "zstd:9".
+    records: dicts of str, bytes, numbers, and lists and dicts of these.
+    path: the file, by convention `NAME.array_record`; an existing file is replaced.
+    compression: "" for none (encoded images do not compress further), or an ArrayRecord option such
+      as "zstd:9".
 
   Returns:
     Number of records written.
   """
-  # Groups of one, because a group is read and unpacked as a whole. The file's size is a multiple
-  # of 64 kB whatever one does.
+  # One record per group, because ArrayRecord reads and decompresses whole groups. It also pads
+  # files to a multiple of 64 kB, which no option prevents.
   partial = f"{path}.partial"
   writer = ArrayRecordWriter(partial, f"group_size:1,{compression or 'uncompressed'}")
   count = 0
@@ -135,7 +136,7 @@ def write(records: Iterable[Mapping[str, Any]], path: str, *, compression: str =
 
 
 def _shards(path):
-  """The files that `path` means, sorted."""
+  """Resolves `path` to a sorted list of shards."""
   if "://" in path:
     return _remote_shards(path)
   if os.path.isdir(path):
@@ -144,36 +145,36 @@ def _shards(path):
     if not files:
       there = sorted(os.listdir(path))[:5]
       raise UserError(
-          f"No *.array_record files in {path}, which holds {', '.join(there) or 'nothing'}. Write "
-          "some with python -m clip_jax.prepare, or name the files by a pattern.")
+          f"No *.array_record files in {path}, which contains {', '.join(there) or 'nothing'}. "
+          "Write some with python -m clip_jax.prepare, or pass a pattern that matches the files.")
     _check_complete(files)
     return files
   files = [path] if os.path.isfile(path) else sorted(filter(os.path.isfile, glob.glob(path)))
   if not files:
     raise UserError(
-        f"No records at {path}: no such file, folder or pattern. Expected ArrayRecord files, as "
-        "python -m clip_jax.prepare writes them.")
+        f"No records at {path}: no such file or folder, and no match for it as a pattern. Expected "
+        "ArrayRecord files; python -m clip_jax.prepare writes them.")
   return files
 
 
 def _remote_shards(path):
   scheme = path.partition("://")[0]
   if scheme != "gs":
-    raise UserError(f"{path}: array_record reads files of this machine and gs://, not {scheme}://. "
-                    "Copy the shards here, or mount the bucket.")
+    raise UserError(f"{path}: array_record reads local files and gs://, not {scheme}://. "
+                    "Copy the shards to this machine, or mount the bucket.")
   files = [f"{scheme}://{file}" for file in paths.matching(path)[1]]
   if files == [path] or any(c in path for c in "*?["):
     return files
   files = [f for f in files if ".array_record" in f and not f.endswith(".partial")]
   if not files:
     raise UserError(f"No *.array_record files in {path}. Write some with python -m "
-                    "clip_jax.prepare, or name the files by a pattern.")
+                    "clip_jax.prepare, or pass a pattern that matches the files.")
   _check_complete(files)
   return files
 
 
 def _check_complete(files):
-  """Raises if some of "NAME-00003-of-00010" are there and others are not."""
+  """Raises UserError if files of a numbered set such as "NAME-00003-of-00010" are missing."""
   present = set(files)
   expected = set()
   for file in files:
@@ -187,8 +188,8 @@ def _check_complete(files):
   if missing:
     raise UserError(
         f"{len(missing)} of {len(expected)} shards are missing in {os.path.dirname(files[0])}: "
-        f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}. Make them, or name "
-        "those to be read by a pattern.")
+        f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}. Write "
+        "them, or pass a pattern that matches only the shards to read.")
 
 
 def _manifest(folder):
@@ -198,7 +199,7 @@ def _manifest(folder):
   except FileNotFoundError:
     return {}
   except ValueError as error:
-    raise UserError(f"{folder}/manifest.json is not JSON: {error}. Write it again, or remove "
+    raise UserError(f"{folder}/manifest.json is not JSON: {error}. Write it again or delete "
                     "it.") from error
 
 
@@ -208,19 +209,19 @@ def _sha256(file):
 
 
 def _count(file, listed):
-  """Number of records in a shard, as the manifest lists it, or else by its index.
+  """Returns the number of records of a shard, from its manifest entry or else from its index.
 
-  The index is at the end of the file, so this notices a truncated one.
+  Detects truncated shards, because the index is at the end of the file.
   """
   if listed:
     size = paths.size(file)
     if size != listed["bytes"]:
       raise UserError(
-          f"{file} is truncated or another file: it has {size:,} bytes, and its manifest.json says "
+          f"{file} is truncated or was replaced: it has {size:,} bytes, but manifest.json lists "
           f"{listed['bytes']:,}. Copy or prepare this shard again.")
     return listed["records"]
   reader = ArrayRecordReader(file, **_OPTIONS)
-  count = reader.num_records()  # 0 when it could not be read; then `close` says why.
+  count = reader.num_records()  # 0 if the index cannot be read; `close` then raises.
   try:
     reader.close()
     return count

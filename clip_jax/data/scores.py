@@ -1,8 +1,8 @@
-"""The side file of a source: one score per record, and whose they are.
+"""Score files: one score per record of a source, with a fingerprint of that source.
 
-It is an .npz file that NumPy alone can read, `np.load(path)["score"]`, float32 [n] in the order of
-the records; NaN marks a record that could not be scored. Beside it lies "header", JSON: the number
-of records and the fingerprint of the source, and what the writer knew of the model.
+A score file is a plain .npz: `np.load(path)["score"]` is float32 [n] in record order, with NaN for
+records that could not be scored. A second entry, "header", is JSON with the number of records, the
+fingerprint of the source, and facts about the model that the writer added.
 """
 
 from collections.abc import Iterable
@@ -17,14 +17,14 @@ import numpy as np
 from clip_jax.errors import UserError
 from clip_jax.interfaces import Source
 
-_PROBES = 64  # Records that a fingerprint looks at.
+_PROBES = 64  # Records that a fingerprint reads.
 
 
 def fingerprint(source: Source) -> str:
-  """Tells one source from another: their number of records, and 64 of them, evenly spread.
+  """Computes a hash that identifies a source: its length and 64 evenly spaced records.
 
-  Images and texts count; where the files lie, how many there are and what else a record holds does
-  not. One other record among a million is not noticed, another order, source or captions are.
+  Only images and texts enter the hash, not file paths, sharding or other fields. It detects another
+  source, order or set of captions, but not one changed record among a million.
   """
   seen = hashlib.sha256(f"{len(source)}".encode())
   for i in sorted({len(source) * k // _PROBES for k in range(_PROBES)} | {len(source) - 1}):
@@ -32,7 +32,7 @@ def fingerprint(source: Source) -> str:
       record = source[i]
     except UserError:
       raise
-    except Exception:  # Whatever a reader throws at broken bytes; it does so again next time.
+    except Exception:  # Unreadable records fail every time, so the hash stays stable.
       record = {}
     text = record.get("text", "")
     for part in (record.get("image", b""), *(text if isinstance(text, (list, tuple)) else [text])):
@@ -44,22 +44,23 @@ def fingerprint(source: Source) -> str:
 def _bytes(part):
   if isinstance(part, str):
     return part.encode("utf-8", "surrogatepass")
-  # Of anything but bytes and pixels its type alone: the rest of it may differ from run to run.
+  # For other objects hash only the type name: their contents may differ from run to run.
   return bytes(part) if isinstance(part, (bytes, np.ndarray)) else type(part).__name__.encode()
 
 
 def write_scores(path: str | os.PathLike, scores: np.ndarray | Iterable[np.ndarray], source: Source,
                  **facts: Any) -> None:
-  """Writes the scores of a source's records, whole or not at all.
+  """Writes the scores of a source's records atomically.
 
   Args:
-    path: the file, by convention `NAME.npz`; one that exists is replaced.
-    scores: float [n]; or pieces of it one after the other, so that not all need be in memory.
-    source: whose scores they are.
-    **facts: whatever else the header should tell, of what JSON can hold.
+    path: the file, by convention `NAME.npz`; an existing file is replaced.
+    scores: float [n], or an iterable of consecutive chunks of it, so that they need not all be in
+      memory.
+    source: the source that the scores belong to.
+    **facts: further header entries, JSON-serialisable.
 
   Raises:
-    UserError: the scores are not as many as the records.
+    UserError: the number of scores differs from the number of records.
   """
   path = os.fspath(path)
   header = {**facts, "source": type(source).__name__, "records": len(source),
@@ -68,7 +69,7 @@ def write_scores(path: str | os.PathLike, scores: np.ndarray | Iterable[np.ndarr
   pieces = [scores] if isinstance(scores, np.ndarray) else scores
   written = 0
   try:
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as file:  # Stored, to be mapped.
+    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as file:  # Uncompressed, for mmap.
       with file.open("header.npy", "w") as f:
         np.lib.format.write_array(f, np.array(json.dumps(header)))
       with file.open("score.npy", "w", force_zip64=True) as f:
@@ -79,7 +80,7 @@ def write_scores(path: str | os.PathLike, scores: np.ndarray | Iterable[np.ndarr
           written += len(piece)
     if written != len(source):
       raise UserError(f"{written:,} scores for {len(source):,} records of {type(source).__name__}. "
-                      "Give one to each record, NaN where there is none.")
+                      "Give one score per record, NaN where there is none.")
     os.replace(partial, path)
   finally:
     if os.path.exists(partial):
@@ -87,13 +88,13 @@ def write_scores(path: str | os.PathLike, scores: np.ndarray | Iterable[np.ndarr
 
 
 def read_scores(path: str | os.PathLike) -> tuple[np.ndarray, dict[str, Any]]:
-  """What `write_scores` wrote.
+  """Reads a file written by `write_scores`.
 
   Returns:
-    float32 [n], mapped from the file, not read; and the header.
+    (scores, float32 [n], memory-mapped; the header).
 
   Raises:
-    UserError: no such file, or it is cut off, or not a file of scores.
+    UserError: the file does not exist, is truncated, or is not a score file.
   """
   path = os.fspath(path)
   try:
@@ -102,7 +103,8 @@ def read_scores(path: str | os.PathLike) -> tuple[np.ndarray, dict[str, Any]]:
         header = json.loads(str(np.lib.format.read_array(f)))
       member = file.getinfo("score.npy")
     with open(path, "rb") as f:
-      # The array begins behind the member's own header, whose last two fields have these lengths.
+      # Skip the zip member's 30-byte local header, then the file name and the extra field; bytes 26
+      # to 30 of the header hold their lengths.
       f.seek(member.header_offset + 26)
       f.seek(sum(np.frombuffer(f.read(4), "<u2").tolist()), os.SEEK_CUR)
       np.lib.format.read_magic(f)
@@ -113,9 +115,9 @@ def read_scores(path: str | os.PathLike) -> tuple[np.ndarray, dict[str, Any]]:
       raise ValueError(f"it holds {dtype} {shape}")
     return scores, header
   except FileNotFoundError:
-    raise UserError(f"There are no scores at {path}. Write some with python -m clip_jax.score "
+    raise UserError(f"No score file at {path}. Write one with python -m clip_jax.score "
                     f"--from=MODEL --source=... --out={path}.") from None
   except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
     raise UserError(
-        f"{path} is not a file of scores, or it is damaged: {error}. Write it again with "
-        "python -m clip_jax.score, or clip_jax.data.write_scores.") from error
+        f"{path} is damaged or not a score file: {error}. Write it again with "
+        "python -m clip_jax.score or clip_jax.data.write_scores.") from error

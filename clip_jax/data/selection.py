@@ -1,7 +1,7 @@
-"""Sources that give some records of another one, one over the other: `Subset` and `Quality`.
+"""Helpers for selections: sources such as `Subset` and `Quality` that wrap another source.
 
-A selection has `source`, the one it chooses from, and `places(at)`, where its records number `at`
-lie in that one. Both together lead back from any record to the files it came from.
+A selection has `source`, the wrapped source, and `places(at)`, which maps its own record indices to
+indices in `source`. Selections can be nested; together the two trace any record back to its file.
 """
 
 from collections.abc import Iterator
@@ -12,10 +12,10 @@ from clip_jax.interfaces import Source
 
 
 def record_number(i: int, records: int) -> int:
-  """A record's number as Python's own, whatever kind of integer it is.
+  """Converts a record index of any integer type to int.
 
   Raises:
-    IndexError: it is not one of so many records.
+    IndexError: it is not in range(records).
   """
   i = int(i)
   if not 0 <= i < records:
@@ -24,25 +24,25 @@ def record_number(i: int, records: int) -> int:
 
 
 def levels(source: Source) -> Iterator[Source]:
-  """The source, what it selects from, what that selects from, down to the one that reads."""
+  """Yields the source and each source it wraps, down to the one that reads the records."""
   yield source
   while hasattr(source, "places"):
-    source = source.source  # type: ignore[attr-defined]  # What has places has a source.
+    source = source.source  # type: ignore[attr-defined]  # Selections have both.
     yield source
 
 
 def root(source: Source) -> Source:
-  """The source under all selections."""
+  """Returns the innermost source, below all selections."""
   *_, last = levels(source)
   return last
 
 
 def places_in(source: Source, at: np.ndarray, level: Source | None = None) -> np.ndarray:
-  """Where records of a source lie in one of its `levels`, by default in its root.
+  """Maps record indices of a source to indices in one of its `levels`, by default its root.
 
   Args:
-    source: perhaps a selection.
-    at: int64 [n], numbers of records, such as `batch["index"]`.
+    source: any source, possibly a selection.
+    at: int64 [n], record indices, such as `batch["index"]`.
     level: one of `levels(source)`.
 
   Returns:

@@ -1,8 +1,8 @@
-"""Which tokens of a text are kept in training, where it has more than there is room for.
+"""Chooses which tokens to keep when a training text is longer than the context length.
 
-Shorter texts make a text tower cheap, and the larger the model the less they cost it. Evaluation
-always keeps the first tokens. The paper's fourth way, syntax masking (nouns first, then adjectives,
-then verbs), is left out, for it needs a tagger of parts of speech.
+A short context makes the text tower cheap, and larger models lose less accuracy to it. Evaluation
+always keeps the first tokens. The paper's fourth method, syntax masking (nouns first, then
+adjectives, then verbs), is not implemented, because it needs a part-of-speech tagger.
 
 Source: Li, Wang, Xie 2023 (CLIPA).
 """
@@ -13,15 +13,15 @@ import numpy as np
 
 
 def random_in_order(n: int, room: int, rng: np.random.Generator) -> Sequence[int]:
-  """Any tokens, in the order of the text; CLIPA's code leaves them in the order drawn."""
+  """Keeps random tokens in text order; CLIPA's code leaves them in the order drawn."""
   return np.sort(rng.choice(n, room, replace=False)).tolist()
 
 
 def block(n: int, room: int, rng: np.random.Generator) -> Sequence[int]:
-  """Consecutive tokens, from anywhere."""
+  """Keeps consecutive tokens from a random start."""
   start = int(rng.integers(n - room + 1))
   return range(start, start + room)
 
 
-# name: (n, room, rng) -> indices of the tokens kept; None for the tokenizer's own way.
+# name: (n, room, rng) -> indices of the tokens to keep; None uses the tokenizer's truncation.
 WAYS = {"first": None, "random": random_in_order, "block": block}

@@ -1,4 +1,4 @@
-"""How fast the pipeline makes examples, beside a plain loop and beside Pillow alone."""
+"""Benchmarks the input pipeline against a plain loop and against Pillow."""
 
 from collections.abc import Callable, Iterator
 import io
@@ -17,27 +17,27 @@ from clip_jax.data.tokenizer import SentencePiece
 from clip_jax.data.views import ImageView, Views
 from clip_jax.interfaces import Source
 
-SIZES = ((400, 300), (640, 480), (1600, 1200))  # Width and height.
+SIZES = ((400, 300), (640, 480), (1600, 1200))  # (width, height)
 _BATCH = 16
-_ROUNDS = 3  # Of all ways in turn, so that a machine's moods meet all of them.
+_ROUNDS = 3  # Alternate the variants, so that drifts in machine speed affect all of them.
 
 
 def compare(seconds: float = 3.0, sizes: tuple[tuple[int, int], ...] = SIZES, *, crop: int = 224,
             threads: int = 2, pictures: int = 8) -> dict[str, float]:
-  """Images per CPU-second of this process: JPEG to crop, text to tokens, batches of them.
+  """Measures images per CPU-second: decode and crop a JPEG, tokenize its text, batch the results.
 
-  The ways differ in the pixels that they make of the same boxes of the same images; how much, from
-  those of Pillow alone, is said as a mean over pixels, of 255.
+  All variants crop the same boxes of the same images but resize them differently. Their pixels are
+  compared with Pillow's: the mean absolute difference, of 255.
 
   Args:
-    seconds: measured for each way and size.
-    sizes: (width, height) of the JPEGs, which are made here.
-    crop: pixels a side of the random-resized crop.
-    threads: of the pipeline.
-    pictures: JPEGs of each size.
+    seconds: measuring time per variant and size.
+    sizes: (width, height) of the generated JPEGs.
+    crop: side of the random-resized crop in pixels.
+    threads: prefetching threads of the pipeline.
+    pictures: number of JPEGs per size.
 
   Returns:
-    Numbers by what they are.
+    Measured numbers by name.
   """
   numbers = {}
   for width, height in sizes:
@@ -65,12 +65,12 @@ def compare(seconds: float = 3.0, sizes: tuple[tuple[int, int], ...] = SIZES, *,
 
 
 def rate_each(ways: dict[str, Callable], seconds: float) -> dict[str, float]:
-  """Images per CPU-second of each way, measured in turns.
+  """Measures images per CPU-second of several variants, in alternating rounds.
 
   Args:
-    ways: each takes a list, to which one element is added for every image made, and gives an
+    ways: variants by name; each takes a list, appends one element per image to it, and returns an
       iterator of batches.
-    seconds: for each.
+    seconds: measuring time per variant.
   """
   images, cpu = dict.fromkeys(ways, 0), dict.fromkeys(ways, 0.0)
   for _ in range(_ROUNDS):
@@ -81,7 +81,7 @@ def rate_each(ways: dict[str, Callable], seconds: float) -> dict[str, float]:
       while time.monotonic() < end:
         next(stream)
       stream.close()
-      # What was begun ahead is still being made, and its time is counted: so are its images.
+      # Prefetched images are still being made. Wait, so that both they and their time are counted.
       _wait_until_idle()
       images[name] += len(made)
       cpu[name] += time.process_time() - begun
@@ -89,7 +89,7 @@ def rate_each(ways: dict[str, Callable], seconds: float) -> dict[str, float]:
 
 
 def _wait_until_idle():
-  """Returns when no thread of this process is at work."""
+  """Waits until no thread of this process is using the CPU."""
   quiet = 0
   while quiet < 3:
     before = time.process_time()
@@ -98,13 +98,13 @@ def _wait_until_idle():
 
 
 def pipeline(examples: Examples, made: list, threads: int, batch_size: int = _BATCH) -> Iterator:
-  """Batches as training reads them, each image noted in `made`."""
+  """Returns an iterator over the training pipeline's batches; appends to `made` for each image."""
   counted = Examples(examples.source, _Counted(examples.views, made), seed=examples.seed)
   return batches(counted, batch_size=batch_size, threads=threads)
 
 
 def plain(examples: Examples, made: list, batch_size: int = _BATCH) -> Iterator:
-  """The same by a loop, one example after the other."""
+  """Yields batches of the same examples in their unsorted order, made one at a time in a loop."""
   counted = Examples(examples.source, _Counted(examples.views, made), seed=examples.seed)
   position = 0
   while True:
@@ -114,7 +114,7 @@ def plain(examples: Examples, made: list, batch_size: int = _BATCH) -> Iterator:
 
 
 def start_seconds(source: Source, make: Callable, step: int = 10_000_000) -> float:
-  """Until the first batch of a run that goes on at a step."""
+  """Measures the seconds until the first batch of a run that resumes at `step`."""
   begun = time.perf_counter()
   stream = batches(Examples(source, make), batch_size=_BATCH, start=step, threads=0)
   next(stream)
@@ -124,7 +124,7 @@ def start_seconds(source: Source, make: Callable, step: int = 10_000_000) -> flo
 
 
 def memory_growth(stream: Iterator, warm: int, steps: int) -> float:
-  """Bytes by which this process grows over `steps` batches, after `warm` of them."""
+  """Measures how many bytes this process grows by over `steps` batches, after `warm` batches."""
   for _ in range(warm):
     next(stream)
   before = _resident()
@@ -134,7 +134,7 @@ def memory_growth(stream: Iterator, warm: int, steps: int) -> float:
 
 
 def _resident():
-  """Bytes of memory that this process has now; where Linux does not tell, the most it ever had."""
+  """Returns the resident memory in bytes, or its peak where /proc is not available."""
   try:
     with open("/proc/self/statm", encoding="ascii") as f:
       return int(f.read().split()[1]) * resource.getpagesize()
@@ -144,7 +144,7 @@ def _resident():
 
 
 class Jpegs:
-  """A source of a few JPEGs of one size: clouds of every scale, a little noise, quality 90."""
+  """A source of a few synthetic JPEGs of one size: noise at all scales, quality 90."""
 
   def __init__(self, width: int, height: int, count: int, seed: int = 0):
     rng = np.random.default_rng(seed)
@@ -158,7 +158,7 @@ class Jpegs:
 
 
 def _scene(height, width, rng):
-  """uint8 [H, W, 3]; the amplitude falls with the frequency, as in photographs."""
+  """Generates uint8 [H, W, 3] with amplitudes that fall with frequency, as in photographs."""
   scene = rng.normal(size=(height, width, 1)).repeat(3, axis=2) * 0.1
   for octave in range(1, 8):
     coarse = rng.normal(size=(2**octave, 2**octave, 3)).astype(np.float32) / 2**octave
@@ -168,21 +168,21 @@ def _scene(height, width, rng):
 
 
 def views(crop: int, **options: Any) -> Views:
-  """A random-resized crop and tokens."""
+  """Returns views with one random-resized crop and tokens."""
   return Views({"image": ImageView(RandomResizedCrop(crop, **options))}, SentencePiece())
 
 
 class PillowViews:
-  """The same, each step of it done by Pillow."""
+  """The same views, with every image operation done by Pillow."""
 
   def __init__(self, crop: int):
     self.crop, self.tokenizer = RandomResizedCrop(crop), SentencePiece()
     self.outputs = ("image", "tokens")
 
   def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """One record -> its image and tokens."""
+    """One record -> {"image": uint8 [H, W, 3], "tokens": int32 [L]}."""
     def cropped(picture, rng):
-      # The same box of the same numbers; the rest of `picture` has not been decoded.
+      # Only the header of `picture` has been read, so Pillow does all of the decoding.
       box = self.crop.box(picture.height, picture.width, rng)
       image = Image.open(io.BytesIO(record["image"])).convert("RGB").crop(box)
       return np.asarray(image.resize(self.crop.size[::-1], Image.Resampling.BICUBIC))
@@ -191,7 +191,7 @@ class PillowViews:
 
 
 class _Counted:
-  """Views that note each example made."""
+  """Wraps views and appends to `made` for each example."""
 
   def __init__(self, views: Any, made: list[None]):
     self.views, self.made, self.outputs = views, made, views.outputs

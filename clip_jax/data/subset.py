@@ -1,4 +1,4 @@
-"""The first so many records of a source, in one random order."""
+"""Random subsets of a source; smaller ones are contained in larger ones."""
 
 import re
 from typing import Any
@@ -16,25 +16,25 @@ _UNITS = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
 class Subset:
   """The first `size` records of one seeded permutation of `source`.
 
-  For one seed a smaller subset is inside a larger one: the first 10M are among the first 25M.
+  Subsets with the same seed are nested: the records of "10M" are among those of "25M".
   """
 
   def __init__(self, source: Source, size: int | str, seed: int = 0):
-    """Counts, and reads nothing.
+    """Computes the size; reads no records.
 
     Args:
       source: the records.
-      size: how many, as 10_000_000, "10M" (or k, B), or "10%".
-      seed: of the permutation.
+      size: number of records, such as 10_000_000, "10M" (or k, B), or "10%".
+      seed: seed of the permutation.
 
     Raises:
-      UserError: no such size, or more than there is.
+      UserError: an invalid size, or more than the source has.
     """
     self.source, self.seed = source, seed
     self.size = count(size, len(source))
     if not 0 < self.size <= len(source):
-      raise UserError(f"A subset of {size} is not between 1 and the {len(source):,} records that "
-                      "the source has. Set a size within, or a larger source.")
+      raise UserError(f"Subset size {size} is not between 1 and {len(source):,}, the size of the "
+                      "source. Set another size, or use a larger source.")
 
   def __len__(self) -> int:
     return self.size
@@ -44,29 +44,30 @@ class Subset:
     return self.source[permuted(i, len(self.source), seed=mixed(self.seed))]
 
   def indices(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-    """int64 [stop - start], places in the source of the records from `start` up to `stop`."""
+    """Returns the source indices of records `start` up to `stop`, int64 [stop - start]."""
     start, stop, _ = slice(start, stop).indices(self.size)
     return self.places(np.arange(start, max(start, stop)))
 
   def places(self, at: np.ndarray) -> np.ndarray:
-    """int64 [n], places in the source of the records number `at`, int [n]."""
+    """Maps record indices, int [n], to indices in `source`, int64 [n]."""
     i = np.array(at, np.uint64)
     return permuted(i, len(self.source), seed=mixed(self.seed)).astype(np.int64)
 
   def describe(self) -> str:
-    """One line for the log."""
-    return (f"Subset: the first {self.size:,} of {len(self.source):,} records in random order "
+    """Returns one line for the log."""
+    return (f"Subset: {self.size:,} of {len(self.source):,} records at random, seed "
             f"{self.seed}")
 
 
 def count(size: int | str, total: int) -> int:
-  """The number that a size means, for a source of `total` records.
+  """Parses a size to a number of records, for a source of `total` records.
 
   Args:
-    size: 10_000_000, "10M" (or k, B), or "10%".
+    size: such as 10_000_000, "10M" (or k, B), or "10%".
+    total: number of records that a percentage refers to.
 
   Raises:
-    UserError: it is none of these.
+    UserError: the size cannot be parsed.
   """
   if isinstance(size, int):
     return size

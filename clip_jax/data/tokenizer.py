@@ -1,4 +1,4 @@
-"""Texts to token numbers, of a fixed length; 0 is padding."""
+"""Tokenizers: texts to token ids of a fixed context length, padded with 0."""
 
 from collections.abc import Callable, Iterable, Sequence
 import functools
@@ -14,7 +14,7 @@ import tokenizers
 
 from clip_jax.errors import UserError
 
-# (n, room) -> which of a text's n pieces are kept, `room` indices; n > room.
+# (n, room) -> indices of the `room` pieces to keep, for a text of n > room pieces.
 Keep = Callable[[int, int], Sequence[int]]
 
 _FOLDER = pathlib.Path(__file__).parent / "assets" / "tokenizers"
@@ -22,12 +22,13 @@ SHIPPED = ("openclipart-1k", "openclipart-4k")
 
 
 class SentencePiece:
-  """Tokens of a SentencePiece model; picklable.
+  """Tokenizes with a SentencePiece model; picklable.
 
-  A text without any token is one unknown token, because a row of nothing but padding has no mean.
+  A text without tokens becomes one unknown token, because mean pooling is undefined for a row that
+  is all padding.
 
   Attributes:
-    length: L.
+    length: L, the context length.
     vocabulary: number of pieces.
   """
 
@@ -36,25 +37,25 @@ class SentencePiece:
     """Loads the model.
 
     Args:
-      model: "openclipart-4k" or "openclipart-1k" (4,096 and 1,024 pieces; they come with the
-        package: the fewer pieces, the more captions share each of them), or the path of a model
-        with padding as piece 0, such as `train_sentencepiece` makes.
-      length: L, tokens a text. Longer ones are cut; the end token stays.
-      lower: whether texts are put in lower case first.
-      bos: whether a token says where the text begins.
-      eos: whether a token says where it ends. Wanted by a tower that pools "last" or "eot".
-      sticky_eos: whether the end token also takes the place of padding, so that the last one is
-        always an end token, as in big_vision.
+      model: "openclipart-4k" or "openclipart-1k", which come with the package (4,096 and 1,024
+        pieces; with fewer pieces, each one occurs in more captions), or the path of a model with
+        padding as piece 0, as `train_sentencepiece` makes.
+      length: L, the context length. Longer texts are truncated but keep their end token.
+      lower: whether to convert texts to lower case first.
+      bos: whether to prepend a begin token.
+      eos: whether to append an end token. Towers that pool "last" or "eot" need it.
+      sticky_eos: whether to pad with the end token instead of 0, so that the last token is always
+        an end token, as in big_vision.
 
     Raises:
-      UserError: no such model, one without a piece that is needed, or a length too small.
+      UserError: there is no such model, it lacks a required piece, or the length is too small.
     """
     path = _FOLDER / f"{model}.model" if model in SHIPPED else pathlib.Path(model)
     if not path.is_file():
-      raise UserError(f"No SentencePiece model at {model}, and none of that name is shipped; "
-                      f"shipped: {', '.join(SHIPPED)}. Train one with python -m clip_jax.prepare.")
+      raise UserError(f"No SentencePiece model at {model}, and it is not a model of the package "
+                      f"({', '.join(SHIPPED)}). Train one with python -m clip_jax.prepare.")
     if length < 1 + bos + eos:
-      raise UserError(f"length {length} leaves no room for text; at least {1 + bos + eos}.")
+      raise UserError(f"length {length} leaves no room for text; set at least {1 + bos + eos}.")
     self.length, self.lower = length, lower
     self.bos, self.eos, self.sticky_eos = bos, eos, sticky_eos
     self._proto = path.read_bytes()
@@ -67,10 +68,10 @@ class SentencePiece:
                                  ("end", eos or sticky_eos, pieces.eos_id())):
       if wanted and number < 0:
         raise UserError(f"The model {model} has no {name} piece. Set {name[0]}os=False, or train "
-                        "one with python -m clip_jax.prepare.")
+                        "a model with python -m clip_jax.prepare.")
     if 0 in (pieces.unk_id(), pieces.bos_id(), pieces.eos_id()):
-      raise UserError(f"Piece 0 of the model {model} is {pieces.id_to_piece(0)!r}, and 0 is "
-                      "padding here. Train with pad_id=0, as python -m clip_jax.prepare does.")
+      raise UserError(f"Piece 0 of the model {model} is {pieces.id_to_piece(0)!r}, but must be "
+                      "padding. Train with pad_id=0, as python -m clip_jax.prepare does.")
 
   def _load(self):
     self._processor = sentencepiece.SentencePieceProcessor(model_proto=self._proto)
@@ -84,21 +85,21 @@ class SentencePiece:
 
   @property
   def vocabulary(self) -> int:
-    """Token numbers are below it."""
+    """Vocabulary size: all token ids are smaller."""
     return self._processor.vocab_size()
 
   @property
   def end(self) -> int:
-    """Number of the end token, -1 where the model has none."""
+    """Id of the end token, -1 if the model has none."""
     return self._processor.eos_id()
 
   @property
   def model(self) -> bytes:
-    """The SentencePiece model, as a file holds it."""
+    """The serialised SentencePiece model."""
     return self._proto
 
   def __call__(self, texts: Sequence[str], keep: Keep | None = None) -> np.ndarray:
-    """Texts -> int32 [len(texts), L]; `keep` says which pieces of long ones; else the first."""
+    """Texts -> int32 [len(texts), L]; long texts keep the pieces `keep` picks, or the first."""
     pieces = self._processor
     if self.lower:
       texts = [text.lower() for text in texts]
@@ -113,25 +114,25 @@ class SentencePiece:
 
 
 def _kept(found, room, keep):
-  """Of a text's pieces, those that there is room for."""
+  """Returns at most `room` of a text's pieces, chosen by `keep` or else the first."""
   if len(found) <= room:
     return found
   return found[:room] if keep is None else [found[i] for i in keep(len(found), room)]
 
 
 def train_sentencepiece(texts: Iterable[str], path: str, pieces: int = 4096) -> int:
-  """Trains a model whose pieces 0 to 3 are padding, unknown, begin and end, and writes it.
+  """Trains and writes a model with padding, unknown, begin and end as pieces 0 to 3.
 
   Args:
-    texts: as they are to be tokenized; put them in lower case if those will be.
+    texts: training texts; convert them to lower case if the tokenizer will.
     path: the file, by convention `NAME.model`.
-    pieces: vocabulary; fewer are made of texts that have fewer to offer.
+    pieces: requested vocabulary size; small sets of texts yield fewer pieces.
 
   Returns:
-    The vocabulary.
+    The vocabulary size.
 
   Raises:
-    UserError: SentencePiece cannot make that many, or that few, or there are no texts.
+    UserError: SentencePiece cannot train this number of pieces, or there are no texts.
   """
   model = io.BytesIO()
   try:
@@ -141,23 +142,23 @@ def train_sentencepiece(texts: Iterable[str], path: str, pieces: int = 4096) -> 
         minloglevel=2)
   except RuntimeError as error:
     raise UserError(f"SentencePiece cannot train {pieces} pieces: {error}. Set another number of "
-                    "pieces, or check that the source has texts.") from error
+                    "pieces, and check that the source has texts.") from error
   with open(path, "wb") as f:
     f.write(model.getvalue())
   return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).vocab_size()
 
 
 class ClipBpe:
-  """OpenAI's byte-pair encoding for CLIP: 49,408 tokens in lower case; picklable.
+  """OpenAI's byte-pair encoding for CLIP: 49,408 lower-case tokens; picklable.
 
-  A text is <|startoftext|>, its tokens, <|endoftext|>, padding. Cut texts keep their end token, the
-  largest number, which is where CLIP's text tower pools.
+  A row is <|startoftext|>, the text's tokens, <|endoftext|>, padding. Truncated texts keep their
+  end token. It has the largest id, and CLIP's text tower pools at its position.
 
-  HTML entities are resolved and runs of white space become one space, as published; the repair of
-  wrongly decoded text (`ftfy`) is left out.
+  As published, HTML entities are unescaped and white space is collapsed. Unlike the published code,
+  this does not repair wrongly decoded text (`ftfy`).
 
   Attributes:
-    length: L.
+    length: L, the context length.
     vocabulary: 49,408.
 
   Source: Radford et al. 2021; the merges are OpenAI's, see `assets/tokenizers/README.md`.
@@ -168,11 +169,11 @@ class ClipBpe:
 
   def __init__(self, length: int = 77):
     if length < 3:
-      raise UserError(f"length {length} leaves no room between start and end; at least 3.")
+      raise UserError(f"length {length} leaves no room between start and end; set at least 3.")
     self.length = length
 
   def __call__(self, texts: Sequence[str], keep: Keep | None = None) -> np.ndarray:
-    """Texts -> int32 [len(texts), L]; `keep` says which pieces of long ones; else the first."""
+    """Texts -> int32 [len(texts), L]; long texts keep the pieces `keep` picks, or the first."""
     texts = [" ".join(html.unescape(html.unescape(text)).split()) for text in texts]
     tokens = np.zeros((len(texts), self.length), np.int32)
     for row, text in zip(tokens, texts):
@@ -183,15 +184,15 @@ class ClipBpe:
 
 
 def clip_merges() -> list[tuple[str, str]]:
-  """The 48,894 merges of CLIP's vocabulary, most frequent first."""
+  """Returns the 48,894 merges of CLIP's vocabulary, most frequent first."""
   with gzip.open(_FOLDER / "clip_merges.txt.gz", "rt", encoding="utf-8") as f:
     pairs = (line.split() for line in f)
     return [(left, right) for left, right in pairs]
 
 
 def clip_vocabulary() -> dict[str, int]:
-  """Token numbers of CLIP's pieces: 256 bytes, the same at a word's end, merges, start and end."""
-  # A byte is written as itself where it prints, otherwise as a character from 256 on: GPT-2's way.
+  """Returns CLIP's pieces with their ids: 256 bytes, the same ending a word, merges, specials."""
+  # As in GPT-2, printable bytes stand for themselves and the others for characters from 256 on.
   printing = [*range(33, 127), *range(161, 173), *range(174, 256)]
   others = [byte for byte in range(256) if byte not in printing]
   letters = [chr(byte) for byte in printing] + [chr(256 + i) for i in range(len(others))]
@@ -202,7 +203,7 @@ def clip_vocabulary() -> dict[str, int]:
 
 @functools.cache
 def _clip_tokenizer():
-  """One for the process, made at the first text: a `ClipBpe` is cheap to make and to send."""
+  """Builds the tokenizer once per process, so that `ClipBpe` is cheap to construct and pickle."""
   tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(
       clip_vocabulary(), clip_merges(), end_of_word_suffix="</w>"))
   tokenizer.normalizer = tokenizers.normalizers.Sequence([

@@ -1,4 +1,4 @@
-"""Tokenizers that come with a checkpoint: a tokenizer.json, and how texts are cleaned before it."""
+"""Tokenizers of published checkpoints: a tokenizer.json, optionally after cleaning the text."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +13,10 @@ from clip_jax.interfaces import Tokenizer
 
 
 class TokenizerFile:
-  """Tokens by a tokenizer.json, special tokens as it says; picklable.
+  """Tokenizes with a tokenizer.json, including its special tokens; picklable.
 
   Attributes:
-    length: L.
+    length: L, the context length.
     vocabulary: number of tokens.
   """
 
@@ -24,19 +24,19 @@ class TokenizerFile:
     """Loads the file.
 
     Args:
-      path: a tokenizer.json, as Hugging Face's libraries write it.
-      length: L, tokens a text. Longer ones are cut; the end token stays.
-      padding: number of the token that shorter texts are filled up with.
+      path: a tokenizer.json as written by Hugging Face's libraries.
+      length: L, the context length. Longer texts are truncated but keep their end token.
+      padding: id of the token that pads shorter texts.
 
     Raises:
-      UserError: there is no such file, or it is none.
+      UserError: there is no such file, or it is not a tokenizer.json.
     """
     self.length, self.padding = length, padding
     if not Path(path).is_file():
-      raise UserError(f"There is no tokenizer at {path}.")
+      raise UserError(f"No tokenizer at {path}. Expected the path of a tokenizer.json.")
     try:
       self._load(Path(path).read_text(encoding="utf-8"))
-    except Exception as error:  # The library raises nothing more specific.
+    except Exception as error:  # The library raises bare exceptions.
       raise UserError(f"{path} is not a tokenizer.json: {error}") from error
 
   def _load(self, text):
@@ -53,12 +53,12 @@ class TokenizerFile:
 
   @property
   def vocabulary(self) -> int:
-    """Token numbers are below it."""
+    """Vocabulary size: all token ids are smaller."""
     return self._tokenizer.get_vocab_size()
 
   @property
   def json(self) -> str:
-    """The tokenizer, as a file holds it."""
+    """The tokenizer, serialised as JSON."""
     return self._tokenizer.to_str()
 
   def __call__(self, texts: Sequence[str]) -> np.ndarray:
@@ -72,8 +72,9 @@ class TokenizerFile:
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 CLEANERS = {
     "lower": str.lower,
-    # One space between words; then the same without punctuation, as big_vision and open_clip have
-    # it, and as Hugging Face has it, where what an underscore joins stays joined.
+    # Collapses white space. The next two also lower-case and remove punctuation: "words" as in
+    # big_vision and open_clip, "letters" as in Hugging Face, which keeps words joined by an
+    # underscore together.
     "whitespace": lambda text: " ".join(text.split()),
     "words": lambda text: " ".join(
         text.replace("_", " ").translate(_NO_PUNCTUATION).lower().split()),
@@ -82,11 +83,11 @@ CLEANERS = {
 
 
 class Cleaned:
-  """A tokenizer whose texts are cleaned first; `clean` is a name in `CLEANERS`."""
+  """Wraps a tokenizer and cleans texts first; `clean` is a name in `CLEANERS`."""
 
   def __init__(self, tokenizer: Tokenizer, clean: str):
     if clean not in CLEANERS:
-      raise UserError(f"There is no way {clean!r} to clean texts; there are {', '.join(CLEANERS)}.")
+      raise UserError(f"Unknown text cleaning {clean!r}; choose from {', '.join(CLEANERS)}.")
     self.tokenizer, self.clean = tokenizer, clean
     self.length, self.vocabulary = tokenizer.length, tokenizer.vocabulary
 
@@ -96,11 +97,11 @@ class Cleaned:
 
 
 class NoTokenizer:
-  """In the place of a tokenizer that a checkpoint did not bring; says so when it is needed."""
+  """Stands in for a missing tokenizer and raises an error when it is called."""
 
   def __init__(self, why: str, length: int, vocabulary: int):
     self.why, self.length, self.vocabulary = why, length, vocabulary
 
   def __call__(self, texts: Sequence[str]) -> np.ndarray:
-    """Never anything."""
+    """Raises UserError with the reason why there is no tokenizer."""
     raise UserError(self.why)

@@ -1,4 +1,4 @@
-"""An image to pixels in two steps, resize and crop, as most published weights were evaluated."""
+"""Resizes, then crops: the preprocessing that most published weights were evaluated with."""
 
 from typing import Any
 
@@ -14,30 +14,31 @@ INTERPOLATIONS = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampl
 
 
 class TwoStep:
-  """The whole image resized to whole pixels, then its centre; `__call__(image, rng=None)`.
+  """Resizes the whole image to a whole number of pixels, then crops; `__call__(image, rng=None)`.
 
-  `Resize` resamples the box that is kept, once; this resamples the image and cuts afterwards, which
-  moves pixels by up to half of one. It is what OpenAI's, open_clip's and Hugging Face's code does.
+  `Resize` resamples only the box that is kept. This class resamples the whole image and crops the
+  result, which shifts the content by up to half a pixel. It matches the code of OpenAI, open_clip
+  and Hugging Face.
   """
 
   def __init__(self, size: int | tuple[int, int], mode: str = "shortest",
                interpolation: str = "bicubic", side: int | None = None):
-    """Notes how.
+    """Checks and stores the settings.
 
     Args:
-      size: pixels a side, or (height, width), of the result.
-      mode: "shortest", the shorter side is made to fit and the centre is cut out; "longest", the
-        longer side is, with black around; "squash", both are.
+      size: output size in pixels: one int for a square, or (height, width).
+      mode: "shortest" fits the shorter side and crops the centre; "longest" fits the longer side
+        and pads with black; "squash" stretches both sides.
       interpolation: a name in `INTERPOLATIONS`, with Pillow's antialiasing.
-      side: what the shorter side is resized to, if not to `size`.
+      side: length to which the shorter side is resized, if different from `size`.
 
     Raises:
-      UserError: there is no such mode or interpolation.
+      UserError: an unknown mode or interpolation.
     """
     for what, value, known in (("mode", mode, MODES),
                                ("interpolation", interpolation, INTERPOLATIONS)):
       if value not in known:
-        raise UserError(f"There is no {what} {value!r}; there are {', '.join(known)}.")
+        raise UserError(f"Unknown {what} {value!r}; choose from {', '.join(known)}.")
     self.size = (size, size) if isinstance(size, int) else tuple(size)
     self.mode, self.interpolation, self.side = mode, interpolation, side
 
@@ -48,16 +49,16 @@ class TwoStep:
     pixels = Image.fromarray(picture.pixels()).resize(
         wanted[::-1], INTERPOLATIONS[self.interpolation])
     (height, width), (h, w) = wanted, self.size
-    # Halves are rounded to even, as PyTorch's centre crop has it; outside the image is black.
+    # `round` rounds halves to even, as torchvision's CenterCrop does. Pillow pads with black.
     top, left = round((height - h) / 2), round((width - w) / 2)
     return np.asarray(pixels.crop((left, top, left + w, top + h)))
 
   def _resized(self, height, width):
-    """(height, width) of the whole image after the first step."""
+    """Returns the (height, width) of the whole image after resizing."""
     if self.mode == "squash":
       return self.size
     if self.mode == "shortest" and (self.side or self.size[0] == self.size[1]):
-      # The other side is rounded down.
+      # Round the longer side down, as torchvision's Resize does.
       side = self.side or self.size[0]
       short = min(height, width)
       return side * height // short, side * width // short

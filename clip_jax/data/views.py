@@ -1,4 +1,4 @@
-"""What a model sees of a record: images cropped and augmented, and tokens."""
+"""Turns records into examples: cropped and augmented images, and tokens."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,14 +13,14 @@ from clip_jax.interfaces import HostAugment, Tokenizer
 
 
 class ImageView:
-  """One way of seeing an image: a crop, then augmentations in order."""
+  """Crops an image, then applies augmentations in order."""
 
   def __init__(self, crop: Callable, augment: Sequence[HostAugment] = ()):
-    """Notes what to do.
+    """Stores the steps.
 
     Args:
-      crop: `crop(image, rng)` -> uint8 [H, W, 3]; takes encoded bytes, pixels or a `Picture`.
-      augment: each `augment(image, rng)`, uint8 to uint8.
+      crop: `crop(image, rng)` -> uint8 [H, W, 3]; accepts encoded bytes, pixels or a `Picture`.
+      augment: augmentations, each `augment(image, rng)`, uint8 to uint8.
     """
     self.crop, self.augment = crop, tuple(augment)
 
@@ -33,60 +33,61 @@ class ImageView:
 
 
 class Views:
-  """Makes an example of a record: uint8 images by name, and "tokens".
+  """Converts a record to an example: named uint8 images, and "tokens".
 
   Attributes:
     images: the image views by name.
-    tokenizer: makes "tokens".
-    outputs: names of what an example holds.
+    tokenizer: converts the text to "tokens".
+    outputs: names of the entries of an example.
   """
 
   def __init__(self, images: dict[str, ImageView], tokenizer: Tokenizer,
                captions: str | tuple[float, ...] = "random", shorten: str = "first"):
-    """Notes what to make.
+    """Checks and stores the settings.
 
     Args:
-      images: views by the name of the batch entry, {"image": ImageView(...), ...}.
+      images: views by name of the batch entry, {"image": ImageView(...), ...}.
       tokenizer: texts to int32 [B, L].
-      captions: which text, where a record has several: "random" draws one at each visit, "first"
-        takes the first; weights draw by them, one for each place in the list (a source of several
-        fields gives them in its own order).
-      shorten: which tokens of a text that is longer than the tokenizer's length: its "first", any
-        at "random" in their order, or a "block" from anywhere (CLIPA).
+      captions: how to choose among several texts of a record: "random" draws one at each visit,
+        "first" takes the first, and a tuple of weights draws with these probabilities, one weight
+        per text (a source with several text fields yields them in its own order).
+      shorten: which tokens to keep of a text longer than the tokenizer's context length: the
+        "first", a "random" subset in text order, or a contiguous "block" at a random place (CLIPA).
 
     Raises:
-      UserError: no view, or captions or shorten that are none of these.
+      UserError: no image view, a reserved name, or an invalid `captions` or `shorten`.
     """
     if not images:
-      raise UserError('No image view. Give at least {"image": ImageView(...)}.')
+      raise UserError('No image view; give at least {"image": ImageView(...)}.')
     reserved = {"tokens", "index", "replaced", "damaged"} & set(images)
     if reserved:
-      raise UserError(f"No image view can be named {', '.join(sorted(reserved))}; the pipeline "
-                      "makes an entry of that name itself.")
+      raise UserError(f"Image view name {', '.join(sorted(reserved))} is reserved for an entry "
+                      "that the pipeline adds. Rename the view.")
     weights = () if isinstance(captions, str) else captions
     if captions not in ("random", "first") and not (
         weights and min(weights) >= 0 and sum(weights) > 0):
       raise UserError(
-          f'captions {captions!r} is not "random", "first", or weights such as (0.7, 0.3).')
+          f'captions {captions!r} is not "random", "first" or weights such as (0.7, 0.3).')
     if shorten not in WAYS:
-      raise UserError(f"shorten {shorten!r} is not {', '.join(map(repr, WAYS))}.")
+      raise UserError(f"shorten {shorten!r} is not one of {', '.join(map(repr, WAYS))}.")
     self.images, self.tokenizer, self.captions = dict(images), tokenizer, captions
     self.shorten = shorten
     self._shares = np.cumsum(weights) / np.sum(weights) if weights else None
 
   @property
   def outputs(self) -> tuple[str, ...]:
-    """Names of what an example holds."""
+    """Names of the entries of an example."""
     return (*self.images, "tokens")
 
   def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
     """One record -> {"image": uint8 [H, W, 3], ..., "tokens": int32 [L]}.
 
-    Each view has its own random numbers, by its name: a view added or removed changes no other.
+    Each view's random generator is keyed by the view's name, so adding or removing a view does not
+    change the others.
 
     Raises:
       UnreadableImage: the image is damaged.
-      UserError: the record has no image, or a number of texts other than that of the weights.
+      UserError: the record lacks an image or a text, or has more or fewer texts than weights.
     """
     lot = rng.integers(2**64, dtype=np.uint64)
 
@@ -97,7 +98,7 @@ class Views:
     missing = [name for name in ("image", "text") if name not in record]
     if missing:
       raise UserError(f"A record has no {' and no '.join(map(repr, missing))}; it has "
-                      f"{', '.join(map(repr, record))}. Let the source name its fields so.")
+                      f"{', '.join(map(repr, record))}. Rename the fields in the source.")
     picture = Picture(record["image"])
     example = {name: view(picture, generator(name)) for name, view in self.images.items()}
     text = record["text"]
@@ -107,16 +108,16 @@ class Views:
     return example
 
   def _tokens(self, text, generator):
-    """int32 [L]."""
+    """Tokenizes one text, int32 [L], shortening it as configured."""
     way = WAYS[self.shorten]
     if way is None:
       return self.tokenizer([text])[0]
     rng = generator("tokens/shorten")
-    tokenizer: Any = self.tokenizer  # One that takes `keep=` as well.
+    tokenizer: Any = self.tokenizer  # One that also accepts `keep=`.
     return tokenizer([text], keep=lambda n, room: way(n, room, rng))[0]
 
   def _chosen(self, texts, generator):
-    """One of a record's texts."""
+    """Chooses one of a record's texts."""
     if not texts:
       return ""
     if self.captions == "first":
@@ -125,6 +126,6 @@ class Views:
     if self.captions == "random":
       return texts[int(lot * len(texts))]
     if len(texts) != len(self._shares):
-      raise UserError(f"captions has {len(self._shares)} weights and a record has {len(texts)} "
-                      'texts. Weights are for sources with a fixed number of texts; use "random".')
+      raise UserError(f"captions has {len(self._shares)} weights, but a record has {len(texts)} "
+                      'texts. Use captions="random" if the number of texts varies.')
     return texts[int(np.searchsorted(self._shares, lot, side="right"))]

@@ -1,4 +1,4 @@
-"""SimCLR's augmentation on the device, against Pillow, colorsys and loops."""
+"""SimCLR's augmentation on the device agrees with Pillow, colorsys and plain loops."""
 
 import colorsys
 import itertools
@@ -16,7 +16,7 @@ OFF = dict(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0, grey=0.0, blur
 
 
 def scenes(B, height=24, width=32, seed=0):
-  """Smooth pictures, as photographs are: uint8 [B, H, W, 3]."""
+  """Smooth images, like photographs: uint8 [B, H, W, 3]."""
   small = np.random.default_rng(seed).integers(256, size=(B, 7, 8, 3), dtype=np.uint8)
   pictures = (Image.fromarray(x).resize((width, height), Image.Resampling.BICUBIC) for x in small)
   return np.stack([np.asarray(picture) for picture in pictures])
@@ -35,12 +35,12 @@ augmented = jax.jit(lambda augment, image, key: augment(image, key), static_argn
 
 @pytest.fixture(scope="module")
 def everything():
-  """The augmentation with its defaults, of 64 images."""
+  """64 images and their augmentations with the default settings."""
   image = scenes(64)
   return image, np.asarray(augmented(SimclrColours(), image, keys(64)))
 
 
-def test_pixels_stay_within_their_range_and_shape(everything):
+def test_shape_and_range_are_preserved(everything):
   image, x = everything
   assert x.shape == image.shape and x.dtype == np.float32
   assert x.min() >= -1e-6 and x.max() <= 1 + 1e-6
@@ -54,24 +54,24 @@ def test_an_image_does_not_depend_on_the_others(everything):
   np.testing.assert_allclose(part, x[40:48], atol=1e-6)
 
 
-def test_there_is_no_branch_and_no_loop():
+def test_the_jaxpr_has_no_branch_and_no_loop():
   text = str(jax.make_jaxpr(SimclrColours())(scenes(2), keys(2)))
   assert "cond[" not in text and "while[" not in text
 
 
 @pytest.mark.parametrize("place, enhance", [
     (0, ImageEnhance.Brightness), (1, ImageEnhance.Contrast), (2, ImageEnhance.Color)])
-def test_an_enhancement_is_pillows(place, enhance):
+def test_enhancements_match_pillow(place, enhance):
   image, change = scenes(4), np.float32([-0.4, -0.1, 0.2, 0.4])
   changes = np.zeros((4, 4), np.float32)
   changes[:, place] = change
   x = jax.jit(jittered)(floats(image), changes, jnp.tile(jnp.arange(4), (4, 1)))
   for i in range(4):
     theirs = enhance(Image.fromarray(image[i])).enhance(1 + float(change[i]))
-    np.testing.assert_allclose(255 * x[i], np.asarray(theirs), atol=1.4)  # They round down.
+    np.testing.assert_allclose(255 * x[i], np.asarray(theirs), atol=1.4)  # Pillow rounds down.
 
 
-def test_hue_is_turned_as_by_colorsys():
+def test_hue_shift_matches_colorsys():
   image = scenes(3)
   turns = np.float32([-0.1, 0.04, 0.5])
   x = jax.jit(turned)(floats(image), turns[:, None, None])
@@ -82,13 +82,13 @@ def test_hue_is_turned_as_by_colorsys():
       np.testing.assert_allclose(after, expected, atol=1e-5)
 
 
-def test_greys_have_no_hue_to_turn():
+def test_hue_shift_leaves_greys_unchanged():
   x = jnp.linspace(0, 1, 12).reshape(1, 2, 6, 1) * jnp.ones(3)
   np.testing.assert_allclose(turned(x, jnp.float32(0.3)), x, atol=1e-6)
 
 
-def test_the_order_of_the_jitter_is_each_images_own():
-  """All 24 orders at once, each against the four operations done one after the other."""
+def test_each_image_has_its_own_jitter_order():
+  """Compares all 24 orders in one batch with the four operations applied in sequence."""
   orders = np.array(list(itertools.permutations(range(4))))
   image = np.repeat(scenes(1), 24, axis=0)
   changes = np.float32([0.4, -0.3, 0.4, 0.1])
@@ -109,7 +109,7 @@ def test_the_order_of_the_jitter_is_each_images_own():
   assert len(results) > 12  # The order matters.
 
 
-def test_grey_is_pillows():
+def test_grey_matches_pillow():
   image = scenes(2)
   x = augmented(SimclrColours(**{**OFF, "grey": 1.0}), image, keys(2))
   for i in range(2):
@@ -117,7 +117,7 @@ def test_grey_is_pillows():
     np.testing.assert_allclose(255 * x[i], np.broadcast_to(theirs, x[i].shape), atol=0.51)
 
 
-def test_the_blur_is_the_gaussian_and_near_pillows():
+def test_blur_matches_a_gaussian_and_approximates_pillow():
   image, sigma = scenes(3, 20, 26), np.float32([0.1, 0.9, 2.0])
   x = np.asarray(jax.jit(lambda x, s: blurred(x, s, greatest=2.0))(floats(image), sigma))
   for i in range(3):
@@ -137,7 +137,7 @@ def test_the_blur_is_the_gaussian_and_near_pillows():
       assert np.abs(255 * x[i] - image[i]).mean() > 10
 
 
-def test_each_happens_at_its_rate():
+def test_operations_happen_with_their_probabilities():
   image = scenes(1, 8, 8).repeat(512, axis=0)
   original = image / 255.0
   cases = {
@@ -154,7 +154,7 @@ def test_each_happens_at_its_rate():
       np.testing.assert_allclose(x[changed], original[changed][:, :, ::-1], atol=1e-6)
 
 
-def test_strengths_are_the_greatest_changes():
+def test_strengths_bound_the_changes():
   image = np.full((512, 2, 2, 3), 100, np.uint8)
   x = augmented(SimclrColours(**{**OFF, "brightness": 0.4}, probability=1.0), image, keys(512))
   factors = np.asarray(x)[:, 0, 0, 0] * 255 / 100
@@ -162,7 +162,7 @@ def test_strengths_are_the_greatest_changes():
   assert abs(factors.mean() - 1) < 0.04
 
 
-def test_nothing_asked_for_is_nothing_done():
+def test_disabled_augmentation_only_converts_to_float():
   image = scenes(2)
   np.testing.assert_array_equal(augmented(SimclrColours(**OFF), image, keys(2)), floats(image))
   np.testing.assert_allclose(luma(floats(image))[..., 0], image @ [0.299, 0.587, 0.114] / 255,
@@ -172,7 +172,7 @@ def test_nothing_asked_for_is_nothing_done():
 @pytest.mark.parametrize("arguments, message", [
     (dict(hue=0.6), "hue 0.6 is not between 0 and 0.5"),
     (dict(blur=-0.1), "blur -0.1 is not between 0 and 1"),
-    (dict(sigma=(0.0, 2.0)), r"sigma \(0.0, 2.0\) is not a range")])
-def test_a_wrong_argument_is_said(arguments, message):
+    (dict(sigma=(0.0, 2.0)), r"sigma \(0.0, 2.0\) is not a valid range")])
+def test_invalid_arguments_raise(arguments, message):
   with pytest.raises(UserError, match=message):
     SimclrColours(**arguments)

@@ -1,4 +1,4 @@
-"""What changes pixels on the host: by its definition, deterministic, uint8 to uint8."""
+"""Host augmentations match their definitions, are deterministic, and map uint8 to uint8."""
 
 import colorsys
 
@@ -24,7 +24,7 @@ def grey(image):
 
 
 def blend(other, image, factor):
-  """other + factor (image - other), cut to [0, 255]."""
+  """other + factor (image - other), clipped to [0, 255]."""
   return (other + factor * (image.astype(float) - other)).clip(0, 255)
 
 
@@ -35,7 +35,7 @@ def applied(name, image, strength, sign=1):
 @pytest.mark.parametrize("augment", [
     HorizontalFlip(), ColourJitter(), ColourJitter(probability=1, grey=0), RandAugment(),
     RandAugment(3, 10, resampling="bilinear")])
-def test_it_is_deterministic_and_keeps_shape_and_type(augment):
+def test_augmentations_are_deterministic_and_keep_shape_and_dtype(augment):
   image = scene()
   before = image.copy()
   differ = 0
@@ -48,7 +48,7 @@ def test_it_is_deterministic_and_keeps_shape_and_type(augment):
   assert differ > 5
 
 
-def test_flip_mirrors_its_share():
+def test_flip_happens_with_its_probability():
   image = scene()
   rng = np.random.default_rng(0)
   for probability in (0, .3, 1):
@@ -76,7 +76,7 @@ def test_jitter_blends_with_black_mean_or_grey(name, other):
   assert len(factors) > 4
 
 
-def test_hue_turns_the_colour_circle():
+def test_hue_shift_matches_colorsys():
   image = scene()
   for turn in (-.1, .05, .5):
     got = np.asarray(turned(Image.fromarray(image), turn)) / 255
@@ -90,7 +90,7 @@ def test_hue_turns_the_colour_circle():
   np.testing.assert_allclose(same, image, atol=6)
 
 
-def test_jitter_drops_colours_at_its_rate():
+def test_jitter_converts_to_grey_with_its_probability():
   image = scene()
   jitter = ColourJitter(probability=0, grey=.2)
   got = [jitter(image, np.random.default_rng(seed)) for seed in range(400)]
@@ -99,12 +99,12 @@ def test_jitter_drops_colours_at_its_rate():
   assert abs(np.mean(dropped) - .2) < .06
 
 
-def test_randaugment_has_the_fourteen_operations():
+def test_randaugment_has_fourteen_operations():
   assert len(OPERATIONS) == 14
 
 
 @pytest.mark.parametrize("name", sorted(set(OPERATIONS) - {"auto_contrast", "equalize"}))
-def test_an_operation_without_strength_does_nothing(name):
+def test_an_operation_at_strength_zero_is_the_identity(name):
   np.testing.assert_array_equal(applied(name, scene(), 0), scene())
 
 
@@ -115,7 +115,7 @@ def test_auto_contrast_stretches_each_channel():
                              (image - low.astype(float)) * 255 / (high - low), atol=1)
 
 
-def test_equalize_makes_histograms_flat():
+def test_equalize_flattens_histograms():
   image = (scene(64, 64) // 4 + 100).astype(np.uint8)
   got = applied("equalize", image, 1)
   for channel in range(3):
@@ -123,7 +123,7 @@ def test_equalize_makes_histograms_flat():
     assert counts.min() > 64 * 64 / 8 * .7
 
 
-def test_solarize_inverts_from_a_threshold_that_falls():
+def test_solarize_inverts_above_a_falling_threshold():
   image = scene()
   for strength, threshold in ((.25, 192), (.9, 26), (1, 0)):
     np.testing.assert_array_equal(applied("solarize", image, strength),
@@ -141,7 +141,7 @@ def test_posterize_keeps_eight_down_to_four_bits():
     ("colour", lambda image: grey(image)[..., None]),
     ("contrast", lambda image: int(grey(image).mean() + .5)), ("brightness", lambda image: 0)])
 @pytest.mark.parametrize("sign", [-1, 1])
-def test_enhancements_blend_both_ways(name, other, sign):
+def test_enhancements_blend_in_both_directions(name, other, sign):
   image = scene()
   np.testing.assert_allclose(applied(name, image, .5, sign).astype(float),
                              blend(other(image), image, 1 + sign * .45), atol=1.01)
@@ -160,7 +160,7 @@ def test_sharpness_blends_with_the_smoothed_image():
 
 @pytest.mark.parametrize("sign", [-1, 1])
 @pytest.mark.parametrize("name", ["shear_x", "shear_y", "translate_x", "translate_y"])
-def test_affine_operations_look_pixels_up(name, sign):
+def test_affine_operations_match_a_pixel_lookup(name, sign):
   image = scene()
   strength = .7
   expected = np.empty_like(image)
@@ -177,7 +177,7 @@ def test_affine_operations_look_pixels_up(name, sign):
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
-def test_rotate_turns_by_thirty_degrees(sign):
+def test_rotate_turns_by_up_to_thirty_degrees(sign):
   image = scene()
   angle = np.deg2rad(30 * sign)
   expected = np.empty_like(image)
@@ -191,7 +191,7 @@ def test_rotate_turns_by_thirty_degrees(sign):
 
 
 def test_randaugment_draws_all_operations_and_both_signs():
-  image = scene() // 2 + 30  # Of a full range, its stretched contrast would be itself.
+  image = scene() // 2 + 30  # With the full range, AutoContrast would be the identity.
   possible = {applied(name, image, .9, sign).tobytes(): name
               for name in OPERATIONS for sign in (-1, 1)}
   augment = RandAugment(1, 9, fill=(1, 2, 3))
@@ -207,9 +207,9 @@ def test_randaugment_draws_all_operations_and_both_signs():
     (lambda: HorizontalFlip(2), "probability 2 is not between 0 and 1"),
     (lambda: ColourJitter(hue=.6), "hue 0.6 is not between 0 and 0.5"),
     (lambda: ColourJitter(brightness=-1), "brightness -1 is not between 0 and 1"),
-    (lambda: RandAugment(-1), "operations -1 is not a number"),
+    (lambda: RandAugment(-1), "operations -1 is negative"),
     (lambda: RandAugment(magnitude=30), "magnitude 30 is not between 0 and 10"),
     (lambda: RandAugment(resampling="cubic"), "resampling 'cubic' is not")])
-def test_a_wrong_argument_is_said(make, message):
+def test_invalid_arguments_raise(make, message):
   with pytest.raises(UserError, match=message):
     make()

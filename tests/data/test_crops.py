@@ -1,4 +1,4 @@
-"""Crops: exactly Pillow's pixels, from the boxes that the definitions give."""
+"""Crops have the defined boxes and, unless a faster mode is chosen, exactly Pillow's pixels."""
 
 import io
 
@@ -13,7 +13,7 @@ from clip_jax.errors import UserError
 
 
 def scene(height, width, seed=0):
-  """uint8 [H, W, 3], smooth with a little noise, as photographs are."""
+  """uint8 [H, W, 3], smooth with a little noise, like a photograph."""
   rng = np.random.default_rng(seed)
   coarse = rng.integers(256, size=(15, 20, 3), dtype=np.uint8)
   smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.BICUBIC)).astype(int)
@@ -26,7 +26,7 @@ def mean_difference(a, b):
 
 @pytest.mark.parametrize("height, width", [(60, 90), (300, 200), (480, 640)])
 @pytest.mark.parametrize("size", [64, (32, 48)])
-def test_a_random_crop_has_pillows_pixels(height, width, size):
+def test_random_crops_match_pillow(height, width, size):
   image = scene(height, width)
   data = simplejpeg.encode_jpeg(image, 90)
   crop = RandomResizedCrop(size, shrink=False)
@@ -39,7 +39,7 @@ def test_a_random_crop_has_pillows_pixels(height, width, size):
       np.testing.assert_array_equal(crop(given, np.random.default_rng(seed)), expected)
 
 
-def test_boxes_have_the_areas_and_ratios_asked_for_and_reach_everywhere():
+def test_random_boxes_cover_the_requested_areas_ratios_and_positions():
   crop = RandomResizedCrop(8, scale=(.1, .6), ratio=(.5, 2))
   rng = np.random.default_rng(0)
   boxes = np.array([crop.box(300, 400, rng) for _ in range(4000)])
@@ -50,13 +50,13 @@ def test_boxes_have_the_areas_and_ratios_asked_for_and_reach_everywhere():
   ratio = (right - left) / (bottom - top)
   assert .095 < share.min() < .12 and .55 < share.max() < .61
   assert .49 < ratio.min() < .52 and 1.9 < ratio.max() < 2.04
-  assert abs(np.log(ratio[share < .3]).mean()) < .05        # As likely wide as high.
+  assert abs(np.log(ratio[share < .3]).mean()) < .05        # Wide and tall are equally likely.
   assert abs(((left + right) / 2).mean() - 200) < 5 and abs(((top + bottom) / 2).mean() - 150) < 5
 
 
 @pytest.mark.parametrize("height, width, box", [
     (10, 1000, (493, 0, 506, 10)), (1000, 10, (0, 493, 10, 506)), (50, 50, (0, 0, 50, 50))])
-def test_where_no_box_fits_it_is_the_largest_central_one(height, width, box):
+def test_the_fallback_is_the_largest_central_box(height, width, box):
   crop = RandomResizedCrop(8, scale=(1, 1), ratio=(3 / 4, 4 / 3))
 
   class Never:
@@ -69,7 +69,7 @@ def test_where_no_box_fits_it_is_the_largest_central_one(height, width, box):
   assert crop.box(height, width, Never()) == box
 
 
-def test_a_random_crop_of_a_small_image_works():
+def test_random_crops_of_tiny_images():
   for shape in ((1, 1, 3), (2, 7, 3), (1, 40, 3)):
     for seed in range(20):
       got = RandomResizedCrop(16)(np.full(shape, 77, np.uint8), np.random.default_rng(seed))
@@ -77,7 +77,7 @@ def test_a_random_crop_of_a_small_image_works():
 
 
 @pytest.mark.parametrize("height, width, most", [(480, 640, .7), (1203, 1601, .9)])
-def test_shrinking_while_decoding_hardly_changes_pixels(height, width, most):
+def test_decoding_at_a_reduced_size_barely_changes_pixels(height, width, most):
   data = simplejpeg.encode_jpeg(scene(height, width), 90)
   for seed in range(5):
     exact, fast = (RandomResizedCrop(112, shrink=shrink)(data, np.random.default_rng(seed))
@@ -89,7 +89,7 @@ def test_shrinking_while_decoding_hardly_changes_pixels(height, width, most):
 
 @pytest.mark.parametrize("height, width", [(300, 400), (480, 640), (1203, 1601)])
 @pytest.mark.parametrize("encoded", [True, False])
-def test_the_fast_way_shows_the_same_picture(height, width, encoded):
+def test_fast_resizing_barely_changes_pixels(height, width, encoded):
   image = scene(height, width)
   image = simplejpeg.encode_jpeg(image, 90) if encoded else image
   for seed in range(5):
@@ -102,14 +102,14 @@ def test_the_fast_way_shows_the_same_picture(height, width, encoded):
         assert mean_difference(exact, other) < mean_difference(exact, np.roll(other, shift, (0, 1)))
 
 
-def test_shrinking_is_not_done_below_twice_the_crop():
+def test_boxes_below_twice_the_output_size_are_decoded_in_full():
   data = simplejpeg.encode_jpeg(scene(120, 120), 90)
   crops = [RandomResizedCrop(64, shrink=shrink)(data, np.random.default_rng(1))
            for shrink in (False, True)]
   np.testing.assert_array_equal(*crops)
 
 
-def test_several_crops_of_a_picture_are_those_of_its_bytes():
+def test_crops_of_a_picture_equal_crops_of_its_bytes():
   data = simplejpeg.encode_jpeg(scene(480, 640), 90)
   picture = Picture(data)
   for seed, size in enumerate((32, 64, 200)):
@@ -117,7 +117,7 @@ def test_several_crops_of_a_picture_are_those_of_its_bytes():
                                   RandomResizedCrop(size)(data, np.random.default_rng(seed)))
 
 
-def test_squash_is_pillows_resize():
+def test_squash_matches_pillows_resize():
   image = scene(90, 60)
   np.testing.assert_array_equal(
       Resize((32, 48))(image), np.asarray(Image.fromarray(image).resize((48, 32), Image.BICUBIC)))
@@ -127,7 +127,7 @@ def test_squash_is_pillows_resize():
 @pytest.mark.parametrize("height, width, size", [
     (301, 203, 64), (120, 90, 200), (77, 240, (16, 32))])
 @pytest.mark.parametrize("central", [1.0, .875])
-def test_central_boxes_are_pillows_resize_of_that_box(mode, height, width, size, central):
+def test_central_boxes_match_pillows_resize_with_a_box(mode, height, width, size, central):
   image = scene(height, width)
   resize = Resize(size, mode, central)
   h, w = (size, size) if isinstance(size, int) else size
@@ -135,8 +135,8 @@ def test_central_boxes_are_pillows_resize_of_that_box(mode, height, width, size,
   np.testing.assert_array_equal(resize(image), np.asarray(expected))
 
 
-def test_crop_is_the_shorter_side_resized_and_the_centre_cut():
-  """Of sides that divide evenly, so that the two-step way rounds nothing."""
+def test_crop_equals_resizing_the_shorter_side_then_cropping_the_centre():
+  """Uses sides that divide evenly, so that the two steps need no rounding."""
   image = scene(256, 384)
   two_steps = np.asarray(Image.fromarray(image).resize((192, 128), Image.BICUBIC))[8:120, 40:152]
   np.testing.assert_array_equal(Resize(112, "crop", central=.875)(image), two_steps)
@@ -165,7 +165,7 @@ def test_resize_ignores_rng_and_takes_encoded_bytes():
                                 Resize(32)(image))
 
 
-def test_a_shrunk_resize_is_close_to_the_exact_one():
+def test_resize_with_shrink_barely_changes_pixels():
   data = simplejpeg.encode_jpeg(scene(1203, 1601), 90)
   for mode in ("squash", "crop", "pad"):
     exact, fast = (Resize(112, mode, .875, shrink=shrink)(data) for shrink in (False, True))
@@ -173,26 +173,26 @@ def test_a_shrunk_resize_is_close_to_the_exact_one():
 
 
 @pytest.mark.parametrize("make, message", [
-    (lambda: RandomResizedCrop(0), "size 0 is not a number of pixels"),
-    (lambda: RandomResizedCrop(8, scale=(0, 1)), r"scale \(0, 1\) is not a range"),
-    (lambda: RandomResizedCrop(8, scale=(.5, 1.5)), "least <= greatest <= 1"),
+    (lambda: RandomResizedCrop(0), "size 0 is not a positive int"),
+    (lambda: RandomResizedCrop(8, scale=(0, 1)), r"scale \(0, 1\) is not a valid range"),
+    (lambda: RandomResizedCrop(8, scale=(.5, 1.5)), "minimum <= maximum <= 1"),
     (lambda: RandomResizedCrop(8, resize="slow"), "resize 'slow' is not \"bicubic\" or \"fast\""),
-    (lambda: RandomResizedCrop(8, ratio=(2, 1)), r"ratio \(2, 1\) is not a range"),
-    (lambda: Resize((0, 3)), r"size \(0, 3\) is not a number of pixels"),
+    (lambda: RandomResizedCrop(8, ratio=(2, 1)), r"ratio \(2, 1\) is not a valid range"),
+    (lambda: Resize((0, 3)), r"size \(0, 3\) is not a positive int"),
     (lambda: Resize(8, "stretch"), "mode 'stretch' is not"),
-    (lambda: Resize(8, central=0), "central 0 is not a share")])
-def test_a_wrong_argument_is_said(make, message):
+    (lambda: Resize(8, central=0), "central 0 is not a fraction")])
+def test_invalid_arguments_raise(make, message):
   with pytest.raises(UserError, match=message):
     make()
 
 
-def test_a_crop_can_be_of_the_squashed_image():
+def test_boxes_can_refer_to_the_squashed_image():
   crop = RandomResizedCrop(8, scale=(0.3, 0.9), ratio=(0.5, 2.0), squash=True)
   rng = np.random.default_rng(0)
   shares, ratios = [], []
   for _ in range(500):
     left, top, right, bottom = crop.box(1000, 4000, rng)
-    h, w = (bottom - top) / 1000, (right - left) / 4000                     # Of a square of side 1.
+    h, w = (bottom - top) / 1000, (right - left) / 4000                     # In the unit square.
     shares.append(h * w)
     ratios.append(w / h)
   assert 0.299 < min(shares) < 0.33 and 0.8 < max(shares) < 0.901

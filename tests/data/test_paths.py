@@ -1,4 +1,4 @@
-"""Files, folders and patterns, local ones and URIs alike."""
+"""Files, folders and patterns resolve alike for local paths and URIs."""
 
 import glob
 from pathlib import Path
@@ -20,10 +20,10 @@ def tree(tmp_path):
 @pytest.mark.parametrize("pattern", ["*.txt", "[ab].txt", "?.bin", "*/*.txt", "**/*.txt",
                                      "d*/d.txt", "a.txt"])
 @pytest.mark.parametrize("scheme", ["", "file://"])
-def test_patterns_mean_what_they_mean_to_glob(tree, pattern, scheme):
+def test_patterns_match_as_in_glob(tree, pattern, scheme):
   where, files = matching(f"{scheme}{tree}/{pattern}")
   expected = sorted(glob.glob(f"{tree}/{pattern}", recursive=True))
-  if pattern.startswith("**") and scheme:  # Here, ** is for one folder at least.
+  if pattern.startswith("**") and scheme:  # In URIs, ** matches at least one folder.
     expected = [f for f in expected if "deep" in f]
   assert files == expected and files
   for file in files:
@@ -31,23 +31,23 @@ def test_patterns_mean_what_they_mean_to_glob(tree, pattern, scheme):
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
-def test_a_folder_means_its_files_by_their_endings(tree, scheme):
+def test_a_folder_resolves_to_its_files_with_the_given_suffixes(tree, scheme):
   assert matching(f"{scheme}{tree}", (".txt",))[1] == [f"{tree}/a.txt", f"{tree}/b.txt"]
   assert len(matching(f"{scheme}{tree}")[1]) == 3
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
-def test_nothing_there_is_said(tree, scheme):
+def test_paths_without_files_raise(tree, scheme):
   with pytest.raises(UserError, match="no files at .*none.*Expected a file, a folder or a pattern"):
     matching(f"{scheme}{tree}/none*")
   with pytest.raises(UserError, match="no files at .*none/x"):
     matching(f"{scheme}{tree}/none/x")
-  with pytest.raises(UserError, match=r"no files that end in .zip or .7z at"):
+  with pytest.raises(UserError, match=r"no files ending in .zip or .7z at"):
     matching(f"{scheme}{tree}", (".zip", ".7z"))
-  with pytest.raises(UserError, match="Braces are not understood"):
+  with pytest.raises(UserError, match="braces are not supported"):
     matching(f"{scheme}{tree}/{{a..b}}.txt")
 
 
-def test_an_unknown_kind_of_uri_is_said():
-  with pytest.raises(UserError, match="foo://x/y cannot be looked up: .*such as gs://BUCKET/NAME"):
+def test_unknown_uri_schemes_raise():
+  with pytest.raises(UserError, match="foo://x/y cannot be accessed: .*such as gs://BUCKET/NAME"):
     matching("foo://x/y")

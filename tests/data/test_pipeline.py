@@ -1,4 +1,4 @@
-"""Batches: one order, the same on any number of hosts, threads and processes, from any step."""
+"""Batches are identical for any number of hosts, threads and workers, and from any start step."""
 
 import itertools
 import os
@@ -43,7 +43,7 @@ def assert_equal(one, other):
 
 
 @pytest.mark.parametrize("rows", [[1, 3, 4, 6], [0, 1, 2, 3, 4, 5, 6, 7], [5]])
-def test_a_host_can_have_any_rows_of_every_batch(straight, rows):
+def test_a_host_can_read_arbitrary_rows_of_every_batch(straight, rows):
   ours = first(EXAMPLES, 3, batch_size=8, start=2, rows=np.array(rows), threads=2)
   assert_equal(ours, [{n: x[rows] for n, x in batch.items()} for batch in straight[2:5]])
 
@@ -53,7 +53,7 @@ def straight():
   return first(EXAMPLES, 8, batch_size=8, threads=0)
 
 
-def test_a_batch_is_the_examples_of_its_positions(straight):
+def test_a_batch_holds_the_examples_of_its_positions(straight):
   for step, batch in enumerate(straight):
     rows = sorted((EXAMPLES[step * 8 + row] for row in range(8)), key=lambda row: row["index"])
     assert tuple(batch) and set(batch) == set(EXAMPLES.outputs)
@@ -75,18 +75,18 @@ def test_the_global_batch_is_the_same_on_any_number_of_hosts_and_threads(straigh
   assert_equal(together, straight)
 
 
-def test_processes_make_the_same_batches(straight):
+def test_workers_make_the_same_batches(straight):
   made = first(EXAMPLES, 5, batch_size=8, start=3, host=1, hosts=2, threads=2, workers=2)
   assert_equal(made, [{name: batch[name][4:] for name in batch} for batch in straight[3:]])
   assert all(type(values) is np.ndarray for values in made[0].values())
 
 
 @pytest.mark.parametrize("k", [1, 5])
-def test_starting_at_a_step_gives_what_was_left(straight, k):
+def test_starting_at_a_later_step_gives_the_remaining_batches(straight, k):
   assert_equal(first(EXAMPLES, 8 - k, batch_size=8, start=k), straight[k:])
 
 
-def test_starting_far_on_is_as_quick_as_starting_at_once():
+def test_starting_at_a_late_step_is_fast():
   examples = Examples(Shapes(10**9), VIEWS)
   begin = time.process_time()
   batch, = first(examples, 1, batch_size=8, start=10_000_000, threads=0)
@@ -95,7 +95,7 @@ def test_starting_far_on_is_as_quick_as_starting_at_once():
       examples.index(80_000_000 + row) for row in range(8))
 
 
-def test_every_epoch_has_each_record_once_in_an_order_of_its_own():
+def test_every_epoch_has_each_record_once_in_a_new_order():
   examples = Examples(Shapes(97), VIEWS)
   epochs = [[examples.index(epoch * 97 + i) for i in range(97)] for epoch in range(4)]
   assert all(sorted(epoch) == list(range(97)) for epoch in epochs)
@@ -103,22 +103,22 @@ def test_every_epoch_has_each_record_once_in_an_order_of_its_own():
   assert [Examples(Shapes(97), VIEWS, seed=1).index(i) for i in range(97)] != epochs[0]
 
 
-def test_many_places_at_once_are_those_one_by_one():
+def test_indices_agrees_with_index():
   examples = Examples(Shapes(97), VIEWS, seed=3)
   positions = np.arange(50, 400)
   assert examples.indices(positions).tolist() == [examples.index(p) for p in positions.tolist()]
 
 
-def test_a_host_reads_neighbours_from_its_own_part_of_the_files():
-  """A source that notes what is read of it, under a selection that scatters."""
-  class Noted(Shapes):
+def test_each_host_reads_its_own_part_of_the_files_in_order():
+  """Records which indices are read below a subset in random order."""
+  class Recording(Shapes):
     def __getitem__(self, i):
       self.read.append(i)
       return super().__getitem__(i)
 
   halves = []
   for host in range(2):
-    source = Noted(10_000)
+    source = Recording(10_000)
     source.read = []
     first(Examples(Subset(source, 9_000), VIEWS), 1, batch_size=64, host=host, hosts=2, threads=0)
     assert source.read == sorted(source.read) and len(source.read) == 32
@@ -126,7 +126,7 @@ def test_a_host_reads_neighbours_from_its_own_part_of_the_files():
   assert halves[0][-1] < halves[1][0]
 
 
-def test_augmentation_differs_from_visit_to_visit():
+def test_augmentation_differs_between_epochs():
   examples = Examples(Shapes(1), VIEWS)
   images = {examples[position]["image"].tobytes() for position in range(8)}
   assert len(images) > 4
@@ -139,7 +139,7 @@ def test_a_subset_is_a_source():
 
 @pytest.fixture
 def damaged(tmp_path):
-  """41 records of which 4, 20 and 33 have truncated images."""
+  """41 records; the images of records 4, 20 and 33 are truncated."""
   source = OpenClipart("val")
   records = [source[i] for i in range(41)]
   for i in (4, 20, 33):
@@ -148,7 +148,7 @@ def damaged(tmp_path):
   return Examples(ArrayRecord(str(tmp_path)), VIEWS)
 
 
-def test_a_damaged_record_is_replaced_and_named(damaged):
+def test_damaged_records_are_replaced_and_reported(damaged):
   seen = first(damaged, 41, batch_size=8, threads=0)     # Eight epochs.
   broken = np.concatenate([batch["damaged"] for batch in seen])
   replaced = np.concatenate([batch["replaced"] for batch in seen])
@@ -162,7 +162,7 @@ def test_a_damaged_record_is_replaced_and_named(damaged):
   assert [np.sum(broken == i) for i in (4, 20, 33)] == [8, 8, 8]
 
 
-def test_a_damaged_record_is_replaced_the_same_way_everywhere(damaged):
+def test_replacements_are_deterministic(damaged):
   straight = first(damaged, 6, batch_size=8, threads=0)
   assert sum((batch["replaced"] > 0).sum() for batch in straight) > 0
   assert_equal(first(damaged, 6, batch_size=8, threads=8), straight)
@@ -173,7 +173,7 @@ def test_a_damaged_record_is_replaced_the_same_way_everywhere(damaged):
   assert_equal(first(again, 6, batch_size=8, threads=0), straight)
 
 
-def test_a_replacement_is_rarely_in_the_same_batch(damaged):
+def test_replacements_rarely_repeat_within_a_batch(damaged):
   for start in range(0, 41 * 8, 8):
     rows = [damaged[position] for position in range(start, start + 8)]
     new = [int(row["index"]) for row in rows if row["replaced"]]
@@ -181,14 +181,14 @@ def test_a_replacement_is_rarely_in_the_same_batch(damaged):
     assert len(set(new) & set(kept)) <= 1
 
 
-def test_it_gives_up_when_nothing_can_be_read(tmp_path):
+def test_many_unreadable_records_in_a_row_raise(tmp_path):
   write([{"image": b"no image", "text": "x"}] * 3, str(tmp_path / "a.array_record"))
   examples = Examples(ArrayRecord(str(tmp_path)), VIEWS, tries=7)
   with pytest.raises(UserError, match="7 records in a row cannot be read.*UnidentifiedImageError"):
     examples[0]
 
 
-def test_a_wrong_setting_is_not_taken_for_damage(tmp_path):
+def test_configuration_errors_are_not_treated_as_damage(tmp_path):
   write([{"jpg": b"", "text": "x"}] * 3, str(tmp_path / "a.array_record"))
   with pytest.raises(UserError, match="A record has no 'image'; it has 'jpg', 'text'"):
     Examples(ArrayRecord(str(tmp_path)), VIEWS)[0]
@@ -203,19 +203,19 @@ class Empty:
     (lambda: Examples(Empty(), VIEWS), "Empty has no records"),
     (lambda: Examples(Shapes(3), VIEWS, seed=-1), "seed -1 is negative"),
     (lambda: batches(EXAMPLES, batch_size=100, hosts=8),
-     "batch_size 100 cannot be split over 8 hosts; nearest that can be: 96, 104"),
-    (lambda: batches(EXAMPLES, batch_size=3, hosts=8), "nearest that can be: 8. Set"),
+     "batch_size 100 cannot be split over 8 hosts; nearest valid: 96, 104"),
+    (lambda: batches(EXAMPLES, batch_size=3, hosts=8), "nearest valid: 8. Set"),
     (lambda: batches(EXAMPLES, batch_size=0), "batch_size 0 cannot be split"),
-    (lambda: batches(EXAMPLES, batch_size=8, host=2, hosts=2), "host 2 is not one of 2 hosts"),
+    (lambda: batches(EXAMPLES, batch_size=8, host=2, hosts=2), "host 2 is out of range"),
     (lambda: batches(EXAMPLES, batch_size=8, start=-1), "start -1 is negative"),
     (lambda: batches(EXAMPLES, batch_size=8, workers=-1), "workers -1 is negative"),
     (lambda: batches(EXAMPLES, batch_size=8, threads=-1), "threads -1 is negative")])
-def test_a_wrong_argument_is_said(make, message):
+def test_invalid_arguments_raise(make, message):
   with pytest.raises(UserError, match=message):
     make()
 
 
-def test_processes_that_are_left_running_end_quietly(tmp_path):
+def test_workers_still_running_at_exit_end_quietly(tmp_path):
   script = tmp_path / "script.py"
   script.write_text("""
 from clip_jax.data import Examples, batches
@@ -236,7 +236,7 @@ if __name__ == "__main__":
   assert (done.returncode, done.stdout, done.stderr) == (0, "3\n", "")
 
 
-def test_importing_it_loads_no_tensorflow():
+def test_importing_the_pipeline_does_not_import_tensorflow():
   code = "import sys, clip_jax.data; sys.exit('tensorflow' in sys.modules)"
   path = str(Path(clip_jax.__file__).parent.parent)
   subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": path})

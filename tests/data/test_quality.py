@@ -1,4 +1,4 @@
-"""Quality: the best records by their scores, counted exactly, over and under subsets."""
+"""Quality selects exactly the records with the highest scores, above and below subsets."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from clip_jax.errors import UserError
 
 
 class Numbers:
-  """A source of records {"text": "7", "n": 7, "similarity": the score}."""
+  """A source of records such as {"text": "7", "n": 7, "similarity": score}."""
 
   def __init__(self, scores, tag=""):
     self.scores, self.tag = list(scores), tag
@@ -40,7 +40,7 @@ def home(tmp_path, monkeypatch):
 
 
 def best(scores, k):
-  """Places of the k highest, the earlier of equal ones first, ascending; by sorting."""
+  """Ascending indices of the k highest scores, by sorting; ties go to earlier records."""
   order = sorted((i for i in range(len(scores)) if not np.isnan(scores[i])),
                  key=lambda i: (-np.float32(scores[i]), i))
   return sorted(order[:k])
@@ -55,13 +55,13 @@ def drawn(n, seed=0, ties=True):
 @pytest.mark.parametrize("n", [1, 5, 511, 512, 513, 5000])
 @pytest.mark.parametrize("share", [1, 20, 40, 99.5, 100])
 @pytest.mark.parametrize("ties", [True, False])
-def test_the_top_share_is_exactly_that_many_and_the_best(tmp_path, n, share, ties):
+def test_top_percentages_keep_exactly_the_best(tmp_path, n, share, ties):
   scores = drawn(n, ties=ties)
   source = Numbers(scores)
   write_scores(tmp_path / "s.npz", scores, source)
   k = round(share / 100 * n)
   if not k:
-    with pytest.raises(UserError, match=f"is 0 records, not between 1 and the {n:,}"):
+    with pytest.raises(UserError, match=f"is 0 records, but must be between 1 and {n:,}"):
       Quality(source, str(tmp_path / "s.npz"), keep=f"top {share}%")
     return
   chosen = Quality(source, str(tmp_path / "s.npz"), keep=f"top {share}%")
@@ -75,12 +75,12 @@ def test_the_top_share_is_exactly_that_many_and_the_best(tmp_path, n, share, tie
 
 
 @pytest.mark.parametrize("keep", ["top 40%", "top 2k", "top 2_000"])
-def test_a_share_and_a_number_are_both_ways_to_say_it(keep):
+def test_keep_accepts_percentages_and_counts(keep):
   scores = drawn(5000)
   assert Quality(Numbers(scores), "similarity", keep=keep).indices().tolist() == best(scores, 2000)
 
 
-def test_above_keeps_what_is_strictly_above():
+def test_above_is_a_strict_bound():
   scores = [0.1, 0.3, 0.30001, -1.0, 0.9, float("nan"), float("inf")]
   chosen = Quality(Numbers(scores), "similarity", above=0.3)
   assert chosen.indices().tolist() == [2, 4, 6] and chosen.threshold == 0.3
@@ -89,14 +89,14 @@ def test_above_keeps_what_is_strictly_above():
   assert Quality(Numbers([-1.0, 0.0, -0.0, 1e-30]), "similarity", above=0).kept == 1
 
 
-def test_what_has_no_score_is_never_kept():
+def test_records_without_a_score_are_never_kept():
   scores = [None, 0.5, float("nan"), "damaged", -0.5, 0.1]
   chosen = Quality(Numbers(scores), "similarity", keep="top 100%")
   assert chosen.indices().tolist() == [1, 4, 5] and chosen.unscored == 3
   assert "keeps 3 of 6 (50.0%)" in chosen.describe() and "3 have no score" in chosen.describe()
 
 
-def test_the_order_of_integers_is_that_of_scores():
+def test_ordered_integers_have_the_order_of_the_scores():
   scores = np.array([-np.inf, -3e38, -1, -1e-45, -0.0, 0.0, 1e-45, .5, 1, 3e38, np.inf, np.nan],
                     np.float32)
   order = _ordered(scores).astype(np.int64)
@@ -106,7 +106,7 @@ def test_the_order_of_integers_is_that_of_scores():
     assert np.float32(_value(int(o))) == x
 
 
-def test_the_bound_is_that_of_sorting_over_several_pieces():
+def test_the_bound_over_several_chunks_matches_sorting():
   order = _ordered(drawn(3000, seed=3))
   pieces = lambda: ((i, order[i:i + 700]) for i in range(0, 3000, 700))
   for wanted in (1, 2, 17, 1500, 2999, 3000):
@@ -115,7 +115,7 @@ def test_the_bound_is_that_of_sorting_over_several_pieces():
     assert spare == wanted - int((order > bound).sum())
 
 
-def test_a_choice_over_several_pieces_is_the_same(monkeypatch):
+def test_the_chunk_size_does_not_change_the_selection(monkeypatch):
   scores = drawn(3000)
   whole = Quality(Numbers(scores), "similarity", keep="top 30%")
   monkeypatch.setattr("clip_jax.data.quality._PIECE", 1024)
@@ -124,7 +124,7 @@ def test_a_choice_over_several_pieces_is_the_same(monkeypatch):
   assert (pieces.tied, pieces.threshold) == (whole.tied, whole.threshold)
 
 
-def test_blocks_without_a_kept_record_are_passed_over():
+def test_blocks_without_kept_records_are_skipped():
   scores = np.zeros(5 * _BLOCK)
   wanted = [3, _BLOCK - 1, 3 * _BLOCK, 3 * _BLOCK + 7, 5 * _BLOCK - 1]
   scores[wanted] = 1
@@ -134,7 +134,7 @@ def test_blocks_without_a_kept_record_are_passed_over():
   assert chosen.places(np.array([4, 0, 0, 2])).tolist() == [wanted[i] for i in (4, 0, 0, 2)]
 
 
-def test_a_subset_of_the_best_and_the_best_of_a_subset(tmp_path):
+def test_quality_nests_with_subset_in_both_orders(tmp_path):
   scores = drawn(1000)
   source = Numbers(scores)
   write_scores(tmp_path / "s.npz", scores, source)
@@ -153,12 +153,12 @@ def test_a_subset_of_the_best_and_the_best_of_a_subset(tmp_path):
   passing = int((scores >= np.float32(chosen.threshold)).sum())
   assert chosen.describe().startswith(
       "Quality: top 10% by s.npz keeps 20 of 200 (10.0%), threshold ")
-  assert f"; {passing} of all 1,000 scored are at or above it" in chosen.describe()
+  assert f"; {passing} of all 1,000 scored records are at or above it" in chosen.describe()
   high = Quality(subset, str(tmp_path / "s.npz"), above=1.0)
-  assert f"; {(scores > 1).sum()} of all 1,000 scored are above it" in high.describe()
+  assert f"; {(scores > 1).sum()} of all 1,000 scored records are above it" in high.describe()
 
 
-def test_scores_may_be_of_the_subset_itself(tmp_path):
+def test_scores_can_belong_to_the_subset_itself(tmp_path):
   source = Subset(Numbers(drawn(100)), 30)
   scores = drawn(30, seed=5)
   write_scores(tmp_path / "s.npz", scores, source)
@@ -166,7 +166,7 @@ def test_scores_may_be_of_the_subset_itself(tmp_path):
       best(scores, 15)
 
 
-def test_the_index_of_an_example_leads_back_to_the_file():
+def test_example_indices_map_back_to_the_root_source():
   source = Numbers(drawn(300))
   chosen = Subset(Quality(source, "similarity", keep="top 40%"), 60)
   examples = Examples(chosen, lambda record, rng: {"n": np.int64(record["n"])})
@@ -176,7 +176,7 @@ def test_the_index_of_an_example_leads_back_to_the_file():
   assert places_in(chosen, index).tolist() == [int(example["n"]) for example in got]
 
 
-def test_a_choice_can_be_sent_to_another_process(tmp_path):
+def test_selections_pickle_compactly(tmp_path):
   source = Shapes(1000)
   write_scores(tmp_path / "s.npz", drawn(1000), source)
   chosen = Quality(source, str(tmp_path / "s.npz"), keep="top 10%")
@@ -185,39 +185,39 @@ def test_a_choice_can_be_sent_to_another_process(tmp_path):
   assert again.describe() == chosen.describe() and len(pickle.dumps(chosen)) < 3000
 
 
-def test_ties_are_told():
+def test_describe_reports_ties():
   chosen = Quality(Numbers([1, 1, 1, 0]), "similarity", keep="top 50%")
   assert chosen.indices().tolist() == [0, 1] and chosen.threshold == 1
   assert chosen.describe() == ("Quality: top 50% by similarity keeps 2 of 4 (50.0%), threshold 1; "
-                               "1 more have exactly the threshold's score")
+                               "dropped 1 tied at the threshold")
 
 
-def test_scores_of_large_sources_are_read_from_their_records_once(monkeypatch, home):
+def test_scores_read_from_large_sources_are_cached(monkeypatch, home):
   monkeypatch.setattr("clip_jax.data.quality._REMEMBERED", 100)
   scores = drawn(150)
   first = Quality(Numbers(scores), "similarity", keep="top 40%")
   read = []
 
-  class Watched(Numbers):
+  class Recording(Numbers):
     def __getitem__(self, i):
       read.append(i)
       return super().__getitem__(i)
 
-  again = Quality(Watched(scores), "similarity", keep="top 40%")
+  again = Quality(Recording(scores), "similarity", keep="top 40%")
   assert again.indices().tolist() == first.indices().tolist() == best(scores, 60)
   assert len(set(read)) < 150 and os.listdir(home / "cache" / "clip_jax")
   other = np.where(np.arange(150) == 0, 9, scores)
   assert Quality(Numbers(other), "similarity", keep="top 40%").indices().tolist() == best(other, 60)
 
 
-def test_a_home_that_cannot_be_written_to_is_no_hindrance(monkeypatch, home):
+def test_an_unwritable_cache_folder_is_ignored(monkeypatch, home):
   monkeypatch.setattr("clip_jax.data.quality._REMEMBERED", 100)
   (home / "file").touch()
   monkeypatch.setenv("XDG_CACHE_HOME", str(home / "file"))
   assert Quality(Numbers(drawn(150)), "similarity", keep="top 40%").kept == 60
 
 
-def test_scores_come_back_and_numpy_alone_can_read_them(tmp_path):
+def test_score_files_round_trip_and_are_readable_with_numpy(tmp_path):
   scores = drawn(100)
   write_scores(tmp_path / "s.npz", (scores[i:i + 30] for i in range(0, 100, 30)), Numbers(scores),
                model="m")
@@ -231,13 +231,13 @@ def test_scores_come_back_and_numpy_alone_can_read_them(tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ["s.npz"]
 
 
-def test_as_many_scores_as_records_are_written_or_none(tmp_path):
+def test_a_wrong_number_of_scores_raises_and_writes_nothing(tmp_path):
   with pytest.raises(UserError, match="99 scores for 100 records of Shapes"):
     write_scores(tmp_path / "s.npz", np.zeros(99), Shapes(100))
   assert not list(tmp_path.iterdir())
 
 
-def test_a_fingerprint_tells_sources_apart_and_not_places():
+def test_fingerprints_distinguish_sources_by_content():
   clean = OpenClipart()
   prints = [fingerprint(s) for s in (
       clean, OpenClipart(swapped=0.4), OpenClipart("val"), OpenClipart(caption="title"),
@@ -259,7 +259,7 @@ class Wrong:
     raise UserError("a wrong setting")
 
 
-def test_a_wrong_setting_is_not_taken_for_damage():
+def test_configuration_errors_are_not_treated_as_damage():
   with pytest.raises(UserError, match="a wrong setting"):
     fingerprint(Wrong())
 
@@ -281,46 +281,46 @@ def scored(tmp_path):
     (lambda p: Quality(Shapes(100), p, keep="top 4%", above=0.3), "above=0.3; give exactly one"),
     (lambda p: Quality(Shapes(100), p, keep="best 4%"), "keep='best 4%' is not \"top 40%\" or"),
     (lambda p: Quality(Shapes(100), p, keep="top some"), "keep='top some' is not \"top 40%\" or"),
-    (lambda p: Quality(Shapes(100), p, keep="top 101%"), "is 101 records, not between 1 and the"),
-    (lambda p: Quality(Shapes(100), p, keep="top 0"), "is 0 records, not between 1 and the 100"),
+    (lambda p: Quality(Shapes(100), p, keep="top 101%"), "is 101 records, but must be between"),
+    (lambda p: Quality(Shapes(100), p, keep="top 0"), "is 0 records, but must be between 1 and"),
     (lambda p: Quality(Shapes(100), p, above=50), "keep none of 100 records: the highest score is"),
     (lambda p: Quality(Shapes(101), p, keep="top 4%"),
      "s.npz holds the scores of another source: Shapes of 100 records, fingerprint [0-9a-f]{16}. "
-     "This one is Shapes of 101, fingerprint"),
+     "This source is Shapes of 101, fingerprint"),
     (lambda p: Quality(Shapes(100, seed=1), p, keep="top 4%"), "the scores of another source"),
     (lambda p: Quality(Subset(Shapes(99), 9), p, keep="top 40%"), "Subset of 9 over Shapes of 99"),
-    (lambda p: Quality(Shapes(100), p + "x", above=0), "There are no scores at .*s.npzx. Wri"),
+    (lambda p: Quality(Shapes(100), p + "x", above=0), "No score file at .*s.npzx"),
     (lambda p: Quality(Shapes(100), "similarity", above=0),
-     "'similarity' is neither a file nor a field of the records of Shapes, whose numbers are 'lab"),
-    (lambda p: Quality(Numbers([1, 2]), "x", above=0), "numbers are 'n', 'similarity'"),
-    (lambda p: Quality(Numbers([1, 2]), "text", above=0), "in record 0 it is '0', which is no n"),
+     "'similarity' is neither a file nor a field of the records of Shapes; numeric fields: 'lab"),
+    (lambda p: Quality(Numbers([1, 2]), "x", above=0), "numeric fields: 'n', 'similarity'"),
+    (lambda p: Quality(Numbers([1, 2]), "text", above=0), "in record 0, '0', is not a number"),
     (lambda p: Quality(Numbers([None, None]), "similarity", above=0),
      r"keep none of 2 records: none of them has a score \(2 are NaN\)"),
     (lambda p: Quality(Numbers([None, None]), "similarity", keep="top 50%"), "has a score"),
 ])
-def test_a_mistake_is_said(tmp_path, make, message):
+def test_invalid_arguments_raise(tmp_path, make, message):
   with pytest.raises(UserError, match=message):
     make(scored(tmp_path))
 
 
 @pytest.mark.parametrize("i", [4, -1])
-def test_there_is_no_record_outside(tmp_path, i):
+def test_indices_out_of_range_raise(tmp_path, i):
   with pytest.raises(IndexError, match=f"record {i} of 4"):
     Quality(Shapes(100), scored(tmp_path), keep="top 4%")[i]
 
 
 @pytest.mark.parametrize("keep", [0, 10, 300, -1])
-def test_a_cut_off_file_is_said(tmp_path, keep):
+def test_truncated_score_files_raise(tmp_path, keep):
   path = scored(tmp_path)
   file = Path(path)
   file.write_bytes(file.read_bytes()[:keep])
-  with pytest.raises(UserError, match=re.escape(path) + " is not a file of scores, or it is damag"):
+  with pytest.raises(UserError, match=re.escape(path) + " is damaged or not a score file"):
     read_scores(path)
 
 
-def test_other_arrays_are_no_scores(tmp_path):
+def test_npz_files_with_other_contents_raise(tmp_path):
   for arrays in (dict(x=np.zeros(3)), dict(score=np.zeros(3), header=np.array('{"records": 3}')),
                  dict(score=np.zeros(3, np.float32), header=np.array('{"records": 4}'))):
     np.savez(tmp_path / "s.npz", **arrays)
-    with pytest.raises(UserError, match="is not a file of scores"):
+    with pytest.raises(UserError, match="not a score file"):
       read_scores(tmp_path / "s.npz")

@@ -1,4 +1,4 @@
-"""ArrayRecord files: what is written is read, and what is missing or cut is said at once."""
+"""ArrayRecord shards round-trip, and missing or truncated ones raise at once."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ def shards(tmp_path):
   return tmp_path
 
 
-def test_records_come_back_in_order_over_all_shards(shards):
+def test_records_keep_their_order_over_all_shards(shards):
   source = ArrayRecord(str(shards))
   assert len(source) == 13
   assert [source[i] for i in range(13)] == records(13)
@@ -35,13 +35,13 @@ def test_records_come_back_in_order_over_all_shards(shards):
   assert len(source.files) == 3
 
 
-def test_a_file_a_folder_and_a_pattern_are_paths(shards):
+def test_paths_can_be_files_folders_or_patterns(shards):
   assert len(ArrayRecord(str(shards / "x-00002-of-00003.array_record"))) == 7
   assert len(ArrayRecord(str(shards / "x-0000[01]*"))) == 6
   assert len(ArrayRecord(shards)) == 13
 
 
-def test_write_says_how_many_and_leaves_nothing_half_written(tmp_path):
+def test_write_returns_the_count_and_is_atomic(tmp_path):
   path = tmp_path / "a.array_record"
   assert write(records(3), str(path)) == 3
 
@@ -57,7 +57,7 @@ def test_write_says_how_many_and_leaves_nothing_half_written(tmp_path):
   assert list(ArrayRecord(str(path))) == records(4)
 
 
-def test_the_manifest_is_read_where_there_is_one(shards):
+def test_the_manifest_is_read_if_there_is_one(shards):
   assert ArrayRecord(str(shards)).manifest == {}
   (shards / "manifest.json").write_text(json.dumps({"count": 13}))
   assert ArrayRecord(str(shards)).manifest == {"count": 13}
@@ -66,7 +66,7 @@ def test_the_manifest_is_read_where_there_is_one(shards):
     ArrayRecord(str(shards))
 
 
-def test_a_source_is_picklable_and_safe_for_threads(shards):
+def test_a_source_is_picklable_and_thread_safe(shards):
   source = pickle.loads(pickle.dumps(ArrayRecord(str(shards))))
   wrong = []
 
@@ -83,7 +83,7 @@ def test_a_source_is_picklable_and_safe_for_threads(shards):
 
 @pytest.fixture
 def bucket(shards, monkeypatch):
-  """gs://bucket, which is really a folder, to PyArrow and to the reader of shards."""
+  """A gs:// URI that PyArrow and ArrayRecordReader are patched to read from a local folder."""
   where = fs.SubTreeFileSystem(str(shards.parent), fs.LocalFileSystem())
   monkeypatch.setattr(paths, "fs", types.SimpleNamespace(
       FileSystem=types.SimpleNamespace(from_uri=lambda uri: (where, uri.removeprefix("gs://"))),
@@ -105,35 +105,35 @@ def test_shards_in_a_bucket_are_found_counted_and_read(shards, bucket):
   (shards / "manifest.json").write_text(json.dumps({"shards": listed}))
   assert list(ArrayRecord(bucket)) == records(13) and ArrayRecord(bucket).verify() == 3
   (shards / "x-00001-of-00003.array_record").write_bytes(b"")
-  with pytest.raises(UserError, match="gs://.*00001-of-00003.array_record is truncated or another"):
+  with pytest.raises(UserError, match="gs://.*00001-of-00003.array_record is truncated or"):
     ArrayRecord(bucket)
   (shards / "x-00001-of-00003.array_record").unlink()
   with pytest.raises(UserError, match="1 of 3 shards are missing in gs://"):
     ArrayRecord(bucket)
 
 
-def test_what_is_not_in_a_bucket_is_said(shards, bucket):
+def test_missing_remote_paths_raise(shards, bucket):
   (shards / "empty").mkdir()
   (shards / "empty/readme.md").write_text("-")
   with pytest.raises(UserError, match="No .*array_record files in gs://.*empty"):
     ArrayRecord(f"{bucket}/empty")
   with pytest.raises(UserError, match="There are no files at gs://.*nothing"):
     ArrayRecord(f"{bucket}/nothing*")
-  with pytest.raises(UserError, match="s3://a/b: array_record reads files of this machine and gs:"):
+  with pytest.raises(UserError, match="s3://a/b: array_record reads local files and gs:"):
     ArrayRecord("s3://a/b")
 
 
 @pytest.mark.parametrize("i", [13, -1])
-def test_there_is_no_record_outside(shards, i):
+def test_indices_out_of_range_raise(shards, i):
   with pytest.raises(IndexError, match=f"record {i} of 13"):
     ArrayRecord(str(shards))[i]
 
 
-def test_a_missing_path_is_said(tmp_path):
+def test_missing_paths_raise(tmp_path):
   with pytest.raises(UserError, match="No records at .*nothing-here.*clip_jax.prepare"):
     ArrayRecord(str(tmp_path / "nothing-here*"))
   (tmp_path / "readme.txt").write_text("hello")
-  with pytest.raises(UserError, match="No .*array_record files in .*holds readme.txt"):
+  with pytest.raises(UserError, match="No .*array_record files in .*contains readme.txt"):
     ArrayRecord(str(tmp_path))
 
 
@@ -152,7 +152,7 @@ def test_a_truncated_shard_is_named(tmp_path, keep):
     ArrayRecord(str(path))
 
 
-def test_a_flipped_byte_is_noticed_when_its_record_is_read(tmp_path):
+def test_reading_a_record_with_a_flipped_byte_raises(tmp_path):
   path = tmp_path / "a.array_record"
   write(records(50), str(path))
   content = bytearray(path.read_bytes())

@@ -1,4 +1,4 @@
-"""The comparison of pipelines: the same work, counted whole; and what it may cost at most."""
+"""The pipeline benchmarks compare equal work; start-up time and memory stay bounded."""
 
 import itertools
 import mmap
@@ -18,7 +18,7 @@ def numbers():
   return speed.compare(0.3, sizes=((80, 60), (200, 150)), crop=32, pictures=3)
 
 
-def test_every_way_is_measured_at_every_size(numbers):
+def test_every_variant_is_measured_at_every_size(numbers):
   ways = ("pipeline", "plain loop", "all Pillow", "pipeline, shrink=False",
           'pipeline, resize="fast"')
   for size in ("80x60", "200x150"):
@@ -27,11 +27,11 @@ def test_every_way_is_measured_at_every_size(numbers):
     assert -90 < numbers[f"{size} Grain's overhead over the plain loop, %"] < 500
 
 
-def test_without_shrinking_the_pixels_are_pillows(numbers):
+def test_pixels_match_pillow_without_shrink(numbers):
   for size in ("80x60", "200x150"):
     assert numbers[f"{size} shrink=False, pixels differ from Pillow's by"] == 0
     assert 0 < numbers[f'{size} resize="fast", pixels differ from Pillow\'s by'] < 4
-  # Less than twice the crop, nothing is shrunk.
+  # Images below twice the output size are decoded in full.
   assert numbers["80x60 pipeline, pixels differ from Pillow's by"] == 0
   assert 0 < numbers["200x150 pipeline, pixels differ from Pillow's by"] < 2
 
@@ -46,19 +46,19 @@ def test_pillow_makes_the_same_examples():
       np.testing.assert_array_equal(a[name], b[name])
 
 
-def test_a_plain_loop_makes_the_batches_of_the_pipeline():
+def test_the_plain_loop_makes_the_same_batches_as_the_pipeline():
   examples = Examples(SOURCE, speed.views(16))
   made = {"pipeline": [], "plain": []}
   for a, b in itertools.islice(zip(speed.pipeline(examples, made["pipeline"], 2),
                                    speed.plain(examples, made["plain"])), 3):
     assert a.keys() == b.keys()
-    order = np.argsort(b["index"], kind="stable")  # As they lie in the files.
+    order = np.argsort(b["index"], kind="stable")  # In the order of the files.
     for name in a:
       np.testing.assert_array_equal(a[name], b[name][order])
   assert len(made["plain"]) == 3 * 16 <= len(made["pipeline"])
 
 
-def test_a_rate_counts_what_was_made():
+def test_rates_are_images_per_cpu_second():
   def way(seconds):
     def stream(made):
       while True:
@@ -73,7 +73,7 @@ def test_a_rate_counts_what_was_made():
   assert 35 < rates["slow"] < 51 and 70 < rates["quick"] < 101
 
 
-def test_a_run_goes_on_at_step_ten_million_in_under_a_second(tmp_path):
+def test_resuming_at_step_ten_million_takes_under_a_second(tmp_path):
   source = Shapes(10**9)
   tiny = lambda record, rng: {"label": np.int32(record["label"])}
   assert speed.start_seconds(source, tiny) < 1
@@ -84,7 +84,7 @@ def test_a_run_goes_on_at_step_ten_million_in_under_a_second(tmp_path):
   assert speed.start_seconds(Subset(chosen, "50%"), tiny) < 1
 
 
-def test_memory_is_flat_over_an_epoch_of_a_million_records():
+def test_memory_stays_flat_over_many_batches_of_a_large_source():
   class Counters:
     def __len__(self):
       return 10**6
@@ -95,12 +95,12 @@ def test_memory_is_flat_over_an_epoch_of_a_million_records():
   image = np.zeros((8, 8, 3), np.uint8)
   examples = Examples(Counters(), lambda record, rng: {"image": image + np.uint8(rng.integers(9))})
   stream = batches(examples, batch_size=500, threads=2)
-  growth = speed.memory_growth(stream, warm=20, steps=100)   # A twentieth of it.
+  growth = speed.memory_growth(stream, warm=20, steps=100)   # 5% of an epoch.
   stream.close()
-  assert growth < 5e6  # The batches of these steps alone would be 10 MB, and their records more.
+  assert growth < 5e6  # Keeping the batches of these steps would take 10 MB.
 
 
-def test_memory_that_grows_is_seen():
+def test_memory_growth_is_detected():
   def grown():
     memory = mmap.mmap(-1, 2**20)
     memory.write(bytes(2**20))

@@ -1,4 +1,4 @@
-"""Tokenizers: fixed length, padding 0, the end token kept, and CLIP's numbers exactly."""
+"""Tokenizers: fixed length, 0 for padding, end token kept, and exactly CLIP's ids."""
 
 import html
 import io
@@ -24,7 +24,7 @@ def used(row):
 
 # SentencePiece.
 
-def test_the_shipped_model_reads_its_own_language():
+def test_the_shipped_model_covers_open_clip_art():
   tokenizer = SentencePiece(length=64)
   assert tokenizer.vocabulary == 4096
   rows = tokenizer([record["text"] for record in OpenClipart("test")])
@@ -33,13 +33,13 @@ def test_the_shipped_model_reads_its_own_language():
   assert tokenizer._processor.decode(used(tokenizer(["Flag of ITALY"])[0])) == "flag of italy"
 
 
-def test_cut_texts_keep_their_end_token():
+def test_truncated_texts_keep_their_end_token():
   assert all(used(row)[-1] == 3 and len(used(row)) == length
              for length in (2, 16) for row in SentencePiece(length=length)([LONG]))
   assert SentencePiece(eos=False)([LONG])[0, -1] > 3
 
 
-def test_begin_end_and_padding_come_as_asked_for():
+def test_begin_end_and_padding_tokens_follow_the_options():
   plain = used(SentencePiece(eos=False)(["a red dog"])[0])
   assert min(plain) > 3
   assert used(SentencePiece()(["a red dog"])[0]) == [*plain, 3]
@@ -53,14 +53,14 @@ def test_no_row_is_all_padding():
     assert (SentencePiece(**options)(["", "  "]).max(1) > 0).all()
 
 
-def test_case_matters_only_if_asked_for():
+def test_case_matters_only_without_lower():
   lower, cased = SentencePiece(), SentencePiece(lower=False)
   assert np.array_equal(lower(["A Red DOG"]), lower(["a red dog"]))
   assert not np.array_equal(cased(["A Red DOG"]), cased(["a red dog"]))
 
 
 @pytest.mark.parametrize("tokenizer", [SentencePiece(bos=True, length=9), ClipBpe(9)])
-def test_it_is_picklable(tokenizer):
+def test_tokenizers_are_picklable(tokenizer):
   again = pickle.loads(pickle.dumps(tokenizer))
   assert np.array_equal(again([LONG, "dog"]), tokenizer([LONG, "dog"]))
   assert (again.length, again.vocabulary) == (9, tokenizer.vocabulary)
@@ -76,7 +76,7 @@ def test_a_trained_model_can_be_used(tmp_path):
   assert tokenizer._processor.decode(used(row)) == texts[0] and used(row)[-1] == 3
 
 
-def test_what_cannot_be_trained_is_said(tmp_path):
+def test_training_errors_raise(tmp_path):
   with pytest.raises(UserError, match="SentencePiece cannot train 3 pieces"):
     train_sentencepiece(["a red dog"] * 9, str(tmp_path / "a.model"), 3)
   with pytest.raises(UserError, match="check that the source has texts"):
@@ -84,7 +84,7 @@ def test_what_cannot_be_trained_is_said(tmp_path):
 
 
 def foreign(tmp_path, **options):
-  """A model made by other rules than ours."""
+  """Trains a model with other special pieces than `train_sentencepiece` uses."""
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
       sentence_iterator=iter(["a red dog", "a blue cat"] * 20), model_writer=model, vocab_size=20,
@@ -94,8 +94,8 @@ def foreign(tmp_path, **options):
   return str(path)
 
 
-def test_a_model_that_does_not_fit_is_said(tmp_path):
-  with pytest.raises(UserError, match="Piece 0 of the model .* is '<unk>', and 0 is padding"):
+def test_unsuitable_models_raise(tmp_path):
+  with pytest.raises(UserError, match="Piece 0 of the model .* is '<unk>', but must be padding"):
     SentencePiece(foreign(tmp_path))
   path = foreign(tmp_path, pad_id=0, unk_id=1, bos_id=-1, eos_id=-1)
   with pytest.raises(UserError, match="no end piece. Set eos=False"):
@@ -109,11 +109,11 @@ def test_a_model_that_does_not_fit_is_said(tmp_path):
 
 
 @pytest.mark.parametrize("make, message", [
-    (lambda: SentencePiece("openclipart-8k"), "No SentencePiece model at openclipart-8k.*shipped"),
-    (lambda: SentencePiece(length=1), "length 1 leaves no room for text; at least 2"),
+    (lambda: SentencePiece("openclipart-8k"), "No SentencePiece model at openclipart-8k.*-4k"),
+    (lambda: SentencePiece(length=1), "length 1 leaves no room for text; set at least 2"),
     (lambda: SentencePiece(length=2, bos=True), "at least 3"),
     (lambda: ClipBpe(2), "length 2 leaves no room between start and end")])
-def test_a_wrong_argument_is_said(make, message):
+def test_invalid_arguments_raise(make, message):
   with pytest.raises(UserError, match=message):
     make()
 
@@ -123,26 +123,26 @@ def test_a_wrong_argument_is_said(make, message):
 @pytest.mark.parametrize("text, tokens", [
     ("a photo of a cat", [320, 1125, 539, 320, 2368]), ("hello world!", [3306, 1002, 256]),
     ("", []), ("a  photo\n of a CAT ", [320, 1125, 539, 320, 2368])])
-def test_clip_tokens_are_those_of_openai(text, tokens):
+def test_clip_tokens_match_openai(text, tokens):
   row = ClipBpe()([text])[0]
   assert row.shape == (77,) and row.dtype == np.int32
   assert used(row) == [49406, *tokens, 49407]
 
 
-def test_clip_resolves_html_and_knows_its_own_tokens():
+def test_clip_unescapes_html_and_parses_special_tokens():
   clip = ClipBpe()
   assert np.array_equal(clip(["cats &amp;amp; dogs"]), clip(["cats & dogs"]))
   assert used(clip(["a <|endoftext|> b"])[0])[2] == 49407
 
 
-def test_clip_texts_that_are_cut_keep_their_end_token():
+def test_truncated_clip_texts_keep_their_end_token():
   row = ClipBpe(8)([LONG])[0]
   assert row[0] == 49406 and row[-1] == 49407 and (row > 0).all()
   assert row[1:-1].tolist() == ClipBpe()([LONG])[0, 1:7].tolist()
 
 
 def words(text):
-  """What CLIP's pattern takes as words, letter by letter."""
+  """Splits text as CLIP's pattern does, one character at a time."""
   found, i = [], 0
   while i < len(text):
     kind = lambda c: "L" if c.isalpha() else "N" if c.isnumeric() else " " if c.isspace() else "S"
@@ -160,8 +160,8 @@ def words(text):
   return found
 
 
-def dumb_encoding(text, vocabulary, ranks):
-  """Byte-pair encoding as the paper says it: merge the best pair, again and again."""
+def naive_encoding(text, vocabulary, ranks):
+  """Byte-pair encoding as in the paper: repeatedly merges the best-ranked pair."""
   names = list(vocabulary)[:256]
   order = [*range(33, 127), *range(161, 173), *range(174, 256)]
   letter = dict(zip(order + [b for b in range(256) if b not in order], names))
@@ -180,7 +180,7 @@ def dumb_encoding(text, vocabulary, ranks):
   return tokens
 
 
-def test_clip_tokens_are_those_of_a_dumb_implementation():
+def test_clip_tokens_match_a_naive_implementation():
   vocabulary = tokenizer_lib.clip_vocabulary()
   merges = tokenizer_lib.clip_merges()
   assert len(vocabulary) == ClipBpe.vocabulary == 49_408 and len(merges) == 48_894
@@ -192,4 +192,4 @@ def test_clip_tokens_are_those_of_a_dumb_implementation():
   texts += ["".join(letters.choices("aeiou nrtls-'.3é", k=30)) for _ in range(200)]
   clip = ClipBpe(300)
   for text, row in zip(texts, clip(texts)):
-    assert used(row)[1:-1] == dumb_encoding(text, vocabulary, ranks), text
+    assert used(row)[1:-1] == naive_encoding(text, vocabulary, ranks), text

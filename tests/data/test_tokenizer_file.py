@@ -1,4 +1,4 @@
-"""Tokenizers that come with a checkpoint."""
+"""Tokenizers loaded from the tokenizer.json of a checkpoint."""
 
 import pickle
 
@@ -22,7 +22,7 @@ def file(tmp_path):
   return str(tmp_path / "tokenizer.json")
 
 
-def test_texts_are_cut_and_filled_up(path):
+def test_texts_are_truncated_and_padded(path):
   made = TokenizerFile(path, length=4, padding=7)
   tokens = made(["a dog", "a a a dog dog", "", "a cat"])
   assert tokens.dtype == np.int32 and made.vocabulary == 8 and made.length == 4
@@ -34,20 +34,20 @@ def test_texts_are_cut_and_filled_up(path):
 @pytest.mark.parametrize("clean, tokens", [
     ("whitespace", [2, 5, 1, 0]), ("lower", [3, 5, 1, 0]), ("words", [3, 7, 4, 1]),
     ("letters", [3, 6, 1, 0])])
-def test_texts_are_cleaned(path, clean, tokens):
+def test_cleaning(path, clean, tokens):
   made = Cleaned(TokenizerFile(path, length=4), clean)
   assert (made.length, made.vocabulary) == (4, 8)
   text = "A  red_dog" if clean in ("whitespace", "lower") else "A red_dog!"
   np.testing.assert_array_equal(made([text])[0], tokens)
 
 
-def test_mistakes_are_said(path, tmp_path):
-  with pytest.raises(UserError, match="There is no tokenizer at .*nowhere.json"):
+def test_invalid_arguments_raise(path, tmp_path):
+  with pytest.raises(UserError, match="No tokenizer at .*nowhere.json"):
     TokenizerFile(str(tmp_path / "nowhere.json"))
   (tmp_path / "bad.json").write_text("{}")
   with pytest.raises(UserError, match="bad.json is not a tokenizer.json"):
     TokenizerFile(str(tmp_path / "bad.json"))
-  with pytest.raises(UserError, match="no way 'scrub' to clean texts; there are lower, whitespace"):
+  with pytest.raises(UserError, match="cleaning 'scrub'; choose from lower, whitespace"):
     Cleaned(TokenizerFile(path), "scrub")
   with pytest.raises(UserError, match="the cat ate it"):
     NoTokenizer("the cat ate it", 8, 64)(["a dog"])

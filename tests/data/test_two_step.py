@@ -1,4 +1,4 @@
-"""Resizing and cropping as published; against Pillow, step by step."""
+"""TwoStep matches resizing and then cropping with Pillow."""
 
 import numpy as np
 from PIL import Image
@@ -16,7 +16,7 @@ def resized(pixels, height, width, how=Image.Resampling.BICUBIC):
   return np.asarray(Image.fromarray(pixels).resize((width, height), how))
 
 
-def test_the_shorter_side_is_made_to_fit_and_the_centre_cut_out():
+def test_shortest_fits_the_shorter_side_and_crops_the_centre():
   x = picture(40, 61)
   whole = resized(x, 16, 24)  # 61 * 16 / 40 = 24.4, rounded down.
   np.testing.assert_array_equal(TwoStep(16)(x), whole[:, 4:20])
@@ -24,14 +24,14 @@ def test_the_shorter_side_is_made_to_fit_and_the_centre_cut_out():
                                 resized(x.swapaxes(0, 1), 24, 16)[4:20])
 
 
-def test_the_shorter_side_may_be_longer_than_the_crop():
+def test_side_can_exceed_the_crop():
   x = picture(40, 60)
   whole = resized(x, 20, 30, Image.Resampling.BILINEAR)
   np.testing.assert_array_equal(TwoStep(16, side=20, interpolation="bilinear")(x),
                                 whole[2:18, 7:23])
 
 
-def test_both_sides_are_squashed_and_the_longer_one_padded():
+def test_squash_stretches_and_longest_pads():
   x = picture(40, 60)
   np.testing.assert_array_equal(TwoStep((16, 12), "squash")(x), resized(x, 16, 12))
   padded = np.zeros((30, 30, 3), np.uint8)
@@ -40,8 +40,8 @@ def test_both_sides_are_squashed_and_the_longer_one_padded():
   np.testing.assert_array_equal(TwoStep((20, 15), "shortest")(x), resized(x, 20, 30)[:, 8:23])
 
 
-def test_mistakes_are_said():
-  with pytest.raises(UserError, match="no mode 'stretch'; there are shortest, longest, squash"):
+def test_invalid_arguments_raise():
+  with pytest.raises(UserError, match="mode 'stretch'; choose from shortest, longest, squash"):
     TwoStep(16, "stretch")
-  with pytest.raises(UserError, match="no interpolation 'sinc'; there are nearest, bilinear"):
+  with pytest.raises(UserError, match="interpolation 'sinc'; choose from nearest, bilinear"):
     TwoStep(16, interpolation="sinc")

@@ -1,4 +1,4 @@
-"""Views: what a record becomes, with random numbers that do not depend on the other views."""
+"""Views convert records to examples, with random numbers independent of the other views."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def text_of(example):
   return TOKENIZER._processor.decode([int(t) for t in example["tokens"]])
 
 
-def test_an_example_holds_what_outputs_says():
+def test_examples_have_the_entries_named_by_outputs():
   views = Views({"image": CROP, "view_a": CROP}, TOKENIZER)
   example = views(RECORD, rng())
   assert tuple(example) == views.outputs == ("image", "view_a", "tokens")
@@ -32,7 +32,7 @@ def test_an_example_holds_what_outputs_says():
   assert example["tokens"].shape == (16,) and example["tokens"].dtype == np.int32
 
 
-def test_another_view_changes_nothing_in_the_first():
+def test_adding_views_does_not_change_the_others():
   one = Views({"image": CROP}, TOKENIZER)
   three = Views({"view_b": CROP, "image": CROP, "view_a": CROP}, TOKENIZER)
   for seed in range(5):
@@ -42,7 +42,7 @@ def test_another_view_changes_nothing_in_the_first():
     assert (b["view_a"] != b["view_b"]).any() and (b["image"] != b["view_a"]).any()
 
 
-def test_augmentations_come_in_order_after_the_crop():
+def test_augmentations_run_in_order_after_the_crop():
   seen = []
 
   def note(name):
@@ -61,12 +61,12 @@ def test_a_record_is_decoded_once(monkeypatch):
   assert len(count) == 1
 
 
-def test_captions_are_drawn_as_asked_for():
+def test_captions_are_drawn_with_the_requested_weights():
   def shares(captions):
     views = Views({"image": ImageView(Resize(1))}, TOKENIZER, captions)
     record = {**RECORD, "image": np.zeros((1, 1, 3), np.uint8)}
-    told = [text_of(views(record, rng(seed))) for seed in range(600)]
-    return [told.count(text) / 600 for text in RECORD["text"]]
+    drawn = [text_of(views(record, rng(seed))) for seed in range(600)]
+    return [drawn.count(text) / 600 for text in RECORD["text"]]
 
   np.testing.assert_allclose(shares("random"), [1 / 3] * 3, atol=.07)
   np.testing.assert_allclose(shares("first"), [1, 0, 0])
@@ -74,32 +74,32 @@ def test_captions_are_drawn_as_asked_for():
 
 
 def test_the_caption_is_a_function_of_seed_and_position():
-  """And a position is one visit to one record: an epoch and an index."""
-  class Told:
+  """A position stands for one visit to one record: an epoch and an index."""
+  class Captions:
     def __len__(self):
       return 5
 
     def __getitem__(self, i):
       return {"image": np.zeros((1, 1, 3), np.uint8), "text": [f"{i} {k}" for k in "abcd"]}
 
-  def told(seed=0, **views):
+  def captions_of(seed=0, **views):
     views = Views({"image": ImageView(Resize(1))}, lambda texts: np.array([texts]), **views)
-    examples = Examples(Told(), views, seed=seed)
+    examples = Examples(Captions(), views, seed=seed)
     return [str(examples[position]["tokens"][0]) for position in range(5 * 40)]
 
-  drawn = told()
-  assert drawn == told() != told(seed=1)
+  drawn = captions_of()
+  assert drawn == captions_of() != captions_of(seed=1)
   epochs = [drawn[k:k + 5] for k in range(0, 200, 5)]
   assert all(sorted(text[0] for text in epoch) == list("01234") for epoch in epochs)
-  for i in "01234":  # Over the epochs a record is told in all its ways, none much more often.
+  for i in "01234":  # Over the epochs, all captions of a record are drawn about equally often.
     ways = [text[2] for text in drawn if text[0] == i]
     assert len(ways) == 40 and min(ways.count(k) for k in "abcd") >= 3
-  assert {text[2] for text in told(captions="first")} == {"a"}
-  weighted = [text[2] for text in told(captions=(0, 3, 1, 0))]
+  assert {text[2] for text in captions_of(captions="first")} == {"a"}
+  weighted = [text[2] for text in captions_of(captions=(0, 3, 1, 0))]
   assert 0.65 < weighted.count("b") / 200 < 0.85 and set(weighted) == {"b", "c"}
 
 
-def test_a_single_text_is_taken_whatever_the_policy():
+def test_a_single_text_is_used_with_any_policy():
   for captions in ("random", "first", (.5, .5)):
     views = Views({"image": CROP}, TOKENIZER, captions)
     assert text_of(views({**RECORD, "text": "one dog"}, rng())) == "one dog"
@@ -115,13 +115,13 @@ LONG = "one red cat and two blue dogs sit under a green tree by the old house ne
     lambda length: SentencePiece(length=length, eos=False),
     lambda length: ClipBpe(length=length)])
 @pytest.mark.parametrize("way", ["first", "random", "block"])
-def test_a_long_text_is_shortened_as_asked_for_by_the_examples_own_numbers(make, way):
+def test_long_texts_are_shortened_as_configured_and_deterministically(make, way):
   whole, short = make(60)([LONG])[0], make(9)
   starts = int(getattr(short, "bos", True))
   ends = int(getattr(short, "eos", True))
   pad = whole[-1]
   full = [int(t) for t in whole[:1 + max(i for i, t in enumerate(whole) if t != pad)]]
-  if pad and ends:  # The end token is the padding too, and so was cut off with it.
+  if pad and ends:  # The end token is also the padding, so it was stripped too.
     full.append(int(pad))
   content, room = full[starts:len(full) - ends], 9 - starts - ends
   assert len(content) > 2 * room
@@ -135,7 +135,7 @@ def test_a_long_text_is_shortened_as_asked_for_by_the_examples_own_numbers(make,
     kept = tokens[starts:9 - ends]
     if way == "random":
       rest = iter(content)
-      assert all(token in rest for token in kept)  # In order, though with gaps.
+      assert all(token in rest for token in kept)  # In order, with gaps.
     else:
       assert any(kept == content[i:i + room] for i in range(len(content) - room + 1))
     seen.add(tuple(kept))
@@ -146,7 +146,7 @@ def test_a_long_text_is_shortened_as_asked_for_by_the_examples_own_numbers(make,
     assert {tuple(content[:room]), tuple(content[-room:])} <= seen
 
 
-def test_a_short_text_is_kept_whole_and_another_way_changes_no_image():
+def test_shorten_changes_neither_short_texts_nor_images():
   views = [Views({"image": CROP}, TOKENIZER, captions="first", shorten=way)
            for way in ("first", "random", "block")]
   examples = [v(RECORD, rng(3)) for v in views]
@@ -156,17 +156,17 @@ def test_a_short_text_is_kept_whole_and_another_way_changes_no_image():
 
 
 @pytest.mark.parametrize("make, message", [
-    (lambda: Views({}, TOKENIZER), "No image view. Give at least"),
-    (lambda: Views({"index": CROP}, TOKENIZER), "No image view can be named index"),
+    (lambda: Views({}, TOKENIZER), "No image view; give at least"),
+    (lambda: Views({"index": CROP}, TOKENIZER), "Image view name index is reserved"),
     (lambda: Views({"image": CROP}, TOKENIZER, "last"), "captions 'last' is not"),
     (lambda: Views({"image": CROP}, TOKENIZER, (0, 0)), r"captions \(0, 0\) is not"),
     (lambda: Views({"image": CROP}, TOKENIZER, ()), r"captions \(\) is not"),
     (lambda: Views({"image": CROP}, TOKENIZER, shorten="syntax"),
-     "shorten 'syntax' is not 'first', 'random', 'block'"),
+     "shorten 'syntax' is not one of 'first', 'random', 'block'"),
     (lambda: Views({"image": CROP}, TOKENIZER, (1, 2))(RECORD, rng()),
-     "2 weights and a record has 3 texts"),
+     "2 weights, but a record has 3 texts"),
     (lambda: Views({"image": CROP}, TOKENIZER)({"jpg": b"", "txt": ""}, rng()),
      "no 'image' and no 'text'; it has 'jpg', 'txt'")])
-def test_a_wrong_argument_is_said(make, message):
+def test_invalid_arguments_raise(make, message):
   with pytest.raises(UserError, match=message):
     make()
