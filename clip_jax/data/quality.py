@@ -193,7 +193,7 @@ def _value(order):
 
 
 def _bound(pieces, wanted):
-  """Returns (bound, spare): the `wanted` highest are all above `bound` and the first `spare` at it.
+  """Returns (bound, spare): the top `wanted` are those above `bound` and the first `spare` at it.
 
   An exact radix selection: counts the upper 16 bits of all numbers, then the lower 16 bits of those
   that share the bound's upper bits. It needs one table of counts and no sorting.
