@@ -63,7 +63,7 @@ def test_every_cell_runs(tmp_path):
     assert f"objective  {objective} on batches of 128" in told
     assert sorted(p.name for p in (tmp_path / "runs" / run / "checkpoints").iterdir()) == ["4"]
   assert float(re.search(r"difference from open_clip: (\S+)", told)[1]) < 1e-4
-  assert str(tmp_path / "runs/pictures/flag.png") in told and "To start the first:" in told
+  assert str(tmp_path / "runs/pictures/flag.png") in told and "To train the first:" in told
   assert [pictures([cell]) for cell in cells] == [pictures([cell]) for cell in committed]
 
 

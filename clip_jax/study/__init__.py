@@ -1,1 +1,1 @@
-"""The study itself: budgets, grids, laws, figures, advice; python -m clip_jax.study."""
+"""The scaling study: budgets, grids of runs, scaling laws, figures and advice."""

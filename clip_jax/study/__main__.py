@@ -1,10 +1,10 @@
-"""The study: python -m clip_jax.study run|table|figures|fit|advise|verdicts."""
+"""The command line of the study: python -m clip_jax.study run|table|figures|fit|advise|verdicts."""
 
 from pathlib import Path
 
 from clip_jax import cli
 
-HELP = """Runs grids of trainings, and says what they and the paper's numbers mean.
+HELP = """Trains grids of runs, and analyses your runs and the paper's numbers.
 
   python -m clip_jax.study run --grid=FILE[:ARGUMENT] --out=DIR [--jobs=N] [--retries=2]
                                [--shard=I/N] [--dry-run] [--accelerator=h200] [--utilisation=0.4]
@@ -16,17 +16,25 @@ HELP = """Runs grids of trainings, and says what they and the paper's numbers me
                                [--runs=CSV,...] [--top=10]
   python -m clip_jax.study verdicts --runs=CSV,... [--out=FILE.csv]
 
-  run        trains what is missing of a grid; started again, it goes on. One row a run in
-             DIR/runs.csv. --jobs: runs at once, each with its share of GPUs or cores. --shard:
-             every N-th run from the I-th on, for an array of machines. --dry-run: what there is
-  table      every kind of run once: mean and spread over its seeds, in Markdown
-  figures    the paper's figures from runs, the paper's own points behind; DIR/index.html has all
-  fit        laws of error against data, compute and size, and how well they predict the largest run
-  advise     which recipe to train with so many pairs and so much compute, and how sure that is
-  verdicts   which of the paper's statements hold in runs
+  run        trains the runs of a grid that are not done yet; rerun the command to resume. Writes
+             one row per finished run to DIR/runs.csv.
+             --jobs: concurrent runs, which share the GPUs or else the CPU cores
+             --retries: how often a failed run is started again
+             --shard: trains every N-th run starting at the I-th, for an array of machines
+             --dry-run: only prints the runs, their cost and whether they are done
+  table      prints a Markdown table with one row per kind of run: mean and standard deviation
+             over seeds
+  figures    draws the paper's figures from your runs, with the paper's points in grey; open
+             DIR/index.html
+  fit        fits scaling laws of error against data, compute and model size, and reports how well
+             they predict the largest run
+  advise     ranks recipes for a number of pairs and a training budget, with 90% intervals
+  verdicts   checks which of the paper's claims hold in your runs
 
-Exit codes: 0 done, 2 a mistake in what was asked for, 130 stopped by Ctrl-C, 1 anything else, some
-runs that failed among it, 75 saved after SIGTERM: start it again.
+--accelerator and --utilisation (of its peak FLOP/s) convert between hours and FLOPs.
+
+Exit codes: 0 done, 2 a mistake in the command, 130 stopped by Ctrl-C, 1 any other error, including
+failed runs, 75 saved after SIGTERM: rerun the command to resume.
 """
 
 
@@ -40,7 +48,7 @@ def main(arguments: list[str]) -> int | None:
   if {"--help", "-h"} & set(arguments):
     what, rest = "run", ["--help"]
   if what not in commands:
-    raise UserError(f"Study what? {what!r} is none of "
+    raise UserError(f"Unknown command {what!r}; choose one of "
                     f"{', '.join(name for name in commands if name != 'one')}, as in "
                     "python -m clip_jax.study advise --pairs=50M --samples=3.4B.")
   strings, switches = {
@@ -86,7 +94,7 @@ def _figures(flags):
   from clip_jax.study import figures
   out = Path(_wanted(flags, "out", "DIR"))
   drawn = figures.draw_all(_points(flags), out)
-  print(f"{drawn} figures are in {out / 'index.html'}")
+  print(f"Drew {drawn} figures; open {out / 'index.html'}")
 
 
 def _fit(flags):
@@ -103,8 +111,8 @@ def _advise(flags):
   from clip_jax.study import advice, budget
   given = [name for name in ("compute", "samples", "hours") if getattr(flags, name)]
   if not flags.pairs or len(given) != 1:
-    raise UserError("Say how many pairs there are and what training may take, as in --pairs=50M "
-                    "--compute=1e20 (FLOPs), or --samples=3.4B, or --hours=100 of one accelerator.")
+    raise UserError("advise needs --pairs and exactly one of --compute (FLOPs), --samples and "
+                    "--hours (of one accelerator), as in --pairs=50M --compute=1e20.")
   compute = _number(flags, "compute", float, None)
   if flags.hours:
     compute = _number(flags, "hours", float, None) * budget.flops_an_hour(**_machine(flags))
@@ -132,7 +140,7 @@ def _wanted(flags, name, example):
   from clip_jax.errors import UserError
   value = getattr(flags, name)
   if not value:
-    raise UserError(f"--{name} is missing, as in --{name}={example}.")
+    raise UserError(f"--{name} is required, as in --{name}={example}.")
   return value
 
 

@@ -1,4 +1,4 @@
-"""Which recipe to train with so many pairs and so much compute; how sure, and from what."""
+"""Ranks recipes for a number of pairs and a training budget, with uncertainty and evidence."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -14,14 +14,14 @@ from clip_jax.study.records import Point
 
 @dataclasses.dataclass(frozen=True)
 class Advice:
-  """Recipes, best first, and what is to be known about them.
+  """Recipes ranked by predicted error, from the evidence of one data set.
 
   Attributes:
-    metric: whose error it is.
-    data: "webli" for the paper, or the data of one's own runs.
-    recipes: best first; empty where there is no evidence.
-    refused: what nothing can be said of, and why.
-    changes: what would change the answer.
+    metric: name in `records.TITLES` of the metric that is predicted.
+    data: "webli" for the paper's numbers, otherwise the data name of your runs.
+    recipes: best first; empty if there is no evidence.
+    refused: recipes without a prediction, each with the reason.
+    changes: how the ranking would change with more or less data or compute.
   """
   metric: str
   data: str
@@ -32,17 +32,20 @@ class Advice:
 
 def advise(pairs: int, *, compute: float | None = None, samples: int | None = None,
            runs: Sequence[Point] = (), metric: str = "zero_shot") -> list[Advice]:
-  """Advice from one's own runs, if there are any that tell, and from the paper's.
+  """Ranks recipes by your own runs, where a law fits them, and by the paper's.
 
   Args:
-    pairs: that there are.
-    compute: FLOPs of training (6 for each multiply-add forward); or
-    samples: seen in training.
-    runs: one's own.
-    metric: a name in `records.TITLES` for which there are numbers.
+    pairs: number of image-text pairs available.
+    compute: training FLOPs (6 per forward multiply-add). Give this or `samples`.
+    samples: number of examples seen in training, counting repetitions.
+    runs: results of your own runs.
+    metric: a name in `records.TITLES`.
+
+  Returns:
+    One `Advice` per data set with evidence, your own first.
 
   Raises:
-    UserError: a number out of its range, or no numbers of that metric.
+    UserError: a number is out of range, or there are no results for the metric.
   """
   if pairs < 1 or not (compute or samples or 0) > 0 or (compute and samples):
     raise UserError(f"pairs={pairs}, compute={compute}, samples={samples}: give at least one pair "
@@ -60,21 +63,21 @@ def advise(pairs: int, *, compute: float | None = None, samples: int | None = No
                         tuple(_changes(evidence, best, pairs, compute, samples))))
   if not found:
     known = sorted({p.metric for p in records.paper()})
-    raise UserError(f"There is no evidence about {metric!r}: no runs that a law fits. The paper "
-                    f"has {', '.join(known)}.")
+    raise UserError(f"There is no evidence about {metric!r}: no law could be fitted to its runs. "
+                    f"The paper has {', '.join(known)}.")
   return found
 
 
 def text(found: Sequence[Advice], top: int = 10) -> str:
-  """For a person."""
+  """Formats advice for the terminal, with at most `top` recipes per data set."""
   parts = []
   for advice in found:
     title = records.TITLES[advice.metric]
     whose = "the paper's figures (WebLI, ImageNet and COCO)" if advice.data == "webli" \
         else f"your runs on {advice.data}"
-    parts.append(f"From {whose}: {title}, error in percent; nine in ten within the brackets.")
+    parts.append(f"From {whose}: {title} error in percent, with 90% intervals in brackets.")
     if not advice.recipes:
-      parts.append("Nothing can be said: " + ("; ".join(advice.refused[:3]) or "no evidence")
+      parts.append("No prediction: " + ("; ".join(advice.refused[:3]) or "no evidence")
                    + ". Run a grid of configs/study at your scale.")
       continue
     best = advice.recipes[0]
@@ -83,29 +86,29 @@ def text(found: Sequence[Advice], top: int = 10) -> str:
       flops = "" if math.isnan(one.flops) else f", {one.flops:.1e} FLOP"
       parts.append(
           f"{i:3}. {one.name}: {one.error:.1f} [{one.low:.1f}, {one.high:.1f}]"
-          + ("  (not to be told from the first)" if tied else "")
+          + ("  (not distinguishable from the first)" if tied else "")
           + f"\n     {number(one.epochs)} epochs, {short(round(one.samples))} samples{flops}"
           + "".join(f"\n     - {line}" for line in one.evidence))
-    parts.append(f"To start the first:\n  {best.start}")
+    parts.append(f"To train the first:\n  {best.start}")
     if advice.refused:
-      parts.append("Nothing is said of:\n" + "\n".join(f"  {line}" for line in advice.refused[:8]))
+      parts.append("No prediction for:\n" + "\n".join(f"  {line}" for line in advice.refused[:8]))
     if advice.changes:
       parts.append("What would change the answer:\n" + "\n".join(f"  {c}" for c in advice.changes))
-  parts.append("Errors are of the data that the evidence is from; on yours, only the order can be "
-               "expected to carry over, and that less the more it is extrapolated.")
+  parts.append("Errors refer to the data behind the evidence. On other data, expect only the "
+               "ranking to carry over, and less so the further it is extrapolated.")
   return "\n".join(parts)
 
 
 def _changes(evidence, best, pairs, compute, samples):
-  """What would be best with four times more or less, and what cannot be told apart."""
+  """Yields which recipes tie with the best, and the best at 4x or 1/4 the pairs or budget."""
   if not best:
     return
   first = best[0]
   tied = [r for r in best[1:] if r.low < first.high and first.low < r.high]
   if tied:
     names = "; ".join(r.name for r in tied[:3]) + ("; ..." if len(tied) > 3 else "")
-    yield (f"{len(tied)} others are not to be told from the first ({names}): a run of each at your "
-           "scale would.")
+    yield (f"{len(tied)} others are not distinguishable from the first ({names}); train each at "
+           "your scale to decide.")
   grown = lambda x, by: None if x is None else x * by
   for what, args in (
       ("four times the pairs", (4 * pairs, compute, samples)),
@@ -114,7 +117,7 @@ def _changes(evidence, best, pairs, compute, samples):
       ("a quarter of the budget", (pairs, grown(compute, 0.25), grown(samples, 0.25)))):
     other, _ = evidence.ranked(*args)
     if not other:
-      yield f"With {what} there is no evidence."
+      yield f"With {what}: no evidence."
     elif other[0].name != first.name:
       one = other[0]
       yield f"With {what}: {one.name}, {one.error:.1f} [{one.low:.1f}, {one.high:.1f}]."

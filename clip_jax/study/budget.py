@@ -1,4 +1,4 @@
-"""This recipe at this budget: a run's length from samples, epochs, FLOPs or accelerator-hours."""
+"""Sets the length of a run from a budget in samples, epochs, FLOPs or accelerator-hours."""
 
 import copy
 from typing import Any
@@ -14,16 +14,16 @@ from clip_jax.errors import UserError
 from clip_jax.parts import abstract_learner
 from clip_jax.planning.chips import CHIPS
 
-# bfloat16 FLOP/s of one accelerator without sparsity, as its maker states it; the older ones cannot
-# be planned for.
+# Peak dense bfloat16 FLOP/s of one accelerator, from its data sheet. The planner (CHIPS) does not
+# cover the older ones.
 PEAKS = {
     "t4": 65e12, "v100": 125e12, "l4": 121e12, "v2": 45e12, "v3": 123e12,
     **{name: chip.flops for name, chip in CHIPS.items()}}
-UTILISATION = 0.4  # Of the peak, where nothing else is stated.
+UTILISATION = 0.4  # Default fraction of the peak that training reaches.
 
 
 def compute_of(config: ConfigDict) -> Compute:
-  """What an example costs, from the config alone: the data need not be there."""
+  """Counts the compute per example of a config, without reading its data."""
   learner = abstract_learner(config)
   B, sides = config.data.batch_size, {
       name: tuple(build(view.crop).size) for name, view in config.data.views.images.items()}
@@ -41,38 +41,38 @@ def compute_of(config: ConfigDict) -> Compute:
 def at_budget(config: ConfigDict, *, samples: int | str | None = None, epochs: float | None = None,
               flops: float | None = None, hours: float | None = None, accelerator: str = "h200",
               utilisation: float = UTILISATION) -> ConfigDict:
-  """The config with the length of run that a budget pays for; nothing else is changed.
+  """Returns a copy of the config that trains for as long as a budget allows.
 
   Args:
-    config: of a training run.
-    samples: seen in training, as 340_000_000 or "340M".
-    epochs: of the records that it trains on.
-    flops: of training, 6 for each multiply-add forward (see `clip_jax.compute`).
-    hours: of one accelerator; of eight for an hour, 8.
-    accelerator: a name in `PEAKS`; with `hours`.
-    utilisation: share of its peak that is reached; with `hours`. `python -m clip_jax.bench step`
-      measures it.
+    config: config of a training run; it is not modified.
+    samples: number of examples seen in training, as 340_000_000 or "340M".
+    epochs: number of passes over the training records.
+    flops: training FLOPs, 6 per forward multiply-add (see `clip_jax.compute`).
+    hours: accelerator-hours; one hour on eight accelerators is 8.
+    accelerator: a name in `PEAKS`; used with `hours`.
+    utilisation: fraction of the peak that training reaches; used with `hours`. Measure it with
+      `python -m clip_jax.bench step`.
 
   Raises:
-    UserError: not exactly one of the four is given, or one is out of its range.
+    UserError: not exactly one of the four budgets is given, or a value is out of range.
   """
   given = {name: value for name, value in (
       ("samples", samples), ("epochs", epochs), ("flops", flops), ("hours", hours))
            if value is not None}
   if len(given) != 1:
-    raise UserError(f"A budget is one of samples, epochs, flops and hours; given are "
-                    f"{', '.join(f'{n}={v}' for n, v in given.items()) or 'none'}. Give one.")
+    raise UserError(f"Give exactly one budget out of samples, epochs, flops and hours; got "
+                    f"{', '.join(f'{n}={v}' for n, v in given.items()) or 'none'}.")
   (kind, asked), = given.items()
   value: Any = number_of(samples, 0) if kind == "samples" else asked
   if not value > 0:
-    raise UserError(f"A budget of {kind}={given[kind]} pays for nothing. Give more than 0.")
+    raise UserError(f"The budget {kind}={given[kind]} must be above 0.")
   if kind == "hours":
     value *= flops_an_hour(accelerator, utilisation)
   if kind in ("flops", "hours"):
     value = int(value / compute_of(config).flops)
     if value < config.data.batch_size:
-      raise UserError(f"A budget of {kind}={given[kind]} pays for {value} samples, less than one "
-                      f"batch of {config.data.batch_size}. Give more, or take a smaller model.")
+      raise UserError(f"The budget {kind}={given[kind]} buys {value} samples, less than one batch "
+                      f"of {config.data.batch_size}. Raise it or choose a smaller model.")
     kind = "samples"
   config = copy.deepcopy(config)
   with config.unlocked():
@@ -81,14 +81,15 @@ def at_budget(config: ConfigDict, *, samples: int | str | None = None, epochs: f
 
 
 def flops_an_hour(accelerator: str = "h200", utilisation: float = UTILISATION) -> float:
-  """FLOPs that one accelerator makes in an hour.
+  """FLOPs that one accelerator computes in an hour.
 
   Raises:
-    UserError: no such accelerator, or a utilisation that is no share.
+    UserError: the accelerator is unknown, or the utilisation is outside (0, 1].
   """
   if accelerator not in PEAKS:
-    raise UserError(f"No peak is known of accelerator {accelerator!r}; known are "
-                    f"{', '.join(PEAKS)}. State the budget in flops instead.")
+    raise UserError(f"The peak FLOP/s of accelerator {accelerator!r} is unknown; known are "
+                    f"{', '.join(PEAKS)}. Choose one of them, or give the budget in FLOPs.")
   if not 0 < utilisation <= 1:
-    raise UserError(f"utilisation {utilisation} is not a share of the peak, above 0 up to 1.")
+    raise UserError(f"utilisation={utilisation} must be a fraction of the peak, above 0 and at "
+                    "most 1.")
   return 3600 * PEAKS[accelerator] * utilisation

@@ -1,4 +1,4 @@
-"""Differences between like runs, and when one counts."""
+"""Paired differences between matching runs, and their statistical significance."""
 
 from collections.abc import Callable, Iterable, Sequence
 import dataclasses
@@ -8,15 +8,22 @@ import numpy as np
 
 from clip_jax.study.records import Point
 
-SURE = 2.0  # Standard errors, from many runs; from few, more.
-# Student's t, two-sided 95%, for 2, 3, ... pairs of runs.
+SURE = 2.0  # Half-width of a 95% interval in standard errors, for more pairs than _STUDENT covers.
+# Two-sided 95% quantiles of Student's t, for 2, 3, ... pairs of runs.
 _STUDENT = (12.7, 4.3, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
-HOLDS, FAILS, UNTOLD, MISSING = "holds", "fails", "cannot be told", "no runs"
+HOLDS, FAILS, UNTOLD, MISSING = "holds", "fails", "inconclusive", "no runs"
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-  """Error of one kind of run less that of another; below 0, the first is better."""
+  """Mean error difference between two kinds of runs; below 0, the first kind is better.
+
+  Attributes:
+    what: label of the comparison.
+    mean: mean of first minus second, in percentage points of error.
+    deviation: standard error of the mean.
+    runs: number of pairs of runs, at least 2.
+  """
   what: str
   mean: float
   deviation: float
@@ -24,21 +31,31 @@ class Difference:
 
   @property
   def bound(self) -> float:
-    """Half the width of its interval, nineteen in twenty."""
+    """Half-width of the 95% confidence interval of the mean."""
     return self.deviation * (_STUDENT[self.runs - 2] if self.runs - 2 < len(_STUDENT) else SURE)
 
   @property
   def sign(self) -> int:
-    """-1 or 1 when sure, else 0."""
+    """Sign of the mean, -1 or 1, if it is significant at 95%; otherwise 0."""
     return 0 if not abs(self.mean) > self.bound else int(math.copysign(1, self.mean))
 
   def __str__(self) -> str:
-    return f"{self.what} {self.mean:+.1f} ± {self.deviation:.1f} ({self.runs} pairs of runs)"
+    return f"{self.what}: {self.mean:+.1f} ± {self.deviation:.1f} ({self.runs} pairs of runs)"
 
 
 def difference(what: str, first: Iterable[Point], second: Iterable[Point],
                alike: Callable[[Point], object]) -> Difference | None:
-  """First less second over all pairs that are `alike`; None without at least two pairs."""
+  """Computes the paired difference of error, first minus second.
+
+  Args:
+    what: label of the comparison.
+    first: runs of one kind.
+    second: runs of the other kind; those with the same key are averaged.
+    alike: key of a run; runs with equal keys are paired.
+
+  Returns:
+    The difference, or None with fewer than two pairs.
+  """
   by = {}
   for p in second:
     by.setdefault(alike(p), []).append(p.error)
@@ -50,9 +67,13 @@ def difference(what: str, first: Iterable[Point], second: Iterable[Point],
 
 
 def verdict(wanted: Sequence[tuple[Difference | None, int]]) -> tuple[str, str] | None:
-  """(verdict, numbers) of differences and the sign that a statement wants of each, 0 for none.
+  """Judges a claim by the signs of some differences.
 
-  None where a difference is missing.
+  Args:
+    wanted: each difference with the sign that the claim predicts: -1, 1, or 0 for no difference.
+
+  Returns:
+    (verdict, the numbers behind it), or None if any difference is missing.
   """
   there = [(d, sign) for d, sign in wanted if d is not None]
   if len(there) < len(wanted) or not there:

@@ -1,4 +1,4 @@
-"""Draws the panels: PNG and SVG, and a page with all of them and the table behind each."""
+"""Draws the panels as PNG and SVG, and an HTML page with all figures and their data tables."""
 
 from collections.abc import Sequence
 import html
@@ -10,24 +10,24 @@ from clip_jax.study import records
 from clip_jax.study.grids import ARCHITECTURES, AUGMENTATIONS, METHODS, VITS, short
 from clip_jax.study.panels import PANELS, TITLE, Mark, Panel, marks
 
-# Okabe and Ito's colours, which the colour-blind tell apart; markers for print in grey.
+# The Okabe-Ito palette, which colour-blind readers can distinguish; the markers help in greyscale.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 FAINT = 0.35
 
 
 def draw_all(points: Sequence[records.Point], out: Path) -> int:
-  """Draws every figure that there is something to show in, for each kind of data.
+  """Draws every figure that has data, once for each data set.
 
   Args:
-    points: one's own, of `records.read`; without any, the paper's alone are drawn.
-    out: folder, made if missing.
+    points: results of your runs, from `records.read`; if empty, only the paper's are drawn.
+    out: output folder, created if missing.
 
   Returns:
-    How many figures were drawn.
+    The number of figures drawn.
 
   Raises:
-    UserError: matplotlib is missing, or nothing can be drawn.
+    UserError: matplotlib is not installed, or there is nothing to draw.
   """
   plt = _matplotlib()
   paper = records.paper()
@@ -51,15 +51,15 @@ def draw_all(points: Sequence[records.Point], out: Path) -> int:
       plt.close(figure)
       sections.append((data, number, name, filled))
   if not sections:
-    raise UserError("No figure of the paper can be drawn from these runs: none has a protocol, a "
-                    "metric and at least two sizes or cuts that one shows. Run a grid of "
-                    "configs/study.")
+    raise UserError("None of the paper's figures can be drawn from these runs: a figure needs "
+                    "runs of its protocol and metric at two or more sizes or quality cuts. Run a "
+                    "grid of configs/study.")
   (out / "index.html").write_text(_page(sections, left_out), encoding="utf-8")
   return len(sections)
 
 
 def _tells(own, paper, *, alone):
-  """Whether a panel sets something beside something else; of the paper's `alone`, all do."""
+  """Whether a panel compares at least two points; any panel does if the paper is drawn `alone`."""
   return bool(paper) if alone else len(own) > 1 or bool(own and paper)
 
 
@@ -67,9 +67,8 @@ def _matplotlib():
   try:
     import matplotlib
   except ImportError as error:
-    raise UserError("Figures are drawn by matplotlib, which is missing: "
-                    "pip install 'scaling-clip-jax[figures]', or pip install matplotlib."
-                   ) from error
+    raise UserError("Drawing figures needs matplotlib: pip install 'scaling-clip-jax[figures]' "
+                    "or pip install matplotlib.") from error
   matplotlib.use("Agg")
   matplotlib.rcParams.update({
       "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 7.5,
@@ -81,7 +80,7 @@ def _matplotlib():
 
 
 def _figure(plt, filled):
-  """A figure of panels side by side, at most three in a row, its legend below."""
+  """Draws one figure: up to three panels per row, with a shared legend below."""
   columns = min(len(filled), 2 if len(filled) in (2, 4) else 3)
   rows = -(-len(filled) // columns)
   figure, axes = plt.subplots(rows, columns, figsize=(3.7 * columns, 3.1 * rows + 0.5),
@@ -103,8 +102,8 @@ def _figure(plt, filled):
     axis.set_visible(False)
   if behind:
     from matplotlib.lines import Line2D
-    above = " (own axis above)" if len(figure.axes) > axes.size else ""
-    handles[f"the paper's{above}"] = Line2D(
+    above = " (top axis)" if len(figure.axes) > axes.size else ""
+    handles[f"paper{above}"] = Line2D(
         [], [], color="#888888", alpha=FAINT + 0.2, linewidth=1, marker=".")
   if len(handles) > 1:
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", frameon=False,
@@ -113,7 +112,7 @@ def _figure(plt, filled):
 
 
 def _lines(axis, panel, own, paper, style, handles):
-  """Lines, or points where one metric is shown against another."""
+  """Draws the series of a panel as lines, or as points in a scatter of two metrics."""
   front = own or paper
   for name in _ordered(list(dict.fromkeys(m.series for m in front))):
     colour, marker = style[name]
@@ -126,7 +125,7 @@ def _lines(axis, panel, own, paper, style, handles):
   if own and paper:
     low, high = min(xs), max(xs)
     overlap = any(low <= m.x <= high for m in paper)
-    # On other data the paper's sizes are far off: then it has an axis of its own, above.
+    # Where the paper's sizes are far from ours, draw them on a second x axis at the top.
     back = axis if overlap or not log else axis.twiny()
     if back is not axis:
       back.grid(False)
@@ -147,7 +146,7 @@ def _lines(axis, panel, own, paper, style, handles):
 
 
 def _log_errors(axis, ys):
-  """A logarithmic axis of errors with ticks that say percent, not powers."""
+  """Sets a logarithmic y axis whose ticks are plain percentages instead of powers of ten."""
   from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
   low, high = min(ys) / 1.05, min(100, max(ys) * 1.05)
   axis.set_yscale("log")
@@ -163,7 +162,7 @@ def _log_errors(axis, ys):
 
 
 def _ticks(axis, panel, xs, most=6):
-  """Ticks at sizes that were run, written as people write them; as many as there is room for."""
+  """Sets up to `most` x ticks at values that were run, abbreviated as in 1.6k or 100M."""
   from matplotlib.ticker import FixedLocator, NullLocator
   if panel.x not in ("epochs", "dataset_size", "quality"):
     return
@@ -178,7 +177,7 @@ def _ticks(axis, panel, xs, most=6):
 
 
 def _bars(axis, own, paper, style, handles):
-  """Groups of bars by size, the paper's behind where the sizes are the same."""
+  """Draws bars grouped by size, with the paper's in grey behind those of the same size."""
   front = own or paper
   sizes = sorted({m.x for m in front})
   names = _ordered(list(dict.fromkeys(m.series for m in front)))
@@ -199,7 +198,7 @@ def _bars(axis, own, paper, style, handles):
 
 
 def _ordered(names):
-  """Series in the order in which a reader expects them: by size, or as the paper has them."""
+  """Sorts series by size, in the paper's order, or else by name with numbers compared by value."""
   known = (*VITS, *ARCHITECTURES, *METHODS, *AUGMENTATIONS)
 
   def key(name):
@@ -213,7 +212,7 @@ def _ordered(names):
 
 
 def _page(sections, left_out):
-  """The page with all figures."""
+  """The HTML page with all figures and the numbers behind them."""
   parts = ["""<!doctype html><html lang="en"><meta charset="utf-8">
 <title>The study's figures</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>
@@ -223,18 +222,19 @@ img { max-width: 100%; } table { border-collapse: collapse; font-size: 13px; }
 td, th { padding: 2px 10px; border-bottom: 1px solid #ddd; text-align: right; }
 td:first-child, th:first-child { text-align: left; } summary { cursor: pointer; color: #0072B2; }
 </style><h1>The study's figures</h1>
-<p>Numbered as in Scaling (Down) CLIP (Li, Xie, Cubuk 2024); from 28 on they are not in it.
-Means over seeds with their standard errors. Grey points are the paper's own, read off its figures:
-they are of other data, so compare shapes of curves and not values.</p>"""]
+<p>Figures are numbered as in Scaling (Down) CLIP (Li, Xie, Cubuk 2024); those from 28 on are
+additions. Points are means over seeds with their standard errors. Grey points are the paper's, read
+off its figures. They were measured on other data, so compare the shapes of curves, not values.
+</p>"""]
   for data, number, name, filled in sections:
     title = f"{data}: figure {number}. {TITLE[number]}"
     parts.append(f'<h2 id="{_slug(data)}-{number}">{html.escape(title)}</h2>'
                  f'<a href="{name}.svg"><img src="{name}.png" alt="{html.escape(title)}"></a>'
-                 "<details><summary>the numbers</summary>"
+                 "<details><summary>Show the numbers</summary>"
                  + "".join(_table(*one) for one in filled) + "</details>")
   for data, numbers in left_out.items():
     listed = ", ".join(map(str, numbers))
-    parts.append(f"<p>No runs for figures {listed} of {html.escape(data)}.</p>")
+    parts.append(f"<p>No runs for figures {listed} on {html.escape(data)}.</p>")
   return "\n".join(parts) + "</html>\n"
 
 
@@ -244,7 +244,7 @@ def _table(panel: Panel, own: list[Mark], paper: list[Mark]) -> str:
       f"<td>{m.y:.2f}</td><td>{'' if m.spread != m.spread else format(m.spread, '.2f')}</td>"
       f"<td>{m.runs}</td></tr>"
       for m in own + paper)
-  return (f"<h3>{panel.figure}</h3><table><tr><th>series</th><th>from</th><th>"
+  return (f"<h3>{panel.figure}</h3><table><tr><th>series</th><th>source</th><th>"
           f"{html.escape(panel.label_x)}</th><th>{html.escape(panel.label_y)}</th>"
           f"<th>standard error</th><th>runs</th></tr>{rows}</table>")
 

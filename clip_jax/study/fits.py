@@ -1,4 +1,4 @@
-"""Which laws there are to fit among some points, fitted, with what they said of the largest run."""
+"""Fits every scaling law that the available points allow, and tests it on the largest size."""
 
 from collections.abc import Iterable
 import csv
@@ -16,14 +16,15 @@ from clip_jax.study.records import TITLES, Point
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-  """A law of one series.
+  """A scaling law fitted to one series of points.
 
   Attributes:
-    kind: what the error is a law of: "data, one epoch", "data, same samples", "data and epochs",
-      "compute, best of all", "size of the model".
-    data, metric, series: whose.
-    x, error, epochs: the points, float [n] each.
-    law, held_out: as of `laws`.
+    kind: what the error depends on: "data, one epoch", "data, same samples", "data and epochs",
+      "compute, frontier" or "model size".
+    data, metric, series: data set, metric and name of the series.
+    x, error, epochs: the points that the law was fitted to, float [n] each.
+    law: the fitted law.
+    held_out: its prediction of the largest size; None with too few points.
   """
   kind: str
   data: str
@@ -37,10 +38,10 @@ class Fitted:
 
 
 def fit_all(points: Iterable[Point]) -> list[Fitted]:
-  """Every law that has points enough, the whole pool's only.
+  """Fits every law that has enough points. Runs on a quality cut are left out.
 
   Raises:
-    UserError: there is not one.
+    UserError: no law has enough points.
   """
   found = []
   for (data, metric), own in _by(merged(points), lambda p: (p.data, p.metric)).items():
@@ -55,20 +56,20 @@ def fit_all(points: Iterable[Point]) -> list[Fitted]:
     counted = [p for p in own if math.isfinite(p.forward_gmacs)]
     if counted:
       best = laws.frontier([p.gmacs for p in counted], [p.error for p in counted])
-      _try(found, "compute, best of all", data, metric, "all",
+      _try(found, "compute, frontier", data, metric, "all",
            [p for p, keep in zip(counted, best) if keep], lambda p: p.gmacs)
       plain = [p for p in counted if p.method == "CLIP" and p.aug == "none"]
-      _try(found, "size of the model", data, metric, "all architectures",
+      _try(found, "model size", data, metric, "all architectures",
            _largest_group(plain, lambda p: (p.dataset_size, p.samples_seen)),
            lambda p: p.forward_gmacs)
   if not found:
-    raise UserError(f"No series has {laws.FEWEST} different sizes, which a law needs. Add sizes to "
-                    "the grid.")
+    raise UserError(f"No series has the {laws.FEWEST} different sizes that fitting a law needs. "
+                    "Add sizes to the grid.")
   return found
 
 
 def merged(points: Iterable[Point]) -> list[Point]:
-  """The whole pool's points; a number that stands in several figures only once, their mean."""
+  """Drops points of quality cuts and averages those that several figures show of the same run."""
   same = _by((p for p in points if p.quality == 100), lambda p: (
       p.data, p.metric, p.arch, p.method, p.aug, p.dataset_size, p.samples_seen, p.seed))
   return [dataclasses.replace(group[0], error=float(np.mean([p.error for p in group])))
@@ -76,14 +77,14 @@ def merged(points: Iterable[Point]) -> list[Point]:
 
 
 def label(point: Point) -> str:
-  """What a series is called: its architecture, and its strategy if not plain CLIP."""
+  """Name of the series of a point: its architecture, and its strategy unless plain CLIP."""
   if point.aug not in ("none", "unstated") and point.method == "CLIP+DA":
     return f"{point.arch} CLIP + {point.aug}"
   return point.arch + ("" if point.method == "CLIP" else f" {point.method}")
 
 
 def text(found: list[Fitted]) -> str:
-  """A table for a person."""
+  """Formats fitted laws as a table for the terminal."""
   rows = []
   for one in found:
     constants = one.law.constants
@@ -96,11 +97,11 @@ def text(found: list[Fitted]) -> str:
         "" if held is None else f"{held.predicted:.1f} [{held.low:.1f}, {held.high:.1f}]",
         "" if held is None else f"{held.seen:.1f}", "" if held is None else f"{held.miss:+.1f}"))
   return table(rows, ("data", "error of", "against", "series", "points", "floor", "exponent", "R",
-                      "spread", "largest, predicted", "seen", "miss"))
+                      "spread", "largest predicted", "measured", "miss"))
 
 
 def write(found: list[Fitted], path: Path) -> None:
-  """The same as CSV, with every bound a column."""
+  """Writes fitted laws to a CSV file, with a column for each constant and interval bound."""
   with path.open("w", newline="", encoding="utf-8") as file:
     names = ("floor", "scale", "exponent", "repeats")
     held = ("x", "factor", "predicted", "low", "high", "seen", "miss", "inside")
@@ -117,7 +118,7 @@ def write(found: list[Fitted], path: Path) -> None:
 
 
 def _try(found, kind, data, metric, series, points, x, epochs=lambda p: 1.0):
-  """Adds the law of some points, if they are enough."""
+  """Fits a law and appends it to `found`, if there are enough points."""
   x = np.array([x(p) for p in points], float)
   epochs = np.array([epochs(p) for p in points], float)
   error = np.array([p.error for p in points], float)
@@ -137,6 +138,6 @@ def _by(points, key):
 
 
 def _largest_group(points, key):
-  """Those that agree in `key` with the most others; of equally many, where it is largest."""
+  """The largest group of points with equal keys; ties are broken by the largest key."""
   groups = _by(points, key)
   return groups[max(groups, key=lambda k: (len(groups[k]), k))] if groups else []

@@ -1,4 +1,4 @@
-"""A grid: complete configs by name, each a change of one base; a Python file with get_grid()."""
+"""A grid of runs: named, complete configs. A grid file is a Python file that has get_grid()."""
 
 from collections.abc import Mapping, Sequence
 import copy
@@ -21,14 +21,14 @@ PROTOCOLS = ("one epoch", "same samples", "epochs", "same compute")
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """One point of a grid.
+  """One run of a grid.
 
   Attributes:
-    name: letters, digits and -_.+ only: it is a folder's name.
-    config: complete, of a training run.
-    factors: what was varied, by the names in `FACTORS`: `data` ("webli"), `protocol` (one of
+    name: unique in the grid; letters, digits and -_.+ only, because it names a folder.
+    config: complete training config.
+    factors: the values of the factors in `FACTORS`: `data` ("webli"), `protocol` (one of
       `PROTOCOLS`), `arch` ("ViT-B/32"), `method` ("CLIP"), `aug` ("none"), `quality` (percent of
-      the pool that was kept, 100.0 for all).
+      the pool that is kept, 100.0 for all).
   """
   name: str
   config: ConfigDict
@@ -36,21 +36,21 @@ class Run:
 
   @property
   def fingerprint(self) -> str:
-    """Twelve digits that are another config's only by chance."""
+    """The first 12 hex digits of the config's SHA-256."""
     return hashlib.sha256(to_json(self.config).encode()).hexdigest()[:12]
 
   @property
   def folder(self) -> str:
-    """Name of the run's folder: a config that changed is another run."""
+    """Name of the run's folder. It contains the fingerprint, so a changed config is a new run."""
     return f"{self.name}-{self.fingerprint}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-  """Runs, and which of their final metrics is which column of runs.csv.
+  """Runs, and the final metrics that go into the columns of runs.csv.
 
   Attributes:
-    runs: no two of one name.
+    runs: the runs, with unique names.
     columns: a name in `records.METRICS` -> "evaluator/metric" of `final_evaluators`.
   """
   runs: Sequence[Run]
@@ -59,21 +59,25 @@ class Grid:
   def __post_init__(self) -> None:
     names = [run.name for run in self.runs]
     if not names:
-      raise UserError("The grid has no runs. Let get_grid() return at least one.")
+      raise UserError("The grid has no runs. get_grid() must return at least one.")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-      raise UserError(f"Runs of a grid need names of their own; there are two called {twice[0]}.")
+      raise UserError(f"Run names must be unique in a grid; two or more runs are named {twice[0]}.")
     for run in self.runs:
       if not re.fullmatch(r"[\w.+-]+", run.name):
-        raise UserError(f"Run name {run.name!r} is to be a folder's name: letters, digits and "
+        raise UserError(f"Run name {run.name!r} cannot name a folder; use letters, digits and "
                         "-_.+ only.")
       if set(run.factors) != set(FACTORS) or run.factors["protocol"] not in PROTOCOLS:
-        raise UserError(f"Run {run.name} has factors {dict(run.factors)}; wanted are "
+        raise UserError(f"Run {run.name} has factors {dict(run.factors)}; it needs exactly "
                         f"{', '.join(FACTORS)}, and a protocol out of {', '.join(PROTOCOLS)}.")
 
 
 def changed(config: ConfigDict, **changes: Any) -> ConfigDict:
-  """A copy with values replaced: `changed(base, seed=1, data__size="1M")`."""
+  """Returns a copy with some values replaced, as in `changed(base, seed=1, data__size="1M")`.
+
+  Raises:
+    UserError: a name is not in the config.
+  """
   config = copy.deepcopy(config)
   with config.unlocked():
     for path, value in changes.items():
@@ -82,29 +86,29 @@ def changed(config: ConfigDict, **changes: Any) -> ConfigDict:
       for parent in parents:
         section = section[parent]
       if name not in section:
-        raise UserError(f"The config has no {path.replace('__', '.')} to change; beside it are "
+        raise UserError(f"The config has no {path.replace('__', '.')}; this section has "
                         f"{', '.join(section)}.")
       section[name] = value
   return config
 
 
 def load(where: str) -> Grid:
-  """The grid of "FILE.py" or "FILE.py:ARGUMENT".
+  """Loads the grid of "FILE.py" or "FILE.py:ARGUMENT".
 
   Raises:
-    UserError: no such file, or one without a get_grid() that takes what is given.
+    UserError: the file does not exist, has no get_grid(), or does not take the argument.
   """
   path, _, argument = where.partition(":")
   if not Path(path).is_file():
     there = sorted(p.name for p in Path(path).parent.glob("*.py"))
-    raise UserError(f"There is no grid file {path}. In {Path(path).parent} there are: "
+    raise UserError(f"There is no grid file {path}. Python files in {Path(path).parent}: "
                     f"{', '.join(there) or 'none'}.")
   spec = importlib.util.spec_from_file_location(f"grid_{Path(path).stem}", path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   if not hasattr(module, "get_grid"):
-    raise UserError(f"{path} has no get_grid(), so it is not a grid. A config is trained by "
-                    f"python -m clip_jax.train --config={path}.")
+    raise UserError(f"{path} has no get_grid(), so it is not a grid. If it is a config, train it "
+                    f"with python -m clip_jax.train --config={path}.")
   if argument and not inspect.signature(module.get_grid).parameters:
-    raise UserError(f"get_grid() of {path} takes no argument, and {argument!r} was given.")
+    raise UserError(f"get_grid() of {path} takes no argument, but {argument!r} was given.")
   return module.get_grid(*([argument] if argument else []))

@@ -1,7 +1,8 @@
-"""The study's grids, at any scale: which runs answer which of its questions.
+"""Builders of the study's grids, at any scale: one function for each question that it asks.
 
-`make(arch=, method=, aug=, size=, quality=, samples=, seed=)` writes the config of one run; `size`
-is the number of different examples before the quality cut, `samples` how many are seen in all.
+Each takes a `make(arch=, method=, aug=, size=, quality=, samples=, seed=)` that returns the config
+of one run, in which `size` is the number of distinct examples before the quality cut and `samples`
+the number of examples seen in training, counting repetitions.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,9 +15,9 @@ from clip_jax.study.grid import Run
 
 Make = Callable[..., ConfigDict]
 
-# The dataset sizes of the paper: 10 million to 3.4 billion pairs.
+# The paper's dataset sizes: 10 million to 3.4 billion pairs.
 SIZES = tuple(n * 10**6 for n in (10, 25, 50, 100, 200, 400, 800, 1000, 1700, 2600, 3400))
-SAMPLES = 3_400_000_000  # Seen in the protocol of the same samples.
+SAMPLES = 3_400_000_000  # Samples seen by each run of the paper's "same samples" protocol.
 VITS = ("ViT-Ti/16", "ViT-S/16", "ViT-B/32", "ViT-B/16", "ViT-L/16")
 ARCHITECTURES = ("ViT-B/32", "ResNet-50", "ConvNeXt-T", "Swin-T", "Mixer-B/32")
 METHODS = ("CLIP", "SLIP", "CLIP+DA", "FLIP")
@@ -25,7 +26,7 @@ AUGMENTATIONS = ("none", "crop&flip", "RandAugment", "stacked RandAugment")
 
 def sizes_by_epochs(make: Make, *, data: str, sizes: Sequence[int], epochs: Sequence[int],
                     arch: str = "ViT-B/32", seeds: Iterable[int] = (0,)) -> list[Run]:
-  """Each size for each number of epochs (Figures 2 to 4 and 20)."""
+  """Every data size with every number of epochs (Figures 2 to 4 and 20)."""
   return [_run(make, data, "epochs", arch, size=size, samples=many * size, seed=seed)
           for seed in seeds for size in sizes for many in epochs]
 
@@ -33,21 +34,32 @@ def sizes_by_epochs(make: Make, *, data: str, sizes: Sequence[int], epochs: Sequ
 def quality_cuts(make: Make, *, data: str, pool: int, samples: int,
                  cuts: Sequence[float] = (20, 40, 60, 80, 100), arch: str = "ViT-B/32",
                  seeds: Iterable[int] = (0,)) -> list[Run]:
-  """The best so many percent of a pool, once, and for the same samples (Figures 5 to 7)."""
+  """Each quality cut of a pool for one epoch, and for a fixed number of samples (Figures 5 to 7).
+
+  Args:
+    make: builds the config of a run.
+    data: name of the data set.
+    pool: number of pairs before the cut.
+    samples: number of samples of the second group of runs.
+    cuts: percentages of the pool to keep, best first.
+    arch: the architecture.
+    seeds: one run per seed.
+  """
   once = [_run(make, data, "one epoch", arch, size=pool, quality=cut,
                samples=round(pool * cut / 100), seed=seed) for seed in seeds for cut in cuts]
   same = [_run(make, data, "same samples", arch, size=pool, quality=cut, samples=samples, seed=seed)
           for seed in seeds for cut in cuts]
-  # All of the pool once may be the same samples already.
+  # Without a cut, one epoch may be the same run as that for a fixed number of samples.
   seen = {run.config.to_json() for run in once}
   return once + [run for run in same if run.config.to_json() not in seen]
 
 
 def cut(make: Make, *, data: str, pool: int, cut: float, samples: int, arch: str,
         seeds: Iterable[int]) -> list[Run]:
-  """All of a pool; its best part as often, so for as much less; and that for as many samples.
+  """Compares a pool with its best `cut` percent, for equal epochs and for equal samples.
 
-  For pools that are too small to be seen once: the first two have the same epochs.
+  Three runs per seed: the whole pool for `samples`, the cut for as many epochs (and so fewer
+  samples), and the cut for `samples`. Meant for pools that are too small for one epoch.
   """
   part = round(samples * cut / 100)
   return [_run(make, data, protocol, arch, size=pool, quality=quality, samples=seen, seed=seed)
@@ -58,10 +70,16 @@ def cut(make: Make, *, data: str, pool: int, cut: float, samples: int, arch: str
 def by_size(make: Make, *, data: str, sizes: Sequence[int], samples: int | None,
             archs: Sequence[str] = ("ViT-B/32",), methods: Sequence[str] = ("CLIP",),
             seeds: Iterable[int] = (0,)) -> list[Run]:
-  """Architectures (Figures 8 to 15) or strategies (16 to 19) at each size.
+  """Architectures (Figures 8 to 15) or strategies (Figures 16 to 19) at each data size.
 
   Args:
-    samples: seen by each run; None for one epoch of each size.
+    make: builds the config of a run.
+    data: name of the data set.
+    sizes: data sizes in pairs.
+    samples: number of samples that each run sees; None for one epoch.
+    archs: the architectures.
+    methods: the strategies.
+    seeds: one run of each combination per seed.
   """
   return [_run(make, data, "one epoch" if samples is None else "same samples", arch, method=method,
                size=size, samples=samples or size, seed=seed)
@@ -70,7 +88,7 @@ def by_size(make: Make, *, data: str, sizes: Sequence[int], samples: int | None,
 
 def at_all_sizes(make: Make, *, data: str, archs: Sequence[str] = ("ViT-B/32",),
                  methods: Sequence[str] = ("CLIP",)) -> list[Run]:
-  """The paper's sizes, each once and for the same samples; the largest once is that already."""
+  """The paper's sizes, each for one epoch and for `SAMPLES` samples (equal at the largest)."""
   return [run for sizes, samples in ((SIZES, None), (SIZES[:-1], SAMPLES))
           for run in by_size(make, data=data, sizes=sizes, samples=samples, archs=archs,
                              methods=methods)]
@@ -79,7 +97,10 @@ def at_all_sizes(make: Make, *, data: str, archs: Sequence[str] = ("ViT-B/32",),
 def equal_compute(make: Make, *, data: str, size: int, samples: int, arch: str,
                   methods: Sequence[str], than: str = "CLIP",
                   seeds: Iterable[int] = (0,)) -> list[Run]:
-  """Strategies for the compute that another takes for so many samples; fewer if each is dearer."""
+  """Strategies at the compute that `than` needs for `samples` samples.
+
+  A strategy that costs more per sample gets proportionally fewer samples.
+  """
   seeds, cost = tuple(seeds), lambda method: compute_of(
       make(arch=arch, method=method, size=size, samples=samples)).flops
   return [_run(make, data, "same compute", arch, method=method, size=size,
@@ -90,15 +111,15 @@ def equal_compute(make: Make, *, data: str, size: int, samples: int, arch: str,
 def augmentations(make: Make, *, data: str, sizes: Sequence[int], epochs: float,
                   augs: Sequence[str] = AUGMENTATIONS, arch: str = "ViT-B/32",
                   seeds: Iterable[int] = (0,)) -> list[Run]:
-  """Augmentations at small sizes, for many epochs (Figure 1b)."""
+  """Augmentations at small data sizes for many epochs (Figure 1b)."""
   return [_run(make, data, "epochs", arch, method="CLIP" if aug == "none" else "CLIP+DA", aug=aug,
                size=size, samples=round(epochs * size), seed=seed)
           for seed in seeds for aug in augs for size in sizes]
 
 
 def _run(make, data, protocol, arch, *, size, samples, seed, method="CLIP", aug=None, quality=100):
-  """One run and its name."""
-  # Which augmentation the strategy CLIP+DA has, the paper does not say; its best one here.
+  """Builds one run and its name."""
+  # The paper does not say which augmentation CLIP+DA uses, so take its best one.
   aug = aug or ("stacked RandAugment" if method == "CLIP+DA" else "none")
   number = lambda count: short(count).replace(".", "p")
   parts = [data, arch, aug if method == "CLIP+DA" else method, number(size),
@@ -113,7 +134,7 @@ def _run(make, data, protocol, arch, *, size, samples, seed, method="CLIP", aug=
 
 
 def short(count: int) -> str:
-  """A size as a person writes it: 1600 is 1.6k, 3_400_000_000 is 3.4B."""
+  """Abbreviates a size: 1600 is "1.6k", 3_400_000_000 is "3.4B"."""
   for unit, letter in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
     if count >= unit:
       return f"{count / unit:.4g}{letter}"

@@ -1,18 +1,20 @@
-"""Laws: how error falls with data, repetition, compute and size; fitted, with honest intervals.
+"""Scaling laws of error against data, repetition, compute and model size, with intervals.
 
   E(x) = floor + (top - floor) (1 + x / scale)^-exponent
 
-The saturating power law of Zhai et al. 2022 (Scaling ViT, sec. 2.2), with the error of a model that
-saw nothing, `top`, known. Where examples are seen more than once, x is what they are worth:
+This is the saturating power law of Zhai et al. 2022 (Scaling Vision Transformers, sec. 2.2), except
+that the error of an untrained model, `top`, is known instead of fitted. If examples are repeated, x
+is their effective number:
 
-  x = D (1 + R (1 - e^-((epochs - 1) / R))) ,  D different examples
+  x = D (1 + R (1 - e^-((epochs - 1) / R))),  with D distinct examples
 
-after Muennighoff et al. 2023 (data-constrained language models, sec. 3.1): the first repetitions
-are worth as much as new examples, and all of them together as much as R times the data.
+after Muennighoff et al. 2023 (Scaling Data-Constrained Language Models, sec. 3.1): early
+repetitions are worth nearly as much as new examples, and all repetitions together at most R times
+the data.
 
-Fits are of the logarithm of the error, by Levenberg-Marquardt from many starts with a loss that
-outliers cannot dominate (soft L1). Intervals are from a bootstrap of residuals: they know the noise
-of the points, not that a law may be wrong, which is what `held_out` is for.
+Laws are fitted to the logarithm of the error by Levenberg-Marquardt from several starting points,
+with a soft L1 loss that limits the influence of outliers. Intervals come from a residual bootstrap.
+They reflect the noise of the points but not a wrong functional form; `held_out` tests for that.
 """
 
 import dataclasses
@@ -22,10 +24,10 @@ from numpy.typing import ArrayLike
 
 from clip_jax.errors import UserError
 
-TOP = 100.0      # Percent error of a model that knows nothing: 99.9 with 1,000 classes.
-OUTLIER = 0.05   # In log error: from here on a residual counts linearly.
-LEVEL = 0.9      # Of all intervals.
-FEWEST = 5       # Points that a law is fitted to.
+TOP = 100.0      # Error of an untrained model in percent (99.9 with 1,000 classes).
+OUTLIER = 0.05   # Residual of log error above which the loss grows linearly.
+LEVEL = 0.9      # Coverage of the intervals.
+FEWEST = 5       # Minimum number of distinct points for a fit.
 _STARTS = [(floor, scale, exponent) for floor in (0.02, 0.2, 0.5)
            for scale in (0.1, 0.5, 0.9) for exponent in (0.2, 0.5, 1.0)]
 
@@ -35,11 +37,12 @@ class Law:
   """A fitted law.
 
   Attributes:
-    parameters: float [4], logarithms as `_predicted` reads them.
-    replicates: float [n, 4], the same fitted to resampled points.
-    residuals: float [points], log error seen - predicted, corrected for the parameters spent.
-    top: error at no data.
-    repeats: whether the worth of repetition was fitted; R is meaningless otherwise.
+    parameters: float [4], the logit of floor / top, and the logarithms of scale, exponent and R.
+    replicates: float [n, 4], parameters fitted to bootstrap resamples.
+    residuals: float [points], log of measured over predicted error, corrected for the degrees of
+      freedom.
+    top: error without any data, in percent.
+    repeats: whether R, the value of repetition, was fitted; if not, its entry is meaningless.
   """
   parameters: np.ndarray
   replicates: np.ndarray
@@ -48,17 +51,27 @@ class Law:
   repeats: bool
 
   def __call__(self, x: ArrayLike, epochs: ArrayLike = 1.0) -> np.ndarray:
-    """Error in percent.
+    """Predicts the error in percent, float [n].
 
     Args:
-      x: float [n], different examples seen, or multiply-adds.
-      epochs: float [n] or a number, how often each of them.
+      x: float [n], distinct examples seen, or multiply-adds.
+      epochs: float [n] or a number, how often each example is seen.
     """
     return np.exp(self._logarithm(self.parameters[None], x, epochs)[0])
 
   def interval(self, x: ArrayLike, epochs: ArrayLike = 1.0, *, level: float = LEVEL,
                noise: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """(low, high), float [n] each, of a new run's error; without `noise`, of the law alone."""
+    """Interval of the error of a new run; without `noise`, of the law itself.
+
+    Args:
+      x: float [n], distinct examples seen, or multiply-adds.
+      epochs: float [n] or a number, how often each example is seen.
+      level: coverage of the interval.
+      noise: whether to include the scatter of runs around the law.
+
+    Returns:
+      (low, high), float [n] each, in percent.
+    """
     middle = self._logarithm(self.parameters[None], x, epochs)
     each = self._logarithm(self.replicates, x, epochs)
     each = middle + (each - middle) * self._wider
@@ -70,7 +83,7 @@ class Law:
 
   @property
   def constants(self) -> dict[str, tuple[float, float, float]]:
-    """floor, scale, exponent and, if fitted, repeats (R): (value, low, high)."""
+    """(value, low, high) of floor, scale, exponent and, if fitted, repeats (R)."""
     off = (self.replicates - self.parameters) * self._wider
     both = self.parameters + np.concatenate([np.zeros((1, 4)), off])
     floor, scale, exponent, repeats = _constants(both, self.top)
@@ -90,40 +103,41 @@ class Law:
 
   @property
   def _wider(self):
-    # Of few points the bootstrap knows the spread badly. With this, nine in ten are nine in ten
-    # for the 6 points to spare of the test, and for many it does nothing.
+    # The bootstrap underestimates the spread of few points. This factor, tuned so that 90%
+    # intervals cover 90% with 6 degrees of freedom, approaches 1 for many points.
     return 1 + 2 / max(1, len(self.residuals) - (4 if self.repeats else 3))
 
   @property
   def spread(self) -> float:
-    """Standard deviation of a run about the law, relative to its error."""
+    """Standard deviation of runs around the law, relative to their error."""
     return float(np.sqrt(np.mean(np.square(self.residuals))))
 
 
 def fit(x: ArrayLike, error: ArrayLike, epochs: ArrayLike = 1.0, *, top: float = TOP,
         replicates: int = 200, seed: int = 0) -> Law:
-  """The law of some points.
+  """Fits a law to some points.
 
   Args:
-    x: float [n], different examples (or multiply-adds), above 0.
+    x: float [n], distinct examples (or multiply-adds), above 0.
     error: float [n], percent, above 0.
-    epochs: float [n] or a number; the worth of repetition is fitted if any is above 1.
-    top: error at x = 0.
-    replicates: of the bootstrap.
-    seed: of the bootstrap.
+    epochs: float [n] or a number, how often each example is seen; R is fitted if any is above 1.
+    top: error at x = 0, in percent.
+    replicates: number of bootstrap resamples.
+    seed: random seed of the bootstrap.
 
   Raises:
-    UserError: fewer than `FEWEST` different points, or numbers out of their range.
+    UserError: fewer than `FEWEST` distinct points (one more if R is fitted), or values that are
+      not finite and above 0.
   """
   x, epochs = _both(x, epochs)
   error = np.asarray(error, float)
   repeats = bool((epochs > 1.001).any())
   distinct = len(np.unique(np.stack([x, epochs]), axis=1).T)
   if distinct < FEWEST + repeats:
-    raise UserError(f"A law of {3 + repeats} constants was asked of {distinct} different points; "
+    raise UserError(f"Cannot fit a law with {3 + repeats} constants to {distinct} distinct points; "
                     f"at least {FEWEST + repeats} are needed. Add sizes to the grid.")
   if not (np.isfinite(x) & (x > 0)).all() or not (np.isfinite(error) & (error > 0)).all():
-    raise UserError("A law is fitted to sizes and errors above 0; leave out the others.")
+    raise UserError("Fitting a law needs finite sizes and errors above 0; leave out other points.")
   worth = np.log(_worth(x, epochs, np.array([[8.0]]))[0])
   box = np.array([[-7, worth.min() - 3, np.log(0.03), np.log(0.3)],
                   [4, worth.max() + 3, np.log(8.0), np.log(300.0)]])
@@ -138,7 +152,7 @@ def fit(x: ArrayLike, error: ArrayLike, epochs: ArrayLike = 1.0, *, top: float =
   residuals = (seen - predicted) * np.sqrt(len(x) / max(1, len(x) - free))
   rng = np.random.default_rng(seed)
   again = predicted + rng.choice(residuals - residuals.mean(), (replicates, len(x)))
-  # Started where it ended, and elsewhere, so that another minimum is found as well.
+  # Refit from the optimum and from one other start, in case a resample prefers another minimum.
   fitted = [_minimised(x, epochs, again, np.tile(start, (replicates, 1)), top, box, free)
             for start in (best, several[np.argsort(cost)[len(cost) // 2]])]
   better = fitted[0][1] <= fitted[1][1]
@@ -147,12 +161,14 @@ def fit(x: ArrayLike, error: ArrayLike, epochs: ArrayLike = 1.0, *, top: float =
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-  """What a law of the smaller sizes said of the largest.
+  """Prediction of the largest size by a law fitted to the smaller ones.
 
   Attributes:
     x: the largest size.
-    seen, predicted, low, high: its errors in percent, mean over its points.
-    factor: the largest size over the next.
+    seen: measured error at that size in percent, mean over its points.
+    predicted: predicted error, likewise.
+    low, high: 90% interval of the prediction.
+    factor: the largest size divided by the second largest.
   """
   x: float
   seen: float
@@ -163,18 +179,18 @@ class HeldOut:
 
   @property
   def miss(self) -> float:
-    """Points of error by which the prediction was too high."""
+    """Percentage points by which the prediction is too high."""
     return self.predicted - self.seen
 
   @property
   def inside(self) -> bool:
-    """Whether the interval held it."""
+    """Whether the measured error is inside the interval."""
     return self.low <= self.seen <= self.high
 
 
 def held_out(x: ArrayLike, error: ArrayLike, epochs: ArrayLike = 1.0, *,
              top: float = TOP) -> HeldOut | None:
-  """Fits to all but the largest size and predicts that; None where too few points are left."""
+  """Predicts the largest size from a fit to the others; None if those are too few for a fit."""
   x, epochs = _both(x, epochs)
   error = np.asarray(error, float)
   largest = x == x.max()
@@ -190,7 +206,7 @@ def held_out(x: ArrayLike, error: ArrayLike, epochs: ArrayLike = 1.0, *,
 
 
 def frontier(x: ArrayLike, error: ArrayLike) -> np.ndarray:
-  """bool [n]: the points that none of smaller or equal x undercuts."""
+  """Marks the Pareto-optimal points, bool [n]: no point of smaller or equal x has a lower error."""
   x, error = np.asarray(x, float), np.asarray(error, float)
   return np.array([error[i] <= error[x <= x[i]].min() for i in range(len(x))])
 
@@ -201,7 +217,7 @@ def _both(x: ArrayLike, epochs: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _worth(x, epochs, repeats):
-  """[k, n]: new examples that x examples, each seen so often, are worth; `repeats` [k, 1]."""
+  """Effective number of examples, [k, n], for x examples seen `epochs` times; `repeats` [k, 1]."""
   again = np.maximum(epochs - 1, 0)
   return np.minimum(epochs, 1) * x * (1 + repeats * -np.expm1(-again / repeats))
 
@@ -212,14 +228,18 @@ def _constants(parameters, top):
 
 
 def _predicted(parameters, x, epochs, top):
-  """[k, n]: log error by each of k sets of parameters, [k, 4]."""
+  """Log error, [k, n], predicted by each of k sets of parameters, [k, 4]."""
   floor, scale, exponent, repeats = (c[:, None] for c in _constants(parameters, top))
   worth = _worth(x, epochs, repeats)
   return np.log(floor + (top - floor) * np.exp(-exponent * np.log1p(worth / scale)))
 
 
 def _minimised(x, epochs, seen, start, top, box, free, turns=50):
-  """([k, 4], cost [k]): Levenberg-Marquardt of k problems at once, the first `free` parameters."""
+  """Minimises k problems at once over the first `free` parameters, by Levenberg-Marquardt.
+
+  Returns:
+    (parameters [k, 4], cost [k])
+  """
   theta, damping = start.copy(), np.full(len(start), 1e-2)
   residual = lambda t: _predicted(t, x, epochs, top) - seen                    # [k, n]
   cost_of = lambda r: (np.sqrt(1 + np.square(r / OUTLIER)) - 1).sum(1)

@@ -1,4 +1,4 @@
-"""The paper's figures as a list: what each panel shows of which runs."""
+"""The paper's figures as a list of panels, each with its metric, axes and selection of runs."""
 
 from collections.abc import Callable, Iterable
 import dataclasses
@@ -14,12 +14,14 @@ class Panel:
   """One panel of one figure.
 
   Attributes:
-    figure: number and letter in the paper, "2a".
-    metric: on the vertical axis, a name in `records.TITLES`.
-    x: "epochs", "dataset_size", "quality", "gmacs", or a metric for a scatter of accuracies.
-    varied: what a line is of: "size", "vit", "arch", "method", "aug", or "" for one line.
-    protocols: of the runs shown.
-    accuracy: shown as bars of accuracy instead of lines of error.
+    figure: number and letter in the paper, such as "2a".
+    metric: metric on the y axis, a name in `records.TITLES`.
+    x: x axis: "epochs", "dataset_size", "quality", "gmacs", or a metric for a scatter plot of
+      accuracies.
+    varied: what distinguishes the series: "size", "vit", "arch", "method", "aug", "any" (all
+      architectures and strategies), or "" for the architecture alone.
+    protocols: protocols of the runs shown.
+    accuracy: whether to draw bars of accuracy instead of lines of error.
   """
   figure: str
   metric: str
@@ -30,16 +32,16 @@ class Panel:
 
   @property
   def number(self) -> int:
-    """Of the figure."""
+    """Number of the figure."""
     return int("".join(c for c in self.figure if c.isdigit()))
 
   @property
   def scatter(self) -> bool:
-    """Whether it shows one metric against another."""
+    """Whether the panel plots one metric against another."""
     return self.x in TITLES
 
   def shows(self, point: Point) -> bool:
-    """Whether it shows a run of one's own, if that is of its protocol."""
+    """Whether the panel shows one of your runs, apart from its protocol."""
     plain = point.method == "CLIP" and point.aug == "none"
     whole = point.quality == 100 or self.x == "quality"
     fits = {"size": plain, "": plain, "arch": plain, "vit": plain and point.arch.startswith("ViT"),
@@ -48,36 +50,36 @@ class Panel:
     return point.metric == self.metric and whole and fits
 
   def value_x(self, point: Point) -> float:
-    """Where a point stands on the horizontal axis."""
+    """Position of a point on the x axis."""
     return {"epochs": point.epochs, "dataset_size": point.dataset_size, "quality": point.quality,
             "gmacs": point.gmacs}[self.x]
 
   def series(self, point: Point) -> str:
-    """The line that a point belongs to."""
+    """Name of the series that a point belongs to."""
     return {"size": f"{short(point.dataset_size)} pairs", "vit": point.arch, "arch": point.arch,
             "method": point.method, "aug": point.aug, "": point.arch,
             "any": label(point)}[self.varied]
 
   @property
   def title(self) -> str:
-    """What stands above it."""
+    """Title of the panel."""
     only, *others = self.protocols
     return f"({self.figure[-1]}) " + {
-        "one epoch": "each example once", "same samples": "same samples seen",
-        "epochs": "so many epochs"}.get("" if others else only, "all runs")
+        "one epoch": "one epoch", "same samples": "same number of samples",
+        "epochs": "multiple epochs"}.get("" if others else only, "all runs")
 
   @property
   def label_y(self) -> str:
-    """Of the vertical axis."""
+    """Label of the y axis."""
     shown = "accuracy" if self.accuracy or self.scatter else "error"
-    return f"{TITLES[self.metric]}, {shown} %"
+    return f"{TITLES[self.metric]}, {shown} (%)"
 
   @property
   def label_x(self) -> str:
-    """Of the horizontal axis."""
+    """Label of the x axis."""
     return {"epochs": "epochs", "dataset_size": "pairs", "quality": "best % of the pool kept",
-            "gmacs": "compute, 1e9 multiply-adds forward"}.get(
-                self.x, f"{TITLES.get(self.x)}, accuracy %")
+            "gmacs": "forward compute (1e9 multiply-adds)"}.get(
+                self.x, f"{TITLES.get(self.x)}, accuracy (%)")
 
 
 ONCE, SAME, EPOCHS = ("one epoch",), ("same samples",), ("epochs",)
@@ -94,13 +96,16 @@ def _panel(metric, x, varied, protocols, accuracy=False):
 
 
 def _retrieval(number, varied):
-  """Bars of one epoch, lines of the same samples, both directions: Figures 11, 15 and 18."""
+  """Retrieval in both directions, bars for one epoch, lines for the same number of samples.
+
+  These are Figures 11, 15 and 18.
+  """
   return _letters(number, *(_panel(m, "dataset_size", varied, ONCE, True) for m in _COCO),
                   *(_panel(m, "dataset_size", varied, SAME) for m in _COCO))
 
 
 def _shifts(number, against, varied, protocols):
-  """Each shifted set against ImageNet: Figures 21 to 24, 26 and 27."""
+  """Accuracy on each shifted set against ImageNet: Figures 21 to 24, 26 and 27."""
   return _letters(number, *(_panel(f"{against}_{n}", against, varied, protocols) for n in SHIFTED))
 
 
@@ -136,7 +141,7 @@ PANELS = (
     + _shifts(23, "zero_shot", "arch", ALL) + _shifts(24, "linear_probe", "arch", ALL)
     + _letters(25, *(_panel(m, "dataset_size", "arch", ONCE, True) for m in ("shot5", "shot10")))
     + _shifts(26, "zero_shot", "method", ALL) + _shifts(27, "linear_probe", "method", SAME)
-    # Not in the paper: where test sets are too small for recall at 1.
+    # Not in the paper: recall at 10, for test sets that are too small for recall at 1.
     + _letters(28, _panel("r10", "dataset_size", "arch", ONCE),
                _panel("r10", "dataset_size", "any", SAME))
     + _letters(29, *(_panel("r10", x, v, p) for x, v, p in (
@@ -144,19 +149,20 @@ PANELS = (
 )
 
 TITLE = {
-    1: "Compute, and augmentation", 2: "Data and epochs: zero-shot", 3: "Data and epochs: few-shot",
+    1: "Compute and augmentation", 2: "Data and epochs: zero-shot", 3: "Data and epochs: few-shot",
     4: "Data and epochs: retrieval", 5: "Quality cut: zero-shot", 6: "Quality cut: few-shot",
-    7: "Quality cut: retrieval", 8: "ViTs, each example once", 9: "ViTs, same samples seen",
-    10: "ViTs: linear probe", 11: "ViTs: retrieval", 12: "Architectures, each example once",
-    13: "Architectures, same samples seen", 14: "Architectures: linear probe",
-    15: "Architectures: retrieval", 16: "Strategies, each example once",
-    17: "Strategies, same samples seen", 18: "Strategies: retrieval",
+    7: "Quality cut: retrieval", 8: "ViTs: one epoch", 9: "ViTs: same number of samples",
+    10: "ViTs: linear probe", 11: "ViTs: retrieval", 12: "Architectures: one epoch",
+    13: "Architectures: same number of samples", 14: "Architectures: linear probe",
+    15: "Architectures: retrieval", 16: "Strategies: one epoch",
+    17: "Strategies: same number of samples", 18: "Strategies: retrieval",
     19: "Strategies: linear probe",
-    20: "Data and epochs: shifted sets", 21: "ViTs: shifted sets", 22: "ViTs: shifted sets, probed",
-    23: "Architectures: shifted sets", 24: "Architectures: shifted sets, probed",
+    20: "Data and epochs: shifted sets", 21: "ViTs: shifted sets",
+    22: "ViTs: linear probe on shifted sets",
+    23: "Architectures: shifted sets", 24: "Architectures: linear probe on shifted sets",
     25: "Architectures: few-shot", 26: "Strategies: shifted sets",
-    27: "Strategies: shifted sets, probed", 28: "Retrieval at 10",
-    29: "Retrieval at 10: quality, compute"}
+    27: "Strategies: linear probe on shifted sets", 28: "Recall at 10",
+    29: "Recall at 10: quality and compute"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,11 +170,11 @@ class Mark:
   """A point of a panel: the mean over seeds.
 
   Attributes:
-    series: the line that it is on.
-    x, y: where it stands.
+    series: name of the series.
+    x, y: position in the panel.
     spread: standard error of the mean over seeds; NaN with one seed.
-    runs: how many it is the mean of.
-    source: "paper", or the data of one's own runs.
+    runs: number of runs averaged.
+    source: "paper", or the data name of your runs.
   """
   series: str
   x: float
@@ -179,7 +185,7 @@ class Mark:
 
 
 def marks(panel: Panel, points: Iterable[Point], source: str) -> list[Mark]:
-  """What a panel shows of some points; of the paper's, exactly those of that panel."""
+  """Computes the marks of a panel; from the paper's points, exactly those read off that panel."""
   points = list(points)
   chosen = [p for p in points if p.where == panel.figure] if source == "paper" else _own(
       panel, points)
@@ -189,7 +195,7 @@ def marks(panel: Panel, points: Iterable[Point], source: str) -> list[Mark]:
   groups = {}
   for p in chosen:
     if panel.scatter:
-      # Not averaged: each run is a point of its own.
+      # A scatter plot shows each run on its own instead of averaging over seeds.
       x, key = across.get((p.where, panel.x)), p.where
       if x is None:
         continue
@@ -207,20 +213,20 @@ def marks(panel: Panel, points: Iterable[Point], source: str) -> list[Mark]:
 
 
 def _own(panel, points):
-  """The runs that a panel shows."""
-  # The largest size once has the same samples already, and is run but once.
+  """Selects the runs that a panel shows."""
+  # At the largest size, one epoch already has the same number of samples, so that run is shared.
   same = {p.samples_seen for p in points if p.protocol == "same samples"}
   chosen = [p for p in points if panel.shows(p) and (
       p.protocol in panel.protocols
       or ("same samples" in panel.protocols and p.samples_seen in same))]
   if panel.x == "quality" and chosen:
-    # Cuts are compared of one pool, by one architecture: those that have most of them.
+    # Compare cuts of one pool with one architecture: the combination with the most cuts.
     pool = lambda p: (p.arch, round(math.log(p.dataset_size / p.quality), 1))
     cuts = lambda one: len({p.quality for p in chosen if pool(p) == one})
     best = max(sorted({pool(p) for p in chosen}), key=cuts)
     chosen = [p for p in chosen if pool(p) == best]
   if panel.varied in ("method", "aug") and chosen:
-    # Strategies are compared on one architecture: the one that has most of them.
+    # Compare strategies on one architecture: the one with the most strategies.
     vary = lambda arch: len({(p.method, p.aug) for p in chosen if p.arch == arch})
     best = max(sorted({p.arch for p in chosen}), key=vary)
     chosen = [p for p in chosen if p.arch == best] if vary(best) > 1 else []

@@ -1,4 +1,4 @@
-"""One point of a grid, in a process of its own: trained or gone on with, and its row written."""
+"""Trains or resumes one run of a grid in its own process, and writes its result row."""
 
 from collections.abc import Mapping
 import fcntl
@@ -21,28 +21,29 @@ from clip_jax.study.budget import compute_of
 
 
 def run_one(grid: str, name: str, out: Path, fingerprint: str) -> int:
-  """Trains one run of a grid to its end and leaves `row.json` in its folder.
+  """Trains one run of a grid to its end and writes `row.json` to its folder.
 
-  Whoever comes second waits, so two processes never write to one folder; a run that is done by
-  then is left as it is.
+  A file lock makes a second process for the same run wait; it returns at once if the run is done
+  by then.
 
   Args:
-    grid: where the grid is, as `grid.load` takes it.
-    name: of the run.
+    grid: grid file and argument, as for `grid.load`.
+    name: name of the run.
     out: folder of the grid's results.
-    fingerprint: of the config that was meant.
+    fingerprint: expected fingerprint of the run's config.
 
   Returns:
-    Exit code, as of `loop.run`.
+    Exit code of `loop.run`.
 
   Raises:
-    UserError: the grid file says something else by now.
+    UserError: the grid file has changed since the grid was started.
   """
   threading.Thread(target=_end_with_parent, daemon=True).start()
   loaded = grid_lib.load(grid)
   run = next((run for run in loaded.runs if run.name == name), None)
   if run is None or run.fingerprint != fingerprint:
-    raise UserError(f"{grid} changed while it was running: {name} is not what it was. Start again.")
+    raise UserError(f"{grid} changed while the grid was running: the config of {name} is not the "
+                    "same any more. Rerun the command.")
   folder = out / "runs" / run.folder
   folder.mkdir(parents=True, exist_ok=True)
   with (folder / "lock").open("w") as lock:
@@ -59,7 +60,11 @@ def run_one(grid: str, name: str, out: Path, fingerprint: str) -> int:
 
 def row_of(run: grid_lib.Run, columns: Mapping[str, str], folder: Path,
            seconds: float) -> dict[str, Any]:
-  """The row of a finished run; `records.COLUMNS`, and what else its final evaluation measured."""
+  """Builds the row of a finished run: `records.COLUMNS` and all other final metrics.
+
+  Raises:
+    UserError: the final evaluation lacks a metric that the grid names as a column.
+  """
   import jax
   lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
   last = [line for line in lines if "train/flops" in line][-1]
@@ -67,8 +72,8 @@ def row_of(run: grid_lib.Run, columns: Mapping[str, str], folder: Path,
            for name, value in line.items() if "/" in name and not name.startswith("train/")}
   missing = [metric for metric in columns.values() if metric not in final]
   if missing:
-    raise UserError(f"The grid wants the metric {missing[0]!r} for a column, and the run's last "
-                    f"evaluation has {', '.join(final) or 'none'}. Change the grid's columns.")
+    raise UserError(f"The grid's columns need the metric {missing[0]!r}, but the final evaluation "
+                    f"of the run has {', '.join(final) or 'none'}. Change the grid's columns.")
   compute, samples = compute_of(run.config), last["step"] * run.config.data.batch_size
   devices = jax.devices()
   return {
@@ -86,7 +91,7 @@ def row_of(run: grid_lib.Run, columns: Mapping[str, str], folder: Path,
 
 
 class Clock:
-  """Seconds that a run has taken, over all its starts; those of one that was killed among them."""
+  """Wall time of a run in seconds, summed over its restarts, including those that were killed."""
 
   def __init__(self, folder: Path):
     self._path, self._begun = folder / "clock.json", time.time()
@@ -95,26 +100,26 @@ class Clock:
       earlier = json.loads(self._path.read_text())
       self._before = earlier["seconds"]
       log = folder / "metrics.jsonl"
-      if earlier["begun"] and log.exists():  # Killed: it lived at least until its last line.
+      if earlier["begun"] and log.exists():  # Killed: count the time until its last metrics.
         self._before += max(0.0, log.stat().st_mtime - earlier["begun"])
     write(self._path, {"seconds": self._before, "begun": self._begun})
 
   def stop(self) -> float:
-    """Ends this start; the seconds of all."""
+    """Stops the clock and returns the total in seconds."""
     seconds = self._before + time.time() - self._begun
     write(self._path, {"seconds": seconds, "begun": None})
     return seconds
 
 
 def write(path: Path, value: Any) -> None:
-  """JSON, all of it or none."""
+  """Writes a JSON file atomically."""
   temporary = path.with_name(path.name + ".new")
   temporary.write_text(json.dumps(value))
   os.replace(temporary, path)
 
 
 def commit() -> str:
-  """The commit that the package is checked out at; empty where it is no checkout."""
+  """Short hash of the checked-out commit; empty if the package is not in a git checkout."""
   try:
     return subprocess.run(["git", "rev-parse", "--short", "HEAD"], text=True, timeout=10,
                           cwd=Path(__file__).parent, capture_output=True, check=True).stdout.strip()
@@ -127,7 +132,11 @@ def _rounded(value):
 
 
 def _end_with_parent():
-  """Whoever started this holds the other end of its input; when that is gone, save and stop."""
-  while os.read(sys.stdin.fileno(), 1):  # Not sys.stdin's: its lock outlives the interpreter.
+  """Sends this process SIGTERM, to save and stop, once its parent has exited.
+
+  The parent holds the other end of the pipe to stdin, which is closed when it exits.
+  """
+  # Not sys.stdin.read(): a daemon thread blocked in it holds a lock that interpreter exit needs.
+  while os.read(sys.stdin.fileno(), 1):
     pass
   os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The configs that grids are made of: one base each, at the paper's scale and at a laptop's."""
+"""Builders of the configs of a grid, at the paper's scale (`paper`) and for a laptop (`small`)."""
 
 from collections.abc import Callable, Mapping, Sequence
 import copy
@@ -47,7 +47,7 @@ TOWERS = {
     "Swin-T": (Swin, dict(size="T")),
     "Mixer-B/32": (MlpMixer, dict(size="B", patch=32)),
 }
-# What stands for them at 32 pixels: as small beside each other as those are.
+# Stand-ins for images of 32 pixels, with relative sizes similar to those above.
 SMALL_TOWERS = {
     "ViT-32x2": (Vit, dict(width=32, depth=2, heads=2, mlp=128, patch=8)),
     "ViT-64x3": (Vit, dict(width=64, depth=3, heads=2, mlp=256, patch=8)),
@@ -56,7 +56,7 @@ SMALL_TOWERS = {
     "ResNet-8": (BitResnet, dict(stages=(1, 1, 1), width=16, block="basic", stem="small",
                                  groups=8, pool="flat")),
 }
-# Which column of runs.csv is which of the final evaluators' metrics: configs/evaluations/study.py.
+# Column of runs.csv -> metric of the final evaluators, for the suite configs/evaluations/study.py.
 _SETS = {"A": "imagenet_a", "R": "imagenet_r", "Sketch": "imagenet_sketch", "V2": "imagenet_v2",
          "ReaL": "imagenet_real", "ObjectNet": "objectnet"}
 COLUMNS = {
@@ -74,14 +74,19 @@ SMALL_COLUMNS = {
 
 def seen(method: str, aug: str, *, size: int,
          weakest: float = 0.08) -> tuple[dict[str, ConfigDict], dict[str, ConfigDict]]:
-  """What the image tower sees in training: views made on the host, and what the device adds.
+  """Builds the image views of a strategy and augmentation.
 
   Args:
-    size: of the images in pixels.
-    weakest: least share of the image's area that a crop of an augmentation leaves.
+    method: name of the strategy.
+    aug: name of the augmentation; ignored by SLIP.
+    size: image size in pixels.
+    weakest: minimum fraction of the image area that a random crop keeps.
+
+  Returns:
+    (views made on the host by name, augmentations on the device by view)
 
   Raises:
-    UserError: no such augmentation.
+    UserError: the augmentation does not exist.
   """
   cropped = lambda least, *chain: call(
       ImageView, crop=call(RandomResizedCrop, size=size, scale=(least, 1.0)), augment=chain)
@@ -91,7 +96,7 @@ def seen(method: str, aug: str, *, size: int,
       "RandAugment": lambda: cropped(weakest, call(HorizontalFlip), call(RandAugment)),
       "stacked RandAugment": lambda: cropped(weakest, call(RandAugment))}
   if aug not in images:
-    raise UserError(f"There is no augmentation {aug!r}; there are {', '.join(images)}.")
+    raise UserError(f"There is no augmentation {aug!r}; choose one of {', '.join(images)}.")
   if method == "SLIP":
     return ({"image": cropped(max(weakest, 0.5)), "view_a": cropped(weakest),
              "view_b": cropped(weakest)},
@@ -102,10 +107,16 @@ def seen(method: str, aug: str, *, size: int,
 
 def objective(method: str, *, block: int | None = None, temperature: float = 0.07,
               **head: Any) -> ConfigDict:
-  """What a strategy minimises; `head` is of SLIP's.
+  """Builds the objective of a strategy.
+
+  Args:
+    method: name of the strategy.
+    block: chunk size of the loss; None computes it in one piece.
+    temperature: initial temperature of the softmax losses.
+    **head: arguments of SLIP's projection head.
 
   Raises:
-    UserError: no such strategy.
+    UserError: the strategy does not exist.
   """
   own = dict(block=block, temperature=temperature)
   makers = {
@@ -115,30 +126,34 @@ def objective(method: str, *, block: int | None = None, temperature: float = 0.0
       "SLIP": lambda: call(Slip, pairs=call(Clip, **own), block=block, **head),
   }
   if method not in makers:
-    raise UserError(f"There is no strategy {method!r}; there are {', '.join(makers)}.")
+    raise UserError(f"There is no strategy {method!r}; choose one of {', '.join(makers)}.")
   return makers[method]()
 
 
 def tower(towers: dict[str, tuple], arch: str, **options: Any) -> ConfigDict:
-  """The call of a named image tower."""
+  """Builds the config of an image tower by its name in `towers`.
+
+  Raises:
+    UserError: the architecture does not exist.
+  """
   if arch not in towers:
-    raise UserError(f"There is no architecture {arch!r}; there are {', '.join(towers)}.")
+    raise UserError(f"There is no architecture {arch!r}; choose one of {', '.join(towers)}.")
   made, own = towers[arch]
   return call(made, **own, **options)
 
 
 def paper(base: ConfigDict, data: str, *, evaluators: Mapping[str, ConfigDict] | None = None,
           scores: str = "data/scores.npz") -> Callable[..., ConfigDict]:
-  """Makes the paper's configs out of its plain one, `configs/clip.py`.
+  """Returns a function that builds configs at the paper's scale from that of plain CLIP.
 
-  FLIP drops half of the patches and doubles the batch, as in the paper; strengths of augmentations,
-  which it does not state, are those of `configs/clip_augment.py`.
+  FLIP drops half of the patches and doubles the batch, as in the paper. The paper does not state
+  the strengths of its augmentations; they are those of `configs/clip_augment.py`.
 
   Args:
-    base: config of ViT-B/32 and plain CLIP.
-    data: folder that `python -m clip_jax.prepare` wrote; local or gs://.
-    evaluators: what is measured at the end of each run; nothing by default.
-    scores: what `python -m clip_jax.score` wrote of it, for the quality cuts.
+    base: config of plain CLIP with ViT-B/32, `configs/clip.py`.
+    data: folder written by `python -m clip_jax.prepare`, local or gs://.
+    evaluators: evaluators to run at the end of each run; none by default.
+    scores: file of that data written by `python -m clip_jax.score`, for the quality cuts.
 
   Source: Li, Xie, Cubuk 2024, section 3.
   """
@@ -148,7 +163,7 @@ def paper(base: ConfigDict, data: str, *, evaluators: Mapping[str, ConfigDict] |
     config = copy.deepcopy(base)
     config.data.source = call(ArrayRecord, path=data)
     if quality < 100:
-      # The cut is of the whole pool, which `size` says the size of.
+      # The cut applies to the whole pool, so the data is not also limited to `size`.
       config.data.source = call(Quality, source=config.data.source, scores=scores,
                                 keep=f"top {quality:g}%")
     config.data.size = size if quality == 100 else None
@@ -167,14 +182,18 @@ def paper(base: ConfigDict, data: str, *, evaluators: Mapping[str, ConfigDict] |
 def small(source: Callable[..., ConfigDict], *, train: ConfigDict, test: ConfigDict,
           classes: Sequence[str], tokenizer: str = "openclipart-1k", length: int = 24,
           image_size: int = 32, batch_size: int = 128) -> Callable[..., ConfigDict]:
-  """Makes configs that a laptop trains in a minute: 32 pixels, towers of `SMALL_TOWERS`.
+  """Returns a function that builds configs small enough for a laptop: 32 pixels, `SMALL_TOWERS`.
 
   Args:
-    source: quality in percent -> the records. They are all of the pool at 100, with the noise that
-      it has; below, the clean part of it.
-    train: labelled records that the linear probe and few-shot learn from.
-    test, classes: what is asked at the end.
-    length, image_size: tokens and pixels; CLIPA has half of the tokens and three pixels of four.
+    source: function from quality in percent to the records: the whole, noisy pool at 100, its best
+      part below.
+    train: labeled records that the linear probe and few-shot evaluators train on.
+    test: records of the final evaluation.
+    classes: names of the classes.
+    tokenizer: SentencePiece model.
+    length: context length in tokens; CLIPA uses half of it.
+    image_size: image size in pixels; CLIPA uses three quarters of it.
+    batch_size: batch size.
   """
 
   def make(*, arch="ViT-64x3", method="CLIP", aug="none", size, quality=100, samples, seed=0):

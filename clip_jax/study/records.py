@@ -1,4 +1,4 @@
-"""Results: one tidy row a run in runs.csv, the study's own numbers, and both as points."""
+"""Results of runs: reads and writes runs.csv, and loads the paper's numbers in the same form."""
 
 from collections.abc import Iterable, Mapping
 import csv
@@ -12,9 +12,9 @@ import numpy as np
 
 from clip_jax.errors import UserError
 
-# Sets whose names say how far from ImageNet they are; the study's Figures 20 to 27.
+# ImageNet variants with a distribution shift, as in the paper's Figures 20 to 27.
 SHIFTED = ("A", "R", "Sketch", "V2", "ReaL", "ObjectNet")
-# Columns of runs.csv, accuracies in percent -> what an axis calls them.
+# Columns of runs.csv with accuracies in percent -> their titles in plots and tables.
 METRICS = {
     "zero_shot": "zero-shot",
     **{f"zero_shot_{name}": f"zero-shot {name}" for name in SHIFTED},
@@ -24,7 +24,7 @@ METRICS = {
     "i2t_r1": "image-to-text R@1", "t2i_r1": "text-to-image R@1",
     "i2t_r10": "image-to-text R@10", "t2i_r10": "text-to-image R@10",
 }
-# Means of columns; a run has one when it has all of them.
+# Means over several columns -> (title, columns). A run has the mean if it has all of the columns.
 MEANS = {
     "variants": ("zero-shot, mean of shifted sets", tuple(f"zero_shot_{n}" for n in SHIFTED)),
     "variants5": ("zero-shot, mean of shifted sets without ReaL",
@@ -43,19 +43,19 @@ REFERENCE = Path(__file__).parent / "reference"
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-  """One number of one run.
+  """The error of one run by one metric.
 
   Attributes:
-    data, protocol, arch, method, aug, quality: the run's factors, as in `grid.Run`.
-    dataset_size: different examples that it trained on, after the quality cut.
-    samples_seen: examples that it trained on, repetitions counted.
-    forward_gmacs: 1e9 multiply-adds forward an example; NaN where nobody counted.
+    data, protocol, arch, method, aug, quality: the factors of the run, as in `grid.Run`.
+    dataset_size: number of distinct training examples, after the quality cut.
+    samples_seen: number of training examples seen, counting repetitions.
+    forward_gmacs: 1e9 forward multiply-adds per example; NaN if unknown.
     metric: a name in `TITLES`.
     error: 100 - accuracy, in percent.
-    seed: of the run.
-    where: the run's name, or the study's figure.
-    precision: half-width of the reading in points; 0 for what was measured.
-    how: "measured", or how the number was read.
+    seed: random seed of the run.
+    where: name of the run, or number of the paper's figure.
+    precision: uncertainty of a number read off a figure, ± percentage points; 0 if measured.
+    how: "measured", or how the number was read off the figure.
   """
   data: str
   protocol: str
@@ -75,17 +75,17 @@ class Point:
 
   @property
   def epochs(self) -> float:
-    """How often each example was seen."""
+    """Number of times that each example was seen."""
     return self.samples_seen / self.dataset_size
 
   @property
   def gmacs(self) -> float:
-    """1e9 multiply-adds forward in all, the study's measure of compute."""
+    """1e9 forward multiply-adds over the whole run, the paper's measure of compute."""
     return self.forward_gmacs * self.samples_seen
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-  """Writes runs.csv in one go: whoever reads it meanwhile sees the old or the new one."""
+  """Writes runs.csv atomically, with extra columns after those in `COLUMNS`."""
   rows = list(rows)
   more = sorted({name for row in rows for name in row} - set(COLUMNS))
   temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
@@ -97,16 +97,16 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_rows(path: Path | str) -> list[dict[str, str]]:
-  """The rows of a runs.csv, as text.
+  """Reads the rows of a runs.csv, or of the one in a folder, as strings.
 
   Raises:
-    UserError: it is not there, or lacks a column that says what a run was.
+    UserError: the file does not exist, or lacks a column that identifies the runs.
   """
   path = Path(path)
   if path.is_dir():
     path = path / "runs.csv"
   if not path.is_file():
-    raise UserError(f"There is no {path}. It is what python -m clip_jax.study run writes to --out.")
+    raise UserError(f"There is no {path}. python -m clip_jax.study run writes it to --out.")
   with path.open(newline="", encoding="utf-8") as file:
     reader = csv.DictReader(file)
     missing = [name for name in COLUMNS[:9] if name not in (reader.fieldnames or ())]
@@ -117,7 +117,7 @@ def read_rows(path: Path | str) -> list[dict[str, str]]:
 
 
 def points_of(rows: Iterable[Mapping[str, str]]) -> list[Point]:
-  """The numbers of rows of runs.csv, the means in `MEANS` among them."""
+  """Converts rows of runs.csv to points, including the means in `MEANS`."""
   points = []
   for row in rows:
     values = {name: float(row[name]) for name in METRICS if row.get(name) not in (None, "")}
@@ -135,14 +135,14 @@ def points_of(rows: Iterable[Mapping[str, str]]) -> list[Point]:
 
 
 def read(path: Path | str) -> list[Point]:
-  """The numbers of a runs.csv, or of the folder that it lies in."""
+  """Reads the points of a runs.csv, or of the one in a folder."""
   return points_of(read_rows(path))
 
 
 def paper() -> list[Point]:
-  """The study's numbers: every one that could be read off its figures.
+  """Loads all numbers that could be read off the paper's figures.
 
-  Source: Li, Xie, Cubuk 2024; `reference/README.md` says how they were read.
+  Source: Li, Xie, Cubuk 2024; `reference/README.md` describes how they were read.
   """
   with (REFERENCE / "paper.csv").open(newline="", encoding="utf-8") as file:
     return [Point(

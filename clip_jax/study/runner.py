@@ -1,4 +1,4 @@
-"""Runs a grid: what is missing, several at once, whatever is killed on the way."""
+"""Trains the missing runs of a grid, several at once, and resumes those that were interrupted."""
 
 from collections.abc import Sequence
 import functools
@@ -19,47 +19,51 @@ from clip_jax.report import duration, number, table
 from clip_jax.study import budget, records
 from clip_jax.study.grid import Grid, Run
 
-PREEMPTED = 75  # Exit code: saved after SIGTERM, start me again.
-MISTAKE = 2     # Exit code: what was asked for cannot be done; asking again would not help.
-EVERY = 30.0    # Seconds between two lines of progress.
+PREEMPTED = 75  # Exit code: saved after SIGTERM; rerun to resume.
+MISTAKE = 2     # Exit code: a mistake in the command or config; retrying would not help.
+EVERY = 30.0    # Seconds between progress lines.
 
 
 class Runner:
-  """Starts the runs of a grid that are not done, each in a process of its own.
+  """Trains the runs of a grid that are not done, each in its own process.
 
-  A run is done when its folder holds a row.json. Nothing else is remembered, so whatever is killed,
-  the same command goes on, and several machines can share a folder, each with its part of the grid.
+  A run is done when its folder contains a row.json. There is no other state, so rerunning the
+  command resumes the grid after any kill, and several machines can share the output folder, each
+  training its part of the grid.
   """
 
   def __init__(self, where: str, grid: Grid, out: Path, *, jobs: int, retries: int = 2,
                part: tuple[int, int] = (0, 1)):
-    """Plans, and starts nothing.
+    """Prepares the runs without starting any.
 
     Args:
-      where: file of the grid, for the processes to read it.
-      grid: what that file holds.
+      where: grid file and argument, for the processes to load.
+      grid: the grid loaded from it.
       out: folder of the results.
-      jobs: runs at once; each gets its share of the GPUs, or else of the cores.
-      retries: of a run that fails; one that was preempted starts again without being counted.
-      part: (i, n): every n-th run from the i-th on.
+      jobs: number of concurrent runs, which share the GPUs, or else the CPU cores.
+      retries: how often a failed run is started again; preemptions do not count.
+      part: (i, n) selects every n-th run starting at the i-th.
 
     Raises:
-      UserError: a number out of its range.
+      UserError: `jobs` or `retries` is out of range.
     """
     if jobs < 1 or retries < 0:
-      raise UserError(f"--jobs={jobs} and --retries={retries}: at least 1 and at least 0.")
+      raise UserError(f"--jobs={jobs} and --retries={retries} must be at least 1 and 0.")
     self.where, self.out, self.retries = where, out, retries
     self.grid, self.runs = grid, list(grid.runs)[part[0]::part[1]]
     self.slots = shares(jobs)
-    self.active: dict[int, tuple[Run, subprocess.Popen]] = {}  # By slot.
-    self.failures: dict[str, list[str]] = {}
-    self.stopping: int | None = None  # The signal that asked for it.
+    self.active: dict[int, tuple[Run, subprocess.Popen]] = {}  # Slot -> run and its process.
+    self.failures: dict[str, list[str]] = {}  # Name of the run -> end of its log at each failure.
+    self.stopping: int | None = None  # The signal that asked to stop.
 
   def run(self) -> int:
-    """Exit code: 0 when all is done, 1 when some failed, `PREEMPTED` after SIGTERM.
+    """Trains all runs that are not done.
+
+    Returns:
+      Exit code: 0 if all runs are done, 1 if some failed, `PREEMPTED` after SIGTERM.
 
     Raises:
-      KeyboardInterrupt: after Ctrl-C, when all runs have saved.
+      KeyboardInterrupt: after Ctrl-C, once all runs have saved.
     """
     before = {s: signal.signal(s, self._stop) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -76,8 +80,8 @@ class Runner:
     self.begun, self.total = time.monotonic(), len(self.runs)
     self.work = {run.name: flops(run.config) for run in self.runs}
     self.start_work = self._worked()
-    self._say(f"{len(self.runs)} runs, {self.total - len(waiting)} of them done, "
-              f"{len(self.slots)} at once; everything is written to {self.out}")
+    self._say(f"{len(self.runs)} runs, {self.total - len(waiting)} of them done; up to "
+              f"{len(self.slots)} at once, writing to {self.out}")
     shown = 0.0
     while (waiting or self.active) and not self.stopping:
       for slot in range(len(self.slots)):
@@ -100,24 +104,24 @@ class Runner:
     if self.stopping == signal.SIGINT:
       raise KeyboardInterrupt
     if self.stopping:
-      self._say("Stopped; the same command goes on from here.")
+      self._say("Stopped; rerun the command to resume.")
       return PREEMPTED
     for name, tail in self.failures.items():
       if tail:
-        self._say(f"\n{name} failed {len(tail)} times; at last:\n{tail[-1]}")
+        self._say(f"\n{name} failed {len(tail)} times; end of its log:\n{tail[-1]}")
     failed = [run.name for run in self.runs if not done(self.out, run)]
-    self._say(f"{self.total - len(failed)} of {self.total} runs are done, in "
+    self._say(f"{self.total - len(failed)} of {self.total} runs are done; results are in "
               f"{self.out / 'runs.csv'}" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
 
   def _start(self, run, slot):
-    """A process that trains one run on the slot's share of the machine."""
+    """Starts a process that trains one run on the slot's GPUs or cores."""
     folder = self.out / "runs" / run.folder
     folder.mkdir(parents=True, exist_ok=True)
     cores, environment = self.slots[slot]
     everywhere = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     if cores:
-      os.sched_setaffinity(0, cores)  # What is started has it from here.
+      os.sched_setaffinity(0, cores)  # The child process inherits it.
     try:
       with (folder / "log.txt").open("a") as log:
         return subprocess.Popen(
@@ -130,7 +134,7 @@ class Runner:
         os.sched_setaffinity(0, everywhere)
 
   def _again(self, run, code):
-    """Whether a run that ended is to be started again."""
+    """Reports a run whose process has ended, and returns whether to start it again."""
     folder = self.out / "runs" / run.folder
     if done(self.out, run):
       self._say(f"done    {run.name}")
@@ -141,12 +145,12 @@ class Runner:
     attempts = self.failures.setdefault(run.name, [])
     attempts.append(tail)
     again = code != MISTAKE and len(attempts) <= self.retries
-    self._say(f"failed  {run.name} (exit code {code})" + ("; again" if again else
+    self._say(f"failed  {run.name} (exit code {code})" + ("; retrying" if again else
               f"; see {folder / 'log.txt'}"))
     return again
 
   def _worked(self):
-    """FLOPs done of each run, by name."""
+    """FLOPs done so far, by name of the run."""
     return {run.name: self.work[run.name] if done(self.out, run) else min(
         self.work[run.name], _flops_so_far(self.out / "runs" / run.folder)) for run in self.runs}
 
@@ -171,20 +175,23 @@ class Runner:
 
 
 def shares(jobs: int) -> list[tuple[set[int] | None, dict[str, str]]]:
-  """For each of so many runs at once, its cores and its environment.
+  """Divides the machine's GPUs, or without any its CPU cores, among concurrent runs.
 
-  With GPUs, each run gets its part of them; without, its part of the cores. One run at a time gets
-  everything.
+  Args:
+    jobs: number of concurrent runs; a single one gets the whole machine.
+
+  Returns:
+    For each run, its cores (None for all) and its environment variables.
 
   Raises:
-    UserError: more runs at once than GPUs.
+    UserError: there are more runs than GPUs.
   """
   if jobs == 1:
     return [(None, {})]
   devices = gpus()
   if devices:
     if jobs > len(devices):
-      raise UserError(f"--jobs={jobs} is more than the {len(devices)} GPUs there are: "
+      raise UserError(f"--jobs={jobs} is more than the {len(devices)} GPUs available: "
                       f"{', '.join(devices)}. Set --jobs to {len(devices)} or less.")
     return [(None, {"CUDA_VISIBLE_DEVICES": ",".join(devices[i::jobs])}) for i in range(jobs)]
   cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
@@ -192,7 +199,7 @@ def shares(jobs: int) -> list[tuple[set[int] | None, dict[str, str]]]:
 
 
 def gpus() -> list[str]:
-  """Names of the GPUs that may be used, as CUDA_VISIBLE_DEVICES has them."""
+  """Names of the visible GPUs, from CUDA_VISIBLE_DEVICES or else nvidia-smi."""
   if "CUDA_VISIBLE_DEVICES" in os.environ:
     return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
   try:
@@ -204,12 +211,18 @@ def gpus() -> list[str]:
 
 
 def done(out: Path, run: Run) -> bool:
-  """Whether a run has its row."""
+  """Whether a run has written its row."""
   return (out / "runs" / run.folder / "row.json").exists()
 
 
 def gather(out: Path, grid: Grid) -> list[dict]:
-  """Writes runs.csv from the rows of all runs there, but for those whose config changed since."""
+  """Writes runs.csv from the rows of all finished runs, except those with an outdated config.
+
+  Runs in the folder that are not in the grid are kept.
+
+  Returns:
+    The rows written.
+  """
   now = {run.name: run.fingerprint for run in grid.runs}
   rows = [json.loads(path.read_text()) for path in sorted((out / "runs").glob("*/row.json"))]
   rows = [row for row in rows if now.get(row["name"], row["fingerprint"]) == row["fingerprint"]]
@@ -219,7 +232,7 @@ def gather(out: Path, grid: Grid) -> list[dict]:
 
 
 def samples_of(config: ConfigDict) -> int:
-  """How many examples a run sees. Reads the data only where its length is in epochs."""
+  """Number of examples that a run sees; reads the data only if the length is set in epochs."""
   from clip_jax.data.subset import count
   train, size = config.train, config.data.batch_size
   if train.steps is not None:
@@ -232,19 +245,26 @@ def samples_of(config: ConfigDict) -> int:
 
 
 def flops(config: ConfigDict) -> float:
-  """FLOPs of a whole run."""
+  """Training FLOPs of a whole run."""
   return _cost(config).flops * samples_of(config)
 
 
 def plan(runs: Sequence[Run], out: Path | None, *, accelerator: str, utilisation: float) -> str:
-  """A table of what the runs are, take, and whether they are done; and what is left of it all."""
+  """Formats a table of the runs with their cost and state, and the total that remains.
+
+  Args:
+    runs: the runs.
+    out: folder of the results, whose runs.csv gives the measured speed; None before any run.
+    accelerator: a name in `budget.PEAKS`, for the hours while there is no measured speed.
+    utilisation: fraction of its peak that training reaches.
+  """
   an_hour = budget.flops_an_hour(accelerator, utilisation)
   source = f"one {accelerator} at {utilisation:.0%} of its peak"
   if out and (out / "runs.csv").exists():
     rows = records.read_rows(out / "runs.csv")
     an_hour = 3600 * sum(float(r["train_flops"]) for r in rows) / sum(
         float(r["wall_seconds"]) for r in rows)
-    source = f"as fast as the {len(rows)} runs in {out} were, one at a time"
+    source = f"at the measured speed of the {len(rows)} runs in {out}, one at a time"
   lines, left = [], 0.0
   for run in runs:
     samples, cost = samples_of(run.config), _cost(run.config)
@@ -255,12 +275,12 @@ def plan(runs: Sequence[Run], out: Path | None, *, accelerator: str, utilisation
                   "done" if finished else "missing"))
   missing = sum(line[-1] == "missing" for line in lines)
   return (table(lines, ("run", "samples", "image G", "text G", "FLOP", "hours", "state"))
-          + f"\n\nG: 1e9 multiply-adds forward an example. Hours: {source}.\n{len(lines)} runs, "
+          + f"\n\nG: 1e9 forward multiply-adds per example. Hours: {source}.\n{len(lines)} runs, "
           f"{missing} missing: {left:.2e} FLOP, {number(left / an_hour)} hours.")
 
 
 def _cost(config: ConfigDict) -> Compute:
-  """`compute_of`, counted once for all runs of one model, objective and batch."""
+  """`compute_of`, cached by model, objective, image views and batch size."""
   views = config.data.views.images
   return _counted(to_json(ConfigDict({
       "model": config.model, "objective": config.objective, "data": {
@@ -275,7 +295,7 @@ def _counted(text: str) -> Compute:
 
 
 def _named(value):
-  """The functions that a config names; a grid file is the user's own, and so trusted."""
+  """Yields the functions that a config names, to trust them: the grid file is the user's own."""
   if isinstance(value, dict):
     yield from ([value["fn"]] if "fn" in value else [])
     for inner in value.values():
@@ -286,7 +306,7 @@ def _named(value):
 
 
 def _flops_so_far(folder):
-  """FLOPs by the last line of a run's log that says; 0 before the first."""
+  """FLOPs done by a run, from the last line of metrics.jsonl that reports them; 0 if none does."""
   try:
     lines = (folder / "metrics.jsonl").read_text().splitlines()
   except OSError:

@@ -1,4 +1,4 @@
-"""Every kind of run once: the mean and the spread of its seeds."""
+"""Summarises runs by kind: mean and standard deviation of each metric over seeds."""
 
 from collections.abc import Iterable, Sequence
 
@@ -13,22 +13,22 @@ DEFAULT = ("i2t_r10", "t2i_r10", "zero_shot", "linear_probe")
 
 
 def markdown(points: Iterable[Point], metrics: Sequence[str] = ()) -> str:
-  """A table of accuracies in percent, mean ± standard deviation over seeds.
+  """Formats a Markdown table of accuracies in percent, mean ± standard deviation over seeds.
 
   Args:
-    points: of runs.
-    metrics: its columns, names in `records.TITLES`; those of `DEFAULT` that the runs have.
+    points: results of runs.
+    metrics: columns, names in `records.TITLES`; by default those of `DEFAULT` that the runs have.
 
   Raises:
-    UserError: no runs, or none with such a metric.
+    UserError: no run has one of the metrics, or there are no runs.
   """
   points = list(points)
   there = {p.metric for p in points}
   unknown = [name for name in metrics if name not in there]
   metrics = metrics or [name for name in DEFAULT if name in there]
   if unknown or not metrics:
-    raise UserError(f"No run has {', '.join(unknown) or 'any of ' + ', '.join(DEFAULT)}; the runs "
-                    f"have {', '.join(sorted(there)) or 'nothing'}. Set --metric to some of these.")
+    raise UserError(f"No run has {', '.join(unknown) or 'any of ' + ', '.join(DEFAULT)}. Set "
+                    f"--metric to metrics that they have: {', '.join(sorted(there)) or 'none'}.")
   rows = {}
   for p in sorted(points, key=lambda p: (p.data, p.protocol, p.arch, p.dataset_size)):
     if p.metric in metrics:
@@ -45,7 +45,7 @@ def markdown(points: Iterable[Point], metrics: Sequence[str] = ()) -> str:
 
 
 def _strategy(point: Point) -> str:
-  """CLIP, or CLIP+DA (RandAugment), or CLIP, best 60%."""
+  """Strategy with its augmentation and cut: "CLIP+DA (RandAugment)" or "CLIP, best 60%"."""
   aug = f" ({point.aug})" if point.aug != "none" else ""
   return point.method + aug + (f", best {point.quality:g}%" if point.quality < 100 else "")
 

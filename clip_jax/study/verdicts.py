@@ -1,8 +1,8 @@
-"""Which of the paper's statements hold in runs: each tested by differences between like runs.
+"""Checks which of the paper's claims hold in your runs, by paired differences.
 
-Runs that are alike but for what is tested are compared in pairs: same size, samples and seed. A
-difference counts when Student's t says so with nineteen in twenty, and else it cannot be told at
-this scale.
+Runs that differ only in the factor under test are paired: same data size, samples and seed. A
+difference counts if Student's t-test finds it significant at 95%; otherwise the claim is
+inconclusive at this scale.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,14 +19,14 @@ from clip_jax.study.statements import STATEMENTS
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-  """What runs say of one statement.
+  """The result of testing one claim on one data set.
 
   Attributes:
-    statement: "S1" to "S15".
-    says: what it claims.
-    data: of the runs.
+    statement: number of the claim, "S1" to "S15".
+    says: the claim.
+    data: data set of the runs.
     verdict: `HOLDS`, `FAILS`, `UNTOLD` or `MISSING` of `differences`.
-    numbers: what that rests on.
+    numbers: the differences that the verdict is based on.
   """
   statement: str
   says: str
@@ -36,19 +36,19 @@ class Verdict:
 
 
 def judge_all(points: Iterable[Point], metric: str | None = None) -> list[Verdict]:
-  """A verdict on each statement from each kind of data that has runs for it.
+  """Tests each claim on each data set that has the runs for it.
 
   Args:
-    points: of one's own runs.
-    metric: that statements about no metric in particular are judged by; by default the retrieval at
-      10 of both directions where there is one, else zero-shot.
+    points: results of your runs.
+    metric: metric for claims that do not name one; by default recall at 10, mean of both
+      directions, if the data set has it, otherwise zero-shot.
 
   Raises:
-    UserError: no runs.
+    UserError: there are no runs.
   """
   points = list(points)
   if not points:
-    raise UserError("There are no runs to judge by. Run a grid of configs/study first.")
+    raise UserError("There are no runs to test the claims on. Run a grid of configs/study first.")
   found = []
   for name, (says, judge) in STATEMENTS.items():
     own = []
@@ -63,13 +63,13 @@ def judge_all(points: Iterable[Point], metric: str | None = None) -> list[Verdic
 
 
 def text(found: Sequence[Verdict]) -> str:
-  """A table for a person."""
+  """Formats verdicts as a table for the terminal."""
   return table([(v.statement, v.says, v.data, v.verdict, v.numbers) for v in found],
-               ("", "statement", "data", "verdict", "numbers"))
+               ("", "claim", "data", "verdict", "numbers"))
 
 
 def write(found: Sequence[Verdict], path: Path) -> None:
-  """The same as CSV."""
+  """Writes verdicts to a CSV file."""
   with path.open("w", newline="", encoding="utf-8") as file:
     writer = csv.writer(file)
     writer.writerow([f.name for f in dataclasses.fields(Verdict)])

@@ -1,9 +1,12 @@
-"""Five architectures at eleven sizes, once and for the same samples: Figures 12 to 15, 23 to 25.
+"""Five architectures at eleven data sizes: Figures 12 to 15 and 23 to 25.
+
+Each size is trained for one epoch and for the same number of samples.
 
   python -m clip_jax.study run --grid=configs/study/architectures.py:DATA --out=DIR [--dry-run]
 
-DATA is a folder that python -m clip_jax.prepare wrote of your own pairs. Each run ends with all of
-configs/evaluations/study.py, whose header says which sets of TFDS that takes. Not run here.
+DATA is a folder of your own pairs, written by python -m clip_jax.prepare. Each run ends with the
+evaluations of configs/evaluations/study.py, whose header lists the TFDS data sets to prepare. The
+authors have not trained this grid.
 """
 
 from pathlib import Path
@@ -18,6 +21,6 @@ SUITE = runpy.run_path(str(CONFIGS / "evaluations" / "study.py"))["get_config"]
 
 
 def get_grid(data="data/pairs"):
-  """The runs."""
+  """Builds the grid on the pairs in the folder `data`."""
   make = recipes.paper(BASE(), data, evaluators=SUITE())
   return Grid(grids.at_all_sizes(make, data="own", archs=grids.ARCHITECTURES), recipes.COLUMNS)

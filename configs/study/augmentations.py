@@ -1,9 +1,10 @@
-"""Three augmentations and none at four small sizes, 30 epochs: Figure 1b.
+"""Three augmentations and none at four small data sizes, for 30 epochs: Figure 1b.
 
   python -m clip_jax.study run --grid=configs/study/augmentations.py:DATA --out=DIR [--dry-run]
 
-DATA is a folder that python -m clip_jax.prepare wrote of your own pairs. Each run ends with all of
-configs/evaluations/study.py, whose header says which sets of TFDS that takes. Not run here.
+DATA is a folder of your own pairs, written by python -m clip_jax.prepare. Each run ends with the
+evaluations of configs/evaluations/study.py, whose header lists the TFDS data sets to prepare. The
+authors have not trained this grid.
 """
 
 from pathlib import Path
@@ -18,7 +19,7 @@ SUITE = runpy.run_path(str(CONFIGS / "evaluations" / "study.py"))["get_config"]
 
 
 def get_grid(data="data/pairs"):
-  """The runs."""
+  """Builds the grid on the pairs in the folder `data`."""
   make = recipes.paper(BASE(), data, evaluators=SUITE())
   return Grid(grids.augmentations(make, data="own", sizes=grids.SIZES[:4], epochs=30),
               recipes.COLUMNS)

@@ -1,11 +1,10 @@
-"""Data size by epochs: Figures 2 to 4 and 20.
+"""Five data sizes, each for five numbers of epochs: Figures 2 to 4 and 20.
 
   python -m clip_jax.study run --grid=configs/study/epochs.py:DATA --out=DIR [--dry-run]
 
-DATA is a folder that python -m clip_jax.prepare wrote of your own pairs. Each run ends with all of
-configs/evaluations/study.py, whose header says which sets of TFDS that takes. Five sizes,
-five numbers of epochs each.
-Not run here.
+DATA is a folder of your own pairs, written by python -m clip_jax.prepare. Each run ends with the
+evaluations of configs/evaluations/study.py, whose header lists the TFDS data sets to prepare. The
+authors have not trained this grid.
 """
 
 from pathlib import Path
@@ -20,7 +19,7 @@ SUITE = runpy.run_path(str(CONFIGS / "evaluations" / "study.py"))["get_config"]
 
 
 def get_grid(data="data/pairs"):
-  """The runs."""
+  """Builds the grid on the pairs in the folder `data`."""
   make = recipes.paper(BASE(), data, evaluators=SUITE())
   return Grid(grids.sizes_by_epochs(
       make, data="own", sizes=grids.SIZES[1:6], epochs=(2, 4, 8, 16, 32)), recipes.COLUMNS)

@@ -1,10 +1,11 @@
-"""Data x strategy x quality x architecture on the drawings that come with the package.
+"""Data size, strategy, quality and architecture on the Openclipart drawings of the package.
 
   python -m clip_jax.study run --grid=configs/study/openclipart.py --out=DIR --jobs=2
 
-The argument is a number of seeds. In the noisy pool two drawings in five have the caption of
-another; its cut at 60% is drawings with their own, as if noise were known. Long captions (the short
-ones and keywords), titles and keywords are pairs of other qualities, and as many.
+The grid's argument is the number of seeds, 3 by default. In the noisy pool, 40% of the drawings
+have the caption of another drawing; its 60% cut contains only drawings with their own caption, as a
+perfect score would select. Three more data sets pair the same drawings with other texts: long
+captions (the caption and keywords), titles, and keywords.
 """
 
 from clip_jax.config import call
@@ -18,13 +19,13 @@ TEXTS = {"caption_long": "long captions", "title": "titles", "keywords": "keywor
 
 
 def drawings(noise=0.0, caption="caption"):
-  """Quality in percent -> the drawings: all with their noise, or with captions of their own."""
+  """Returns the source for a quality in percent: noisy captions at 100, correct ones below."""
   return lambda quality: call(OpenClipart, split="train", caption=caption,
                               swapped=noise if quality == 100 else 0.0)
 
 
 def get_grid(seeds="3"):
-  """The runs."""
+  """Builds the grid, with each kind of run once per seed."""
   seeds, small = range(int(seeds)), lambda **how: recipes.small(
       drawings(**how), train=call(OpenClipart, split="train"),
       test=call(OpenClipart, split="test"), classes=OpenClipart.classes)

@@ -1,10 +1,15 @@
-"""The best 20 to 100% of a pool, each once and for the same samples: Figures 5 to 7.
+"""Quality cuts that keep 20% to 100% of a pool: Figures 5 to 7.
+
+Each cut is trained for one epoch and for the same number of samples.
 
   python -m clip_jax.study run --grid=configs/study/quality.py:DATA --out=DIR [--dry-run]
 
-DATA is a folder that python -m clip_jax.prepare wrote of your own pairs, and data/scores.npz
-how well their texts fit: python -m clip_jax.score --from=MODEL --source=DATA --out=data/scores.npz
-Not run here.
+DATA is a folder of your own pairs, written by python -m clip_jax.prepare, and data/scores.npz holds
+their image-text similarities, written by
+
+  python -m clip_jax.score --from=MODEL --source=DATA --out=data/scores.npz
+
+The authors have not trained this grid.
 """
 
 from pathlib import Path
@@ -19,7 +24,7 @@ SUITE = runpy.run_path(str(CONFIGS / "evaluations" / "study.py"))["get_config"]
 
 
 def get_grid(data="data/pairs"):
-  """The runs."""
+  """Builds the grid on the pairs in the folder `data`."""
   make = recipes.paper(BASE(), data, evaluators=SUITE())
   return Grid(
       grids.quality_cuts(make, data="own", pool=grids.SIZES[-1], samples=grids.SAMPLES),

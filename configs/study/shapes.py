@@ -1,10 +1,11 @@
-"""Data x strategy x quality x architecture on synthetic scenes; the argument is a number of seeds.
+"""Data size, strategy, quality and architecture on synthetic scenes.
 
   python -m clip_jax.study run --grid=configs/study/shapes.py --out=DIR --jobs=2
 
-The pool is 25,600 scenes of one or two objects, and four times as many for the question what grows
-with data. The noisy one has two captions in five of another scene; its cuts are those of a scorer
-that is never wrong: up to 60% all pairs are right, and at 80% a quarter is not.
+The grid's argument is the number of seeds, 3 by default. The pool has 25,600 scenes of one or two
+objects; the runs on data size go up to four times as many. In the noisy pool, 40% of the scenes
+have the caption of another scene, and its cuts are those of a perfect score: up to 60% all captions
+are correct, at 80% a quarter is wrong.
 """
 
 from clip_jax.config import call
@@ -18,13 +19,13 @@ SCENES = dict(image_size=32, objects=2)
 
 
 def scenes(noise):
-  """Quality in percent -> the best scenes of the pool, with the noise that is left among them."""
+  """Returns the source of the best scenes for a quality in percent, with the remaining noise."""
   return lambda quality: call(
       Shapes, size=SIZES[-1], noise=max(0.0, 1 - (1 - noise) * 100 / quality), **SCENES)
 
 
 def get_grid(seeds="3"):
-  """The runs."""
+  """Builds the grid, with each kind of run once per seed."""
   seeds, small = range(int(seeds)), lambda noise: recipes.small(
       scenes(noise), train=call(Shapes, size=4000, seed=2, **SCENES),
       test=call(Shapes, size=1000, seed=1, **SCENES), classes=Shapes.classes)

@@ -1,12 +1,12 @@
-"""All strategies on the drawings that come with the package, for the quickstart's 76,800 samples.
+"""All strategies on the Openclipart drawings of the package, for the quickstart's 76,800 samples.
 
   python -m clip_jax.study run --grid=configs/study/strategies_openclipart.py --out=DIR --jobs=2
   python -m clip_jax.study table --runs=DIR
 
-The argument is a number of seeds. One ViT for all, because FLIP and CLIPA need patches: 16 of them,
-3 layers of width 64. Where a sample costs more or less than CLIP's, there is a second run for the
-same compute. FLIP and CLIPA are without their short tuning on whole images; CLIPA's images have 24
-pixels, its texts 12 tokens.
+The grid's argument is the number of seeds, 3 by default. All runs use a ViT with 16 patches and 3
+layers of width 64, because FLIP and CLIPA need patches. Strategies with another cost per sample
+than CLIP also get a run at equal compute. FLIP and CLIPA omit their final tuning on full inputs;
+CLIPA trains with images of 24 pixels and texts of 12 tokens.
 """
 
 from clip_jax.config import call
@@ -18,7 +18,7 @@ SIZE, SAMPLES, ARCH = 4_562, 76_800, "ViT-64x3"
 
 
 def get_grid(seeds="3"):
-  """The runs."""
+  """Builds the grid, with each kind of run once per seed."""
   drawings = lambda split: call(OpenClipart, split=split)
   make = recipes.small(lambda quality: drawings("train"), train=drawings("train"),
                        test=drawings("test"), classes=OpenClipart.classes)

@@ -1,4 +1,4 @@
-"""Budgets, and compute against what the paper's Figure 8 says."""
+"""Tests of budgets, and of the compute of recipes against the paper's Figure 8."""
 
 from pathlib import Path
 import runpy
@@ -21,26 +21,26 @@ def recipe(**factors):
 
 @pytest.mark.parametrize("arch, gmacs", [
     ("ViT-Ti/16", 2.65), ("ViT-S/16", 6.03), ("ViT-B/32", 5.79), ("ViT-B/16", 19.15)])
-def test_compute_is_the_papers(arch, gmacs):
+def test_compute_matches_the_paper(arch, gmacs):
   assert compute_of(recipe(arch=arch)).forward / 1e9 == pytest.approx(gmacs, rel=0.02)
 
 
-def test_strategies_cost_what_their_views_and_patches_do():
+def test_compute_scales_with_views_and_patches():
   plain, slip, flip = (compute_of(recipe(method=m)) for m in ("CLIP", "SLIP", "FLIP"))
   assert plain.text == slip.text == flip.text
   assert slip.image == pytest.approx(3 * plain.image, rel=0.01)
-  # 24 of 49 patches: what is linear in them costs half, and so does nearly everything.
+  # FLIP keeps 24 of 49 patches, and nearly all compute is linear in their number.
   assert flip.image / plain.image == pytest.approx(24 / 49, abs=0.02)
   assert slip.loss > plain.loss
 
 
-def test_the_costs_that_advice_uses_are_those_that_are_counted():
+def test_stored_costs_match_counted_compute():
   for arch, method in (("ViT-B/32", "CLIP"), ("ViT-B/32", "SLIP"), ("ResNet-50", "CLIP")):
     counted = compute_of(recipe(arch=arch, method=method)).forward / 1e9
     assert evidence._costs()[arch, method] == pytest.approx(counted, rel=1e-3)
 
 
-def test_compute_without_data_is_that_of_the_run():
+def test_compute_from_the_config_alone_matches_the_run():
   config = get_config()
   made = parts.prepare(config)
   assert compute_of(config) == made.compute
@@ -56,17 +56,17 @@ def test_budgets_are_interchangeable():
                  dict(epochs=3200 / 4562)):
     given = at_budget(config, **budget)
     assert parts.prepare(given).total_steps == 100, budget
-  assert config.train.steps == 30, "the config itself is not changed"
+  assert config.train.steps == 30, "at_budget must not modify its argument"
 
 
 @pytest.mark.parametrize("budget, message", [
-    (dict(), "A budget is one of samples, epochs, flops and hours; given are none"),
-    (dict(samples=1, epochs=1), "given are samples=1, epochs=1"),
-    (dict(flops=0), "flops=0 pays for nothing"),
+    (dict(), "samples, epochs, flops and hours; got none"),
+    (dict(samples=1, epochs=1), "got samples=1, epochs=1"),
+    (dict(flops=0), "flops=0 must be above 0"),
     (dict(flops=1e5), "less than one batch of 32"),
-    (dict(hours=1, accelerator="abacus"), "No peak is known of accelerator 'abacus'"),
-    (dict(hours=1, utilisation=40), "utilisation 40 is not a share"),
+    (dict(hours=1, accelerator="abacus"), "accelerator 'abacus' is unknown"),
+    (dict(hours=1, utilisation=40), "utilisation=40 must be a fraction"),
 ])
-def test_a_budget_that_is_none_is_refused(budget, message):
+def test_invalid_budgets_are_rejected(budget, message):
   with pytest.raises(UserError, match=message):
     at_budget(get_config(), **budget)

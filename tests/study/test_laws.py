@@ -1,4 +1,4 @@
-"""Laws recovered from made-up points whose law is known."""
+"""Tests of fitting laws, on made-up points of a known law and on the paper's numbers."""
 
 import math
 
@@ -12,7 +12,7 @@ D = np.array([10, 25, 50, 100, 200, 400, 800, 1600, 3200]) * 1e6
 
 
 def error(x, epochs=1.0, *, floor=35.0, scale=3e8, exponent=1.2, repeats=8.0):
-  """The law, written point by point."""
+  """Computes the law point by point, independently of `laws`."""
   def one(x, epochs):
     worth = x * (1 + repeats * (1 - math.exp(-(epochs - 1) / repeats)))
     return floor + (100 - floor) * (1 + worth / scale) ** -exponent
@@ -23,7 +23,7 @@ def noisy(values, seed, by=0.02):
   return values * np.exp(np.random.default_rng(seed).normal(0, by, len(values)))
 
 
-def test_the_constants_of_an_exact_law_are_found():
+def test_constants_of_an_exact_law_are_recovered():
   found = {n: v[0] for n, v in laws.fit(D, error(D), replicates=2).constants.items()}
   assert found["floor"] == pytest.approx(35, rel=0.01)
   assert found["exponent"] == pytest.approx(1.2, rel=0.02)
@@ -31,7 +31,7 @@ def test_the_constants_of_an_exact_law_are_found():
   assert "repeats" not in found
 
 
-def test_what_repetition_is_worth_is_found():
+def test_value_of_repetition_is_recovered():
   x, epochs = (a.ravel() for a in np.meshgrid(D, [1, 2, 8, 32, 128]))
   law = laws.fit(x, noisy(error(x, epochs), 0), epochs, replicates=40)
   _, low, high = law.constants["repeats"]
@@ -39,7 +39,7 @@ def test_what_repetition_is_worth_is_found():
   np.testing.assert_allclose(law(x, epochs), error(x, epochs), rtol=0.03)
 
 
-def test_an_outlier_does_not_carry_the_law_away():
+def test_fit_is_robust_to_an_outlier():
   values = error(D)
   values[4] *= 1.3
   law = laws.fit(D, values, replicates=2)
@@ -47,15 +47,15 @@ def test_an_outlier_does_not_carry_the_law_away():
   np.testing.assert_allclose(law(D)[others], error(D)[others], rtol=0.03)
 
 
-def test_intervals_cover_the_truth_as_often_as_they_say():
+def test_intervals_have_their_nominal_coverage():
   inside = []
   for seed in range(24):
     low, high = laws.fit(D, noisy(error(D), seed), replicates=60).interval(D, noise=False)
     inside.append((low <= error(D)) & (error(D) <= high))
-  assert 0.8 <= np.mean(inside) <= 0.97  # Nine in ten are promised.
+  assert 0.8 <= np.mean(inside) <= 0.97  # The nominal coverage is 90%.
 
 
-def test_the_largest_is_predicted_from_the_smaller():
+def test_held_out_predicts_the_largest_size():
   held = laws.held_out(D, noisy(error(D), 1, 0.01))
   assert held.x == 3.2e9 and held.factor == 2
   assert held.inside and abs(held.miss) < 3
@@ -65,18 +65,18 @@ def test_the_largest_is_predicted_from_the_smaller():
   assert laws.held_out(D[:5], error(D[:5])) is None
 
 
-def test_too_few_points_and_impossible_ones_are_refused():
-  with pytest.raises(UserError, match="A law of 3 constants was asked of 4 different points"):
+def test_too_few_or_invalid_points_are_rejected():
+  with pytest.raises(UserError, match="3 constants to 4 distinct points; at least 5"):
     laws.fit(D[:4], error(D[:4]))
   with pytest.raises(UserError, match="sizes and errors above 0"):
     laws.fit(D, error(D) * 0)
 
 
-def test_the_frontier_is_what_nothing_cheaper_undercuts():
+def test_frontier_marks_pareto_optimal_points():
   assert laws.frontier([1, 2, 3, 4], [90, 95, 70, 71]).tolist() == [True, False, True, False]
 
 
-def test_the_papers_runs_lie_on_one_law_of_data_and_epochs():
+def test_one_law_of_data_and_epochs_fits_the_papers_runs():
   points = [p for p in records.paper() if p.metric == "zero_shot" and p.arch == "ViT-B/32"
             and p.method == "CLIP"]
   found = {one.kind: one for one in fits.fit_all(points)}["data and epochs"]
@@ -86,11 +86,11 @@ def test_the_papers_runs_lie_on_one_law_of_data_and_epochs():
   assert "data and epochs" in printed and "ViT-B/32" in printed
 
 
-def test_fits_are_written_with_their_bounds(tmp_path):
+def test_fits_are_written_with_intervals(tmp_path):
   points = [records.Point("d", "one epoch", "A", "CLIP", "none", 100, int(x), int(x), 1.0,
                           "zero_shot", float(e)) for x, e in zip(D, error(D))]
   fits.write(fits.fit_all(points), tmp_path / "fits.csv")
   text = (tmp_path / "fits.csv").read_text()
   assert "floor_low" in text and "data, one epoch" in text
-  with pytest.raises(UserError, match="No series has 5 different sizes"):
+  with pytest.raises(UserError, match="No series has the 5 different sizes"):
     fits.fit_all(points[:3])

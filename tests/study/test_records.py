@@ -1,4 +1,4 @@
-"""The paper's numbers, and rows of runs as points."""
+"""Tests of the paper's numbers, and of reading and writing runs.csv."""
 
 import csv
 import math
@@ -14,8 +14,8 @@ def find(figure, **factors):
           and all(getattr(p, name) == value for name, value in factors.items())]
 
 
-def test_the_papers_numbers_are_those_that_were_read():
-  """One of each kind of figure, against the notes that they were read into."""
+def test_paper_numbers_match_the_readings():
+  """Compares one number from each kind of figure with the notes taken when reading it."""
   million = 10**6
   assert find("2a", dataset_size=25 * million, samples_seen=800 * million) == [69.7]
   assert find("5b", quality=40.0) == [34.4] and find("5a", quality=100.0) == [39.7]
@@ -28,14 +28,14 @@ def test_the_papers_numbers_are_those_that_were_read():
   assert find("19b", method="FLIP", dataset_size=3400 * million) == [60.5]
 
 
-def test_one_run_reads_alike_in_all_its_figures():
+def test_figures_agree_about_the_same_run():
   errors = [p.error for p in records.paper() if p.metric == "zero_shot" and p.arch == "ViT-B/32"
             and p.method == "CLIP" and p.quality == 100 and p.dataset_size == p.samples_seen
             == 3_400_000_000]
   assert len(errors) >= 5 and max(errors) - min(errors) <= 0.2
 
 
-def test_every_number_says_how_it_was_read():
+def test_every_paper_number_has_a_precision_and_a_source():
   for p in records.paper():
     assert 0 < p.error <= 100 and 0.1 <= p.precision <= 1 and p.how.startswith("digitised")
     assert p.metric in records.TITLES and p.epochs >= 0.99
@@ -47,7 +47,7 @@ def row(**changes):
           **changes}
 
 
-def test_rows_become_points_with_the_means_that_they_have(tmp_path):
+def test_rows_become_points_including_the_available_means(tmp_path):
   records.write_rows(tmp_path / "runs.csv", [row(
       i2t_r10="40", t2i_r10="60", seed="3", forward_gmacs="0.5", extra=1)])
   points = {p.metric: p for p in records.read(tmp_path)}
@@ -58,13 +58,13 @@ def test_rows_become_points_with_the_means_that_they_have(tmp_path):
   assert header[0] == "name" and header[-1] == "extra"
 
 
-def test_missing_files_and_columns_are_named(tmp_path):
-  with pytest.raises(UserError, match="There is no .*runs.csv"):
+def test_missing_files_and_columns_are_reported(tmp_path):
+  with pytest.raises(UserError, match="no .*runs.csv"):
     records.read(tmp_path)
   (tmp_path / "runs.csv").write_text("name,data\na,b\n")
   with pytest.raises(UserError, match="has no column protocol, arch"):
     records.read(tmp_path)
 
 
-def test_a_metric_that_is_not_a_number_is_no_point():
+def test_nan_metrics_are_skipped():
   assert records.points_of([row(zero_shot=str(math.nan))]) == []

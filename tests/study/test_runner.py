@@ -1,4 +1,7 @@
-"""Running a grid: preempted, failing, killed; with a stand-in for training, and once for real."""
+"""Tests of running a grid through preemption, failure and kills.
+
+Most use a stand-in for training; one trains for real.
+"""
 
 import json
 import os
@@ -24,7 +27,8 @@ def get_grid(runs="3"):
   return Grid([Run(f"run{{i}}", changed(get_config("16"), seed=i), factors)
                for i in range(int(runs))], {{"i2t_r10": "retrieval/image_to_text_r10"}})
 '''
-# Takes the place of a training: what it does is said by a file beside, one code a start.
+# Stand-in for training. codes.json lists what each run does at each start: its exit code, or "wait"
+# to run until its parent closes the pipe.
 STAND_IN = """
 import json, pathlib, sys, time
 folder, row = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2])
@@ -51,7 +55,7 @@ def grid_file(tmp_path):
 
 
 class StandIn(runner.Runner):
-  """A runner whose runs take no time."""
+  """A runner that starts the stand-in instead of training."""
 
   def _start(self, run, slot):
     folder = self.out / "runs" / run.folder
@@ -64,7 +68,7 @@ class StandIn(runner.Runner):
 
 
 def started(grid_file, out, codes, **options):
-  """(exit code, starts of each run) of a stand-in's grid."""
+  """Runs a grid with stand-ins; returns (exit code, number of starts by name of the run)."""
   grid = grid_lib.load(str(grid_file))
   out.mkdir(exist_ok=True)
   (out / "codes.json").write_text(json.dumps(codes))
@@ -76,16 +80,16 @@ def started(grid_file, out, codes, **options):
   return code, starts
 
 
-def test_every_run_is_made_once_and_has_its_row(grid_file, tmp_path, capsys):
+def test_every_run_is_trained_once(grid_file, tmp_path, capsys):
   out = tmp_path / "out"
   codes = {f"run{i}": [0] for i in range(3)}
   assert started(grid_file, out, codes) == (0, {"run0": 1, "run1": 1, "run2": 1})
   assert [row["name"] for row in records.read_rows(out)] == ["run0", "run1", "run2"]
-  assert started(grid_file, out, codes)[1] == {"run0": 1, "run1": 1, "run2": 1}, "nothing again"
+  assert started(grid_file, out, codes)[1] == {"run0": 1, "run1": 1, "run2": 1}, "no run restarts"
   assert "3 runs, 3 of them done" in capsys.readouterr().out
 
 
-def test_preempted_runs_start_again_and_failing_ones_so_often(grid_file, tmp_path, capsys):
+def test_preemptions_restart_without_limit_and_failures_up_to_retries(grid_file, tmp_path, capsys):
   codes = {"run0": [75, 75, 75, 75, 0], "run1": [1, 1, 0], "run2": [1]}
   code, starts = started(grid_file, tmp_path / "out", codes, retries=2)
   assert code == 1 and starts == {"run0": 5, "run1": 3, "run2": 3}
@@ -94,12 +98,12 @@ def test_preempted_runs_start_again_and_failing_ones_so_often(grid_file, tmp_pat
   assert "2 of 3 runs are done" in printed
 
 
-def test_a_users_mistake_is_not_tried_again(grid_file, tmp_path):
+def test_user_mistakes_are_not_retried(grid_file, tmp_path):
   codes = {"run0": [2], "run1": [0], "run2": [0]}
   assert started(grid_file, tmp_path / "out", codes) == (1, {"run0": 1, "run1": 1, "run2": 1})
 
 
-def test_a_machine_takes_its_part_of_the_grid(grid_file, tmp_path):
+def test_a_machine_trains_its_part_of_the_grid(grid_file, tmp_path):
   codes = {f"run{i}": [0] for i in range(3)}
   assert started(grid_file, tmp_path / "out", codes, part=(1, 2))[1] == {
       "run0": 0, "run1": 1, "run2": 0}
@@ -109,13 +113,13 @@ def test_a_machine_takes_its_part_of_the_grid(grid_file, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_grid_stops_its_runs_and_says_so(grid_file, tmp_path, number):
+def test_signals_stop_the_grid_and_its_runs(grid_file, tmp_path, number):
   out = tmp_path / "out"
   previous = signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), number))
   signal.setitimer(signal.ITIMER_REAL, 2.0)
   codes = {"run0": ["wait"], "run1": ["wait"], "run2": [0]}
   try:
-    if number == signal.SIGINT:  # A person's; whoever starts again what SIGTERM stopped does not.
+    if number == signal.SIGINT:  # Ctrl-C must not look like a preemption, which is restarted.
       with pytest.raises(KeyboardInterrupt):
         started(grid_file, out, codes)
     else:
@@ -125,7 +129,7 @@ def test_a_stopped_grid_stops_its_runs_and_says_so(grid_file, tmp_path, number):
     signal.signal(signal.SIGALRM, previous)
 
 
-def test_rows_of_a_config_that_changed_since_are_left_out(grid_file, tmp_path):
+def test_rows_of_outdated_configs_are_left_out(grid_file, tmp_path):
   out = tmp_path / "out"
   started(grid_file, out, {f"run{i}": [0] for i in range(3)})
   stale = out / "runs" / "run0-000000000000"
@@ -134,7 +138,7 @@ def test_rows_of_a_config_that_changed_since_are_left_out(grid_file, tmp_path):
   assert len(runner.gather(out, grid_lib.load(str(grid_file)))) == 3
 
 
-def test_runs_at_once_share_gpus_or_else_cores(monkeypatch):
+def test_concurrent_runs_share_gpus_or_else_cores(monkeypatch):
   monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
   assert runner.shares(1) == [(None, {})]
   assert [env["CUDA_VISIBLE_DEVICES"] for _, env in runner.shares(2)] == ["0,2", "1,3"]
@@ -145,25 +149,25 @@ def test_runs_at_once_share_gpus_or_else_cores(monkeypatch):
   assert [cores for cores, _ in runner.shares(2)] == [{0, 2}, {1, 3}]
 
 
-def test_numbers_out_of_range_are_refused(grid_file, tmp_path):
-  with pytest.raises(UserError, match="--jobs=0 and --retries=2: at least 1"):
+def test_numbers_out_of_range_are_rejected(grid_file, tmp_path):
+  with pytest.raises(UserError, match="--jobs=0 and --retries=2"):
     runner.Runner("", grid_lib.load(str(grid_file)), tmp_path, jobs=0)
 
 
-def test_the_clock_counts_a_start_that_was_killed(tmp_path):
+def test_the_clock_includes_a_killed_start(tmp_path):
   point.write(tmp_path / "clock.json", {"seconds": 100.0, "begun": 1000.0})
   (tmp_path / "metrics.jsonl").touch()
   os.utime(tmp_path / "metrics.jsonl", (1030, 1030))
   assert 130 <= point.Clock(tmp_path).stop() < 140
 
 
-def test_a_grid_that_changed_while_it_ran_is_refused(grid_file, tmp_path, monkeypatch):
+def test_a_grid_that_changed_while_running_is_rejected(grid_file, tmp_path, monkeypatch):
   monkeypatch.setattr(point, "_end_with_parent", lambda: None)
-  with pytest.raises(UserError, match="changed while it was running: run0 is not what it was"):
+  with pytest.raises(UserError, match="changed while .* running: the config of run0"):
     point.run_one(str(grid_file), "run0", tmp_path, "000000000000")
 
 
-def test_a_grid_killed_in_a_run_goes_on_from_its_checkpoint(grid_file, tmp_path):
+def test_a_killed_grid_resumes_from_a_checkpoint(grid_file, tmp_path):
   out = tmp_path / "out"
   command = [sys.executable, "-m", "clip_jax.study", "run", f"--grid={grid_file}:1",
              f"--out={out}"]
@@ -183,4 +187,4 @@ def test_a_grid_killed_in_a_run_goes_on_from_its_checkpoint(grid_file, tmp_path)
   assert float(row["i2t_r10"]) >= 0 and float(row["wall_seconds"]) > 0 and row["fingerprint"]
   assert float(row["train_flops"]) == pytest.approx(6e9 * float(row["forward_gmacs"]) * 512)
   log, = out.glob("runs/*/log.txt")
-  assert "from step" in log.read_text(), "it did not begin again"
+  assert "from step" in log.read_text(), "the run must resume instead of starting over"

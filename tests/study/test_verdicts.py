@@ -1,4 +1,4 @@
-"""Verdicts on made-up runs whose answer is known."""
+"""Tests of verdicts, on made-up runs with a known answer."""
 
 import itertools
 
@@ -11,7 +11,7 @@ from clip_jax.study.records import Point
 
 
 def runs(error, *, noise=(0.0, 0.3, -0.2), **changes):
-  """A run for each seed."""
+  """Returns one run per seed, with `noise` added to the error."""
   return [Point(**{**dict(
       data="d", protocol="same samples", arch="ViT-m", method="CLIP", aug="none", quality=100.0,
       dataset_size=100, samples_seen=1600, forward_gmacs=1.0, metric="zero_shot",
@@ -24,7 +24,7 @@ def verdict(points, statement):
   return found.verdict
 
 
-def test_a_clear_difference_holds_or_fails_and_a_small_one_cannot_be_told():
+def test_clear_differences_decide_a_claim_and_small_ones_do_not():
   other = dict(method="SLIP", protocol="one epoch", samples_seen=100)
   plain = runs(50, protocol="one epoch", samples_seen=100)
   assert verdict(plain + runs(40, **other), "S10") == HOLDS
@@ -39,7 +39,7 @@ def test_three_seeds_need_more_than_two_standard_errors():
   assert Difference("x", -4.4, 1.0, 3).sign == -1
 
 
-def test_the_crossing_of_architectures_needs_both_ends():
+def test_crossing_of_architectures_needs_both_ends():
   once = lambda size: dict(protocol="one epoch", samples_seen=size, dataset_size=size)
   res = lambda error, size: runs(error, arch="ResNet-s", **once(size))
   vit = lambda error, size: runs(error, **once(size))
@@ -48,7 +48,7 @@ def test_the_crossing_of_architectures_needs_both_ends():
   assert verdict(res(80, 100) + vit(90, 100) + res(20, 900) + vit(30, 900), "S1") == FAILS
 
 
-def test_size_of_the_model_and_compute():
+def test_claims_about_model_size_and_compute():
   def grid(errors):
     return list(itertools.chain.from_iterable(
         runs(error, arch=f"ViT-{g}", forward_gmacs=float(g), protocol="one epoch",
@@ -59,7 +59,7 @@ def test_size_of_the_model_and_compute():
   assert verdict(grid({100: (90, 88, 80), 900: (60, 50, 40)}), "S3") == FAILS
 
 
-def test_saturation_and_cuts_and_half_the_data():
+def test_claims_about_saturation_cuts_and_half_the_data():
   sizes = lambda *errors: list(itertools.chain.from_iterable(
       runs(error, dataset_size=n) for n, error in zip((25, 200, 1600), errors)))
   assert verdict(sizes(80, 40.3, 40), "S4") == HOLDS
@@ -67,7 +67,7 @@ def test_saturation_and_cuts_and_half_the_data():
   cut = runs(38, quality=60.0, protocol="epochs", dataset_size=60, samples_seen=960)
   assert verdict(cut + runs(42, protocol="epochs"), "S5") == HOLDS
   assert verdict(cut + runs(30, protocol="epochs"), "S5") == FAILS
-  # The paper's cut is judged, not the best one, which is known only now.
+  # The cut nearest to the paper's is tested, even if another one is better.
   two = [p for q, error in ((40.0, 60), (20.0, 20)) for p in runs(
       error, quality=q, protocol="epochs", dataset_size=round(q), samples_seen=round(16 * q))]
   assert verdict(two + runs(42, protocol="epochs"), "S5") == FAILS
@@ -75,7 +75,7 @@ def test_saturation_and_cuts_and_half_the_data():
                  "S7") == HOLDS
 
 
-def test_the_best_cut_depends_on_the_metric_only_where_seeds_agree():
+def test_best_cut_depends_on_the_metric_only_if_seeds_agree():
   def cuts(noise, **by_metric):
     return list(itertools.chain.from_iterable(
         runs(error, metric=metric, quality=q, noise=noise)
@@ -88,20 +88,20 @@ def test_the_best_cut_depends_on_the_metric_only_where_seeds_agree():
   assert verdict(cuts((0.0,), zero_shot=(30, 35, 40), i2t_r1=(45, 48, 50)), "S6") == FAILS
 
 
-def test_the_papers_own_figures_bear_out_what_they_can():
+def test_verdicts_on_the_papers_own_numbers():
   found = {v.statement: v.verdict for v in verdicts.judge_all(records.paper(), "zero_shot")}
   assert found["S4"] == found["S6"] == HOLDS
-  assert found["S8"] == UNTOLD, "four sizes, one seed each, and gains that shrink"
-  assert found["S9"] == MISSING, "the paper shows no number for it"
+  assert found["S8"] == UNTOLD, "the gains shrink over four sizes with one seed each"
+  assert found["S9"] == MISSING, "the paper has no numbers for it"
 
 
-def test_retrieval_that_gets_worse_is_seen():
+def test_overfitting_of_retrieval_is_detected():
   many = lambda error, epochs: runs(error, metric="i2t_r1", protocol="epochs",
                                     samples_seen=100 * epochs)
   assert verdict(many(70, 8) + many(76, 32), "S14") == HOLDS
 
 
-def test_a_line_in_accuracy_is_seen():
+def test_linear_accuracy_is_detected():
   points = []
   for i in range(10):
     points += runs(90 - 5 * i, noise=(0,), where=f"r{i}")
@@ -109,11 +109,11 @@ def test_a_line_in_accuracy_is_seen():
   assert verdict(points, "S15") == HOLDS
 
 
-def test_verdicts_are_written_with_their_numbers(tmp_path):
+def test_verdicts_are_written_with_numbers(tmp_path):
   found = verdicts.judge_all(runs(50) + runs(60, method="FLIP"))
   assert len({v.statement for v in found}) == 15
   verdicts.write(found, tmp_path / "verdicts.csv")
-  assert "FLIP less CLIP at 100 +10.0" in verdicts.text(found)
+  assert "FLIP minus CLIP at 100: +10.0" in verdicts.text(found)
   assert (tmp_path / "verdicts.csv").read_text().count("\n") == 16
-  with pytest.raises(UserError, match="There are no runs to judge by"):
+  with pytest.raises(UserError, match="no runs"):
     verdicts.judge_all([])
