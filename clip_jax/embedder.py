@@ -1,4 +1,4 @@
-"""A model with its own preprocessing and tokenizer: images and texts in, unit vectors out."""
+"""A model with its preprocessing and tokenizer, which encodes images and texts as unit vectors."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,19 +20,25 @@ from clip_jax.sharding import make_mesh, replicated, rows
 
 
 class Embedder:
-  """Encodes pictures and sentences with a trained model.
+  """Encodes images and texts with a trained model.
 
   Attributes:
     model: the two towers.
     tokenize: list of str -> int32 [B, L].
     preprocess: encoded bytes, a PIL image or uint8 [H, W, 3] -> uint8 of the model's size.
-    scale, bias: what turns a product of unit vectors into a logit: scale * z_image @ z_text + bias.
+    scale, bias: logit = scale * z_image @ z_text + bias, for unit vectors.
+    mesh: the devices to run on.
+    batch_size: the largest number of images or texts encoded at once.
+    threads: number of threads that preprocess images.
   """
 
   def __init__(self, model: TwoTowers, preprocess: Callable[[Any], np.ndarray],
                tokenize: Tokenizer, *, scale: float = 100.0, bias: float = 0.0,
                mesh: Mesh | None = None, batch_size: int = 256, threads: int = 8):
-    """Args: as the attributes; `batch_size` is rounded up to what `mesh` (all devices) divides."""
+    """Stores the attributes.
+
+    `mesh` defaults to all devices, and `batch_size` is rounded up to a multiple of their number.
+    """
     self.model, self.preprocess, self.tokenize = model, preprocess, tokenize
     self.scale, self.bias = scale, bias
     self.mesh = mesh or make_mesh()
@@ -40,10 +46,13 @@ class Embedder:
     self.threads = threads
 
   def encode_image(self, images: np.ndarray | Iterable[Any]) -> np.ndarray:
-    """Unit vectors of images, float32 [n, E].
+    """Encodes images as unit vectors, float32 [n, E].
 
     Args:
-      images: uint8 [n, H, W, 3], or any number of encoded bytes, PIL images or uint8 arrays.
+      images: uint8 [n, H, W, 3], or an iterable of encoded bytes, PIL images or uint8 arrays.
+
+    Raises:
+      UserError: there are no images.
     """
     with ThreadPoolExecutor(self.threads) as pool:
       made = (np.stack(list(pool.map(self.preprocess, piece)))
@@ -51,22 +60,26 @@ class Embedder:
       return self._encoded(_images, made)
 
   def encode_text(self, texts: Sequence[str]) -> np.ndarray:
-    """Unit vectors of texts, float32 [n, E]."""
+    """Encodes texts as unit vectors, float32 [n, E].
+
+    Raises:
+      UserError: there are no texts, or `texts` is a single string.
+    """
     if isinstance(texts, str):
-      raise UserError(f"encode_text takes a list of texts, not one: encode_text([{texts!r}]).")
+      raise UserError(f"encode_text takes a list of texts: use encode_text([{texts!r}]).")
     return self._encoded(_texts, map(self.tokenize, _batched(texts, self.batch_size)))
 
   def encode_share(self, share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Features and unit vectors of images that every host has preprocessed a part of.
+    """Encodes images that are spread over the hosts, each of which has preprocessed its share.
 
     Args:
-      share: uint8 [n, H, W, 3], this host's, `preprocess`ed; n is the same on every host.
+      share: uint8 [n, H, W, 3], the preprocessed images of this host; n is the same on every host.
 
     Returns:
-      float32 [hosts * n, D] and [hosts * n, E], the same on every host: the tower's output, and
-      what `encode_image` gives; host after host.
+      The image tower's features, float32 [hosts * n, D], and the unit vectors, float32
+      [hosts * n, E], in the order of the hosts. Every host receives all of them.
     """
-    # Every host gets all pixels, and its devices theirs of them: on any mesh, devices in any order.
+    # Gather all pixels on every host, so that any mesh works, whatever its order of devices.
     batch = multihost_utils.process_allgather(share) if jax.process_count() > 1 else share
     batch = np.asarray(batch).reshape(-1, *share.shape[1:])
     graphdef, arrays = nnx.split(self.model)
@@ -77,7 +90,10 @@ class Embedder:
     return features, z
 
   def _encoded(self, method, batches):
-    """All rows of all batches, each batch filled up so that few programs serve every number."""
+    """Encodes all batches and concatenates the results.
+
+    Batches are padded, so that few programs are compiled for any number of rows.
+    """
     graphdef, arrays = nnx.split(self.model)
     out = []
     with jax.set_mesh(self.mesh):
@@ -85,11 +101,11 @@ class Embedder:
         z = _program(method, graphdef, self.mesh)(arrays, self._on_device(self._filled(batch)))
         out.append(np.asarray(z)[:len(batch)])
     if not out:
-      raise UserError("There is nothing to encode: an empty list was given.")
+      raise UserError("There is nothing to encode: the list is empty.")
     return np.concatenate(out)
 
   def _filled(self, batch):
-    """The rows, and zeros up to a power of two that the devices share."""
+    """Pads a batch with zeros to a power of two, or to the next size that the devices divide."""
     size = max(self.mesh.size, 1 << (len(batch) - 1).bit_length())
     if len(batch) <= self.batch_size:
       size = min(size, self.batch_size)
@@ -98,13 +114,13 @@ class Embedder:
     return filled
 
   def _on_device(self, batch):
-    # Every process has every row; whichever its devices hold, it gives them.
+    # Every process has all rows and supplies those that its devices hold.
     return jax.make_array_from_callback(batch.shape, rows(self.mesh), lambda index: batch[index])
 
 
 @functools.lru_cache(maxsize=16)
 def _program(method: Callable, graphdef: Any, mesh: Mesh) -> Callable:
-  """The compiled encoder of one model structure on one mesh; every process gets every row."""
+  """Returns the compiled encoder of a model structure on a mesh; its output is replicated."""
   def encode(arrays, x):
     return method(nnx.merge(graphdef, arrays), x)
   return jax.jit(encode, in_shardings=(None, rows(mesh)), out_shardings=replicated(mesh))

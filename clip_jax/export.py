@@ -1,8 +1,8 @@
-"""Writes a model as others read it: python -m clip_jax.export --from=MODEL --format=F --out=DIR."""
+"""Exports a model: python -m clip_jax.export --from=MODEL --format=F --out=DIR."""
 
 from clip_jax import cli
 
-HELP = """Writes a model as other libraries load it.
+HELP = """Exports a model to a format that other libraries load.
 
   python -m clip_jax.export --from=MODEL --format=FORMAT --out=DIR
 
@@ -11,14 +11,14 @@ HELP = """Writes a model as other libraries load it.
   --format=open_clip   open_clip.create_model_and_transforms("local-dir:DIR")
           =huggingface transformers.CLIPModel (or SiglipModel) .from_pretrained("DIR")
           =big_vision  a two-tower .npz; --out=FILE.npz
-          =stablehlo   jax.export.deserialize(...).call(images), no model code needed
-  --out=DIR            made when missing
-  --trust=MODULE,...   modules beyond clip_jax that the model's config may call
+          =stablehlo   jax.export.deserialize(...).call(images); needs no model code
+  --out=DIR            created if it does not exist
+  --trust=MODULE,...   modules outside clip_jax that the model's config may call
 
-Weights are written in float32 and agree to 1e-4; a run that computes in bfloat16 agrees with what
-is written to the rounding of that.
+Weights are written in float32. Embeddings match the original model's to 1e-4, or to bfloat16
+precision if the original computes in bfloat16.
 
-Exit codes: 0 done, 2 a mistake in what was asked for, 130 stopped by Ctrl-C, 1 anything else.
+Exit codes: 0 done, 2 a mistake in the command, 130 stopped by Ctrl-C, 1 any other error.
 """
 FORMATS = ("open_clip", "huggingface", "big_vision", "stablehlo")
 
@@ -36,16 +36,17 @@ def main(arguments: list[str]) -> int:
   if flags.format not in FORMATS:
     raise UserError(f"--format={flags.format} is not one of {', '.join(FORMATS)}.")
   if not flags.out:
-    raise UserError("Where should it be written? Set --out=DIR.")
+    raise UserError("No output given. Set --out=DIR.")
   if (flags.format == "big_vision") != flags.out.endswith(".npz"):
-    raise UserError(f"--out={flags.out}: big_vision's is a FILE.npz, the others are directories.")
+    raise UserError(f"--out={flags.out}: --format=big_vision writes a FILE.npz, the other formats "
+                    "write a directory.")
   from clip_jax.loading import read
   from clip_jax.pretrained import big_vision, hugging_face, open_clip, stablehlo
   write = {"open_clip": open_clip.write, "huggingface": hugging_face.write,
            "big_vision": big_vision.write, "stablehlo": stablehlo.write}[flags.format]
   trust = tuple(filter(None, (flags.trust or "").split(",")))
   write(read(where, trust=trust), Path(flags.out))
-  print(f"{where} is now in {flags.out}, as {flags.format}.")
+  print(f"Wrote {where} to {flags.out} in {flags.format} format.")
   return 0
 
 

@@ -1,4 +1,4 @@
-"""A trained model, from where it lies: a run of this package, or another library's checkpoint."""
+"""Loads a trained model from a run of this package or from another library's checkpoint."""
 
 from collections.abc import Callable
 import copy
@@ -30,26 +30,30 @@ _KNOWN = """
   an open_clip directory: open_clip_config.json and open_clip_model.safetensors
   a Hugging Face directory: config.json and model.safetensors
   a big_vision file: NAME.npz
-  a repository of the hub with one of these: hf-hub:ORG/NAME"""
+  a repository on the Hugging Face Hub with one of these: hf-hub:ORG/NAME"""
 
 
 def load(where: str | Path, *, image_size: int | tuple[int, int] | None = None,
          trust: tuple[str, ...] = ()) -> Embedder:
-  """A model with its own preprocessing and tokenizer.
+  """Loads a model with its preprocessing and tokenizer.
 
-  What other libraries trained computes in float32; a run computes in what its config says. Where a
-  TPU multiplies, float32 is bfloat16 unless `jax.default_matmul_precision("highest")`.
+  Checkpoints of other libraries compute in float32, runs in the dtype that their config sets. TPUs
+  round the inputs of float32 matrix products to bfloat16, unless
+  `jax.default_matmul_precision("highest")` is set.
 
   Args:
     where: the workdir of a run, an open_clip or Hugging Face directory, a big_vision .npz, or
-      "hf-hub:ORG/NAME" for one of those in a repository of the hub.
-    image_size: pixels a side, or (height, width), if not those that the model was trained for;
-      position embeddings are resampled.
-    trust: modules beyond this package that a run's config may call; see `config.from_json`.
+      "hf-hub:ORG/NAME" for a repository on the Hugging Face Hub that has one of these.
+    image_size: side length in pixels, or (height, width), if different from the size that the model
+      was trained at; position embeddings are resampled.
+    trust: modules outside this package that a run's config may call; see `config.from_json`.
+
+  Returns:
+    An `Embedder` on all devices.
 
   Raises:
-    UserError: there is no model, or one that is not read; says what was looked for. Or it cannot
-      be made for that image size.
+    UserError: there is no model at `where`, its format or architecture is not supported, or the
+      model cannot be adapted to `image_size`.
   """
   mesh, saved = make_mesh(), read(where, trust=trust)
   if image_size is not None:
@@ -58,7 +62,10 @@ def load(where: str | Path, *, image_size: int | tuple[int, int] | None = None,
 
 
 def read(where: str | Path, *, trust: tuple[str, ...] = ()) -> Saved:
-  """The same, taken apart, for whoever writes it in another form; else like `load`."""
+  """Reads a model as a `Saved`, for conversion to another format.
+
+  The arguments and errors are those of `load`.
+  """
   if str(where).startswith(HUB):
     where = fetched(str(where).removeprefix(HUB))
   where = Path(where)
@@ -66,7 +73,7 @@ def read(where: str | Path, *, trust: tuple[str, ...] = ()) -> Saved:
 
 
 def _reader(where: Path) -> Callable[[Path, tuple[str, ...]], Saved]:
-  """What reads that place."""
+  """Returns the function that reads the format found at `where`."""
   if where.suffix in PICKLED and where.is_file():
     raise UserError(_refusal([where.name], where.parent))
   if where.suffix == ".npz" and where.is_file():
@@ -83,57 +90,57 @@ def _reader(where: Path) -> Callable[[Path, tuple[str, ...]], Saved]:
     raise UserError(_refusal(pickled, where))
   if has("config.json"):
     raise UserError(
-        f"{where} has a config.json, and no checkpoint yet and no weights. If it is a run, it has "
-        "not saved a checkpoint yet: wait for one, or set --config.train.save_every to fewer "
-        "steps. If it is Hugging Face's, download model.safetensors too.")
+        f"{where} has a config.json, but no checkpoint and no weights. If it is a training run, it "
+        "has not saved a checkpoint yet: wait for one, or set --config.train.save_every to fewer "
+        "steps. If it is a Hugging Face model, download model.safetensors too.")
   there = sorted(p.name for p in where.iterdir())[:8] if where.is_dir() else []
-  found = ("It is no such place." if not where.exists() else
-           f"There are: {', '.join(there) or 'no files'}.")
-  raise UserError(f"No model lies in {where}. {found} Looked for were:{_KNOWN}")
+  found = ("There is no such file or directory." if not where.exists() else
+           f"It contains {', '.join(there) or 'no files'}.")
+  raise UserError(f"No model found in {where}. {found} Expected one of:{_KNOWN}")
 
 
 def _refusal(names, folder):
-  """Why a pickle is not read, and how to make it something that is."""
+  """Returns the error message for pickled weights, with a script that converts them."""
   name = names[0]
   target = hugging_face.WEIGHTS if name.startswith("pytorch_model") else open_clip.WEIGHTS
   return (
-      f"{folder / name} is a pickle, and reading a pickle runs whatever code is in it. Convert it "
-      "once, where PyTorch is installed:\n"
+      f"{folder / name} is a pickle, and loading a pickle can run arbitrary code. Convert it once, "
+      "in an environment with PyTorch:\n"
       f"  import torch, safetensors.torch\n"
       f"  state = torch.load({str(folder / name)!r}, map_location='cpu', weights_only=True)\n"
       "  state = {k.removeprefix('module.'): v.contiguous()\n"
       "           for k, v in state.get('state_dict', state).items()}\n"
       f"  safetensors.torch.save_file(state, {str(folder / target)!r})\n"
-      "and load the directory, which needs the config that belongs to the weights too.")
+      "Then load the directory, which must also contain the config that belongs to the weights.")
 
 
 def fetched(repository: str) -> Path:
-  """The directory of a repository of the hub, downloaded unless it is in the local cache.
+  """Returns the local directory of a Hub repository, which is downloaded unless cached.
 
   Args:
     repository: ORG/NAME, or ORG/NAME@REVISION.
 
   Raises:
-    UserError: huggingface_hub is not installed, or the repository cannot be had.
+    UserError: huggingface_hub is not installed, or the download failed.
   """
   try:
     import huggingface_hub
   except ImportError as error:
-    raise UserError(f"{HUB}{repository} is fetched by huggingface_hub, which is not installed: "
+    raise UserError(f"Downloading {HUB}{repository} needs huggingface_hub, which is not installed: "
                     "pip install huggingface_hub.") from error
   name, _, revision = repository.partition("@")
   try:
     return Path(huggingface_hub.snapshot_download(
         name, revision=revision or None,
         allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.npz"]))
-  except Exception as error:  # Of many libraries: names, permissions, the network.
+  except Exception as error:  # Several libraries raise their own errors here.
     raise UserError(
-        f"{HUB}{repository} cannot be had: {error} Is the name ORG/NAME, and is there a network, "
-        "or the repository in the cache (HF_HOME)?") from error
+        f"Cannot download {HUB}{repository}: {error} Check that the name is ORG/NAME, and that "
+        "there is a network connection or the repository is in the cache (HF_HOME).") from error
 
 
 def _run(workdir: Path, trust: tuple[str, ...]) -> Saved:
-  """The newest checkpoint of a training run."""
+  """Reads the newest checkpoint of a training run."""
   checkpoints = Checkpoints(workdir / "checkpoints")
   if checkpoints.latest() is None:
     raise UserError(f"The run in {workdir} has not saved a checkpoint yet. Wait for one, or set "
@@ -153,7 +160,7 @@ def _run(workdir: Path, trust: tuple[str, ...]) -> Saved:
 
 
 def _resized(saved: Saved, image_size: int | tuple[int, int], what: str) -> Saved:
-  """The model for another image size."""
+  """Adapts a model to another image size."""
   config, old = copy.deepcopy(saved.model), abstract(saved.model)
   with config.ignore_type():
     config.image.image_size = image_size
@@ -161,7 +168,7 @@ def _resized(saved: Saved, image_size: int | tuple[int, int], what: str) -> Save
   empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), model_lib.split(new)[1])
   grids = (getattr(model.image, "grid", None) for model in (old, new))
   params = fitted(saved.params, empty, *grids, what=what)
-  # Averages of BatchNorm stay; fixed positions are those of this size.
+  # Keep the BatchNorm running averages, but recompute fixed position embeddings for the new size.
   make = lambda key: model_lib.split(build(config, rngs=nnx.Rngs(key)))[2]
   averages = flat(nnx.to_pure_dict(nnx.state(old, nnx.BatchStat)))
   known = flat(saved.stats)
@@ -180,7 +187,7 @@ def _name(path):
 
 
 def _squash(model):
-  """A run's images are squashed to its size."""
+  """Returns the preprocessing of a run: it squashes images to the model's size."""
   return Resize(model.image.image_size)
 
 
@@ -193,7 +200,10 @@ def _embedder(saved: Saved, *, mesh: jax.sharding.Mesh) -> Embedder:
 
 def embedder_of(learner: model_lib.Learner, tokenizer: Tokenizer, *,
                 mesh: jax.sharding.Mesh) -> Embedder:
-  """A learner's model, its images squashed to its size, its logits as the objective scales them."""
+  """Makes the embedder of a learner's model.
+
+  Images are squashed to the model's size, and the objective provides the logit scale and bias.
+  """
   scale, bias = (float(x) for x in learner.objective.logit())
   return Embedder(learner.model, _squash(learner.model), tokenizer, scale=scale, bias=bias,
                   mesh=mesh)

@@ -1,4 +1,4 @@
-"""The tiny foreign checkpoints, and how this package sees them; loaded once."""
+"""Tiny checkpoints of other libraries with their outputs, each loaded once."""
 
 import functools
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy as np
 import clip_jax
 
 FOLDER = Path(__file__).parent / "golden"
-# Name -> (where the checkpoint lies, where its outputs lie).
+# Name -> (path of the checkpoint, path of the original outputs).
 GOLDENS = {
     **{name: (FOLDER / name, FOLDER / name / "outputs.npz") for name in (
         "open_clip_vit", "open_clip_quickgelu", "open_clip_resnet", "open_clip_siglip",
@@ -36,8 +36,8 @@ def unit(x):
 
 
 def encoded(embedder, name):
-  """Unit vectors of a golden's inputs, by one program each."""
-  made = outputs(name)
+  """Encodes a golden's image and token inputs as unit vectors."""
+  inputs = outputs(name)
   encode = jax.jit(lambda model, image, tokens: (
       model.encode_image(image), model.encode_text(tokens)))
-  return [np.asarray(z) for z in encode(embedder.model, made["image"], made["tokens"])]
+  return [np.asarray(z) for z in encode(embedder.model, inputs["image"], inputs["tokens"])]

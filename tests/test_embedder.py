@@ -1,4 +1,4 @@
-"""Pictures and sentences in, unit vectors out."""
+"""Encoding images and texts as unit vectors."""
 
 import io
 
@@ -30,7 +30,7 @@ def embedder(devices=8, batch_size=16):
 
 
 @pytest.mark.parametrize("n", [1, 7, 16, 21])
-def test_any_number_of_images_is_encoded_once_each(n):
+def test_any_number_of_images_is_encoded(n):
   made = embedder()
   z = made.encode_image(pictures(n))
   assert z.shape == (n, 16) and z.dtype == np.float32
@@ -38,14 +38,14 @@ def test_any_number_of_images_is_encoded_once_each(n):
   np.testing.assert_allclose(z, np.asarray(made.model.encode_image(pictures(n))), atol=1e-5)
 
 
-def test_eight_devices_encode_what_one_encodes():
+def test_eight_devices_give_the_same_result_as_one():
   texts = ["a dog", "two cats", "a very long sentence about nothing in particular at all"]
   np.testing.assert_allclose(embedder(8).encode_text(texts), embedder(1).encode_text(texts),
                              atol=1e-6)
 
 
 @pytest.mark.parametrize("devices, n", [(1, 5), (8, 5), (8, 16)])
-def test_a_share_of_all_hosts_gives_features_and_vectors(devices, n):
+def test_encode_share_gives_features_and_unit_vectors(devices, n):
   made = embedder(devices)
   features, z = made.encode_share(pictures(n))
   np.testing.assert_allclose(z, made.encode_image(pictures(n)), atol=1e-6)
@@ -53,7 +53,7 @@ def test_a_share_of_all_hosts_gives_features_and_vectors(devices, n):
                              atol=1e-5)
 
 
-def test_an_image_may_come_as_pixels_as_a_picture_or_encoded():
+def test_images_may_be_pixels_pil_images_or_encoded_bytes():
   pixels = pictures(3)
   encoded = []
   for x in pixels:
@@ -66,14 +66,14 @@ def test_an_image_may_come_as_pixels_as_a_picture_or_encoded():
   np.testing.assert_allclose(made.encode_image(encoded), z, atol=1e-6)
 
 
-def test_mistakes_are_said():
-  with pytest.raises(UserError, match=r"a list of texts, not one: encode_text\(\['a dog'\]\)"):
+def test_a_single_text_and_an_empty_list_are_errors():
+  with pytest.raises(UserError, match=r"a list of texts: use encode_text\(\['a dog'\]\)"):
     embedder().encode_text("a dog")
   with pytest.raises(UserError, match="nothing to encode"):
     embedder().encode_image([])
 
 
-def test_a_run_is_loaded_as_it_was_trained(tmp_path):
+def test_a_loaded_run_matches_the_trained_model(tmp_path):
   config = get_config("3")
   config.evaluators = {}
   loop.run(config, tmp_path)
@@ -90,15 +90,15 @@ def test_a_run_is_loaded_as_it_was_trained(tmp_path):
   assert 10 < loaded.scale < 20 and loaded.bias == 0
 
 
-def test_a_place_without_a_model_is_an_error(tmp_path):
-  with pytest.raises(UserError, match="No model lies in"):
+def test_a_folder_without_a_model_is_an_error(tmp_path):
+  with pytest.raises(UserError, match="No model found in"):
     clip_jax.load(tmp_path)
   (tmp_path / "config.json").write_text("{}")
   with pytest.raises(UserError, match="has not saved a checkpoint yet"):
     clip_jax.load(tmp_path)
 
 
-def test_the_package_offers_what_a_notebook_needs():
+def test_the_package_exports_call_and_build():
   assert clip_jax.call and clip_jax.build
   with pytest.raises(AttributeError, match="no attribute 'lod'"):
     _ = clip_jax.lod

@@ -1,4 +1,4 @@
-"""Models as other libraries read them."""
+"""Exporting models to the formats of other libraries."""
 
 import json
 import os
@@ -32,7 +32,7 @@ TEXTS = ["a dog", "flag of France"]
 
 @pytest.fixture(name="run", scope="module")
 def trained(tmp_path_factory):
-  """A run of a few steps, its towers in OpenAI's form."""
+  """Trains a run of a few steps with towers in OpenAI's form."""
   config = get_config("2")
   config.evaluators = config.final_evaluators = {}
   config.model.image = call(
@@ -57,7 +57,7 @@ def written(run, form, out):
 
 
 @pytest.mark.parametrize("form", ["open_clip", "huggingface"])
-def test_a_run_comes_back_from_another_librarys_form(run, form, tmp_path):
+def test_an_exported_run_gives_the_same_embeddings(run, form, tmp_path):
   there, here = clip_jax.load(run), clip_jax.load(written(run, form, tmp_path / "out"))
   np.testing.assert_allclose(here.encode_text(TEXTS), there.encode_text(TEXTS), atol=1e-6)
   np.testing.assert_allclose(here.encode_image(pictures()), there.encode_image(pictures()),
@@ -65,7 +65,7 @@ def test_a_run_comes_back_from_another_librarys_form(run, form, tmp_path):
   assert here.scale == pytest.approx(there.scale) and here.bias == there.bias == 0
 
 
-def test_a_run_becomes_programs_that_need_no_model_code(run, tmp_path):
+def test_a_run_is_exported_to_stablehlo(run, tmp_path):
   folder, there = written(run, "stablehlo", tmp_path), clip_jax.load(run)
   shapes = json.loads((folder / "shapes.json").read_text())
   assert shapes["encode_image"] == {"input": {"shape": ["B", 32, 32, 3], "dtype": "uint8"},
@@ -82,7 +82,7 @@ def test_a_run_becomes_programs_that_need_no_model_code(run, tmp_path):
   np.testing.assert_allclose(text.call(there.tokenize(TEXTS)), there.encode_text(TEXTS), atol=1e-6)
 
 
-def test_towers_without_a_counterpart_become_programs_too(tmp_path):
+def test_towers_that_other_libraries_lack_are_exported_to_stablehlo(tmp_path):
   towers = dict(image=call(BitResnet, stages=(1,), width=4, groups=2, pool="flat", stem="small",
                            block="basic", image_size=SIZE, dtype="float32"),
                 text=text_tower(pool="mean"))
@@ -96,7 +96,7 @@ def test_towers_without_a_counterpart_become_programs_too(tmp_path):
     np.testing.assert_allclose(program.call(x), encode(made, x), atol=1e-5)
 
 
-def test_programs_for_all_devices_have_nothing_of_the_one_they_are_made_on(monkeypatch, tmp_path):
+def test_stablehlo_programs_do_not_depend_on_the_exporting_platform(monkeypatch, tmp_path):
   towers = dict(image=image_tower(dtype="auto"), text=text_tower(dtype="auto"))
   _, params, stats = split(learner(**towers).model)
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
@@ -110,16 +110,16 @@ def test_programs_for_all_devices_have_nothing_of_the_one_they_are_made_on(monke
 
 @pytest.mark.parametrize("changes, form, message", [
     ({"image.pool": "gap", "image.class_position": False}, "open_clip",
-     "from timm, which has none of|Vit's patch_bias is False, and there it is True"),
-    ({"image.pre_norm": False}, "huggingface", "Vit's pre_norm is False, and there it is True"),
-    ({"text.pool": "mean"}, "open_clip", "pool is 'mean', and there it is 'last' or 'eot'"),
-    ({"text.causal": False}, "open_clip", "mask_padding is True, and there it is False"),
-    ({"text.causal": False}, "huggingface", "causal is False, and there it is True"),
+     "from timm, which has none with|Vit's patch_bias is False, but must be True"),
+    ({"image.pre_norm": False}, "huggingface", "Vit's pre_norm is False, but must be True"),
+    ({"text.pool": "mean"}, "open_clip", "pool is 'mean', but must be 'last' or 'eot'"),
+    ({"text.causal": False}, "open_clip", "mask_padding is True, but must be False"),
+    ({"text.causal": False}, "huggingface", "causal is False, but must be True"),
     ({"text.activation": "quick_gelu"}, "open_clip", "one quick_gelu for both towers.*'gelu' and"),
-    ({"image.epsilon": 1e-5}, "big_vision", "big_vision has no counterpart.*epsilon is 1e-05"),
+    ({"image.epsilon": 1e-5}, "big_vision", "big_vision has no equivalent.*epsilon is 1e-05"),
     ({"image_projection": "affine"}, "huggingface", "image_projection is 'affine'"),
 ])
-def test_what_has_no_counterpart_is_said(run, changes, form, message, tmp_path):
+def test_models_that_a_format_lacks_are_refused(run, changes, form, message, tmp_path):
   saved = read(run)
   saved.model.unlock()
   for path, value in changes.items():
@@ -134,37 +134,37 @@ def test_what_has_no_counterpart_is_said(run, changes, form, message, tmp_path):
   assert not (tmp_path / "out").exists()
 
 
-def test_other_towers_bias_and_texts_without_an_end_are_said(run, tmp_path):
+def test_other_towers_a_logit_bias_and_a_missing_end_token_are_refused(run, tmp_path):
   from clip_jax.data.tokenizer import SentencePiece
   saved = read(run)
   saved.tokenizer = SentencePiece(length=8, eos=False)
-  with pytest.raises(UserError, match="pools at a token with one number.*writes an end token"):
+  with pytest.raises(UserError, match="pools at a fixed end token.*adds an end token"):
     open_clip.write(saved, tmp_path / "out")
   saved.bias = -10.0
-  with pytest.raises(UserError, match="no bias of logits, and this model's is -10"):
+  with pytest.raises(UserError, match="no logit bias, but this model's is -10"):
     hugging_face.write(saved, tmp_path / "out")
   saved.model.unlock()
   saved.model.image = call(BitResnet)
   for module, there in ((open_clip, "open_clip has"), (hugging_face, "SiglipModel have"),
-                        (big_vision, "two towers have")):
-    with pytest.raises(UserError, match=f"{there} no counterpart of BitResnet.*What can be expor"):
+                        (big_vision, "big_vision has")):
+    with pytest.raises(UserError, match=f"{there} no equivalent of BitResnet.*can export to"):
       module.write(saved, tmp_path / "out")
   saved.model.image = call(ClipResnet, stages=(1, 1, 1))
-  with pytest.raises(UserError, match="has four stages, and this model 3"):
+  with pytest.raises(UserError, match="has four stages, but this model has 3"):
     open_clip.write(saved, tmp_path / "out")
   saved.model.text = call(BitResnet)
   saved.model.image = read(run).model.image
-  with pytest.raises(UserError, match="no counterpart of BitResnet"):
+  with pytest.raises(UserError, match="no equivalent of BitResnet"):
     open_clip.write(saved, tmp_path / "out")
 
 
-def test_mistakes_in_flags_are_said(tmp_path):
+def test_wrong_flags_are_errors(tmp_path):
   for arguments, message in (
       ([], "Which model"), (["--from=x"], "--format=None is not one of open_clip, huggingface"),
       (["--from=x", "--format=onnx"], "--format=onnx is not one of"),
-      (["--from=x", "--format=open_clip"], "Where should it be written"),
-      (["--from=x", "--format=open_clip", "--out=y.npz"], "big_vision's is a FILE.npz"),
-      ([f"--from={tmp_path}/x", "--format=open_clip", "--out=y"], "No model lies in")):
+      (["--from=x", "--format=open_clip"], "Set --out=DIR"),
+      (["--from=x", "--format=open_clip", "--out=y.npz"], "--format=big_vision writes a FILE.npz"),
+      ([f"--from={tmp_path}/x", "--format=open_clip", "--out=y"], "No model found in")):
     with pytest.raises(UserError, match=message):
       export.main(arguments)
 
@@ -200,7 +200,7 @@ np.savez(out, z_image=z_image, z_text=z_text, tokens=tokens, image=np.asarray(im
 
 @pytest.fixture(name="python", scope="module")
 def foreign(tmp_path_factory):
-  """A Python with the libraries; CLIP_JAX_FOREIGN_PYTHON names one that is there already."""
+  """Path of a Python with the other libraries: CLIP_JAX_FOREIGN_PYTHON, or a new environment."""
   if "CLIP_JAX_FOREIGN_PYTHON" in os.environ:
     return os.environ["CLIP_JAX_FOREIGN_PYTHON"]
   folder = tmp_path_factory.mktemp("foreign")
@@ -216,11 +216,11 @@ def foreign(tmp_path_factory):
     ("open_clip_resnet", "open_clip"), ("open_clip_quickgelu", "huggingface"),
     ("huggingface_clip", "huggingface"), ("huggingface_clip", "open_clip"),
     ("huggingface_siglip", "huggingface")])
-def test_the_other_library_sees_what_this_one_sees(python, name, form, tmp_path):
+def test_the_other_library_gives_the_same_embeddings(python, name, form, tmp_path):
   folder = tmp_path / name
   written(GOLDENS[name][0], form, folder)
   for file in folder.glob("token*"):
-    file.unlink()  # Tokens are given as numbers here.
+    file.unlink()  # The script passes token ids, so it needs no tokenizer.
   out = tmp_path / "theirs.npz"
   subprocess.run([python, "-c", THEIRS, folder, form, out], check=True)
   theirs, here = np.load(out), clip_jax.load(folder)
@@ -248,8 +248,8 @@ np.savez(out, **made)
 
 
 @pytest.mark.slow
-def test_open_clip_sees_a_siglip_of_full_size(python, tmp_path):
-  """timm has SigLIP's towers in their published sizes only; with random weights."""
+def test_open_clip_gives_the_same_embeddings_for_a_full_size_siglip(python, tmp_path):
+  """timm only has SigLIP towers of the published sizes; their weights are random here."""
   from flax import nnx
 
   from clip_jax.config import build

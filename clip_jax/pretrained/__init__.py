@@ -1,1 +1,1 @@
-"""Other libraries' checkpoints: one file per format, one table of names for both directions."""
+"""Checkpoints of other libraries: one file per format, with one name table for both directions."""

@@ -1,6 +1,6 @@
-"""big_vision's two-tower checkpoints: one .npz of arrays by path, nothing else.
+"""big_vision's two-tower checkpoints: a single .npz file with arrays keyed by path.
 
-Source: models/vit.py, models/proj/image_text/{text_transformer,two_towers}.py of big_vision.
+Source: models/vit.py and models/proj/image_text/{text_transformer,two_towers}.py in big_vision.
 """
 
 import math
@@ -74,35 +74,36 @@ BIAS = [Name("b", "bias", lambda x: x[None])]
 
 
 def read(path: Path) -> Saved:
-  """The model of a .npz; everything about it is in the shapes of its arrays.
+  """Reads a model from a .npz file and infers its architecture from the array shapes.
 
-  The file does not say how images were prepared: they are squashed to the size that its positions
-  make, to [-1, 1], as SigLIP's were. Nor does it hold the tokenizer: a single SentencePiece model
-  (*.model) beside it is taken.
+  The file does not record how images were preprocessed. As for SigLIP, they are squashed to the
+  size implied by the position embeddings, with pixels in [-1, 1]. The tokenizer is not in the file
+  either; it is read from the SentencePiece model (*.model) in the same folder, if there is exactly
+  one.
 
   Raises:
-    UserError: it is no such file, or arrays are missing, too many or of another shape.
+    UserError: the file is not such a .npz, or arrays are missing, unexpected or misshapen.
   """
   arrays = _arrays(path)
   model = _model(arrays, str(path))
   text = model.text
   files = sorted(path.parent.glob("*.model"))
   tokenizer = SentencePiece(str(files[0]), text.length, sticky_eos=True) if len(files) == 1 else (
-      NoTokenizer(f"{path} does not hold its tokenizer. Put its SentencePiece model (NAME.model) "
-                  f"into {path.parent}, and no second one.", text.length, text.vocabulary))
+      NoTokenizer(f"{path} does not include its tokenizer. Put its SentencePiece model, and no "
+                  f"other *.model file, into {path.parent}.", text.length, text.vocabulary))
   return saved_lib.read(
       model, TABLE + (BIAS if "b" in arrays else []), arrays, str(path),
       preprocess=TwoStep(model.image.image_size, "squash", "bilinear"), tokenizer=tokenizer)
 
 
 def _arrays(path):
-  """By path below "params", blocks apart that were stacked."""
+  """Returns the arrays below "params/" by path, with stacked blocks split into single ones."""
   try:
     with np.load(path, allow_pickle=False) as file:
       names = [name for name in file.files if name.startswith("params/")] or file.files
       arrays = {name.removeprefix("params/"): file[name] for name in names}
   except (ValueError, OSError, zipfile.BadZipFile) as error:
-    raise UserError(f"{path} is no .npz of plain arrays: {error}") from error
+    raise UserError(f"{path} is not an .npz file of plain arrays: {error}") from error
   out = {}
   for name, x in arrays.items():
     if "/encoderblock/" in name:
@@ -114,16 +115,16 @@ def _arrays(path):
 
 
 def _model(arrays, where):
-  """The call of the model whose arrays these are."""
+  """Returns the call of the model, inferred from its arrays."""
   wanted = ("img/embedding/kernel", "img/pos_embedding", "txt/Embed_0/embedding",
             "txt/pos_embedding", "t")
   missing = [name for name in wanted if name not in arrays]
   if missing:
-    raise UserError(f"{where} is not of big_vision's two towers: it has no {', '.join(missing)}.")
+    raise UserError(f"{where} is not a big_vision two-tower model: it lacks {', '.join(missing)}.")
 
   def shape(name, axis=0):
     if name not in arrays:
-      raise UserError(f"{where} is not of big_vision's two towers: it has no {name}.")
+      raise UserError(f"{where} is not a big_vision two-tower model: it lacks {name}.")
     return arrays[name].shape[axis]
 
   def sizes(prefix):
@@ -137,7 +138,8 @@ def _model(arrays, where):
   patch, N = shape("img/embedding/kernel"), shape("img/pos_embedding", 1)
   side = math.isqrt(N)
   if side * side != N:
-    raise UserError(f"{where} has {N} positions, which are not those of a square image.")
+    raise UserError(f"{where} has {N} image positions, which is not a square number. Only square "
+                    "images are supported.")
   head = lambda tower: "affine" if f"{tower}/head/kernel" in arrays else "none"
   pool = "map" if "img/MAPHead_0/probe" in arrays else "tok" if "img/cls" in arrays else "gap"
   return call(
@@ -153,14 +155,14 @@ def _model(arrays, where):
 
 
 def write(saved: Saved, path: Path) -> None:
-  """Writes a .npz that big_vision's `two_towers.load` reads.
+  """Writes a .npz file that big_vision's `two_towers.load` reads.
 
   Raises:
-    UserError: big_vision has no counterpart of the model.
+    UserError: big_vision has no equivalent of the model.
   """
   model = complete(saved.model)
   if (kind(model.image), kind(model.text)) != ("Vit", "TextTransformer"):
-    raise UserError(f"big_vision's two towers have no counterpart of {kind(model.image)} with "
+    raise UserError(f"big_vision has no equivalent of {kind(model.image)} with "
                     f"{kind(model.text)}. {saved_lib.EXPORTABLE}")
   there = "big_vision"
   for spec, name in ((model.image, "Vit"), (model.text, "TextTransformer")):

@@ -1,6 +1,6 @@
-"""Hugging Face's directories of CLIPModel and SiglipModel: config.json, model.safetensors and more.
+"""Hugging Face's CLIPModel and SiglipModel: directories with config.json, model.safetensors etc.
 
-Source: the layout that transformers 5.23 writes and reads, and the defaults of its configs.
+Source: the directory layout and the config defaults of transformers 5.23.
 """
 
 from pathlib import Path
@@ -32,12 +32,12 @@ from clip_jax.towers.vit import Vit
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PREPROCESSING = "preprocessor_config.json"
-IGNORED = ("*.position_ids",)  # 0, 1, 2, ...
+IGNORED = ("*.position_ids",)  # A constant buffer: 0, 1, 2, ...
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh",
                "gelu_new": "gelu_tanh", "gelu_python": "gelu"}
 INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
-# What a config that leaves it out means.
+# Defaults of the fields that a config.json omits.
 DEFAULTS = {
     "clip": {
         "text_config": dict(vocab_size=49_408, hidden_size=512, intermediate_size=2048,
@@ -90,7 +90,7 @@ TABLES = {
         *TOWERS,
         *prefixed("vision_model.head.", "image/head/", [
             Name("probe", "probe", lambda x: x[None, None]),
-            # Queries first, then keys and values, in one array.
+            # One array with the queries first, then the keys and values.
             Name("attention.in_proj_weight", "query/kernel", matrix),
             Name("attention.in_proj_weight", "key_value/kernel", matrix),
             Name("attention.in_proj_bias", "query/bias", vector),
@@ -108,16 +108,16 @@ TABLES = {
 
 
 def read(folder: Path) -> Saved:
-  """The model of a directory that CLIPModel or SiglipModel wrote.
+  """Reads a model from a directory written by CLIPModel or SiglipModel.
 
   Raises:
-    UserError: it holds another kind of model, or the weights do not fit the config.
+    UserError: the model is of another type, or the weights do not match the config.
   """
   config = saved_lib.load_json(folder / CONFIG)
   form = config.get("model_type")
   if form not in TABLES:
-    raise UserError(f"{folder / CONFIG} is of a model of type {form!r}; of Hugging Face's, read "
-                    f"are {' and '.join(map(repr, TABLES))}.")
+    raise UserError(f"{folder / CONFIG} describes a model of type {form!r}. The Hugging Face types "
+                    f"that can be read are {' and '.join(map(repr, TABLES))}.")
   text, image = ({**DEFAULTS[form][name], **(config.get(name) or {})}
                  for name in ("text_config", "vision_config"))
   settings = _preprocessing(folder, form, image)
@@ -130,7 +130,7 @@ def read(folder: Path) -> Saved:
 
 
 def _arrays(where):
-  """Of one file, or of the several that an index names."""
+  """Returns the arrays of a .safetensors file, or of all files that an index lists."""
   if where.name != INDEX:
     return safetensors.read(where)
   arrays = {}
@@ -141,8 +141,8 @@ def _arrays(where):
 
 def _shape(config):
   if config["hidden_act"] not in ACTIVATIONS:
-    raise UserError(f"There is no activation {config['hidden_act']!r} here; of Hugging Face's "
-                    f"there are {', '.join(ACTIVATIONS)}.")
+    raise UserError(f"Unsupported activation {config['hidden_act']!r}. The Hugging Face "
+                    f"activations that can be read are {', '.join(ACTIVATIONS)}.")
   return dict(width=config["hidden_size"], depth=config["num_hidden_layers"],
               mlp=config["intermediate_size"], heads=config["num_attention_heads"],
               epsilon=config["layer_norm_eps"], activation=ACTIVATIONS[config["hidden_act"]],
@@ -154,7 +154,7 @@ def _side(size):
 
 
 def _clip(config, image, text, settings):
-  """The call of a CLIPModel."""
+  """Returns the call of the `TwoTowers` that a CLIPModel's config describes."""
   end, vocabulary = text["eos_token_id"], text["vocab_size"]
   end = end[0] if isinstance(end, list) else end
   return call(
@@ -163,17 +163,17 @@ def _clip(config, image, text, settings):
                  class_position=True, pre_norm=True, patch_bias=False, **_shape(image)),
       text=call(TextTransformer, vocabulary=vocabulary, length=text["max_position_embeddings"],
                 causal=True, pool="eot", mask_padding=False,
-                # Configs of before 2023 say 2, and mean the largest number.
+                # Configs from before 2023 say 2 where they mean the largest id.
                 end_token=vocabulary - 1 if end == 2 else end, **_shape(text)),
       embed=config.get("projection_dim", 512), mean=tuple(settings["image_mean"]),
       std=tuple(settings["image_std"]))
 
 
 def _siglip(config, image, text, settings):
-  """The call of a SiglipModel."""
+  """Returns the call of the `TwoTowers` that a SiglipModel's config describes."""
   del config
   if not image["vision_use_head"]:
-    raise UserError("This SiglipModel has no pooling head (vision_use_head is false).")
+    raise UserError("Cannot read a SiglipModel without a pooling head (vision_use_head is false).")
   side, patch_size = _side(image["image_size"]), image["patch_size"]
   return call(
       TwoTowers,
@@ -188,7 +188,7 @@ def _siglip(config, image, text, settings):
 
 
 def _preprocessing(folder, form, image):
-  """The preprocessor_config.json, or what it usually is."""
+  """Returns the settings of preprocessor_config.json, completed with the usual values."""
   file, side = folder / PREPROCESSING, image["image_size"]
   half = (0.5, 0.5, 0.5)
   usual = {"image_mean": OPENAI_MEAN if form == "clip" else half,
@@ -199,7 +199,7 @@ def _preprocessing(folder, form, image):
 
 
 def _transform(settings, image_size):
-  """What a preprocessor_config.json describes; the result is always of the model's size."""
+  """Returns the transform that the settings describe; its output always has the model's size."""
   interpolation = INTERPOLATIONS.get(settings["resample"], "bicubic")
   size = settings["size"]
   shortest = size if isinstance(size, int) else size.get("shortest_edge")
@@ -209,13 +209,14 @@ def _transform(settings, image_size):
 
 
 def _tokenizer(folder, form, text):
-  """The directory's own; for CLIP's vocabulary OpenAI's, which comes with the package."""
+  """Returns the directory's tokenizer, or OpenAI's built-in one if the vocabulary is CLIP's."""
   length, vocabulary = text["max_position_embeddings"], text["vocab_size"]
   own = tokenizers.own(folder)
   if own or (form == "clip" and vocabulary == ClipBpe.vocabulary):
     return own or ClipBpe(length)
   settings = tokenizers.settings(folder)
-  # SigLIP's own class cleans texts; SigLIP 2's texts were in lower case, which its files leave out.
+  # SigLIP's tokenizer class cleans texts. SigLIP 2 was trained on lower-cased texts, but its
+  # tokenizer.json does not lower-case them.
   clean = {"SiglipTokenizer": "letters", "Siglip2Tokenizer": "lower"}.get(
       settings.get("tokenizer_class"), "lower" if form == "siglip" else "whitespace")
   if (folder / "tokenizer.json").is_file():
@@ -225,20 +226,20 @@ def _tokenizer(folder, form, text):
   if (folder / tokenizers.PIECES).is_file():
     return Cleaned(SentencePiece(str(folder / tokenizers.PIECES), length, sticky_eos=True), clean)
   return NoTokenizer(
-      f"The checkpoint in {folder} came without its tokenizer: there is no tokenizer.json and no "
-      f"{tokenizers.PIECES} in it. Download them too, for example with hf-hub:ORG/NAME.",
+      f"The checkpoint in {folder} has no tokenizer: neither tokenizer.json nor "
+      f"{tokenizers.PIECES} is there. Download them too, for example with hf-hub:ORG/NAME.",
       length, vocabulary)
 
 
 def write(saved: Saved, folder: Path) -> None:
-  """Writes a directory that CLIPModel or SiglipModel loads by `from_pretrained(folder)`.
+  """Writes a directory that CLIPModel or SiglipModel loads with `from_pretrained(folder)`.
 
   Raises:
-    UserError: neither of the two is a counterpart of the model.
+    UserError: neither class has an equivalent of the model.
   """
   model = complete(saved.model)
   if (kind(model.image), kind(model.text)) != ("Vit", "TextTransformer"):
-    raise UserError(f"Hugging Face's CLIPModel and SiglipModel have no counterpart of "
+    raise UserError(f"Hugging Face's CLIPModel and SiglipModel have no equivalent of "
                     f"{kind(model.image)} with {kind(model.text)}. {saved_lib.EXPORTABLE}")
   form = "siglip" if model.image.pool == "map" else "clip"
   config = _clip_config(model, saved) if form == "clip" else _siglip_config(model)
@@ -264,7 +265,7 @@ def _clip_config(model, saved):
   demand(text, "TextTransformer", there, causal=True, pool="eot")
   demand(model, "the model", there, image_projection="linear", text_projection="linear")
   if saved.bias:
-    raise UserError(f"{there} has no bias of logits, and this model's is {saved.bias:.3g}. "
+    raise UserError(f"{there} has no logit bias, but this model's is {saved.bias:.3g}. "
                     + saved_lib.EXPORTABLE)
   end = tokenizers.end_token(text, saved.tokenizer, there)
   return {"architectures": ["CLIPModel"], "projection_dim": model.embed,
@@ -290,7 +291,7 @@ def _vocabulary(text):
 
 
 def _processor(saved, form, model):
-  """A preprocessor_config.json."""
+  """Returns the content of preprocessor_config.json."""
   made, size = saved.preprocess, saved.preprocess.size
   number = {name: i for i, name in INTERPOLATIONS.items()}[
       getattr(made, "interpolation", "bicubic")]

@@ -1,6 +1,6 @@
-"""open_clip's directories: open_clip_config.json and open_clip_model.safetensors.
+"""open_clip's checkpoints: directories with open_clip_config.json and open_clip_model.safetensors.
 
-Source: the layout that open_clip_torch 3.3 writes and reads (Ilharco et al. 2021).
+Source: the layout of open_clip_torch 3.3 (Ilharco et al. 2021).
 """
 
 import math
@@ -26,16 +26,17 @@ from clip_jax.towers.text import TextTransformer
 from clip_jax.towers.vit import Vit
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
-IGNORED = ("*num_batches_tracked",)  # BatchNorm counts its steps, which its momentum never reads.
+IGNORED = ("*num_batches_tracked",)  # BatchNorm's step count, unused with a fixed momentum.
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 _CLEAN = {"canonicalize": "words", "lower": "lower", "whitespace": "whitespace"}
 
-# timm's ViTs of the SigLIP family, by the names that open_clip's configs give.
+# Names of timm's SigLIP ViTs in open_clip's configs.
 TIMM = re.compile(r"vit_(base|large|so400m|giantopt)_patch(\d+)_siglip_(gap_)?(\d+)")
 TIMM_SIZES = {"base": "B", "large": "L", "so400m": "So400m", "giantopt": "g-opt"}
 TIMM_HEADS = {"base": 12, "large": 16, "so400m": 16, "giantopt": 16}
-# Which of them were made for SigLIP 2 and have its activation; the older ones have the exact GELU.
+# (patch, image size) of the ViTs that timm added for SigLIP 2, which use the tanh GELU; the older
+# ones, in TIMM_EXACT, use the exact GELU.
 TIMM_TANH = {"base": {(32, 256)}, "large": {(16, 512)},
              "so400m": {(16, 256), (16, 384), (16, 512)}, "giantopt": {(16, 256), (16, 384)}}
 TIMM_EXACT = {"base": {(16, 224), (16, 256), (16, 384), (16, 512)},
@@ -44,7 +45,13 @@ TIMM_EXACT = {"base": {(16, 224), (16, 256), (16, 384), (16, 512)},
 
 
 def table(model: ConfigDict, *, biased: bool, custom: bool) -> list[Name]:
-  """All rows for a model; `custom` ones have their text tower apart."""
+  """Returns the name table of a model.
+
+  Args:
+    model: the complete call of `TwoTowers`.
+    biased: whether the checkpoint has a logit bias.
+    custom: whether it is a CustomTextCLIP, where text tower names start with "text.".
+  """
   trunk = kind(model.image) == "Vit" and not model.image.class_position
   image = resnet_table(_numbers(model.image)[0]) if kind(model.image) == "ClipResnet" else (
       TRUNK if trunk else VIT)
@@ -53,22 +60,22 @@ def table(model: ConfigDict, *, biased: bool, custom: bool) -> list[Name]:
 
 
 def _numbers(image):
-  """(stages, width, image size) of the call of a ClipResnet."""
+  """Returns (stages, width, image size) of a ClipResnet call."""
   return tuple(n if given is None else given for given, n in zip(
       (image.stages, image.width, image.image_size), clip_resnet.SIZES[image.size]))
 
 
 def read(folder: Path) -> Saved:
-  """The model of a directory that open_clip wrote, or that lies on the hub for it.
+  """Reads a model from a directory that open_clip wrote or that was downloaded from the hub.
 
   Raises:
-    UserError: the weights are missing or do not fit the config, or the config asks for something
-      that is not read.
+    UserError: the weights are missing or do not match the config, or the config has a setting that
+      is not supported.
   """
   config = saved_lib.load_json(folder / CONFIG)
   described = config.get("model_cfg")
   if described is None:
-    raise UserError(f"{folder / CONFIG} has no model_cfg; it is not open_clip's.")
+    raise UserError(f"{folder / CONFIG} has no model_cfg, so it is not an open_clip config.")
   arrays = safetensors.read(folder / WEIGHTS)
   settings = {"mean": OPENAI_MEAN, "std": OPENAI_STD, "interpolation": "bicubic",
               "resize_mode": "shortest", **config.get("preprocess_cfg", {})}
@@ -84,7 +91,7 @@ def read(folder: Path) -> Saved:
 
 
 def _model(config, arrays, settings, where):
-  """The call of the model that a model_cfg describes."""
+  """Returns the call of the model that a model_cfg describes."""
   image, text_config = dict(config["vision_cfg"]), dict(config["text_cfg"])
   quick = "quick_gelu" if config.get("quick_gelu") else "gelu"
   affine = text_config.pop("proj_bias", False)
@@ -98,11 +105,11 @@ def _model(config, arrays, settings, where):
 
 
 def _rest(config, section, where, harmless=()):
-  """Raises if a section asks for something that no one has looked at."""
+  """Raises `UserError` if any setting of a section has not been consumed and is not harmless."""
   asked = {name: value for name, value in config.items() if value and name not in harmless}
   if asked:
-    raise UserError(f"{where}: {section} asks for {asked}, which clip_jax does not have. Read are "
-                    "plain ViTs, ModifiedResNets, timm's SigLIP ViTs, and plain text transformers.")
+    raise UserError(f"{where}: {section} has {asked}, which clip_jax does not support. It reads "
+                    "plain ViTs, ModifiedResNets, timm's SigLIP ViTs and plain text transformers.")
 
 
 def _size(size):
@@ -129,7 +136,7 @@ def _vit(config, arrays, quick, where):
       activation=_activation(config, quick), dtype="float32")
   if config.pop("pool_type", "tok") != "tok":
     config["pool_type"] = "not tok"
-  # With one token pooled, a norm before and after pooling are the same.
+  # When a single token is pooled, it makes no difference whether the norm comes before or after.
   _rest(config, "vision_cfg", where, ("patch_dropout", "output_tokens", "final_ln_after_pool",
                                       "attn_pooler_queries", "attn_pooler_heads", "timm_pool",
                                       "timm_proj", "pos_embed_type"))
@@ -151,8 +158,8 @@ def _timm(config, arrays, quick, where):
   name = config.pop("timm_model_name")
   found = TIMM.fullmatch(name)
   if not found:
-    raise UserError(f"{where}: the image tower is timm's {name}; of timm, read are ViTs of the "
-                    "SigLIP family, such as vit_base_patch16_siglip_224.")
+    raise UserError(f"{where}: cannot read the image tower {name}. The only timm models supported "
+                    "are SigLIP ViTs, such as vit_base_patch16_siglip_224.")
   size, patch_size, gap, side = found[1], int(found[2]), bool(found[3]), int(found[4])
   pool, projection = config.pop("timm_pool", "avg"), config.pop("timm_proj", "linear")
   if (pool, projection) not in (("map", "none"), ("map", "linear"), ("avg", "none"),
@@ -188,7 +195,7 @@ def _text(config, quick, where):
   spec = call(
       TextTransformer, vocabulary=vocabulary, length=config.pop("context_length", 77),
       causal=not config.pop("no_causal_mask", False), pool="last" if pool == "last" else "eot",
-      # The largest number, which is the end token.
+      # open_clip's "argmax" pools at the largest id, which is the end token.
       end_token={"argmax": vocabulary - 1, "eos": end}.get(pool), mask_padding=False,
       epsilon=_epsilon(config), width=width, depth=config.pop("layers", 12),
       heads=config.pop("heads", 8), mlp=int(width * config.pop("mlp_ratio", 4.0)),
@@ -200,7 +207,7 @@ def _text(config, quick, where):
 
 
 def _tokenizer(config, folder):
-  """What a text_cfg says; OpenAI's where it says nothing."""
+  """Returns the tokenizer that a text_cfg describes, or OpenAI's if it names none."""
   length, vocabulary = config.get("context_length", 77), config.get("vocab_size", 49_408)
   named = config.get("hf_tokenizer_name")
   options = config.get("tokenizer_kwargs") or {}
@@ -212,13 +219,13 @@ def _tokenizer(config, folder):
     made = TokenizerFile(str(file), length, tokenizers.padding(folder, default=0))
     return Cleaned(made, _CLEAN.get(options.get("clean"), "whitespace"))
   return NoTokenizer(
-      f"The checkpoint in {folder} needs the tokenizer {named or 'of its vocabulary'}, and there "
-      f"is no {file.name} beside it that is read. Download it, for example with hf-hub:ORG/NAME.",
+      f"The checkpoint in {folder} needs the tokenizer {named or 'of its vocabulary'}, but there "
+      f"is no {file.name} that can be read. Download it, for example with hf-hub:ORG/NAME.",
       length, vocabulary)
 
 
 def _tokenizer_options(tokenizer):
-  """What a text_cfg says of a tokenizer; nothing of OpenAI's."""
+  """Returns the tokenizer settings of a text_cfg; OpenAI's tokenizer needs none."""
   if isinstance(tokenizer, ClipBpe):
     return {}
   clean = getattr(tokenizer, "clean", "whitespace")
@@ -227,17 +234,17 @@ def _tokenizer_options(tokenizer):
 
 
 def write(saved: Saved, folder: Path) -> None:
-  """Writes a directory that open_clip loads by "local-dir:FOLDER".
+  """Writes a directory that open_clip loads as "local-dir:FOLDER".
 
   Raises:
-    UserError: open_clip has no counterpart of the model.
+    UserError: open_clip has no equivalent of the model.
   """
   model = complete(saved.model)
   vision, text_config = _vision_config(model), _text_config(model, saved.tokenizer)
   quick = [spec.activation == "quick_gelu" for spec in (model.image, model.text)
            if "activation" in spec and not (spec is model.image and "timm_model_name" in vision)]
   if any(quick) != all(quick):
-    raise UserError("open_clip has one quick_gelu for both towers, and this model's activations "
+    raise UserError("open_clip has one quick_gelu for both towers, but this model's activations "
                     f"are {model.image.activation!r} and {model.text.activation!r}. "
                     + saved_lib.EXPORTABLE)
   described = {"embed_dim": model.embed, "vision_cfg": vision, "text_cfg": text_config}
@@ -267,7 +274,7 @@ def write(saved: Saved, folder: Path) -> None:
 
 
 def _ratio(mlp, width):
-  """What times the width, rounded down, is the hidden width of the MLP."""
+  """Returns the mlp_ratio for which int(width * ratio) == mlp despite rounding."""
   ratio = mlp / width
   return ratio if int(width * ratio) == mlp else math.nextafter(ratio, math.inf)
 
@@ -280,19 +287,19 @@ def _shape(spec):
 
 
 def _vision_config(model):
-  """A vision_cfg."""
+  """Returns the vision_cfg of a model."""
   image = model.image
   if kind(image) == "ClipResnet":
     demand(model, "the model", "open_clip's ModifiedResNet", image_projection=("affine", "linear"))
     stages, width, side = _numbers(image)
     if len(stages) != 4:
-      raise UserError(f"open_clip's ModifiedResNet has four stages, and this model {len(stages)}. "
-                      + saved_lib.EXPORTABLE)
+      raise UserError("open_clip's ModifiedResNet has four stages, but this model has "
+                      f"{len(stages)}. {saved_lib.EXPORTABLE}")
     heads = image.heads or max(1, width // 2)
     return {"layers": list(stages), "width": width, "head_width": width * 32 // heads,
             "image_size": side, "patch_size": None}
   if kind(image) != "Vit":
-    raise UserError(f"open_clip has no counterpart of {kind(image)}. {saved_lib.EXPORTABLE}")
+    raise UserError(f"open_clip has no equivalent of {kind(image)}. {saved_lib.EXPORTABLE}")
   if image.pool != "tok":
     return _timm_config(model)
   demand(image, "Vit", "open_clip's ViT", class_position=True, positions="learned",
@@ -319,16 +326,16 @@ def _timm_config(model):
           "timm_proj": "none" if model.image_projection == "none" else "linear",
           "timm_proj_bias": model.image_projection == "affine"}
   raise UserError(
-      f'open_clip takes a Vit with pool="{image.pool}" from timm, which has none of width '
+      f'open_clip takes a ViT with pool="{image.pool}" from timm, which has none with width '
       f"{image.width}, depth {image.depth}, patch {image.patch}, {image.image_size} pixels and "
       f"activation {image.activation!r}. {saved_lib.EXPORTABLE}")
 
 
 def _text_config(model, tokenizer):
-  """A text_cfg."""
+  """Returns the text_cfg of a model."""
   spec = model.text
   if kind(spec) != "TextTransformer":
-    raise UserError(f"open_clip has no counterpart of {kind(spec)}. {saved_lib.EXPORTABLE}")
+    raise UserError(f"open_clip has no equivalent of {kind(spec)}. {saved_lib.EXPORTABLE}")
   demand(spec, "TextTransformer", "open_clip's text transformer", pool=("last", "eot"))
   demand(model, "the model", "open_clip", text_projection=("linear", "affine"))
   if not spec.causal:

@@ -1,4 +1,4 @@
-"""What open_clip calls the arrays of its towers, beside what they are called here."""
+"""Name tables of open_clip's towers."""
 
 from clip_jax.pretrained.names import (
   Name,
@@ -60,7 +60,12 @@ BIAS = [Name("logit_bias", "bias")]
 
 
 def text_table(prefix: str, *, affine: bool) -> list[Name]:
-  """The text tower's rows; it lies under "text." in models that open_clip calls custom."""
+  """Returns the rows of the text tower.
+
+  Args:
+    prefix: "text." for a CustomTextCLIP, otherwise "".
+    affine: whether the projection has a bias.
+  """
   projection = linear(f"{prefix}text_projection", "text_projection") if affine else [
       Name(f"{prefix}text_projection", "text_projection/kernel")]
   return [
@@ -73,7 +78,7 @@ def text_table(prefix: str, *, affine: bool) -> list[Name]:
 
 
 def resnet_table(stages: tuple[int, ...]) -> list[Name]:
-  """The rows of a ModifiedResNet."""
+  """Returns the rows of a ModifiedResNet."""
   rows = []
 
   def add(theirs, number, ours, norm):

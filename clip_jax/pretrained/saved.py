@@ -1,4 +1,4 @@
-"""A model as it lies somewhere: how it is made, its arrays, and what goes with it."""
+"""`Saved`, the in-memory form of a checkpoint of any format, and helpers to read and write it."""
 
 import dataclasses
 import json
@@ -23,13 +23,13 @@ from clip_jax.towers.sizes import transformer_size
 
 @dataclasses.dataclass
 class Saved:
-  """What every format is read to, and written from.
+  """A model with its weights, preprocessing and tokenizer: the common form of all formats.
 
   Attributes:
     model: a call of `TwoTowers`.
-    params, stats: the model's arrays as `model.split` has them.
-    scale, bias: what turns a product of unit vectors into a logit.
-    preprocess, tokenizer: of the `Embedder`.
+    params, stats: the model's arrays, as `model.split` returns them.
+    scale, bias: logit = scale * z_image @ z_text + bias, for unit vectors.
+    preprocess, tokenizer: arguments of `Embedder`.
   """
   model: ConfigDict
   params: dict
@@ -43,12 +43,19 @@ class Saved:
 def read(model: ConfigDict, table: list[names.Name], arrays: dict[str, np.ndarray], where: str, *,
          ignored: tuple[str, ...] = (), preprocess: Resize | TwoStep,
          tokenizer: Tokenizer) -> Saved:
-  """The model that `model` calls, filled from another library's arrays by a table of names.
+  """Fills a model with another library's arrays.
 
-  The logarithm of the scale has the path "log_scale" in a table, the bias "bias".
+  Args:
+    model: a call of `TwoTowers`.
+    table: the name table. The logarithm of the logit scale has the path "log_scale" in it, the
+      logit bias "bias".
+    arrays: the other library's arrays by name.
+    where: the origin of `arrays`, for error messages.
+    ignored: glob patterns of array names to skip.
+    preprocess, tokenizer: stored in the result.
 
   Raises:
-    UserError: arrays are missing, too many or of another shape.
+    UserError: arrays are missing, unexpected or misshapen.
   """
   _, params, stats = split(abstract(model))
   empty = lambda tree: jax.tree.map(lambda x: np.empty(x.shape, x.dtype), tree)
@@ -62,7 +69,7 @@ def read(model: ConfigDict, table: list[names.Name], arrays: dict[str, np.ndarra
 
 
 def written(saved: Saved, table: list[names.Name]) -> dict[str, np.ndarray]:
-  """Another library's arrays of a model."""
+  """Returns a model's arrays under another library's names."""
   tree = {path: np.asarray(x) for path, x in {**flat(saved.params), **flat(saved.stats)}.items()}
   tree["log_scale"] = np.asarray(math.log(saved.scale), np.float32)
   if "bias" in {row.ours for row in table}:
@@ -71,18 +78,21 @@ def written(saved: Saved, table: list[names.Name]) -> dict[str, np.ndarray]:
 
 
 def abstract(model: ConfigDict) -> TwoTowers:
-  """The model that is called, with shapes for arrays."""
+  """Returns an abstract model, with shapes in place of arrays."""
   return jax.eval_shape(lambda key: build(model, rngs=nnx.Rngs(key)), jax.random.key(0))
 
 
 def flat(tree: dict) -> dict[str, Any]:
-  """The leaves of nested dicts by path."""
+  """Returns the leaves of nested dicts by path."""
   leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
   return {"/".join(str(key.key) for key in path): x for path, x in leaves}
 
 
 def complete(spec: ConfigDict) -> ConfigDict:
-  """A call with the defaults of arguments that came after it was written down; sizes as numbers."""
+  """Returns a call with default arguments filled in and a size name replaced by its numbers.
+
+  A saved call lacks the arguments that were added to the code after it was written.
+  """
   spec = call(function(spec.fn), **{name: complete(x) if isinstance(x, ConfigDict) else x
                                     for name, x in spec.items() if name != "fn"})
   if "mlp" in spec:
@@ -94,37 +104,42 @@ def complete(spec: ConfigDict) -> ConfigDict:
 
 
 def kind(spec: ConfigDict) -> str:
-  """Name of the class or function that is called, without its module."""
+  """Returns the name of the class or function that a call refers to, without its module."""
   return spec.fn.partition(":")[2]
 
 
 def demand(spec: ConfigDict, what: str, there: str, **wanted: Any) -> None:
-  """Raises unless arguments of a call have the values that another library's model has.
+  """Checks that a call's arguments have the values that are fixed in another library's model.
 
   Args:
-    what: the call is of, for the message; `there`, the name of the library's model.
-    wanted: values by argument; a tuple holds alternatives.
+    spec: the call.
+    what: name of the called thing, for the error message.
+    there: name of the other library's model.
+    wanted: required value by argument name; a tuple holds alternatives.
+
+  Raises:
+    UserError: an argument has another value.
   """
   for name, values in wanted.items():
     values = values if isinstance(values, tuple) else (values,)
     if spec[name] not in values:
       raise UserError(
-          f"{there} has no counterpart of this model: {what}'s {name} is {spec[name]!r}, and there "
-          f"it is {' or '.join(map(repr, values))}. {EXPORTABLE}")
+          f"{there} has no equivalent of this model: {what}'s {name} is {spec[name]!r}, but must "
+          f"be {' or '.join(map(repr, values))}. {EXPORTABLE}")
 
 
 EXPORTABLE = (
-    "What can be exported: to open_clip, Vit in OpenAI's form (or SigLIP's, in the sizes that timm "
-    "has), ClipResnet, and TextTransformer without mask_padding; to huggingface, Vit and "
-    "TextTransformer both in OpenAI's form or both in SigLIP's; to big_vision, Vit and "
-    "TextTransformer in its form; to stablehlo, every model.")
+    "clip_jax can export to open_clip: Vit in OpenAI's form (or SigLIP's, in the sizes that timm "
+    "has), ClipResnet, and TextTransformer without mask_padding; to huggingface: Vit and "
+    "TextTransformer if both are in OpenAI's or both in SigLIP's form; to big_vision: Vit and "
+    "TextTransformer in big_vision's form; to stablehlo: every model.")
 
 
 def load_json(path: Path) -> dict:
-  """What a JSON file holds.
+  """Returns the content of a JSON file.
 
   Raises:
-    UserError: it is cut off or otherwise no JSON.
+    UserError: the file is truncated or otherwise not JSON.
   """
   try:
     return json.loads(path.read_text(encoding="utf-8"))
@@ -133,5 +148,5 @@ def load_json(path: Path) -> dict:
 
 
 def save_json(path: Path, value: Any) -> None:
-  """Writes an indented JSON file."""
+  """Writes a value to an indented JSON file."""
   path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A model as two programs for anywhere, with the weights in them: StableHLO by `jax.export`."""
+"""Exports a model as two StableHLO programs with the weights inside, by `jax.export`."""
 
 from pathlib import Path
 
@@ -17,11 +17,12 @@ SHAPES = "shapes.json"
 
 
 def write(saved: Saved, folder: Path) -> None:
-  """Writes encode_image.stablehlo and encode_text.stablehlo, any number of rows B, and shapes.json.
+  """Writes encode_image.stablehlo, encode_text.stablehlo and shapes.json to a directory.
 
-  `jax.export.deserialize(bytearray(bytes)).call(images)` runs one: uint8 [B, H, W, 3] or int32
-  [B, L] to float32 [B, E] of unit length. Normalisation of pixels is in it; resizing and
-  tokenizing are not.
+  `jax.export.deserialize(bytearray(bytes)).call(x)` runs a program, where `bytes` is the content of
+  its file and x is uint8 [B, H, W, 3] or int32 [B, L], for any B. It returns unit vectors, float32
+  [B, E]. The programs normalise pixels, but do not resize images or tokenize texts. They run on
+  every platform in `PLATFORMS`.
   """
   with anywhere():
     _write(saved, folder)
@@ -42,4 +43,4 @@ def _write(saved, folder):
                     for side, x in (("input", arguments), ("output", exported.out_avals[0]))}
   saved_lib.save_json(folder / SHAPES, {
       **shapes, "scale": saved.scale, "bias": saved.bias, "platforms": PLATFORMS,
-      "pixels": "RGB, 0 to 255; the model normalises them itself"})
+      "pixels": "RGB, 0 to 255; the program normalises them"})

@@ -1,4 +1,4 @@
-"""Tokenizers beside a checkpoint: found there, and put there."""
+"""Reads and writes the tokenizer files in a checkpoint's directory."""
 
 import json
 from pathlib import Path
@@ -14,13 +14,16 @@ SETTINGS, PIECES = "tokenizer_config.json", "spiece.model"
 
 
 def settings(folder: Path) -> dict:
-  """What a directory's tokenizer_config.json says, if there is one."""
+  """Returns the content of a directory's tokenizer_config.json; {} if there is none."""
   file = folder / SETTINGS
   return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def padding(folder: Path, *, default: int) -> int:
-  """Number of the padding token that a directory with a tokenizer.json names."""
+  """Returns the id of the padding token that tokenizer_config.json names, or else `default`.
+
+  The ids come from the tokenizer.json in the same directory.
+  """
   token = settings(folder).get("pad_token")
   token = token["content"] if isinstance(token, dict) else token
   made = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
@@ -28,10 +31,17 @@ def padding(folder: Path, *, default: int) -> int:
 
 
 def end_token(text: ConfigDict, tokenizer: Tokenizer, there: str) -> int:
-  """Number of the token that a tower with pool="eot" reads; from the tokenizer if it does not say.
+  """Returns the id of the end token that a text tower with pool="eot" pools at.
+
+  If the tower does not set it, it is the tokenizer's end token.
+
+  Args:
+    text: the call of the text tower.
+    tokenizer: the model's tokenizer.
+    there: name of the format, for the error message.
 
   Raises:
-    UserError: neither says.
+    UserError: neither the tower nor the tokenizer determines an end token.
   """
   if text.end_token is not None:
     return text.end_token
@@ -39,12 +49,15 @@ def end_token(text: ConfigDict, tokenizer: Tokenizer, there: str) -> int:
     return tokenizer.end
   if isinstance(tokenizer, shipped.SentencePiece) and tokenizer.eos and not tokenizer.sticky_eos:
     return tokenizer.end
-  raise UserError(f'{there} pools at a token with one number, and this model\'s pool="eot" at the '
-                  "last that is not padding. Train with a tokenizer that writes an end token.")
+  raise UserError(f'{there} pools at a fixed end token, but this model\'s pool="eot" pools at the '
+                  "last token that is not padding. Train with a tokenizer that adds an end token.")
 
 
 def own(folder: Path) -> Tokenizer | None:
-  """The SentencePiece tokenizer that `write` put into a directory, with all its options."""
+  """Returns the SentencePiece tokenizer that `write` saved in a directory, with all its options.
+
+  Returns None if `write` saved none there.
+  """
   options = dict(settings(folder).get("clip_jax", {}))
   if not options:
     return None
@@ -54,10 +67,15 @@ def own(folder: Path) -> Tokenizer | None:
 
 
 def write(tokenizer: Tokenizer, folder: Path, *, clean: str | None = None) -> None:
-  """Puts a tokenizer's files into a directory, as Hugging Face's libraries name and read them.
+  """Writes a tokenizer's files to a directory, in Hugging Face's layout.
 
-  Their reader of SentencePiece models leaves out punctuation and cannot write a begin token; what
-  this package's options are is written beside it, for this package. `clean` is one of those.
+  Hugging Face's SentencePiece tokenizer strips punctuation and cannot add a begin token, so this
+  package's own options are saved too, under "clip_jax" in tokenizer_config.json, for `own`.
+
+  Args:
+    tokenizer: the tokenizer to write.
+    folder: the directory.
+    clean: the text cleaning applied before the tokenizer, saved with the options.
   """
   if isinstance(tokenizer, shipped.ClipBpe):
     _write_clip(tokenizer, folder)
@@ -80,7 +98,7 @@ def write(tokenizer: Tokenizer, folder: Path, *, clean: str | None = None) -> No
 
 
 def _write_clip(tokenizer, folder):
-  """OpenAI's vocabulary and merges."""
+  """Writes OpenAI's vocabulary and merges."""
   vocabulary = shipped.clip_vocabulary()
   (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
   merges = "\n".join(" ".join(pair) for pair in shipped.clip_merges())
@@ -96,8 +114,8 @@ def _save(path, value):
 
 
 def _numbers(made):
-  """Numbers of the tokens that a tokenizer.json holds."""
+  """Returns the ids of a tokenizer.json's tokens, by token."""
   vocabulary = made["model"].get("vocab", {})
-  if not isinstance(vocabulary, dict):  # Unigram models have a list of pairs.
+  if not isinstance(vocabulary, dict):  # Unigram models store a list of (token, score) pairs.
     vocabulary = {token: i for i, (token, _) in enumerate(vocabulary)}
   return vocabulary | {entry["content"]: entry["id"] for entry in made.get("added_tokens", ())}

@@ -1,4 +1,4 @@
-"""Makes the foreign checkpoints beside it, with the foreign libraries; README.md says how."""
+"""Makes the tiny open_clip and Hugging Face checkpoints with those libraries; see README.md."""
 
 import json
 from pathlib import Path
@@ -20,9 +20,9 @@ TEXTS = ["a dog", "Two cats, sleeping on a RED sofa!", "a_photo of x & y"]
 
 
 def shake(model, dtype=torch.float32):
-  """Random values for everything, so that nothing is left at a zero or a one that hides a mistake.
+  """Sets all weights to random values, because an initial 0 or 1 could hide a mistake.
 
-  They are such that `dtype` holds them exactly.
+  The values are rounded to `dtype`.
   """
   with torch.no_grad():
     for name, value in model.state_dict().items():
@@ -69,7 +69,7 @@ def fresh(name):
 
 
 def word_tokenizer(vocabulary, folder, *, clip=False):
-  """A tokenizer.json of a few words and letters, with the specials that the model wants."""
+  """Saves a tokenizer of a few words and letters, with the special tokens that the model needs."""
   specials = ["<pad>", "</s>", "<unk>"] if not clip else ["!"]
   words = [*specials, "a", "dog", "cats", "two", "red", "sofa", *string.ascii_lowercase[1:]]
   words += [f"w{i}" for i in range(vocabulary - len(words) - 2 * clip)]
@@ -116,7 +116,7 @@ def write_open_clip(name, config, *, preprocess, size, end=None, tokenizer=False
     more["text_tokens"] = made(TEXTS).numpy().astype(np.int32)
   with torch.no_grad():
     bias = 0.0 if model.logit_bias is None else float(model.logit_bias)
-    # The preprocessing of a picture that is not square.
+    # Record the preprocessing of a non-square image too.
     picture = RNG.integers(0, 256, (size + 30, size + 11, 3)).astype(np.uint8)
     transform = open_clip.transform.image_transform(
         size, is_train=False, mean=preprocess["mean"], std=preprocess["std"],
@@ -148,7 +148,8 @@ def open_clips():
                                   "head_width": 16, "patch_size": None},
                    "text_cfg": TEXT}, preprocess=OPENAI, size=64, end=63, dtype=torch.float16)
 
-  # An entry of timm's SigLIP family that is small: 12 heads and the activation as that name says.
+  # Register a small model in timm's SigLIP family. Names with "base" stand for 12 heads, and this
+  # one for the exact GELU.
   def vit_base_patch16_siglip_32(pretrained=False, **kwargs):
     return timm.models.vision_transformer.VisionTransformer(
         img_size=32, patch_size=16, embed_dim=36, depth=2, num_heads=12, class_token=False,

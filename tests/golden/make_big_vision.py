@@ -1,4 +1,4 @@
-"""Makes big_vision/: two-tower .npz and outputs, by big_vision's own models; README.md says how."""
+"""Makes the tiny checkpoints in big_vision/ with big_vision's own models; see README.md."""
 
 from pathlib import Path
 import sys
@@ -10,7 +10,7 @@ import numpy as np
 
 HERE = Path(__file__).parent
 
-# Its models need of these two only what loads checkpoints.
+# Stub out these two modules: the models only use them to load checkpoints.
 for name in ("big_vision.utils", "big_vision.models.common"):
   sys.modules[name] = types.ModuleType(name)
 import big_vision

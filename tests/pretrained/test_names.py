@@ -1,4 +1,4 @@
-"""Tables of names, row by row."""
+"""Name tables and their views."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from clip_jax.pretrained import big_vision, hugging_face, names, open_clip_names
 from clip_jax.pretrained.names import Name
 
 
-def test_a_kernel_is_a_weight_the_other_way_round():
+def test_a_kernel_is_viewed_as_a_transposed_weight():
   kernel = np.arange(2 * 3 * 4).reshape(2, 3, 4)                            # [in, heads, D/h]
   weight = names.matrix(kernel)
   for i in range(2):
@@ -19,8 +19,8 @@ def test_a_kernel_is_a_weight_the_other_way_round():
   assert out.shape == (4, 6) and out[1, 5] == kernel[1, 2, 1]
 
 
-def test_a_kernel_of_patches_is_a_convolutions():
-  """Against the sum over a patch, written out."""
+def test_a_patch_embedding_kernel_is_viewed_as_a_convolution_weight():
+  """Checked against an explicit sum over one patch."""
   rng = np.random.default_rng(0)
   kernel, image = rng.normal(size=(2 * 2 * 3, 5)), rng.normal(size=(2, 2, 3))
   weight = names.patch(kernel)                                              # [D, 3, p, p]
@@ -35,7 +35,7 @@ def test_a_kernel_of_patches_is_a_convolutions():
     (names.of(1, 1, names.matrix), (6, 3, 2, 4)), (names.of(2, 0, names.vector), (3, 2, 4)),
     (names.vector, (3, 2, 4)),
 ])
-def test_a_view_copies_nothing_so_that_it_can_be_written_to(view, shape):
+def test_writing_to_a_view_writes_to_its_array(view, shape):
   stacked = np.zeros((2, *shape))
   view(stacked[1])[...] = 1
   assert stacked[0].sum() == 0 and stacked[1].sum() == view(stacked[1]).size
@@ -52,7 +52,7 @@ def tree():
           "b": rng.normal(size=(1, 3)).astype(np.float32)}
 
 
-def test_what_is_written_can_be_read():
+def test_written_arrays_can_be_read():
   made = names.written(TABLE, tree())
   assert {name: x.shape for name, x in made.items()} == {
       "w.0": (4, 3), "w.1": (4, 3), "both": (3, 3)}
@@ -63,8 +63,7 @@ def test_what_is_written_can_be_read():
 
 
 def test_an_array_without_a_name_is_an_error():
-  with pytest.raises(UserError, match="1 arrays of the model have no name in this format: "
-                     "blocks/k"):
+  with pytest.raises(UserError, match="no name for 1 arrays of the model: blocks/k"):
     names.written(TABLE[1:], tree())
 
 

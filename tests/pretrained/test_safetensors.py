@@ -1,4 +1,4 @@
-"""Arrays in .safetensors files."""
+"""Reading and writing .safetensors files."""
 
 import json
 
@@ -10,7 +10,7 @@ from clip_jax.errors import UserError
 from clip_jax.pretrained import safetensors
 
 
-def test_arrays_come_back(tmp_path):
+def test_arrays_survive_a_round_trip(tmp_path):
   rng = np.random.default_rng(0)
   arrays = {"a/b": rng.normal(size=(3, 4)).astype(np.float32), "half": np.float16([1.5]),
             "brain": np.ones((2, 2), ml_dtypes.bfloat16) * 3, "none": np.zeros((0, 3), np.float32),
@@ -23,8 +23,8 @@ def test_arrays_come_back(tmp_path):
     np.testing.assert_array_equal(back[name], x)
 
 
-def test_the_bytes_are_those_of_the_format(tmp_path):
-  """Eight bytes of length, JSON, little-endian numbers: written here by hand."""
+def test_a_file_assembled_by_hand_is_read(tmp_path):
+  """The format is an 8-byte header length, a JSON header and little-endian numbers."""
   header = json.dumps({"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
                        "__metadata__": {"by": "hand"}}).encode()
   numbers = bytes.fromhex("0000803f" "000000c0")  # 1, -2
@@ -32,19 +32,19 @@ def test_the_bytes_are_those_of_the_format(tmp_path):
   np.testing.assert_array_equal(safetensors.read(tmp_path / "x")["x"], [1, -2])
 
 
-def test_what_is_no_such_file_is_said(tmp_path):
+def test_truncated_and_foreign_files_are_errors(tmp_path):
   file = tmp_path / "x.safetensors"
   safetensors.write(file, {"x": np.ones(100, np.float32)})
   whole = file.read_bytes()
   file.write_bytes(whole[:-4])
-  with pytest.raises(UserError, match="x.safetensors is cut off: .* Download it again"):
+  with pytest.raises(UserError, match="x.safetensors is truncated: .* Download it again"):
     safetensors.read(file)
   file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-  with pytest.raises(UserError, match="no whole .safetensors file: .* Git LFS pointer"):
+  with pytest.raises(UserError, match="not a complete .safetensors file: .* Git LFS pointer"):
     safetensors.read(file)
   file.write_bytes((5).to_bytes(8, "little") + b"hello")
   with pytest.raises(UserError, match="its header is not JSON"):
     safetensors.read(file)
   file.write_bytes(whole.replace(b'"F32"', b'"F99"'))
-  with pytest.raises(UserError, match="x is F99; read are F64, F32"):
+  with pytest.raises(UserError, match="x has dtype F99, which is not one of F64, F32"):
     safetensors.read(file)
