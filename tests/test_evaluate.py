@@ -168,7 +168,7 @@ def test_missing_images_are_counted_and_named(model, tmp_path):
     (("--from=m", "--classification=FOLDERS", "--resize=crap"), "resize='crap' is none of squash"),
     (("--from=m", "--classification=FOLDERS", "--out=/nowhere/x.json"),
      "--out=/nowhere/x.json cannot "),
-    (("--from=m", "--classification=FOLDERS"), "No model lies in m")])
+    (("--from=m", "--classification=FOLDERS"), "No model found in m")])
 def test_mistakes_are_told_before_anything_expensive(suite, folders, arguments, message):
   with pytest.raises(UserError, match=message):
     evaluate.main([a.replace("SUITE", str(suite)).replace("FOLDERS", str(folders))

@@ -189,7 +189,7 @@ def test_a_run_starts_from_the_model_of_another_and_goes_on_from_itself(tmp_path
 
 
 def test_a_run_cannot_start_from_nothing_or_from_another_architecture(tmp_path):
-  with pytest.raises(UserError, match="No model lies in .*nowhere"):
+  with pytest.raises(UserError, match="No model found in .*nowhere"):
     loop.run(larger(tmp_path / "nowhere"), tmp_path / "run")
   saved(small(), tmp_path / "first")
   config = larger(tmp_path / "first")

@@ -308,7 +308,7 @@ def test_a_config_can_train_on_the_best_and_says_so(run, tmp_path, monkeypatch):
     (("--from=x", "--out=y", "--source=nothing.py"), "nothing.py: there is no such file"),
     (("--from=x", "--out=y", "--source=tests/tiny.py"), "tiny.py has neither get_source"),
     (("--from=x", "--out=y", "--source=nowhere"), "No records at nowhere"),
-    (("--from=x", "--out=y", "--source=openclipart"), "No model lies in x"),
+    (("--from=x", "--out=y", "--source=openclipart"), "No model found in x"),
 ])
 def test_a_mistyped_command_is_told_what_was_meant(arguments, message, monkeypatch):
   monkeypatch.chdir(Path(__file__).parent.parent)
