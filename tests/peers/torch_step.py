@@ -1,18 +1,18 @@
-"""The training step beside a plain PyTorch one of the same model, in turns on the same cores.
+"""Compares the speed of the training step with a plain PyTorch step of the same model.
 
   python tests/peers/torch_step.py B/32 32 [--microbatches=4] [--rounds=5] [--cores=1] [--json=F]
                                            [--dtype=bfloat16] [--against=float32]
 
-The arguments are SIZE/PATCH and the batch. Needs a PyTorch, which this project does not: run it
-with a Python that has both, or set TORCH_PYTHON to one that has PyTorch. Both are started once and
-take turns, so that what else the machine does meets both. Prints, for each round, images per
-CPU-second of both, and the median of the rounds' ratios.
+The arguments are SIZE/PATCH and the batch size. The script needs PyTorch, which is not a dependency
+of this project: run it in an environment with both, or set TORCH_PYTHON to a Python with PyTorch.
+The two processes take turns on the same cores, so that other load on the machine affects both. Each
+round prints the images per CPU-second of both, and the last line the median ratio over the rounds.
 
-In float32 on the CPU; PyTorch with its fused AdamW, both with the same hyper-parameters. One core
-each by default: PyTorch's threads wait for each other by spinning, which on a machine that does
-something else as well counts as CPU time and says nothing of PyTorch. --dtype=bfloat16 is autocast
-there and the towers' dtype here. --against=DTYPE sets clip_jax against itself in another dtype, and
-needs no PyTorch.
+Both run on the CPU, in float32 by default, with AdamW (fused in PyTorch) and the same
+hyperparameters. The default is one core each, because PyTorch's threads wait for each other by
+spinning: on a busy machine that adds CPU time which says nothing about PyTorch. --dtype=bfloat16
+means autocast in PyTorch and the towers' dtype in clip_jax. --against=DTYPE compares clip_jax with
+itself in another dtype and does not need PyTorch.
 """
 
 import argparse
@@ -27,12 +27,12 @@ import time
 SIZES = {"Ti": (192, 12, 3), "S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16)}
 IMAGE, LENGTH, VOCABULARY, EMBED = 224, 16, 32_000, 512
 OPTIMIZER = dict(learning_rate=1e-3, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.2)
-CPU_SECONDS = 6.0  # Of a turn, at least.
+CPU_SECONDS = 6.0  # Minimum length of a turn.
 ROOT = Path(__file__).parents[2]
 
 
 def parsed(arguments):
-  """The options by name, as texts; those that were not given and have no default are left out."""
+  """Returns the options by name, as strings, without those that are neither given nor defaulted."""
   parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("tower")
@@ -68,9 +68,9 @@ def main(arguments):
     peer.wait()
   ratios = sorted(a / b for a, b in zip(rates[ours], rates[theirs]))
   medians = {name: statistics.median(values) for name, values in rates.items()}
-  print(f"ViT-{tower}, batch {batch} in {options['microbatches']} pieces, "
-        f"{options['cores']} cores: {ours} makes {statistics.median(ratios):.2f} times the images "
-        f"per CPU-second of {theirs} "
+  print(f"ViT-{tower}, batch {batch} in {options['microbatches']} microbatches, "
+        f"{options['cores']} cores: {ours} trains {statistics.median(ratios):.2f} times as many "
+        f"images per CPU-second as {theirs} "
         f"(rounds: {ratios[0]:.2f} to {ratios[-1]:.2f}); "
         + ", ".join(f"{name} {value:.2f}" for name, value in medians.items()))
   if "json" in options:
@@ -80,7 +80,7 @@ def main(arguments):
 
 
 def started(name, tower, batch, options):
-  """A process that makes steps when told to, on as many cores as it may have."""
+  """Starts a process that runs training steps for each line on its standard input."""
   kind, dtype = name.split()
   python = os.environ.get("TORCH_PYTHON", sys.executable) if kind == "torch" else sys.executable
   return subprocess.Popen(
@@ -91,12 +91,12 @@ def started(name, tower, batch, options):
 
 
 def serve(step, version, batch):
-  """Prints the version; then for each line read, images per CPU-second of a few steps."""
+  """Prints the version, then for each line of input the images per CPU-second of a few steps."""
   for _ in range(2):
     step()
   print(json.dumps(version), flush=True)
   for _ in sys.stdin:
-    step()  # Which gets memory back from the system, that the other may have had meanwhile.
+    step()  # Untimed: the allocator reclaims memory that the other process used during its turn.
     steps, cpu = 0, time.process_time()
     while time.process_time() - cpu < CPU_SECONDS:
       step()
@@ -105,7 +105,7 @@ def serve(step, version, batch):
 
 
 def our_step(tower, batch, pieces, dtype):
-  """A step of configs/benchmark.py with the optimizer that both have."""
+  """Returns a step of configs/benchmark.py with the optimizer that both libraries have."""
   import jax
 
   from clip_jax.benches.step import first_state, random_batch
@@ -132,13 +132,13 @@ def our_step(tower, batch, pieces, dtype):
 
 
 def torch_step(tower, batch, pieces, dtype):
-  """A step written as one would write it in PyTorch."""
+  """Returns a training step in idiomatic PyTorch."""
   import torch
   from torch import nn
   import torch.nn.functional as F
   size, patch = tower.split("/")
   width, depth, heads = SIZES[size]
-  text_width, text_depth, text_heads = SIZES["B"]  # As in configs/benchmark.py.
+  text_width, text_depth, text_heads = SIZES["B"]  # The text tower of configs/benchmark.py.
   N = (IMAGE // int(patch))**2
 
   class Block(nn.Module):
@@ -206,7 +206,7 @@ def torch_step(tower, batch, pieces, dtype):
     optimizer.zero_grad(set_to_none=True)
     if pieces == 1:
       loss_of(*embed(slice(None))).backward()
-    else:  # GradCache: embed without gradient, then each piece again with the loss's gradient.
+    else:  # GradCache: embed without gradients, then recompute each microbatch with the gradient.
       parts = [slice(i * batch // pieces, (i + 1) * batch // pieces) for i in range(pieces)]
       with torch.no_grad():
         z = [torch.cat(x) for x in zip(*(embed(rows) for rows in parts))]
