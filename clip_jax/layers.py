@@ -27,8 +27,8 @@ from clip_jax.target import platform
 
 Initializer = Callable[..., jax.Array]
 
-# big_vision uses the tanh approximation; OpenAI's first CLIP models use quick_gelu, the later ones
-# the exact form.
+# big_vision uses the tanh approximation, OpenAI's CLIP quick_gelu, and open_clip's own models the
+# exact form.
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -87,7 +87,10 @@ product.defvjp(lambda x, kernel, n: (_product(x, kernel, n), (x, kernel)), _prod
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def spread(parameter: jax.Array, shape: tuple[int, ...], dtype: str) -> jax.Array:
-  """Casts a parameter to `dtype` and broadcasts it to `shape`; its gradient keeps its own dtype."""
+  """Casts a parameter to `dtype` and broadcasts it to `shape`.
+
+  The parameter's gradient has the parameter's dtype.
+  """
   return jnp.broadcast_to(parameter.astype(dtype), shape)
 
 
