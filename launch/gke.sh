@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Starts launch/gke.yaml with other values in it.
+# Submits launch/gke.yaml with other values filled in.
 #
 #   launch/gke.sh [options] -- --config=F --workdir=/mnt/pod/RUN [flags of clip_jax.train]
 #
-# --name=clip-jax  --image=IMAGE                          the job, and what it runs
-# --accelerator=tpu-v5-lite-podslice  --topology=4x4      the node pool of each slice
-# --hosts=4        hosts of a slice, the product of --topology over the chips of a host
-# --slices=1
-# --dry-run        prints the command and what it would be given, and runs nothing
+# --name=clip-jax  --image=IMAGE                          name of the job and its container image
+# --accelerator=tpu-v5-lite-podslice  --topology=4x4      node pool of each slice
+# --hosts=4        hosts per slice; by default, one for every four chips
+# --slices=1       number of slices
+# --dry-run        prints the kubectl command and its input without running it
 set -uo pipefail
 
 name=clip-jax image='' accelerator=tpu-v5-lite-podslice topology=4x4 hosts='' slices=1 dry=''
@@ -21,7 +21,7 @@ while [ $# -gt 0 ]; do
     --slices=*) slices=${1#*=} ;;
     --dry-run) dry=1 ;;
     --) shift; break ;;
-    *) echo "$1 is not an option; flags of the training come after --" >&2; exit 2 ;;
+    *) echo "$1 is not an option; put training flags after --" >&2; exit 2 ;;
   esac
   shift
 done
@@ -32,7 +32,7 @@ fi
 chips=$((${topology//x/*}))
 if [ -z "$hosts" ]; then hosts=$(((chips + 3) / 4)); fi
 if [ $((chips % hosts)) != 0 ]; then
-  echo "--topology=$topology has $chips chips, which --hosts=$hosts cannot share evenly" >&2
+  echo "--topology=$topology has $chips chips, which --hosts=$hosts does not divide evenly" >&2
   exit 2
 fi
 

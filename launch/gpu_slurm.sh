@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Trains on GPU nodes under SLURM, one process for each GPU; queued again when its time is over.
+# Trains on GPU nodes under SLURM, one process per GPU, and requeues the job at its time limit.
 #
 #   launch/gpu_slurm.sh [--dry-run] -- --config=F --workdir=DIR [flags of clip_jax.train]
 #
-# NODES=1 GPUS=8   nodes, and GPUS of each     TIME=24:00:00   until it is stopped and queued again
-# CPUS=8           cores for each process      SBATCH="..."    more options, such as --partition=X
-# PYTHON=python    of an environment that all nodes see, as they must see --workdir
+# NODES=1 GPUS=8   nodes, and GPUs per node    TIME=24:00:00   time limit, after which it requeues
+# CPUS=8           cores per process           SBATCH="..."    more options, such as --partition=X
+# PYTHON=python    of an environment that all nodes can access, like --workdir
 #
-# Two minutes before the time is over the processes get SIGTERM, save, and exit with 75. So they do
-# when the job is preempted, if the cluster gives it the time. Other exit codes are final.
+# Two minutes before the time limit, the processes receive SIGTERM, save a checkpoint and exit with
+# code 75, which requeues the job. The same happens on preemption, if the cluster leaves enough
+# time. Any other exit code ends the job.
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --signal=TERM@120
@@ -22,8 +23,8 @@ if [ "${1:-}" != -- ] || [ $# -lt 2 ]; then
 fi
 shift
 
-# Inside of the job JAX finds the processes by what srun tells each of them.
-# When one has ended, the others get a minute: they may wait for it in vain.
+# Inside the job, JAX finds the other processes through the environment variables that srun sets.
+# When one process has ended, the others get a minute, because they may be waiting for it in vain.
 train=(srun --wait=60 "${PYTHON:-python}" -m clip_jax.train "$@")
 
 if [ -z "${SLURM_JOB_ID:-}" ] || [ -n "$dry" ]; then
@@ -43,7 +44,7 @@ fi
 "${train[@]}"
 code=$?
 if [ "$code" = 75 ]; then
-  echo "stopped and saved; queued again"
+  echo "stopped after saving a checkpoint; requeueing"
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

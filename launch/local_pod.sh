@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# Trains in N processes on this machine, each with CPU devices of its own: a pod on a laptop.
+# Trains in N processes on this machine, each with its own CPU devices: a pod on a laptop.
 #
-#   launch/local_pod.sh [--dry-run] N CONFIG [flags of clip_jax.train, --workdir=DIR among them]
+#   launch/local_pod.sh [--dry-run] N CONFIG [flags of clip_jax.train, including --workdir=DIR]
 #
-# Process 0 writes here, the others into files that are named at the start. When processes ask to be
-# started again (exit code 75, after SIGTERM) or die of a signal, all of them are, from the newest
-# checkpoint. SIGTERM to this script goes to all of them, and ends it when they have saved.
+# Process 0 writes to this terminal, the others to log files; their paths are printed at the start.
+# If a process asks for a restart (exit code 75, after SIGTERM) or is killed by a signal, all are
+# restarted from the newest checkpoint. SIGTERM to this script is forwarded to all processes, and the
+# script ends when they have saved.
 #
-# DEVICES=4    devices of each process
-# ATTEMPTS=10  starts, at most
-# GRACE=30     seconds that the others have to end by themselves when one has failed
-# PYTHON=python
+# DEVICES=4      devices per process
+# ATTEMPTS=10    maximum number of starts
+# GRACE=30       seconds the other processes have to end after one has failed
+# PYTHON=python  the Python to run
 set -uo pipefail
 
 dry=
@@ -29,7 +30,7 @@ pids=()
 stop() { stopping=1; kill -TERM "${pids[@]}" 2>/dev/null; }
 trap stop TERM INT
 
-# Runs all processes once; returns the exit code of the first one that failed, or 2 if any did so.
+# Runs all processes once. Returns 2 if any of them did, else the exit code of the first failure.
 run() {
   local port=$((20000 + RANDOM % 20000)) i
   local -a command
@@ -79,7 +80,7 @@ for ((attempt = 1; ; attempt++)); do
   code=$?
   if [ "$code" != 75 ] && [ "$code" -le 128 ]; then break; fi
   if [ -n "$stopping" ] || [ "$attempt" -ge "${ATTEMPTS:-10}" ]; then break; fi
-  echo "exit code $code: starting all $n processes again"
+  echo "exit code $code: restarting all $n processes"
 done
 if [ "$code" = 0 ]; then rm -rf "$logs"; else echo "exit code $code; logs in $logs"; fi
 exit "$code"

@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# Measures on this machine's accelerators what docs/speed.md reports, a table and a JSON file each.
+# Runs the accelerator benchmarks of docs/speed.md on this machine, and writes a table and a JSON
+# file for each to OUT.
 #
 #   launch/measure.sh [--dry-run] OUT [flags of clip_jax.bench]
 #
-# RECORDS=DIR      of `prepare --max_side=256`: trains a ViT-B/32 on them, for the wait for data
-# PYTHON=python    of the environment
+# RECORDS=DIR      output of `prepare --max_side=256`; also trains a ViT-B/32 on it, to measure how
+#                  long training waits for data
+# PYTHON=python    the Python to run
 #
-# Batches are for one GPU of 141 GB, on which all takes about a quarter of an hour; flags come last
-# and replace: on one of 80 GB --config.data.batch_size=256.
+# The batch sizes suit one GPU with 141 GB, on which everything takes about 15 minutes. The flags
+# given here override them: for a GPU with 80 GB, use --config.data.batch_size=256.
 set -euo pipefail
 
 dry=
@@ -31,7 +33,7 @@ run() {
   fi
   mkdir -p "$out"
   echo "== $name"
-  # What one has no memory for says nothing of the others.
+  # Continue after a failure: if one runs out of memory, the others may still fit.
   "${command[@]}" | tee "$out/$name.txt" || failed="$failed $name"
 }
 
@@ -50,7 +52,7 @@ step slip-b16 "--config=$config:slip-B/16" --config.data.batch_size=256 "$@"
 step clip-b32 "--config=$config:B/32" --config.data.batch_size=2048 "$@"
 step clip-b16-xla "${b16[@]}" --config.model.image.attention=xla "$@"
 step clip-b16-loop "${b16[@]}" --config.model.image.unroll=1 --config.model.text.unroll=1 "$@"
-if [ -n "${RECORDS:-}" ]; then  # In its log, train/data_wait is the share of the time waited.
+if [ -n "${RECORDS:-}" ]; then  # train/data_wait in its log is the fraction of time spent waiting.
   run data-b32 clip_jax.train "--config=$config:B/32@$RECORDS" "--workdir=$out/data-b32" \
     --config.data.batch_size=2048 --config.train.samples=204800 --config.train.log_every=20 \
     --config.optimizer.schedule.warmup=10 "--config.data.workers=$(nproc)" "$@"

@@ -1,24 +1,26 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU: creates it or takes the one there is, installs this checkout on all its
-# hosts, starts, follows the log of the first host, goes on after preemption, and tears down.
+# Trains on a Cloud TPU: creates the TPU unless it exists, installs this checkout on all its hosts,
+# starts training, follows the first host's log, resumes after preemptions and deletes the TPU.
 #
 #   launch/tpu_pod.sh [options] -- --config=F --workdir=/mnt/pod/RUN [flags of clip_jax.train]
 #   launch/tpu_pod.sh --down --name=N --zone=Z
 #
-# --name=N --zone=Z [--project=P]   which TPU
-# --type=v5litepod-16               its kind and size
-# --runtime=VERSION                 its software; that of the kind when not given
-# --spot                            cheaper, and taken away at any time
-# --queued                          asks by a queued resource, and waits until there is one
-# --nfs=SERVER:/SHARE               mounted as /mnt/pod on every host: all hosts must share --workdir
+# --name=N --zone=Z [--project=P]   the TPU
+# --type=v5litepod-16               its type and size
+# --runtime=VERSION                 its software version; by default, the one for --type
+# --spot                            a spot TPU, which is cheaper but may be preempted at any time
+# --queued                          requests a queued resource and waits for it
+# --nfs=SERVER:/SHARE               mounted at /mnt/pod on every host, as all must share --workdir
 # --keep                            leaves the TPU running at the end
-# --dry-run                         prints the commands of a run without incidents, and runs none
+# --down                            deletes the TPU and does nothing else
+# --dry-run                         prints the commands of an uneventful run without running them
 #
-# The training itself goes on when this script or its connection ends; the same command attaches to
-# it again. Exit code: that of the training.
+# Training continues if this script ends or loses its connection; run the same command again to
+# reattach. The script exits with the exit code of the training.
 #
-# ATTEMPTS=100  starts, at most     FAILURES=3  failures in a row that are not preemptions
-# POLL=30       seconds between two looks at the TPU
+# ATTEMPTS=100  maximum number of starts
+# FAILURES=3    failures in a row, not counting preemptions, after which it gives up
+# POLL=30       seconds between two checks of the TPU
 set -uo pipefail
 
 name='' zone='' project='' type='' runtime='' nfs='' spot='' queued='' keep='' down='' dry=''
@@ -36,7 +38,7 @@ while [ $# -gt 0 ]; do
     --down) down=1 ;;
     --dry-run) dry=1 ;;
     --) shift; break ;;
-    *) echo "$1 is not an option; flags of the training come after --" >&2; exit 2 ;;
+    *) echo "$1 is not an option; put training flags after --" >&2; exit 2 ;;
   esac
   shift
 done
@@ -59,7 +61,7 @@ where=("--zone=$zone")
 
 tpus() {
   if [ -n "$dry" ]; then
-    # What only asks says nothing, which reads as: there is no such TPU yet.
+    # A query prints nothing to stdout, so the caller concludes that the TPU does not exist yet.
     printf '%q ' gcloud compute tpus "$@" "${where[@]}" | sed 's/ $/\n/' >&3
   else
     gcloud compute tpus "$@" "${where[@]}"
@@ -68,7 +70,7 @@ tpus() {
 exec 3>&1
 on() { tpus tpu-vm ssh "$name" "--worker=$1" "--command=$2"; }
 
-# READY, GONE (not there, or never to be used again), or something to wait for.
+# Prints READY, MISSING (does not exist), GONE (exists but is unusable), or a state to wait out.
 state() {
   local said
   if [ -n "$queued" ]; then
@@ -101,7 +103,7 @@ delete() {
   fi
 }
 
-# Returns when the TPU is there; sets `new` when it was not.
+# Waits until the TPU is ready, creating it if necessary; in that case, sets `new`.
 get() {
   local now created=0
   new=
@@ -111,10 +113,10 @@ get() {
       READY) return 0 ;;
       MISSING)
         new=1 created=$((created + 1))
-        if [ $created -gt "${ATTEMPTS:-100}" ]; then echo "no TPU to be had" >&2; return 1; fi
+        if [ $created -gt "${ATTEMPTS:-100}" ]; then echo "no TPU available" >&2; return 1; fi
         create
         if [ -n "$dry" ]; then return 0; fi ;;
-      GONE) echo "the TPU is gone; asking for another one" >&2; delete ;;
+      GONE) echo "the TPU is gone; requesting a new one" >&2; delete ;;
     esac
     if [ "$now" != GONE ]; then sleep "${POLL:-30}"; fi
   done
@@ -137,7 +139,8 @@ install() {
 3.12 env && python3 -m uv pip install -q --python env/bin/python -e './clip_jax[tpu]'"
 }
 
-# Each host notes the process and, at its end, its exit code. What an earlier start left is ended.
+# Each host records the process id and, at the end, the exit code. Kills the process of an earlier
+# start, if any.
 start() {
   local train
   train="cd clip_jax; ../env/bin/python -m clip_jax.train $(printf '%q ' "$@"); echo \$? > ../train.code"
@@ -150,13 +153,13 @@ follow() { on 0 "tail -n $1 -F --pid=\$(cat train.pid) train.log"; }
 code() { on 0 "cat train.code" 2> /dev/null | tail -n 1; }
 
 finish() {
-  if [ -z "$keep" ]; then delete; else echo "$name is left running: launch/tpu_pod.sh --down" \
-    "--name=$name ${where[*]} ends it"; fi
+  if [ -z "$keep" ]; then delete; else echo "$name is still running; to delete it, run" \
+    "launch/tpu_pod.sh --down --name=$name ${where[*]}"; fi
   exit "$1"
 }
 
 if [ -n "$down" ]; then
-  # It may be either, or both.
+  # The TPU may have been created directly or by a queued resource.
   if [ -n "$dry" ] || tpus queued-resources describe "$name" > /dev/null 2>&1; then
     queued=1 delete
   else
@@ -179,15 +182,15 @@ for ((attempt = 1; ; attempt++)); do
   if [ -n "$dry" ]; then finish 0; fi
   case $ended in
     0 | 2) finish "$ended" ;;
-    75) failures=0; echo "stopped and saved; going on" ;;
+    75) failures=0; echo "stopped after saving a checkpoint; resuming" ;;
     '')
       if [ "$(state)" = READY ] && running; then
-        echo "lost the connection; taking it up again"
+        echo "lost the connection; reconnecting"
         lines=20
         sleep "${POLL:-30}"
         continue
       fi
-      echo "lost the TPU; going on" ;;
+      echo "lost the TPU; resuming" ;;
     *)
       failures=$((failures + 1))
       echo "exit code $ended"

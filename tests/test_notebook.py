@@ -1,4 +1,4 @@
-"""The notebook: each of its cells runs, and what is committed reads well without running."""
+"""The notebook: every cell runs, and the committed outputs are complete."""
 
 import importlib.util
 import os
@@ -24,15 +24,15 @@ def code(notebook):
 
 
 def parameters(notebook):
-  """The one cell that a shrunk run replaces."""
+  """Returns the parameters cell, which the test replaces for a short run."""
   cell, = (c for c in code(notebook) if "parameters" in c.metadata.get("tags", ()))
   return cell
 
 
 def executed(notebook, folder):
-  """Runs all cells as in a checkout; an error in one, or in a command of one, is raised."""
+  """Runs all cells as in a checkout; raises if a cell or a shell command in it fails."""
   for cell in code(notebook):
-    if re.search(r"^!", cell.source, re.MULTILINE):  # IPython goes on after a command that fails.
+    if re.search(r"^!", cell.source, re.MULTILINE):  # IPython ignores a failing shell command.
       cell.source += "\nassert not _exit_code, f'the command ended with {_exit_code}'"
   environment = {
       **os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu",
@@ -58,12 +58,12 @@ def test_every_cell_runs(tmp_path):
   notebook = read()
   parameters(notebook).source = f"STEPS, RUNS = 4, {str(tmp_path / 'runs')!r}"
   cells = code(executed(notebook, tmp_path))
-  told, committed = printed(cells), code(read())
+  output, committed = printed(cells), code(read())
   for run, objective in {"clip": "Clip", "siglip": "Siglip", "margin": "Margin"}.items():
-    assert f"objective  {objective} on batches of 128" in told
+    assert f"objective  {objective} on batches of 128" in output
     assert sorted(p.name for p in (tmp_path / "runs" / run / "checkpoints").iterdir()) == ["4"]
-  assert float(re.search(r"difference from open_clip: (\S+)", told)[1]) < 1e-4
-  assert str(tmp_path / "runs/pictures/flag.png") in told and "To train the first:" in told
+  assert float(re.search(r"difference from open_clip: (\S+)", output)[1]) < 1e-4
+  assert str(tmp_path / "runs/pictures/flag.png") in output and "To train the first:" in output
   assert [pictures([cell]) for cell in cells] == [pictures([cell]) for cell in committed]
 
 
@@ -71,15 +71,15 @@ def test_every_cell_runs(tmp_path):
     ("1 / 0", "ZeroDivisionError"),
     ("!{sys.executable} -m clip_jax.search --from=nothing --images=. cat", "ended with 2"),
     ("%no_such_magic", "UsageError")])
-def test_an_error_in_a_cell_does_not_pass(line, message, tmp_path):
+def test_an_error_in_a_cell_is_raised(line, message, tmp_path):
   notebook = nbformat.v4.new_notebook(cells=[
       nbformat.v4.new_code_cell("import sys\n" + line)])
   with pytest.raises(CellExecutionError, match=message):
     executed(notebook, tmp_path)
 
 
-def test_where_the_package_is_missing_it_is_fetched_and_installed(tmp_path, monkeypatch):
-  """The branch that only Colab takes, with what it asks of IPython written down."""
+def test_a_missing_package_is_cloned_and_installed(tmp_path, monkeypatch):
+  """Runs the branch for Colab, with a fake IPython shell that records the commands."""
   cell = next(c for c in code(read()) if "git clone" in c.source)
   asked = []
 
@@ -95,13 +95,14 @@ def test_where_the_package_is_missing_it_is_fetched_and_installed(tmp_path, monk
   assert [line.split()[:2] for line in asked] == [
       ["git", "clone"], ["%cd", "-q"], ["%pip", "install"]]
   folder = asked[0].split()[-1]
-  assert asked[1] == f"%cd -q {folder}" and folder != "clip_jax"  # Which Python would import.
+  # A folder named clip_jax would shadow the package.
+  assert asked[1] == f"%cd -q {folder}" and folder != "clip_jax"
   extra, = re.findall(r"-e '\.\[(\w+)\]'$", asked[2])
   assert f'"{extra}": [' in (ROOT / "setup.py").read_text()
   assert Path.cwd() == ROOT
 
 
-def test_the_committed_notebook_reads_well_without_running():
+def test_the_committed_notebook_has_complete_outputs():
   notebook = read()
   cells = code(notebook)
   assert NOTEBOOK.stat().st_size < 400_000
@@ -111,16 +112,16 @@ def test_the_committed_notebook_reads_well_without_running():
   assert pictures(cells) >= 5 and "largest difference from open_clip" in printed(cells)
   runs = re.search(r'RUNS = "(.*?)"', parameters(notebook).source)[1]
   for path in re.findall(r"(?<![\w.:/])/\w[\w./-]*", printed(cells)):
-    assert path.startswith(runs), f"{path} is a place on the machine where this was run"
+    assert path.startswith(runs), f"{path} is a path on the machine that ran the notebook"
 
 
-def test_links_lead_somewhere():
+def test_links_are_not_broken():
   text = "\n".join(cell.source for cell in read().cells if cell.cell_type == "markdown")
   targets = [t for t in re.findall(r"\]\(([^)]+)\)", text) if "://" not in t]
   assert targets and all((NOTEBOOK.parent / target).is_file() for target in targets)
 
 
-def test_cells_are_short_and_each_has_a_text_before_it():
+def test_cells_are_short_and_follow_a_text_cell():
   notebook = read()
   for before, cell in zip(notebook.cells, notebook.cells[1:]):
     lines = cell.source.splitlines()

@@ -1,4 +1,4 @@
-"""What the pages say can be done: every command is parsed as it is, links and files are there."""
+"""The documentation pages: their commands are accepted, and their links and files exist."""
 
 import importlib
 import os
@@ -19,19 +19,19 @@ from clip_jax.study import grid as grid_lib
 from pages import ROOT, anchors, blocks, commands, links, pages, spans
 
 PAGES = [pytest.param(path, id=str(path.relative_to(ROOT))) for path in pages()]
-# Those about this package; others say how files beside them were made, with other libraries.
+# Pages about this package; the others describe how files were made with other libraries.
 GUIDES = [page for page in PAGES if page.values[0].parent in (ROOT, ROOT / "docs")]
-# What stands for a file or a number of the reader's own.
+# Values to substitute for the pages' placeholder F.
 PLACEHOLDERS = {"--config": "configs/quickstart.py", "--grid": "configs/study/shapes.py"}
 EXTRAS = ("tpu", "cuda", "figures", "test")
 
 
 class Parsed(Exception):
-  """Raised by the command's parser in place of going on to work."""
+  """Raised by the command's parser to stop the command before it does any work."""
 
 
 def filled(word):
-  """A word of a command with a file or a number for its placeholder."""
+  """Returns a word of a command with its placeholder replaced by a file or a number."""
   flag, _, value = word.partition("=")
   if value == "F" and flag in PLACEHOLDERS:
     return f"{flag}={PLACEHOLDERS[flag]}"
@@ -39,7 +39,7 @@ def filled(word):
 
 
 def parsed(module, words, monkeypatch):
-  """What the command's own parser makes of its flags, the config loaded and changed."""
+  """Returns the flags as the command's own parser reads them, with the config loaded."""
   real = flags_lib.parse
 
   def parse(*arguments, **options):
@@ -53,7 +53,7 @@ def parsed(module, words, monkeypatch):
 
 
 def check_python(words, monkeypatch):
-  """A command of the package: it is there, and takes these flags."""
+  """Checks that a command of the package exists and accepts its flags."""
   assert words[:2] == ["python", "-m"] and words[2].startswith("clip_jax."), words
   name = words[2] + (".__main__" if words[2] == "clip_jax.study" else "")
   module = importlib.import_module(name)
@@ -66,12 +66,12 @@ def check_python(words, monkeypatch):
 
 
 def check_peer(words):
-  """A comparison with another library: its file is there, and takes these flags."""
+  """Checks that the script of a comparison with another library accepts its flags."""
   runpy.run_path(str(ROOT / words[1]))["parsed"](words[2:])
 
 
 def check_script(words):
-  """A launch script: what it would run, it can say."""
+  """Checks that a launch script accepts its arguments in a dry run."""
   script, *arguments = words
   arguments = [word for word in map(filled, arguments) if word != "--dry-run"]
   ran = subprocess.run([ROOT / script, "--dry-run", *arguments], cwd=ROOT, text=True,
@@ -81,16 +81,16 @@ def check_script(words):
 
 
 def check_install(words):
-  """A pip command: this package or another, with extras that it has."""
+  """Checks that a pip command names only extras that this package has."""
   what = words[-1]
   extras = re.search(r"\[(.*)\]", what)
   assert (words[:2] == ["pip", "install"] and not extras) or extras[1] in EXTRAS, words
 
 
 @pytest.mark.parametrize("page", GUIDES)
-def test_every_command_is_one_that_is_accepted(page, monkeypatch):
+def test_every_command_is_accepted(page, monkeypatch):
   for words in commands(page.read_text()):
-    print(words)  # Says which, if it fails.
+    print(words)  # Identifies the command if the check fails.
     if words[0] == "python" and words[1].startswith("tests/peers/"):
       check_peer(words)
     elif words[0] == "python":
@@ -104,42 +104,42 @@ def test_every_command_is_one_that_is_accepted(page, monkeypatch):
       assert words in (["pytest"], ["pytest", "-m", "slow"]), f"unknown command {words}"
 
 
-def test_the_readme_has_commands_and_a_wrong_one_is_found(monkeypatch):
+def test_the_readme_has_commands_and_a_wrong_one_is_detected(monkeypatch):
   assert len(commands((ROOT / "README.md").read_text())) > 30
   with pytest.raises(Exception, match="Did you mean --workdir?"):
     check_python(["python", "-m", "clip_jax.train", "--config=F", "--workdri=D"], monkeypatch)
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_link_leads_somewhere(page):
+def test_no_link_is_broken(page):
   for target in links(page.read_text()):
     if re.match(r"https?://|mailto:", target):
       continue
     path, _, anchor = target.partition("#")
     there = (page.parent / path).resolve() if path else page
     assert there.exists(), f"{page.name} links to {target}"
-    assert there == ROOT or ROOT in there.parents, f"{target} is outside of the repository"
+    assert there == ROOT or ROOT in there.parents, f"{target} is outside the repository"
     if anchor and there.suffix == ".md":
       assert anchor in anchors(there.read_text()), f"{page.name} links to {target}"
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_file_that_is_named_is_there(page):
+def test_every_file_named_on_a_page_exists(page):
   for span in spans(page.read_text()):
     if re.fullmatch(r"(clip_jax|configs|tests|launch|docs)/[\w./-]*", span):
       assert (ROOT / span).exists(), f"{page.name} names {span}"
 
 
 @pytest.mark.parametrize("page", GUIDES)
-def test_every_flag_of_a_config_is_one_of_them(page, monkeypatch):
-  """Those that stand alone in the text, as `--config.train.microbatches=64`."""
+def test_every_config_flag_exists(page, monkeypatch):
+  """Config flags that appear alone in the text, such as `--config.train.microbatches=64`."""
   for span in spans(page.read_text()):
     if span.startswith("--config."):
       with monkeypatch.context() as patched:
         check_python(["python", "-m", "clip_jax.train", "--config=F", *span.split()], patched)
 
 
-def test_what_the_readme_does_in_python_can_be_done():
+def test_the_python_example_of_the_readme_runs():
   block = next(b for b in blocks((ROOT / "README.md").read_text(), "python") if "encode_text" in b)
   model = ROOT / "tests/golden/huggingface_clip"
   done = {"picture": Image.new("RGB", (40, 30))}
@@ -150,7 +150,7 @@ def test_what_the_readme_does_in_python_can_be_done():
 
 
 def namespace():
-  """Every class and function that a config may call, by name, and `call`."""
+  """Returns every class and function that a config may call by name, as well as `call`."""
   found = {"call": call}
   for folder in ("towers", "objectives", "data", "augment", "evaluators"):
     for path in sorted((ROOT / "clip_jax" / folder).rglob("[a-z]*.py")):
@@ -160,8 +160,8 @@ def namespace():
   return found
 
 
-def test_the_calls_in_the_readme_can_be_made():
-  """In blocks of lines such as image=call(Vit, size="B"), and in the text."""
+def test_the_calls_in_the_readme_can_be_built():
+  """Calls in code blocks, such as image=call(Vit, size="B"), and in the text."""
   known, text = namespace(), (ROOT / "README.md").read_text()
   lines = [line for block in blocks(text, "python") if re.match(r"\w+=call", block)
            for line in re.split(r"^(?=\w+=)", block, flags=re.M) if line]
