@@ -5,8 +5,8 @@
 #
 # Process 0 writes to this terminal, the others to log files; their paths are printed at the start.
 # If a process asks for a restart (exit code 75, after SIGTERM) or is killed by a signal, all are
-# restarted from the newest checkpoint. SIGTERM to this script is forwarded to all processes, and the
-# script ends when they have saved.
+# restarted from the newest checkpoint. SIGTERM to this script is forwarded to all processes, and
+# the script ends when they have saved.
 #
 # DEVICES=4      devices per process
 # ATTEMPTS=10    maximum number of starts
