@@ -1,10 +1,10 @@
-"""Evaluates a model: python -m clip_jax.evaluate --from=MODEL --suite=FILE."""
+"""Evaluates a model, as in `python -m clip_jax.evaluate --from=MODEL --suite=FILE`."""
 
 from typing import Any
 
 from clip_jax import cli
 
-HELP = """Says how good a model is, with what is needed to trust the numbers.
+HELP = """Evaluates a model and records the settings, counts and standard errors of each result.
 
   python -m clip_jax.evaluate --from=MODEL --suite=configs/evaluations/openclipart.py [--out=F.json]
   python -m clip_jax.evaluate --from=MODEL --classification=DIR [--templates=openai_80]
@@ -12,30 +12,32 @@ HELP = """Says how good a model is, with what is needed to trust the numbers.
 
   --from=MODEL               the workdir of a training run, an exported model, or another
                              library's checkpoint
-  --suite=FILE[:ARGUMENT]    a Python file with get_config(), a ConfigDict of calls of evaluators,
-                             and a string for it; images are embedded once for all of them
-  --suite.NAME.x=VALUE       replaces a value of the suite
-  --only=NAME,...            these evaluators of the suite alone
-  --classification=DIR       your own images, one folder a class; classnames.json in it may name the
-                             classes, {"folder": "name" or ["name", ...]}
+  --suite=FILE[:ARGUMENT]    a Python file whose get_config(ARGUMENT) returns a ConfigDict of
+                             evaluators; images are embedded once for all evaluators
+  --suite.NAME.x=VALUE       override a value of the suite
+  --only=NAME,...            run only these evaluators of the suite
+  --classification=DIR       your own images, in one folder per class; DIR/classnames.json can name
+                             the classes: {"folder": "name" or ["name", ...], ...}
   --templates=NAME           for --classification: none, openai_7, openai_80, a data set that OpenAI
-                             has templates for (food101, ...), or a file with one a line and {}
-                             where the name goes
-  --retrieval=F.jsonl        your own captions, {"image": path beside the file, "caption": "..." or
-                             ["...", ...]} a line
-  --resize=MODE              for these two: squash, crop (the shorter side, then the centre) or
-                             central_crop (0.875 of that), instead of the model's own way
-  --out=F.json               everything: settings, counts, standard errors, the model's fingerprint
-  --trust=MODULE,...         modules beyond clip_jax that the model's config may call
+                             published templates for (food101, ...), or a text file with one
+                             template per line and {} where the class name goes
+  --retrieval=F.jsonl        your own captions, one {"image": path relative to F.jsonl, "caption":
+                             "..." or ["...", ...]} per line
+  --resize=MODE              for --classification and --retrieval: squash, crop (resize the shorter
+                             side and crop the centre) or central_crop (the same with the central
+                             0.875), instead of the model's own preprocessing
+  --out=F.json               write settings, metrics, counts, standard errors and the model's
+                             fingerprint to this file
+  --trust=MODULE,...         modules outside clip_jax that the model's config may call
   --coordinator=HOST:PORT --processes=N --process=I
-                             one of N processes, as for clip_jax.train
+                             run as process I of N, as for clip_jax.train
 
-Exit codes: 0 done, 2 a mistake in what was asked for, 130 stopped by Ctrl-C, 1 anything else.
+Exit codes: 0 success, 2 invalid flags or input, 130 stopped by Ctrl-C, 1 any other error.
 """
 
 
 def main(arguments: list[str]) -> int:
-  """Runs the command; returns its exit code."""
+  """Runs the command and returns its exit code."""
   from clip_jax.errors import UserError
   from clip_jax.flags import parse
   has_suite = any(a.startswith(("--suite=", "--suite.")) for a in arguments)
@@ -44,10 +46,10 @@ def main(arguments: list[str]) -> int:
                          "out", "trust", "coordinator", "processes", "process"))
   where = getattr(flags, "from")
   if not where:
-    raise UserError("Which model? Set --from=MODEL, the workdir of a training run.")
+    raise UserError("Which model? Set --from=MODEL, such as the workdir of a training run.")
   suite = evaluators(flags, has_suite)
   if not suite:
-    raise UserError("Evaluate on what? Set --suite=FILE, --classification=DIR or "
+    raise UserError("Nothing to evaluate. Set --suite=FILE, --classification=DIR or "
                     "--retrieval=F.jsonl, as in --suite=configs/evaluations/openclipart.py.")
   if flags.out:
     _writable(flags.out)
@@ -68,29 +70,29 @@ def main(arguments: list[str]) -> int:
 
 
 def evaluators(flags: Any, has_suite: bool) -> dict[str, Any]:
-  """The evaluators that the flags ask for, by name."""
+  """Builds the evaluators that the flags select, by name."""
   from clip_jax.errors import UserError
   from clip_jax.evaluators.retrieval import Retrieval
   from clip_jax.evaluators.zero_shot import ZeroShot
   made, only = {}, list(filter(None, (flags.only or "").split(",")))
   unknown = [name for name in only if not has_suite or name not in flags.suite]
   if unknown:
-    has = ", ".join(flags.suite) if has_suite else "nothing, for there is no --suite"
-    raise UserError(f"--only={flags.only}: there is no {unknown[0]!r} in the suite; it has {has}.")
+    has = f"choose from {', '.join(flags.suite)}" if has_suite else "set --suite=FILE"
+    raise UserError(f"--only={flags.only}: the suite has no {unknown[0]!r}; {has}.")
   if has_suite:
     from clip_jax.config import build
     for name, call in flags.suite.items():
       if only and name not in only:
         continue
       if "fn" not in call:
-        raise UserError(f"The suite's {name} is not a call; expected call(ZeroShot, ...), or "
-                        "another evaluator.")
+        raise UserError(f"The suite's {name} is not a call of an evaluator; expected, for example, "
+                        "call(ZeroShot, ...).")
       made[name] = build(call)
   for flag in ("templates", "resize"):
     asking = [n for n in ("classification", "retrieval") if getattr(flags, n)]
     if getattr(flags, flag) and (not asking or (flag == "templates" and not flags.classification)):
-      raise UserError(f"--{flag} is for --classification"
-                      f"{' and --retrieval' if flag == 'resize' else ''}; in a suite it is set as "
+      raise UserError(f"--{flag} applies only to --classification"
+                      f"{' and --retrieval' if flag == 'resize' else ''}; for a suite, set "
                       f"--suite.NAME.{flag}=VALUE.")
   if flags.classification:
     source, classes = classification(flags.classification)
@@ -107,7 +109,12 @@ def evaluators(flags: Any, has_suite: bool) -> dict[str, Any]:
 
 
 def classification(folder: str) -> tuple[Any, dict[str, Any]]:
-  """The source of a folder of classes, and folder -> names."""
+  """Returns the source of a folder with one subfolder per class, and the names of each subfolder.
+
+  Raises:
+    UserError: a class without images, or a `classnames.json` that is invalid or does not match the
+      subfolders.
+  """
   import json
   from pathlib import Path
 
@@ -119,7 +126,7 @@ def classification(folder: str) -> tuple[Any, dict[str, Any]]:
   if empty:
     raise UserError(
         f"{len(empty)} of the {len(source.classes)} classes in {folder} have no images: "
-        f"{_some(empty)}. Add some, or remove their folders.")
+        f"{_some(empty)}. Add images, or remove these folders.")
   file = Path(folder) / "classnames.json"
   if not file.is_file():
     return source, {name: name.replace("_", " ") for name in source.classes}
@@ -129,23 +136,23 @@ def classification(folder: str) -> tuple[Any, dict[str, Any]]:
       raise ValueError("it is not an object")
   except ValueError as error:
     raise UserError(f"{file} cannot be read: {error}. Expected {{\"folder\": \"name\", ...}}, "
-                    "where a name may be a list of names.") from error
-  for one, other, said in ((names, source.classes, "which are no folders of images"),
-                           (source.classes, names, "so these folders have no names")):
+                    "where a name may also be a list of names.") from error
+  for one, other, said in ((names, source.classes, "names without a folder"),
+                           (source.classes, names, "folders without a name")):
     extra = [name for name in one if name not in other]
     if extra:
-      raise UserError(f"{file} and the folders beside it do not agree: {len(extra)} are only in "
-                      f"one of them, {said}: {_some(extra)}.")
+      raise UserError(f"{file} does not match the folders next to it: {len(extra)} {said}: "
+                      f"{_some(extra)}.")
   return source, {name: names[name] for name in source.classes}
 
 
 def _some(names: list[str]) -> str:
-  """The first five."""
+  """Lists the first five names."""
   return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def report(answers: dict[str, Any], shared: Any, where: str, out: str | None) -> None:
-  """Prints a table, and writes everything to `out`."""
+  """Prints a table of the results and, if `out` is given, writes all details to that file."""
   import json
 
   import jax
@@ -181,11 +188,11 @@ def report(answers: dict[str, Any], shared: Any, where: str, out: str | None) ->
     with open(out, "w", encoding="utf-8") as f:
       json.dump(_plain(told), f, indent=2, allow_nan=False)
       f.write("\n")
-    print(f"everything in {out}")
+    print(f"details in {out}")
 
 
 def _plain(value):
-  """Numbers that JSON does not have as null, tuples as lists."""
+  """Makes a value strict JSON: non-finite numbers become null, and tuples become lists."""
   import math
   if isinstance(value, dict):
     return {str(k): _plain(v) for k, v in value.items()}
@@ -195,14 +202,14 @@ def _plain(value):
 
 
 def _writable(out: str) -> None:
-  """Raises unless `out` can be written; an evaluation may take hours."""
+  """Raises a UserError unless `out` is writable, before an evaluation that may take hours."""
   from clip_jax.errors import UserError
   try:
     with open(out, "a", encoding="utf-8"):
       pass
   except OSError as error:
     raise UserError(
-        f"--out={out} cannot be written: {error.strerror}. Name another file.") from error
+        f"--out={out} cannot be written: {error.strerror}. Choose another file.") from error
 
 
 if __name__ == "__main__":

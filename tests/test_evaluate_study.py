@@ -1,4 +1,4 @@
-"""The suite of the study, on stand-ins of its data sets that TFDS made."""
+"""The study's evaluation suite, on small stand-ins for its data sets, written by TFDS."""
 
 from pathlib import Path
 import runpy
@@ -16,7 +16,7 @@ SUITE = Path(__file__).parent.parent / "configs/evaluations/study.py"
 
 
 class Knowing:
-  """Knows what every picture of the stand-ins shows, and, half as well, what is hidden."""
+  """An embedder that scores the class an image shows with 1 and a differing label with 0.5."""
 
   def __init__(self):
     self.number = {}
@@ -45,14 +45,14 @@ def answers(tmp_path_factory):
   folder = tmp_path_factory.mktemp("study")
   stand_ins.study(folder)
   suite = runpy.run_path(str(SUITE))["get_config"](str(folder))
-  for call in suite.values():  # What would take long, or wants more images than there are.
+  for call in suite.values():  # Replace settings that are slow or need more images.
     if "templates" in call:
       assert call.templates == "openai_80" and call.resize == "central_crop"
       call.templates, call.limit = "none", 10**6
   assert suite.few_shot.shots == (5, 10) and suite.few_shot.train.split == "train[:65000]"
   suite.few_shot.shots, suite.few_shot.train.split = (1,), "train"
   suite.probe.solver.update(epochs=2, batch_size=1000, rates=(0.1,))
-  suite = from_json(to_json(suite))  # It survives being written down.
+  suite = from_json(to_json(suite))  # The suite survives a JSON round trip.
   shared = Shared(Knowing())
   return ask({name: build(call) for name, call in suite.items()}, shared), shared
 
@@ -61,7 +61,8 @@ def test_zero_shot_is_restricted_to_the_classes_of_each_set(answers):
   made = {name: answers[0][name].metrics for name in (
       "imagenet", "imagenet_v2", "imagenet_a", "imagenet_r", "imagenet_sketch", "imagenet_real",
       "objectnet")}
-  # What half of -A and -R show is outside their classes: only with all 1,000 they would be wrong.
+  # Half of the images of -A and -R show a class outside their 200, so that they would be classified
+  # wrongly among all 1,000 classes.
   assert {name: metrics["top1"] for name, metrics in made.items()} == pytest.approx({
       "imagenet": 100, "imagenet_v2": 65, "imagenet_a": 100, "imagenet_r": 100,
       "imagenet_sketch": 100, "imagenet_real": 100, "objectnet": 100})
@@ -84,7 +85,7 @@ def test_the_probe_is_trained_on_imagenet_and_tested_on_all_sets(answers):
   assert answers[0]["probe"].detail["fit"]["solver"] == "SGD"
 
 
-def test_few_shots_captions_and_the_averages(answers):
+def test_few_shot_accuracy_retrieval_and_robustness(answers):
   found = {name: answer.metrics for name, answer in answers[0].items()}
   assert found["few_shot"]["1_shot_top1"] == 100
   assert found["coco"]["image_to_text_r1"] == found["coco"]["text_to_image_r1"] == 100
@@ -93,8 +94,8 @@ def test_few_shots_captions_and_the_averages(answers):
   assert found["robustness"]["average"] == found["probe_robustness"]["average"] == average
 
 
-def test_every_picture_is_embedded_once(answers):
+def test_every_image_is_embedded_once(answers):
   asked = {name: answer.detail["asked"] for name, answer in answers[0].items()
            if "asked" in answer.detail}
-  # Training, validation, and what differs from these: ReaL and Sketch show the same pictures.
+  # ReaL and Sketch have the same images as other sets, so they add none.
   assert answers[1].embedded < 1000 + asked["imagenet"] + asked["imagenet_a"] + asked["imagenet_r"]

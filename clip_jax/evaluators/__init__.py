@@ -1,1 +1,1 @@
-"""Questions asked of a model."""
+"""Evaluators: retrieval, zero-shot and few-shot classification, linear probes, robustness."""

@@ -1,4 +1,4 @@
-"""Accuracy from scores: ranks of the right class, and the numbers made of them."""
+"""Classification accuracy: ranks of the correct class and the metrics computed from them."""
 
 from collections.abc import Sequence
 
@@ -6,26 +6,26 @@ import numpy as np
 
 from clip_jax.evaluators.answers import binomial_error
 
-# Scores this close count as equal. One dot product computed in two places of a blocked matrix
-# product differs by about 1e-7, and without the margin that noise would decide between equals.
+# Scores within this margin are tied. A blocked matrix product may round the same dot product
+# differently by about 1e-7 depending on its position, and that noise must not break ties.
 TIE = 1e-6
-_ROWS = 4096  # Of scores looked at together.
+_ROWS = 4096  # Rows of scores processed at a time.
 
 
 def class_ranks(scores: np.ndarray, right: Sequence[Sequence[int]],
                 twins: np.ndarray | None = None) -> np.ndarray:
-  """How many wrong classes score at least as high as the best right one.
+  """Counts the wrong classes that score at least as high as the best correct one.
 
-  Ties count against, and so does what is not a number.
+  Ties and NaN scores count as errors.
 
   Args:
     scores: float32 [n, C].
-    right: of each row, the classes that are right, at least one.
-    twins: int [C], for a class that has the very score of an earlier one, that one; for others
-      themselves. Between such two the first is chosen, as argmax does.
+    right: the correct classes of each row, at least one.
+    twins: int [C], maps a class that always has the same score as an earlier class to that class,
+      and every other class to itself. Between two such classes the first wins, as with argmax.
 
   Returns:
-    int64 [n].
+    Rank of the best correct class, int64 [n]; 0 is first.
   """
   ranks = []
   for start in range(0, len(scores), _ROWS):
@@ -34,30 +34,30 @@ def class_ranks(scores: np.ndarray, right: Sequence[Sequence[int]],
     rows = np.repeat(np.arange(len(part)), [len(one) for one in own])
     mine = np.zeros(part.shape, bool)
     mine[rows, np.concatenate(own)] = True
-    best = np.where(mine, part, -np.inf).max(1, keepdims=True)  # NaN if one of them is.
+    best = np.where(mine, part, -np.inf).max(1, keepdims=True)  # NaN if any of them is NaN.
     wrong = ~mine
     if twins is not None:
-      # A later twin takes no answer from an earlier one.
+      # A later twin does not count against an earlier one, because argmax picks the earlier.
       later = np.flatnonzero(twins != np.arange(part.shape[1]))
       wrong[:, later] &= ~mine[:, twins[later]]
-    # Not "scores >= ...", which is false of NaN: a diverged model would know everything.
+    # `scores >= ...` would be false for NaN, and a diverged model would be 100% accurate.
     ranks.append((wrong & ~(part < best - TIE)).sum(1))
   return np.concatenate(ranks)
 
 
 def accuracies(rank: np.ndarray, right: Sequence[Sequence[int]],
                classes: int) -> tuple[dict[str, float], dict[str, float]]:
-  """Metrics of ranks, and standard errors of those that are accuracies.
+  """Computes accuracy metrics from ranks, and the standard errors of the accuracies.
 
   Args:
-    rank: int [n], 0 is first.
-    right: of each, the classes that are right.
-    classes: how many there are to choose from, C.
+    rank: int [n], rank of the best correct class of each example; 0 is first.
+    right: the correct classes of each example.
+    classes: number of classes to choose from, C.
 
   Returns:
-    `top1` and its `standard_error` (binomial), `mean_per_class` (over those that there are images
-    of), `chance` and, where there are more than five classes, `top5`, all in percent; `examples`
-    and `classes`. And the standard errors, by metric.
+    Metrics: `top1` and its binomial `standard_error`, `mean_per_class` (over the classes that have
+    images), `chance` and, with more than five classes, `top5`, all in percent; `examples` and
+    `classes`, which are counts. Then the standard errors by metric, in percentage points.
   """
   n = len(rank)
   counts = [len(one) for one in right]

@@ -1,4 +1,4 @@
-"""What evaluators answer: numbers to log, and what is needed to trust them."""
+"""Evaluation results: running evaluators, their metrics, and how these were obtained."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -13,36 +13,39 @@ from clip_jax.interfaces import Embedder, Source
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-  """An evaluator's answer.
+  """Result of an evaluator.
 
   Attributes:
-    metrics: numbers by name; accuracies in percent.
-    detail: how they were got, in what JSON can hold. "standard_error" has that of metrics, by their
-      names.
+    metrics: values by name; accuracies are in percent.
+    detail: JSON-serialisable record of how the metrics were obtained. Its "standard_error" maps
+      names of metrics to their standard errors.
   """
   metrics: dict[str, float]
   detail: dict[str, Any]
 
 
 class Question:
-  """An evaluator with an `answer`; as any evaluator, it can be called for the metrics alone."""
+  """Base class of evaluators that define `answer`; calling one returns its metrics only."""
 
   answer: Callable[[Embedder], Answer]
 
   def __call__(self, embedder: Embedder) -> dict[str, float]:
-    """The metrics of `answer`."""
+    """Returns the metrics of `answer`."""
     return self.answer(embedder).metrics
 
 
 def ask(evaluators: Mapping[str, Any], shared: Shared,
         say: Callable[[str], None] = lambda line: None) -> dict[str, Answer]:
-  """Every evaluator's answer, by name; images that several ask about are embedded once.
+  """Runs evaluators in order and returns their results by name.
+
+  Images that several evaluators use are embedded once.
 
   Args:
-    evaluators: with `answer(embedder)`, or called for metrics alone; or with `summary(metrics)` of
-      what the ones before it answered, by `evaluator/metric`.
-    shared: the model.
-    say: takes the name of each before it is asked.
+    evaluators: evaluators by name. Each has `answer(embedder)`; or is a callable that returns only
+      metrics; or has `summary(metrics)`, which receives the metrics of the evaluators before it,
+      keyed "evaluator/metric".
+    shared: the model with its embedding cache.
+    say: called with the name of each evaluator before it runs.
   """
   answers = {}
   for name, evaluator in evaluators.items():
@@ -57,43 +60,45 @@ def ask(evaluators: Mapping[str, Any], shared: Shared,
 
 
 def metrics(answers: Mapping[str, Answer]) -> dict[str, float]:
-  """All numbers, by `evaluator/metric`."""
+  """Returns the metrics of all evaluators in one dict, keyed "evaluator/metric"."""
   return {f"{name}/{metric}": value for name, answer in answers.items()
           for metric, value in answer.metrics.items()}
 
 
 def places(source: Source, limit: int | None) -> np.ndarray:
-  """Places of the records to ask about, ascending: all, or `limit` spread evenly over the source.
+  """Selects the records to evaluate: all, or `limit` of them spread evenly over the source.
 
-  Evenly, not the first ones, because sources are often sorted by class.
+  They are not the first `limit` records because sources are often sorted by class.
+
+  Returns:
+    Indices of the records, int64 [n], ascending.
 
   Raises:
     UserError: `limit` is below 1, or the source is empty.
   """
   if limit is not None and limit < 1:
-    raise UserError(f"limit={limit}; expected at least 1 record, or None for all of them.")
+    raise UserError(f"limit={limit}; expected at least 1, or None for all records.")
   if not len(source):
-    raise UserError(
-        f"{type(source).__name__} has no records, so there is nothing to evaluate. Check the split "
-        "or the path that it is made from.")
+    raise UserError(f"{type(source).__name__} has no records, so there is nothing to evaluate. "
+                    "Check its split or path.")
   count = len(source) if limit is None else min(limit, len(source))
   return np.arange(count) * len(source) // count
 
 
 def origin(source: Source) -> str:
-  """What a source is, in a few words."""
+  """Describes a source by its type and its name, path and split, where it has them."""
   told = [f"{name}={getattr(source, name)!r}" for name in ("name", "path", "split")
           if isinstance(getattr(source, name, None), str)]
   return f"{type(source).__name__}({', '.join(told)})"
 
 
 def told(source: Source, images: Images, **more: Any) -> dict[str, Any]:
-  """The detail that every answer about a source has, and `more`."""
+  """Returns the `detail` entries common to all evaluators of a source, plus `more`."""
   return {"source": origin(source), "records": len(source), "asked": len(images.records),
           "resize": images.resize, "unreadable": len(images.unreadable),
           "unreadable_records": images.unreadable[:100], **more}
 
 
 def binomial_error(share: float, n: int) -> float:
-  """Standard error in percentage points of a share found among n independent ones."""
+  """Standard error, in percentage points, of a proportion `share` of n independent examples."""
   return 100 * (share * (1 - share) / n) ** .5

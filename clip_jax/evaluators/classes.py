@@ -1,4 +1,4 @@
-"""What the labels of records mean: which classes compete, what they are called, which are right."""
+"""Candidate classes, their names, and the mapping from a record's label to the correct classes."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -19,58 +19,58 @@ OTHERS = ("error", "leave_out")
 
 
 class Classes:
-  """The classes that compete, and the ones that a record's label says are right.
+  """The candidate classes, and the mapping from a record's label to the correct ones.
 
   Attributes:
-    keys: of the classes, in the order of their rows.
-    names: of each class, one or several.
-    called: of each class, what to call it to a person.
+    keys: label of each class, in the order of the rows of scores.
+    names: one or several names of each class.
+    called: display name of each class.
   """
 
   def __init__(self, source: Source, classes: str | tuple | Mapping[str, Any] | None,
                label: str = "label", others: str = "error"):
-    """Notes them.
+    """Creates the mapping from labels to rows.
 
     Args:
-      source: the records; where it has `classes`, they name the labels.
-      classes: a name in `SETS`; or names in the order of the labels 0, 1, ...; or label -> name or
-        several names, where only these compete (ImageNet-A is 200 of the 1,000), the label being a
-        number or a name in the source's `classes`; or None for the source's `classes`.
-      label: the field that holds the class: its place in a tuple or its name, or its key in a
-        dict; or a list of them, of which each is right, and where an empty one leaves the record
-        out (ReaL).
-      others: "error", or "leave_out" for records of other classes (ObjectNet: 200 of the 313).
+      source: the records; its `classes`, if it has any, name the labels.
+      classes: a name in `SETS`; or the class names in the order of the labels 0, 1, ...; or a dict
+        from label to one or several names, which restricts the candidates to these classes
+        (ImageNet-A has 200 of the 1,000), where a label is a number or a name in the source's
+        `classes`; or None for the source's `classes`.
+      label: name of the label field. A label is an index into the classes or a class name, or a
+        key if `classes` is a dict. It may also be a list of labels that are all correct; records
+        with an empty list are left out (ReaL).
+      others: what to do with records of classes that are not candidates: "error" or "leave_out"
+        (ObjectNet: 200 of its 313 classes).
 
     Raises:
-      UserError: no such set, fewer than two classes, or a class without a name.
+      UserError: an unknown set, fewer than two classes, or a class without a name.
     """
     if others not in OTHERS:
-      raise UserError(f"others={others!r} is none of {', '.join(OTHERS)}.")
+      raise UserError(f"Unknown others={others!r}; choose from {', '.join(OTHERS)}.")
     self.label, self._others = label, others
     self._numbered = tuple(getattr(source, "classes", ()))
     if classes is None:
       if not self._numbered:
-        raise UserError(f"{type(source).__name__} does not say what its classes are called. Name "
-                        "them: classes=(\"cat\", \"dog\", ...).")
+        raise UserError(f"{type(source).__name__} does not name its classes. Set "
+                        "classes=(\"cat\", \"dog\", ...).")
       classes = self._numbered
     if isinstance(classes, str):
       classes = published(classes)
-    # Keys as strings, because JSON knows no others and a config must survive it.
+    # JSON only supports string keys, and configs are stored as JSON.
     keyed = {str(key): names for key, names in (
         classes.items() if isinstance(classes, Mapping) else enumerate(classes))}
     if len(keyed) < 2:
-      raise UserError(
-          f"classes={classes!r} has {len(keyed)} classes; expected at least two to choose from.")
+      raise UserError(f"classes={classes!r} has {len(keyed)} classes; expected at least two.")
     self.keys, self._row = tuple(keyed), {key: i for i, key in enumerate(keyed)}
     self.names = [(n,) if isinstance(n, str) else tuple(n) for n in keyed.values()]
     for key, own in zip(keyed, self.names):
       if not own or not all(isinstance(n, str) and n.strip() for n in own):
-        raise UserError(
-            f"Class {key!r} is called {keyed[key]!r}; expected a name, or several that are not "
-            "empty.")
+        raise UserError(f"Class {key!r} has the name {keyed[key]!r}; expected one or several "
+                        "non-empty strings.")
     self._named = {}
     if not isinstance(classes, Mapping):
-      # A name that two classes share (ImageNet has such) does not say which is meant.
+      # A name that two classes share is ambiguous as a label; ImageNet has such names.
       count = Counter(name for own in self.names for name in own)
       self._named = {name: i for i, own in enumerate(self.names) for name in own
                      if count[name] == 1}
@@ -80,10 +80,14 @@ class Classes:
     return len(self.keys)
 
   def rows(self, label: Any, place: int) -> tuple[int, ...]:
-    """Rows of the classes that are right for a record; none if it is to be left out.
+    """Returns the rows of a record's correct classes; empty if the record is to be left out.
+
+    Args:
+      label: the record's label or list of labels.
+      place: index of the record, for error messages.
 
     Raises:
-      UserError: the label is no class.
+      UserError: a label is not one of the classes.
     """
     several = isinstance(label, (list, tuple)) or (isinstance(label, np.ndarray) and label.ndim)
     rows = (self._of(one, place) for one in (label if several else (label,)))
@@ -91,18 +95,26 @@ class Classes:
 
   def right(self, labels: list[Any],
             at: np.ndarray) -> tuple[np.ndarray, list[tuple[int, ...]]]:
-    """Which records are asked about, as places in `labels`, and the right rows of each of these.
+    """Selects the records to evaluate and finds their correct classes.
+
+    Args:
+      labels: label of each record.
+      at: int [n], index of each record in the source, for error messages.
+
+    Returns:
+      Positions in `labels` of the records that are not left out, and the rows of the correct
+      classes of each of these.
 
     Raises:
-      UserError: a label is no class, or there is nothing to ask about.
+      UserError: a label is not one of the classes, or every record is left out.
     """
     right = [self.rows(label, int(place)) for label, place in zip(labels, at)]
     asked = np.flatnonzero([len(one) > 0 for one in right])
     if not len(asked):
       raise UserError(
-          f"None of the {len(labels):,} records is of one of the {len(self)} classes: "
-          f"{', '.join(self.called[:10])}{', ...' if len(self) > 10 else ''}. The first has "
-          f"{self.label} {labels[0]!r}.")
+          f"None of the {len(labels):,} records belongs to one of the {len(self)} classes "
+          f"{', '.join(self.called[:10])}{', ...' if len(self) > 10 else ''}. The first record has "
+          f"{self.label} {labels[0]!r}. Check label and classes.")
     return asked, [right[k] for k in asked]
 
   def _of(self, label, place):
@@ -120,33 +132,33 @@ class Classes:
       return None
     close = difflib.get_close_matches(key, self.called, 1)
     raise UserError(
-        f"Record {place} has {self.label} {label!r}, which is none of the {len(self.keys)} "
+        f"Record {place} has {self.label} {label!r}, which is not one of the {len(self.keys)} "
         f"classes: {', '.join(self.called[:10])}{', ...' if len(self.keys) > 10 else ''}."
         + (f" Did you mean {close[0]!r}?" if close else "")
-        + " Add it to classes, or leave its records out: others=\"leave_out\".")
+        + " Add it to classes, or set others=\"leave_out\" to skip such records.")
 
   def check_seen(self, right: list[tuple[int, ...]]) -> None:
-    """Raises if there are classes that no record is of."""
+    """Raises a UserError if any class has no records."""
     seen = np.bincount(np.concatenate(right).astype(np.int64), minlength=len(self))
     if not seen.all():
       empty = [name for name, n in zip(self.called, seen) if not n]
       raise UserError(
-          f"{len(empty)} of {len(self)} classes have no images, the first: "
-          f"{', '.join(map(repr, empty[:5]))}. The mean over classes needs some of each; leave "
-          "them out of classes={label: name}, or add images.")
+          f"{len(empty)} of {len(self)} classes have no images, starting with "
+          f"{', '.join(map(repr, empty[:5]))}. Every class needs images; add some, or leave these "
+          "classes out of classes={label: name}.")
 
 
 def published(name: str) -> dict[str, tuple[str, ...]]:
-  """Label -> names of one of `SETS`: ImageNet's labels, or ObjectNet's folders.
+  """Returns the class names of one of `SETS` by label: ImageNet's labels or ObjectNet's folders.
 
   Source: `data/assets/imagenet/README.md`.
 
   Raises:
-    UserError: there is no such set.
+    UserError: unknown set.
   """
   if name not in SETS:
     close = difflib.get_close_matches(name, SETS, 1)
-    raise UserError(f"There are no classes {name!r}; there are {', '.join(SETS)}."
+    raise UserError(f"Unknown classes {name!r}; choose from {', '.join(SETS)}."
                     + (f" Did you mean {close[0]!r}?" if close else ""))
   if name == "objectnet":
     return {row["folder"]: (row["name"].lower(),) for row in _table("objectnet.tsv")}
@@ -156,7 +168,7 @@ def published(name: str) -> dict[str, tuple[str, ...]]:
 
 
 def in_imagenet(name: str) -> dict[str, tuple[str, ...]]:
-  """Label -> labels in ImageNet of one of `SETS`."""
+  """Maps the labels of one of `SETS` to ImageNet's labels."""
   if name == "objectnet":
     return {row["folder"]: tuple(row["imagenet"].split()) for row in _table("objectnet.tsv")}
   return {key: (key,) for key in published(name)}

@@ -1,4 +1,4 @@
-"""A labelled set and the features of its images: what probes are made from and tested on."""
+"""Labeled sets and the features of their images, for training and testing probes."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -18,16 +18,19 @@ FEATURES = ("tower", "embedding")
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
-  """A source of images with labels.
+  """A source of labeled images.
 
   Attributes:
     source: records {"image": ..., label: ...}.
-    label: the field that holds the class; in a test set it may be a list of right ones.
-    classes: as `classes.Classes` has it. In a test set that others train for, what competes: a name
-      in `classes.SETS`, or label -> class of the training set, or several; None for all of them.
-    limit: only this many records, spread evenly over the source; None for all.
-    resize: how images are made the model's size, a name in `shared.RESIZES`.
-    others: "error", or "leave_out" for records of classes that do not compete.
+    label: name of the label field; in a test set a label may be a list of correct ones.
+    classes: in a training set, the classes as in `classes.Classes`. In a test set, the candidate
+      classes: a name in `classes.SETS`, or a dict from label to one or several classes of the
+      training set; None for all classes of the training set.
+    limit: maximum number of records, spread evenly over the source; None for all.
+    resize: how images are resized to the model's input size, a name in `shared.RESIZES`; None for
+      the model's own preprocessing.
+    others: what to do with records of classes that are not candidates: "error" or "leave_out".
+    places: indices of the records used.
   """
   source: Source
   label: str = "label"
@@ -35,7 +38,7 @@ class Labelled:
   limit: int | None = None
   resize: str | None = None
   others: str = "error"
-  places: np.ndarray = dataclasses.field(init=False)  # Of the records, in the source.
+  places: np.ndarray = dataclasses.field(init=False)
 
   def __post_init__(self) -> None:
     check_resize(self.resize)
@@ -47,10 +50,10 @@ class Known:
   """A training set with its features.
 
   Attributes:
-    classes: of the labels.
-    x: float32 [n, D].
-    y: int64 [n], rows of the classes.
-    images: of all records, the unreadable ones too.
+    classes: the classes of the labels.
+    x: features of the readable images, float32 [n, D].
+    y: row of each image's class, int64 [n].
+    images: the images of all records, including the unreadable ones.
   """
   classes: Classes
   x: np.ndarray
@@ -59,28 +62,30 @@ class Known:
 
 
 def check_features(features: str) -> None:
-  """Raises unless it is one of `FEATURES`."""
+  """Raises a UserError unless `features` is one of `FEATURES`."""
   if features not in FEATURES:
-    raise UserError(f"features={features!r} is none of {', '.join(FEATURES)}.")
+    raise UserError(f"Unknown features={features!r}; choose from {', '.join(FEATURES)}.")
 
 
 def training(shared: Shared, labelled: Labelled, features: str) -> Known:
-  """The readable images of a training set and their classes.
+  """Computes the features and classes of the readable images of a training set.
 
   Raises:
-    UserError: a class without images, a label that is no class, or a record with several labels.
+    UserError: a class without images, a label that is not one of the classes, a record with several
+      labels, or features that are not finite.
   """
   classes = Classes(labelled.source, labelled.classes, labelled.label, labelled.others)
   images = _images(shared, labelled)
   asked, right = classes.right([r[labelled.label] for r in images.records], labelled.places)
   several = next((k for k, rows in zip(asked, right) if len(rows) > 1), None)
   if several is not None:
-    raise UserError(f"Record {labelled.places[several]} has several labels, and to train a probe "
-                    "there must be one.")
+    raise UserError(f"Record {labelled.places[several]} has several labels; training a probe needs "
+                    "exactly one per record.")
   x, y = _vectors(images, features)[asked], np.concatenate(right).astype(np.int64)
-  good = np.isfinite(x).all(1)  # Unreadable ones teach nothing.
+  good = np.isfinite(x).all(1)  # The features of unreadable images are NaN.
   if len(good) - good.sum() > len(images.unreadable):
-    raise UserError("The model's features are not numbers: its training has diverged.")
+    raise UserError("The model's features are not finite because its training has diverged. "
+                    "Evaluate another model.")
   x, y = x[good], y[good]
   classes.check_seen([(int(row),) for row in y])
   return Known(classes, x, y, images)
@@ -88,20 +93,21 @@ def training(shared: Shared, labelled: Labelled, features: str) -> Known:
 
 def tested(shared: Shared, labelled: Labelled, features: str, classes: Classes,
            logits: Any) -> tuple[dict[str, float], dict[str, float], Images]:
-  """How well a classifier does on a test set.
+  """Tests a classifier on a test set.
 
   Args:
-    shared: the model.
+    shared: the model with its embedding cache.
     labelled: the test set.
-    features: what the classifier takes, of `FEATURES`.
-    classes: that it knows.
-    logits: float32 [n, D] -> [n, C].
+    features: input of the classifier, one of `FEATURES`.
+    classes: the classes that the classifier was trained on.
+    logits: the classifier, float32 [n, D] -> [n, C].
 
   Returns:
-    As `accuracy.accuracies`, and the images.
+    The metrics and standard errors of `accuracy.accuracies`, and the images.
 
   Raises:
-    UserError: a label is no class of the test set, or stands for none that the classifier knows.
+    UserError: a label is not one of the test set's classes, or maps to a class that the classifier
+      was not trained on.
   """
   stands_for, own = None, classes
   if labelled.classes is not None:
@@ -124,15 +130,19 @@ def tested(shared: Shared, labelled: Labelled, features: str, classes: Classes,
 
 def competing(given: str | tuple[str, ...] | Mapping[str, Any],
               classes: Classes) -> dict[str, tuple[int, ...]]:
-  """Of each label of a test set, the rows of the training set's classes that it stands for.
+  """Maps each label of a test set to rows of the training set's classes.
+
+  Args:
+    given: `classes` of the test set's `Labelled`.
+    classes: the classes of the training set.
 
   Raises:
-    UserError: it stands for a class that the training set does not have.
+    UserError: an unknown set, or a label that maps to a class the training set does not have.
   """
   if isinstance(given, str):
     if given not in SETS:
-      raise UserError(f"classes={given!r} of a test set is none of {', '.join(SETS)}; or give "
-                      "label -> class of the training set.")
+      raise UserError(f"Unknown classes={given!r} of a test set; choose from {', '.join(SETS)}, or "
+                      "pass a dict from label to class of the training set.")
     given = in_imagenet(given)
   if not isinstance(given, Mapping):
     given = {name: name for name in given}
@@ -144,8 +154,8 @@ def competing(given: str | tuple[str, ...] | Mapping[str, Any],
     unknown = [one for one in values if str(one) not in rows]
     if unknown:
       raise UserError(
-          f"The label {key!r} of a test set stands for {unknown[0]!r}, which is none of the "
-          f"{len(classes)} classes trained on: {', '.join(classes.called[:10])}"
+          f"Label {key!r} of a test set maps to {unknown[0]!r}, which is not one of the "
+          f"{len(classes)} training classes: {', '.join(classes.called[:10])}"
           f"{', ...' if len(classes) > 10 else ''}.")
     made[str(key)] = tuple(rows[str(one)] for one in values)
   return made

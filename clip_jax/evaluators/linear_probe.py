@@ -1,4 +1,4 @@
-"""Linear probe: a linear classifier of the frozen image tower's features."""
+"""Linear probe: a linear classifier trained on features of the frozen image tower."""
 
 from collections.abc import Mapping
 
@@ -13,36 +13,36 @@ from clip_jax.sharding import make_mesh
 
 
 class LinearProbe(Question):
-  """Accuracy of a linear classifier that is trained on one set and tested on one or several.
+  """Accuracy of a linear classifier trained on one set and tested on one or several sets.
 
-  Features are embedded once and kept in memory: 4 GB for ImageNet's 1.28 M training images and a
-  tower 768 wide.
+  Features are computed once and cached in memory: 4 GB for ImageNet's 1.28 M training images and a
+  tower of width 768.
   """
 
   def __init__(self, train: Labelled, test: Labelled, others: Mapping[str, Labelled] | None = None,
                solver: Lbfgs | Sgd | None = None, features: str = "tower"):
-    """Notes the sets.
+    """Creates the evaluator.
 
     Args:
-      train: the set that is trained on.
-      test: the set that `top1` is of.
-      others: sets that further metrics are of, by the names that these get, such as ImageNet-A;
-        `Labelled` says what their labels stand for.
-      solver: a `regression.Lbfgs`, which is the default, or a `regression.Sgd`.
+      train: the training set.
+      test: the test set; its metrics have no prefix.
+      others: further test sets, such as ImageNet-A, by the prefix of their metrics. Their `classes`
+        map their labels to classes of the training set.
+      solver: a `regression.Lbfgs` (the default) or `regression.Sgd`.
       features: "tower", the image tower's output before the projection; or "embedding".
 
     Raises:
-      UserError: no such features.
+      UserError: unknown features.
     """
     check_features(features)
     self._train, self._tests = train, {"": test, **(others or {})}
     self._solver, self._features = solver or Lbfgs(), features
 
   def answer(self, embedder: Embedder) -> Answer:
-    """What `accuracy.accuracies` says of the test set; of others with `name/` before it.
+    """Computes the metrics of `accuracy.accuracies`, prefixed with "name/" for the other sets.
 
     Raises:
-      UserError: a class without images to train on, or a label that is no class.
+      UserError: a class without training images, or a label that is not one of the classes.
     """
     shared = Shared.of(embedder)
     known = training(shared, self._train, self._features)

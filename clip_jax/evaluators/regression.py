@@ -1,4 +1,4 @@
-"""Multinomial logistic regression on cached features: full-batch L-BFGS, and SGD."""
+"""Multinomial logistic regression on cached features, by full-batch L-BFGS or by SGD."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ import optax
 from clip_jax.errors import UserError
 from clip_jax.sharding import BATCH, on_rows, replicated
 
-_ROWS = 8192  # Of features whose logits are made at a time: 33 MB for 1,000 classes.
+_ROWS = 8192  # Rows of logits computed at a time: 33 MB for 1,000 classes.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +22,11 @@ class Fit:
   """A linear classifier of features.
 
   Attributes:
-    mean, deviation: float32 [D], of the training features, which are standardised by them.
-    w, b: float32 [D, C] and [C].
-    detail: how it was found, in what JSON can hold.
+    mean: mean of the training features, float32 [D], used to standardise the input.
+    deviation: standard deviation of the training features, float32 [D].
+    w: weights, float32 [D, C].
+    b: bias, float32 [C].
+    detail: JSON-serialisable record of how the classifier was fitted.
   """
   mean: np.ndarray
   deviation: np.ndarray
@@ -33,23 +35,25 @@ class Fit:
   detail: dict[str, Any]
 
   def __call__(self, x: np.ndarray) -> np.ndarray:
-    """float32 [n, D] -> logits, float32 [n, C]."""
+    """Computes logits: float32 [n, D] -> float32 [n, C]."""
     return (x - self.mean) / self.deviation @ self.w + self.b
 
 
 @dataclasses.dataclass(frozen=True)
 class Lbfgs:
-  """Full-batch L-BFGS; the penalty is the one that does best on a part held out.
+  """Full-batch L-BFGS with the L2 penalty chosen on held-out examples.
 
-  Minimises mean cross-entropy + penalty / 2 * sum(w^2) of standardised features; the bias is free.
-  Afterwards all examples are trained on. Source: the linear probe of Radford et al. 2021.
+  Minimises mean cross-entropy + penalty / 2 * sum(w^2) on standardised features, with the bias
+  unpenalised. The final classifier is fitted to all examples with the best penalty.
+
+  Source: the linear probe of Radford et al. 2021.
 
   Attributes:
-    penalties: tried, each starting from the solution of the next larger one.
-    iterations: evaluations of the loss at most, for each.
-    tolerance: norm of the gradient at which it has converged.
-    validation: share of the examples that is held out for the choice.
-    seed: of that part.
+    penalties: penalties to try; each fit is initialised with the solution of the next larger one.
+    iterations: maximum number of loss evaluations per fit.
+    tolerance: gradient norm at which a fit has converged.
+    validation: fraction of the examples held out to choose the penalty.
+    seed: seed that selects the held-out examples.
   """
   penalties: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
   iterations: int = 1000
@@ -61,7 +65,14 @@ class Lbfgs:
     _check_sweep("penalties", self.penalties, self.validation)
 
   def fit(self, x: np.ndarray, y: np.ndarray, classes: int, mesh: Mesh) -> Fit:
-    """The classifier of `x` float32 [n, D] into `y` int [n], below `classes`; rows over `mesh`."""
+    """Fits a classifier.
+
+    Args:
+      x: features, float32 [n, D].
+      y: class of each row, int [n].
+      classes: number of classes, C.
+      mesh: devices to shard the rows over.
+    """
     mean, deviation = x.mean(0), x.std(0) + 1e-5
     held = held_out(len(x), self.validation, self.seed)
     standard = (x - mean) / deviation
@@ -77,7 +88,8 @@ class Lbfgs:
         share = _validation(np.asarray(w)[:-1], np.asarray(w)[-1], standard, y, held)
         tried[penalty] = {"validation_top1": share, "evaluations": int(steps),
                           "gradient_norm": float(norm)}
-        if chosen is None or share > tried[chosen[0]]["validation_top1"]:  # Of equals the largest.
+        # Ties go to the largest penalty, because penalties are tried in descending order.
+        if chosen is None or share > tried[chosen[0]]["validation_top1"]:
           chosen = penalty, w
       w, steps, norm = solve(chosen[1], rows, labels, all_of_them, chosen[0])
     return Fit(mean, deviation, np.asarray(w)[:-1], np.asarray(w)[-1], {
@@ -89,19 +101,22 @@ class Lbfgs:
 
 @dataclasses.dataclass(frozen=True)
 class Sgd:
-  """SGD with momentum from a layer of zeros, cosine to 0; the rate is the one that does best.
+  """SGD with momentum and cosine decay to 0, with the learning rate chosen on held-out examples.
 
-  All rates are trained at once on all but a part held out; then the best one on all examples.
-  Source: the study's probe has a zero-initialised layer and a learning rate swept for each tower;
-  momentum, batch and epochs, which it leaves open, are those of SLIP's probe (Mu et al. 2021).
+  The layer is initialised to zero. All learning rates are trained at once without the held-out
+  examples; the best one is then trained on all examples.
+
+  Source: the study's probe has a zero-initialised layer and a learning rate swept for each tower.
+  It does not specify momentum, batch size and epochs; these are those of SLIP's probe (Mu et al.
+  2021).
 
   Attributes:
-    rates: peak learning rates tried, on standardised features.
-    epochs: over the examples.
-    batch_size: examples in a step.
-    momentum: of the gradients.
-    validation: share of the examples that is held out for the choice.
-    seed: of that part, and of the order.
+    rates: peak learning rates to try, for standardised features.
+    epochs: number of passes over the examples.
+    batch_size: examples per step.
+    momentum: momentum coefficient.
+    validation: fraction of the examples held out to choose the learning rate.
+    seed: seed of the held-out examples and of the shuffling.
   """
   rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
   epochs: int = 90
@@ -114,7 +129,14 @@ class Sgd:
     _check_sweep("rates", self.rates, self.validation)
 
   def fit(self, x: np.ndarray, y: np.ndarray, classes: int, mesh: Mesh) -> Fit:
-    """The classifier of `x` float32 [n, D] into `y` int [n], below `classes`."""
+    """Fits a classifier.
+
+    Args:
+      x: features, float32 [n, D].
+      y: class of each row, int [n].
+      classes: number of classes, C.
+      mesh: devices to shard each batch over; the features are replicated.
+    """
     mean, deviation = x.mean(0), x.std(0) + 1e-5
     held = held_out(len(x), self.validation, self.seed)
     with jax.set_mesh(mesh):
@@ -132,9 +154,9 @@ class Sgd:
         "batch_size": self.batch_size, "momentum": self.momentum, "held_out": int(held.sum())})
 
   def _train(self, rows, labels, classes, of, rates):
-    """(w [R, D, C], b [R, C]) of the examples `of`, for every rate."""
+    """Trains on the examples `of` with each rate; returns weights [R, D, C] and biases [R, C]."""
     size = min(self.batch_size, len(of))
-    per_epoch = len(of) // size  # What is left over is another part in each epoch.
+    per_epoch = len(of) // size  # Each epoch drops a different random remainder.
     rng = np.random.default_rng(self.seed)
     zeros = lambda: (np.zeros((len(rates), rows.shape[1], classes), np.float32),
                      np.zeros((len(rates), classes), np.float32))
@@ -148,7 +170,7 @@ class Sgd:
 
 
 def held_out(n: int, share: float, seed: int) -> np.ndarray:
-  """bool [n], true for a random share of n examples, at least one of them and not all."""
+  """Mask of a random fraction `share` of n examples, bool [n]; at least one and never all."""
   held = np.zeros(n, bool)
   held[np.random.default_rng(seed).permutation(n)[:min(n - 1, max(1, round(share * n)))]] = True
   return held
@@ -156,23 +178,23 @@ def held_out(n: int, share: float, seed: int) -> np.ndarray:
 
 def _check_sweep(name, values, validation):
   if not values or min(values) <= 0:
-    raise UserError(f"{name}={tuple(values)}; expected one or more, above 0.")
+    raise UserError(f"{name}={tuple(values)}; expected at least one value, all above 0.")
   if not 0 < validation < 1:
-    raise UserError(f"validation={validation} is not a share between 0 and 1.")
+    raise UserError(f"validation={validation}; expected a fraction between 0 and 1.")
 
 
 def _everywhere(tree):
-  """The whole of each array on every device, so that every host can read it."""
+  """Replicates each array over all devices, so that every host can read it."""
   return jax.tree.map(lambda v: lax.with_sharding_constraint(v, P()), tree)
 
 
 def _validation(w, b, x, y, held):
-  """Top-1 in percent on the part held out."""
+  """Top-1 accuracy on the held-out examples, in percent."""
   return 100 * float(np.mean((x[held] @ w + b).argmax(1) == y[held]))
 
 
 def _on_rows(mesh, *arrays):
-  """Each [n, ...] as [K, R, ...], rows over the mesh, filled up with zeros."""
+  """Pads each array [n, ...] with zeros and reshapes it to [K, R, ...], R sharded over the mesh."""
   n = len(arrays[0])
   R = min(-(-_ROWS // mesh.size), -(-n // mesh.size)) * mesh.size
   K = -(-n // R)
@@ -188,16 +210,18 @@ def _on_rows(mesh, *arrays):
 
 
 def _cross_entropy(logits, y, weight):
-  """Sum over rows of weight [R] times the cross-entropy of logits [R, C] with y [R]."""
+  """Weighted sum over rows of the cross-entropy of logits [R, C] and classes y [R]."""
   return (weight * optax.softmax_cross_entropy_with_integer_labels(logits, y)).sum()
 
 
 @functools.partial(jax.jit, static_argnames=("memory",))
 def _lbfgs(w, x, y, weight, penalty, *, iterations, tolerance, memory=10):
-  """(weights [D + 1, C], evaluations made, norm of the gradient) at the minimum.
+  """Minimises the loss; returns weights [D + 1, C], number of evaluations and gradient norm.
 
-  Each turn of the loop evaluates the loss once, at a trial point: it is accepted if the loss has
-  fallen enough (Armijo), or else the step is halved. Source: Nocedal and Wright, algorithm 7.4.
+  Each iteration of the loop evaluates the loss once, at a trial point. The point is accepted if it
+  satisfies the Armijo condition; otherwise the step size is halved.
+
+  Source: Nocedal and Wright, algorithm 7.4.
   """
   def one(w, part):
     x, y, weight = part
@@ -208,7 +232,7 @@ def _lbfgs(w, x, y, weight, penalty, *, iterations, tolerance, memory=10):
     return sums.sum() / weight.sum() + penalty / 2 * jnp.square(w[:-1]).sum()
 
   def direction(g, S, Y, rho, k):
-    """-(inverse Hessian) g, from the last steps S and differences of gradients Y."""
+    """Approximates -(inverse Hessian) g from the last steps S and gradient differences Y."""
     at = (k - 1 - jnp.arange(memory)) % memory  # Newest first.
     there = jnp.arange(memory) < k
 
@@ -229,7 +253,7 @@ def _lbfgs(w, x, y, weight, penalty, *, iterations, tolerance, memory=10):
     w, f, g, d, t, S, Y, rho, k, count = state
     trial = w + t * d
     f_new, g_new = jax.value_and_grad(loss)(trial)
-    # With room for the rounding of float32 near the minimum.
+    # The last term is a margin for float32 rounding near the minimum.
     accepted = f_new <= f + 1e-4 * t * jnp.vdot(g, d) + 1e-7 * jnp.abs(f)
     s, change = trial - w, g_new - g
     curvature = jnp.vdot(s, change)
@@ -244,21 +268,33 @@ def _lbfgs(w, x, y, weight, penalty, *, iterations, tolerance, memory=10):
 
     return *lax.cond(accepted, moved, lambda: (w, f, g, d, t / 2, S, Y, rho, k)), count + 1
 
-  def goes_on(state):
+  def unfinished(state):
     _, _, g, _, t, *_, count = state
     return (count == 0) | ((count < iterations) & (jnp.linalg.norm(g) > tolerance) & (t > 1e-9))
 
   past = jnp.zeros((memory, *w.shape))
-  # The first turn stays where it is, to see the gradient there.
+  # The first iteration takes a zero step, to evaluate the gradient at the initial weights.
   start = (w, jnp.float32(jnp.inf), jnp.zeros_like(w), jnp.zeros_like(w), jnp.float32(1),
            past, past, jnp.zeros(memory), jnp.int32(0), jnp.int32(0))
-  w, _, g, *_, count = lax.while_loop(goes_on, turn, start)
+  w, _, g, *_, count = lax.while_loop(unfinished, turn, start)
   return _everywhere((w, count, jnp.linalg.norm(g)))
 
 
 @functools.partial(jax.jit, donate_argnums=(0, 1))
 def _sgd_epoch(wb, velocity, x, y, order, rates, begun, per_step, momentum):
-  """One epoch of all rates; `order` int [steps, B], `begun` and `per_step` shares of the run."""
+  """Trains one epoch with each learning rate.
+
+  Args:
+    wb: weights [R, D, C] and biases [R, C] of the R learning rates.
+    velocity: momentum buffers, shaped as `wb`.
+    x: features, float32 [n, D].
+    y: class of each row, int32 [n].
+    order: rows of each batch, int32 [steps, B].
+    rates: peak learning rates, float32 [R].
+    begun: fraction of the run that is complete before this epoch.
+    per_step: fraction of the run that one step takes.
+    momentum: momentum coefficient.
+  """
   def loss(wb, x, y):
     logits = jnp.matmul(x, wb[0], precision="highest") + wb[1]
     return _cross_entropy(logits, y, 1 / len(x))

@@ -1,4 +1,4 @@
-"""Robustness: what other evaluators answered about the variants of a set, in a few numbers."""
+"""Robustness: a summary of the accuracies of other evaluators on variants of a set."""
 
 from collections.abc import Mapping, Sequence
 import difflib
@@ -10,33 +10,41 @@ from clip_jax.evaluators.answers import Answer
 
 
 class Robustness:
-  """Average accuracy on variants of a set, and how much better it is than other models' there."""
+  """Average accuracy on variants of a set, and effective robustness relative to other models."""
 
   def __init__(self, standard: str, variants: Mapping[str, str],
                references: Mapping[str, Sequence[tuple[float, float]]] | None = None):
-    """Notes the names.
+    """Creates the evaluator.
 
     Args:
-      standard: the accuracy on the set itself, such as "imagenet/top1".
-      variants: the accuracy on each variant, by the variant's name: {"v2": "imagenet_v2/top1"}.
-      references: of variants, by name, the (standard, variant) accuracies in percent of models that
-        draw the line; two or more, which differ in the first.
+      standard: metric of the accuracy on the set itself, such as "imagenet/top1".
+      variants: metric of the accuracy on each variant, by the variant's name, such as
+        {"v2": "imagenet_v2/top1"}.
+      references: for variants, by name, the (standard, variant) accuracies in percent of the
+        reference models that the line is fitted to; at least two with different standard
+        accuracies.
 
     Raises:
-      UserError: no variants, or references that make no line.
+      UserError: no variants, references of an unknown variant, or too few references for a line.
     """
     if not variants:
-      raise UserError("variants={}; expected at least one, as {\"v2\": \"imagenet_v2/top1\"}.")
+      raise UserError("variants={}; expected at least one, such as {\"v2\": \"imagenet_v2/top1\"}.")
     self._standard, self._variants = standard, dict(variants)
     self._lines = {name: (line(points), len(points)) for name, points in (references or {}).items()}
     for name in self._lines:
       self._known(name, self._variants)
 
   def summary(self, metrics: Mapping[str, float]) -> Answer:
-    """`average` of the variants, and `effective_{variant}` where there are references, in points.
+    """Computes the summary.
+
+    The metrics are `average` over the variants and `standard`, in percent, and, for each variant
+    with references, its effective robustness `effective_{variant}`, in percentage points.
+
+    Args:
+      metrics: metrics of the evaluators that ran before, keyed "evaluator/metric".
 
     Raises:
-      UserError: a metric that nobody answered.
+      UserError: `metrics` lacks one of the accuracies.
     """
     for name in (self._standard, *self._variants.values()):
       self._known(name, metrics)
@@ -53,35 +61,39 @@ class Robustness:
   def _known(self, name, among):
     if name not in among:
       close = difflib.get_close_matches(name, among, 1)
-      raise UserError(f"Robustness asks for {name!r}, and there are {', '.join(among) or 'none'}."
+      raise UserError(f"Robustness needs {name!r}; available are {', '.join(among) or 'none'}."
                       + (f" Did you mean {close[0]!r}?" if close else ""))
 
 
 def line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-  """(slope, intercept) of the least-squares line through accuracies on logit axes.
+  """Fits a least-squares line to accuracies on logit axes.
 
   Args:
     points: (standard, variant) accuracies in percent.
 
+  Returns:
+    (slope, intercept).
+
   Raises:
-    UserError: fewer than two that differ in the first, or an accuracy that is not inside 0 to 100.
+    UserError: fewer than two distinct standard accuracies, or an accuracy outside (0, 100).
   """
   x, y = np.array(points, np.float64).reshape(-1, 2).T
   if len(set(x)) < 2 or not all(0 < v < 100 for v in (*x, *y)):
-    raise UserError(f"references={list(points)} draw no line; expected two or more (standard, "
-                    "variant) accuracies in percent, above 0 and below 100, that differ in the "
-                    "first.")
+    raise UserError(f"references={list(points)} do not define a line; expected at least two "
+                    "(standard, variant) accuracies in percent, above 0 and below 100, with "
+                    "different standard accuracies.")
   slope, intercept = np.polyfit(_logit(x / 100), _logit(y / 100), 1)
   return float(slope), float(intercept)
 
 
 def effective_robustness(standard: float, variant: float,
                          through: tuple[float, float]) -> float:
-  """Accuracy on the variant beyond what the line gives for the standard accuracy, in points.
+  """Computes how far the accuracy on a variant is above the line, in percentage points.
 
   Args:
-    standard, variant: accuracies in percent; the first above 0 and below 100.
-    through: (slope, intercept), what `line` returned.
+    standard: accuracy on the set itself in percent.
+    variant: accuracy on the variant in percent.
+    through: (slope, intercept) of the line, as returned by `line`.
 
   Source: Taori et al. 2020, "Measuring Robustness to Natural Distribution Shifts", section 3.
   """

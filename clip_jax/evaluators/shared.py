@@ -1,4 +1,4 @@
-"""Embeds images and texts once for all evaluators that ask about a model; hosts share the work."""
+"""Embedding cache that evaluators share, so that hosts together embed each image and text once."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,26 +19,27 @@ from clip_jax.errors import UserError
 from clip_jax.interfaces import Embedder, Source
 from clip_jax.report import Progress, duration, number
 
-# What an evaluator's `resize` may be, beside None for the model's own; see `data.crops.Resize`.
+# Values of an evaluator's `resize`, which may also be None for the model's own preprocessing; see
+# `data.crops.Resize`.
 RESIZES: dict[str, dict[str, Any]] = {
-    "squash": dict(mode="squash"),                          # The whole image, distorted.
-    "crop": dict(mode="crop"),                              # The shorter side, then the centre.
-    "central_crop": dict(mode="crop", central=0.875),       # The study's.
+    "squash": dict(mode="squash"),                     # Changes the aspect ratio.
+    "crop": dict(mode="crop"),                         # Resizes the shorter side, crops the centre.
+    "central_crop": dict(mode="crop", central=0.875),  # Used by the study.
 }
-UNREADABLE_SHARE = 0.01  # More than this of a set, and the answer is not about that set.
-CHUNK = 1024             # Texts asked of the embedder at a time, at least.
+UNREADABLE_SHARE = 0.01  # With a larger fraction of unreadable images, evaluation stops.
+CHUNK = 1024             # Minimum number of texts passed to the embedder at a time.
 
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-  """Some records of a source, embedded; row k is of the k-th place asked about.
+  """Embedded images of some records of a source, in the order of the requested indices.
 
   Attributes:
-    z: float32 [n, E], unit length; NaN where the image cannot be read.
-    features: float32 [n, D], the image tower's output, before the projection; NaN as in `z`.
-    records: of each, the fields that were asked for.
-    unreadable: places whose image cannot be read.
-    resize: how images were made the model's size, in words.
+    z: embeddings of unit length, float32 [n, E]; NaN for unreadable images.
+    features: outputs of the image tower before the projection, float32 [n, D]; NaN as in `z`.
+    records: the requested fields of each record.
+    unreadable: indices of the records with unreadable images.
+    resize: description of how the images were resized.
   """
   z: np.ndarray
   features: np.ndarray
@@ -48,20 +49,25 @@ class Images:
 
 
 class Shared:
-  """A model, with a memory of what it embedded.
+  """An embedder with a cache of the images and texts it has embedded.
 
-  An image is known by its bytes and by how it was made the model's size: the ImageNet that a
-  zero-shot evaluator, a probe and ReaL's labels ask about is embedded once. It is an `Embedder`
-  itself, for evaluators that want no more.
+  Images are cached by their bytes and preprocessing, so that the ImageNet images used by a
+  zero-shot evaluator, a probe and ReaL's labels are embedded once. The class implements `Embedder`,
+  for evaluators that do not need the cache.
 
   Attributes:
     embedder: the model.
-    embedded: images embedded so far.
-    seconds: that this took, reading and decoding included.
+    embedded: number of images embedded so far.
+    seconds: time spent embedding them, including reading and decoding.
   """
 
   def __init__(self, embedder: Embedder, say: Callable[[str], None] | None = None):
-    """Args: lines about the progress go to `say`, if any."""
+    """Creates an empty cache.
+
+    Args:
+      embedder: the model.
+      say: receives lines that report progress, if given.
+    """
     self.embedder = embedder
     self.embedded, self.seconds = 0, 0.0
     self._say = say if jax.process_index() == 0 else None
@@ -69,28 +75,28 @@ class Shared:
 
   @classmethod
   def of(cls, embedder: "Embedder | Shared") -> "Shared":
-    """`embedder` with a memory, its own if it has one."""
+    """Returns `embedder` itself if it has a cache, otherwise wraps it."""
     return embedder if isinstance(embedder, cls) else cls(embedder)
 
   def __getattr__(self, name: str) -> Any:
     return getattr(self.embedder, name)
 
   def encode_image(self, images: Any) -> np.ndarray:
-    """As the embedder's."""
+    """Calls the embedder's `encode_image`, without caching."""
     return self.embedder.encode_image(images)
 
   def encode_text(self, texts: Sequence[str]) -> np.ndarray:
-    """As the embedder's."""
+    """Calls the embedder's `encode_text`, without caching."""
     return self.embedder.encode_text(texts)
 
   def images(self, source: Source, at: np.ndarray, *, fields: tuple[str, ...] = (),
              resize: str | None = None) -> Images:
-    """Embeds the images of the records at `at`, each host a part of them.
+    """Embeds the images of the records at `at`; each host reads and preprocesses its share.
 
     Args:
       source: records with an "image" and `fields`.
-      at: int64 [n], places in the source, at least one.
-      fields: of the records to keep.
+      at: indices of the records, int64 [n], at least one.
+      fields: fields of the records to return.
       resize: a name in `RESIZES`; None for the model's own preprocessing.
 
     Raises:
@@ -102,21 +108,21 @@ class Shared:
     key = (id(source), np.asarray(at).tobytes(), tuple(fields), told)
     if key not in self._read:
       begun = time.perf_counter()
-      # With the source, so that its id stays taken.
+      # Keep a reference to the source, so that its id is not reused.
       self._read[key] = (source, *self._embed(source, at, fields, prepare, table))
       self.seconds += time.perf_counter() - begun
     _, digests, records = self._read[key]
     unreadable = [int(at[k]) for k, digest in enumerate(digests) if digest is None]
     if len(unreadable) == len(digests):
-      raise UserError(f"None of the {len(digests):,} images can be read. Check what the source "
-                      "gives as \"image\": encoded bytes, or uint8 [H, W, 3].")
+      raise UserError(f"None of the {len(digests):,} images can be read. Check the source's "
+                      "\"image\" field; expected encoded bytes or uint8 [H, W, 3].")
     known = next(table[digest] for digest in digests if digest is not None)
     nothing = tuple(np.full_like(x, np.nan) for x in known)
     features, z = zip(*(nothing if digest is None else table[digest] for digest in digests))
     return Images(np.stack(z), np.stack(features), records, unreadable, told)
 
   def texts(self, texts: Sequence[str]) -> np.ndarray:
-    """float32 [len(texts), E]; each distinct text is embedded once, so equal ones stay equal."""
+    """Embeds texts, float32 [n, E]; each distinct text once, so that equal texts tie exactly."""
     new = [text for text in dict.fromkeys(texts) if text not in self._text]
     chunk = max(CHUNK, getattr(self.embedder, "batch_size", 1))
     progress = Progress(len(new), self._say, "texts", last=False) if self._say else None
@@ -128,12 +134,16 @@ class Shared:
     return np.stack([self._text[text] for text in texts])
 
   def speed(self) -> str:
-    """How many images were embedded in what time, for a person."""
+    """Describes how many images were embedded and how fast."""
     return (f"{self.embedded:,} images embedded in {duration(self.seconds)}, "
             f"{number(self.embedded / max(self.seconds, 1e-9))} images/s")
 
   def _embed(self, source, at, fields, prepare, table):
-    """(digest of each image, None where it cannot be read; the fields of each record)."""
+    """Embeds the records' images into `table`.
+
+    Returns:
+      Digest of each image, None if it is unreadable; and the requested fields of each record.
+    """
     hosts, host = jax.process_count(), jax.process_index()
     size = getattr(self.embedder, "batch_size", CHUNK)
     batches = [np.array_split(at[k:k + size], hosts) for k in range(0, len(at), size)]
@@ -145,7 +155,7 @@ class Shared:
         def one(place):
           try:
             return _read_one(source, int(place), fields, prepare, table)
-          except UserError as error:  # Of one host; all have to hear of it.
+          except UserError as error:  # Returned, not raised, so that every host raises it.
             return _Read(None, {}, None, str(error))
           except (OSError, ValueError) as error:
             return _Read(None, {}, None, f"Record {place} cannot be read: {error!r}. Check the "
@@ -156,7 +166,7 @@ class Shared:
       for k in range(len(batches)):
         mine = coming.result()
         if k + 1 < len(batches):
-          coming = ahead.submit(read, batches[k + 1])  # While the model is busy with this one.
+          coming = ahead.submit(read, batches[k + 1])  # Prefetch while this batch is embedded.
         told = _gathered([dataclasses.replace(r, pixels=np.shape(r.pixels)) for r in mine])
         everyone = [r for part in told for r in part]
         wrong = next((r.problem for r in everyone if r.problem), None)
@@ -174,13 +184,13 @@ class Shared:
         if progress:
           progress.add(len(everyone), len(bad))
     if damaged and self._say:
-      self._say(f"{len(damaged):,} of {len(at):,} images cannot be read and count as wrong; they "
-                f"are at records {', '.join(map(str, damaged[:5]))}"
+      self._say(f"{len(damaged):,} of {len(at):,} images cannot be read and count as wrong: "
+                f"records {', '.join(map(str, damaged[:5]))}"
                 f"{', ...' if len(damaged) > 5 else ''} of the source.")
     return digests, records
 
   def _add(self, mine, told, table):
-    """Embeds the images of one batch that are not in the table; every host puts all of them in."""
+    """Embeds the images of a batch that are not in `table` and adds them to it, on every host."""
     seen, new = {None}, []
     for part in told:
       first = {}
@@ -195,10 +205,10 @@ class Shared:
     own = [mine[j].pixels for j in new[jax.process_index()]]
     if hasattr(self.embedder, "encode_share"):
       shape = next(part[js[0]].pixels for part, js in zip(told, new) if js)
-      # As many on each host; the zeros are not looked at.
+      # encode_share needs the same number of images on every host; the padding is discarded below.
       own += [np.zeros(shape, np.uint8)] * (most - len(own))
       features, z = self.embedder.encode_share(np.stack(own))
-    else:  # An embedder that knows nothing of hosts.
+    else:  # An embedder without multi-host support.
       features = z = np.asarray(self.embedder.encode_image(own), np.float32)
     for h, (part, js) in enumerate(zip(told, new)):
       for k, j in enumerate(js):
@@ -207,12 +217,12 @@ class Shared:
 
 
 def preprocessing(embedder: Embedder, resize: str | None) -> tuple[Callable[[Any], Any], str]:
-  """What makes images the model's size, and that in words."""
+  """Returns the function that preprocesses an image for the model, and a description of it."""
   prepare = getattr(embedder, "preprocess", None)
-  if prepare is None:  # An embedder that does it all itself.
+  if prepare is None:  # The embedder preprocesses images itself.
     return lambda image: image, "the embedder's own"
   if resize is not None:
-    model = embedder.model  # type: ignore[attr-defined]  # What has `preprocess` has a model.
+    model = embedder.model  # type: ignore[attr-defined]  # Embedders with `preprocess` have it.
     prepare = Resize(model.image.image_size, **RESIZES[resize])
   if not isinstance(prepare, Resize):
     return prepare, f"the model's own, {type(prepare).__name__}"
@@ -221,22 +231,23 @@ def preprocessing(embedder: Embedder, resize: str | None) -> tuple[Callable[[Any
 
 
 def check_resize(resize: str | None) -> None:
-  """Raises unless it is one of `RESIZES`, or None."""
+  """Raises a UserError unless `resize` is one of `RESIZES` or None."""
   if resize is not None and resize not in RESIZES:
     close = difflib.get_close_matches(str(resize), RESIZES, 1)
-    raise UserError(f"resize={resize!r} is none of {', '.join(RESIZES)}, or None for the model's "
-                    "own preprocessing." + (f" Did you mean {close[0]!r}?" if close else ""))
+    raise UserError(f"Unknown resize={resize!r}; choose from {', '.join(RESIZES)}, or None for the "
+                    "model's own preprocessing."
+                    + (f" Did you mean {close[0]!r}?" if close else ""))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Read:
-  """A record, read on one host.
+  """A record that one host has read.
 
   Attributes:
-    digest: of the image, None if it cannot be read.
-    values: the fields asked for.
-    pixels: what the model takes; None if it is known already. Told to others: the shape alone.
-    problem: why the record is of no use at all.
+    digest: digest of the image; None if it is unreadable.
+    values: the requested fields.
+    pixels: the preprocessed image; None if it is already cached. Hosts exchange only its shape.
+    problem: error message if the whole record is unreadable or lacks a field.
   """
   digest: bytes | None
   values: dict[str, Any]
@@ -248,9 +259,8 @@ def _read_one(source, place, fields, prepare, table):
   record = source[place]
   for name in ("image", *fields):
     if name not in record:
-      raise UserError(
-          f"Record {place} has no field {name!r}; it has {', '.join(map(repr, record))}. Choose "
-          "one of these, or give the evaluator another source.")
+      raise UserError(f"Record {place} has no field {name!r}; it has "
+                      f"{', '.join(map(repr, record))}. Choose one of these or another source.")
   image, values = record["image"], {name: record[name] for name in fields}
   encoded = image if isinstance(image, bytes) else pickle.dumps(image)
   digest = hashlib.blake2b(encoded, digest_size=16).digest()
@@ -264,13 +274,13 @@ def _read_one(source, place, fields, prepare, table):
 
 def _too_many(damaged, seen, total):
   first = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
-  return (f"{len(damaged):,} of the first {seen:,} images cannot be read, at records {first} of "
-          f"the source, and at most {UNREADABLE_SHARE:.0%} of the {total:,} may be: they would all "
-          "count as wrong. Repair them, or leave them out of the source.")
+  return (f"{len(damaged):,} of the first {seen:,} images cannot be read (records {first} of the "
+          f"source) and would count as wrong; at most {UNREADABLE_SHARE:.0%} of the {total:,} may "
+          "be unreadable. Repair these images, or remove them from the source.")
 
 
 def _gathered(mine: list) -> list[list]:
-  """The lists of all hosts."""
+  """Gathers the lists of all hosts."""
   if jax.process_count() == 1:
     return [mine]
   data = np.frombuffer(pickle.dumps(mine), np.uint8)

@@ -1,4 +1,4 @@
-"""Prompt templates, and the canonical form of class names, for zero-shot classification."""
+"""Prompt templates and canonical form of class names for zero-shot classification."""
 
 import csv
 import difflib
@@ -16,7 +16,8 @@ _OPENAI_7 = (
     "itap of a {}.", "a bad photo of the {}.", "a origami {}.", "a photo of the large {}.",
     "a {} in a video game.", "art of the {}.", "a photo of the small {}.")
 
-# Source: the same notebook. "a origami", "a embroidered" and "itap" ("I took a picture") are meant.
+# Source: the same notebook. "a origami", "a embroidered" and "itap" ("I took a picture") are as
+# published.
 _OPENAI_80 = (
     "a bad photo of a {}.", "a photo of many {}.", "a sculpture of a {}.",
     "a photo of the hard to see {}.", "a low resolution photo of the {}.", "a rendering of a {}.",
@@ -47,15 +48,15 @@ SETS = {"none": _NONE, "openai_7": _OPENAI_7, "openai_80": _OPENAI_80}
 
 
 def templates(spec: str | tuple[str, ...]) -> tuple[str, ...]:
-  """Prompt templates, each with "{}" where the class name goes.
+  """Returns prompt templates, each with "{}" where the class name goes.
 
   Args:
-    spec: the name of one of `SETS`, or of a data set that OpenAI published templates for, such as
-      "food101" (`per_dataset`); or one template; or several; or a text file of them, one a line,
-      where empty lines and lines that start with # are skipped.
+    spec: a name in `SETS`; or a data set that OpenAI published templates for, such as "food101"
+      (see `per_dataset`); or one template; or several; or the path of a text file with one template
+      per line, where empty lines and lines that start with # are skipped.
 
   Raises:
-    UserError: neither a set nor a file, no templates, or a template without "{}".
+    UserError: an unknown name or unreadable file, no templates, or a template without "{}".
   """
   if not isinstance(spec, str):
     found = tuple(spec)
@@ -70,17 +71,17 @@ def templates(spec: str | tuple[str, ...]) -> tuple[str, ...]:
   for template in found:
     if "{}" not in template:
       raise UserError(
-          f"The template {template!r} has no {{}} where the class name goes; expected something "
-          "like 'a photo of a {}.'.")
+          f"Template {template!r} has no {{}} where the class name goes; expected, for example, "
+          "'a photo of a {}.'.")
   if not found:
     raise UserError(
-        f"There are no templates in {spec!r}. For the class name alone say templates='none'.")
+        f"There are no templates in {spec!r}. To use only the class name, set templates='none'.")
   return found
 
 
 @functools.cache
 def per_dataset() -> dict[str, tuple[str, ...]]:
-  """The templates that OpenAI's CLIP was evaluated with, by data set.
+  """Returns the templates that OpenAI evaluated CLIP with, by data set.
 
   Source: `data/assets/templates/README.md`.
   """
@@ -99,17 +100,18 @@ def _from_file(path):
     close = difflib.get_close_matches(path, (*SETS, *per_dataset()), 1)
     raise UserError(
         f"templates={path!r} is neither a set of templates ({', '.join((*SETS, *per_dataset()))}) "
-        f"nor a text file that can be read ({error.strerror})."
+        f"nor a readable text file ({error.strerror})."
         + (f" Did you mean {close[0]!r}?" if close else
-           " Name a set, a file with one template a line, or give the templates themselves.")
+           " Set it to one of these, to a file with one template per line, or to the templates.")
     ) from error
   return tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
 
 
 def canonical(text: str) -> str:
-  """`text` in lower case, no punctuation, "_" and runs of white space as one space; "{}" stays.
+  """Converts `text` to lower case, removes punctuation and normalises white space.
 
-  Models that were trained on text in this form (SigLIP) lose points on text that is not.
+  Underscores count as white space, and "{}" is preserved. Models trained on text in this form, such
+  as SigLIP, are less accurate on other text.
 
   Source: big_vision, evaluators/proj/image_text/prompt_engineering.py.
   """

@@ -1,4 +1,4 @@
-"""Zero-shot classification: the class whose name, put into sentences, is nearest to the image."""
+"""Zero-shot classification: chooses the class with prompts nearest to the image."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,11 +14,11 @@ from clip_jax.interfaces import Embedder, Source
 
 
 class ZeroShot(Question):
-  """Accuracy of choosing the class with the highest score; ties count against.
+  """Accuracy of choosing the class with the highest score; ties count as errors.
 
-  A class's vector is the normalised mean over its names and all templates of the unit vectors of
-  the sentences they make. Of classes with the same sentences (two of ImageNet's are "missile") the
-  first is chosen, as by the argmax of other evaluations.
+  A class embedding is the normalised mean of the embeddings of all its prompts: each of its names
+  in each template. Among classes with identical prompts (ImageNet has two classes named "missile"),
+  the first is chosen, as by argmax in other evaluation code.
   """
 
   def __init__(self, source: Source,
@@ -26,26 +26,26 @@ class ZeroShot(Question):
                label: str = "label", templates: str | tuple[str, ...] = "none",
                canonicalise: bool = False, limit: int | None = None, resize: str | None = None,
                others: str = "error"):
-    """Asks about the records of `source`.
+    """Creates the evaluator.
 
     Args:
       source: records {"image": ..., label: ...}.
-      classes: what `classes.Classes` takes: "imagenet", "imagenet_a", "imagenet_r", "objectnet";
-        names in the order of the labels; label -> name or several, where only these compete; or
-        None for the source's own.
-      label: the field that holds the class, or a list of right ones; an empty list leaves a record
-        out.
-      templates: what `templates.templates` takes: "none", "openai_7", "openai_80", a file, or the
-        sentences themselves.
-      canonicalise: whether names and templates go through `templates.canonical`.
-      limit: ask only about this many records, spread evenly over the source; None for all.
-      resize: how images are made the model's size, a name in `shared.RESIZES`; None for the
-        model's own way.
-      others: "error", or "leave_out" for records of classes that do not compete.
+      classes: candidate classes, as in `classes.Classes`: "imagenet", "imagenet_a", "imagenet_r" or
+        "objectnet"; names in the order of the labels; a dict from label to one or several names,
+        which restricts the candidates to these classes; or None for the source's own classes.
+      label: name of the label field. A label may be a list of correct ones; records with an empty
+        list are left out.
+      templates: prompt templates, as in `templates.templates`: "none", "openai_7", "openai_80", a
+        file, or the templates themselves.
+      canonicalise: whether to apply `templates.canonical` to names and templates.
+      limit: maximum number of records, spread evenly over the source; None for all.
+      resize: how images are resized to the model's input size, a name in `shared.RESIZES`; None
+        for the model's own preprocessing.
+      others: what to do with records of classes that are not candidates: "error" or "leave_out".
 
     Raises:
-      UserError: nothing to ask about, fewer than two classes, a class without a name, or templates
-        that are none.
+      UserError: an empty source, fewer than two classes, a class without a name, or invalid
+        templates, `resize` or `others`.
     """
     check_resize(resize)
     self._source, self._resize, self._limited = source, resize, limit is not None
@@ -60,17 +60,19 @@ class ZeroShot(Question):
                     for sentence in self._templates] for own in self._classes.names]
 
   def answer(self, embedder: Embedder) -> Answer:
-    """What `accuracy.accuracies` says.
+    """Computes the metrics of `accuracy.accuracies`.
 
     Raises:
-      UserError: a record without image or label, a label that is no class, a class with no images.
+      UserError: a record without image or label, a label that is not one of the classes, or a class
+        without images.
     """
     shared, classes = Shared.of(embedder), self._classes
     images = shared.images(self._source, self._places, fields=(classes.label,),
                            resize=self._resize)
     labels = [record[classes.label] for record in images.records]
     asked, right = classes.right(labels, self._places)
-    # Several right ones mean ReaL, where the raters may have found no good image of a class.
+    # Skip the check for lists of labels (ReaL), where the raters may have rejected every image of a
+    # class.
     if not self._limited and not any(isinstance(label, (list, tuple)) for label in labels):
       classes.check_seen(right)
     z_class = class_embeddings(shared, self._texts)
@@ -83,9 +85,9 @@ class ZeroShot(Question):
 
 
 def class_embeddings(shared: Shared, texts: list[list[str]]) -> np.ndarray:
-  """float32 [C, E], the normalised mean of the embeddings of each class's texts."""
+  """Computes the normalised mean of the embeddings of each class's texts, float32 [C, E]."""
   means = []
-  group = max(1, CHUNK // max(map(len, texts)))  # Classes at a time: 1,000 of 80 are much text.
+  group = max(1, CHUNK // max(map(len, texts)))  # Classes per chunk, to limit memory.
   for start in range(0, len(texts), group):
     own = texts[start:start + group]
     flat = shared.texts([text for one in own for text in one])

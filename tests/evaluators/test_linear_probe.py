@@ -1,4 +1,4 @@
-"""The linear probe: trained on one set, tested on others whose labels stand for its classes."""
+"""The linear probe: trained on one set, tested on sets with labels that map to its classes."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ NAMES = ("cat", "dog", "fox", "owl")
 
 
 class Vectors:
-  """An embedder whose images are their own vectors."""
+  """An embedder that returns images, which are vectors, unchanged."""
 
   def encode_image(self, images):
     return np.asarray(images, np.float32)
@@ -26,7 +26,7 @@ def records(*pairs):
 
 
 def towards(*classes):
-  """A vector between class vectors, nearer to the first."""
+  """Returns a vector between class vectors, nearest to the first."""
   return np.sum([np.eye(4)[c] * (len(classes) - k) for k, c in enumerate(classes)], 0)
 
 
@@ -49,7 +49,7 @@ def test_the_probe_is_trained_once_and_tested_on_every_set():
   answer = probe(test, few=few, two=two, several=several).answer(Vectors())
   metrics = answer.metrics
   assert metrics["top1"] == pytest.approx(200 / 3)
-  # Among fox and owl alone the first is a fox, though it is nearer to a cat.
+  # The first image is nearest to a cat, but the only candidates are fox and owl.
   assert metrics["few/top1"] == 50 and metrics["few/classes"] == 2
   assert metrics["two/top1"] == pytest.approx(200 / 3) and metrics["two/classes"] == 3
   assert metrics["several/top1"] == 50 and metrics["several/examples"] == 2
@@ -60,15 +60,15 @@ def test_the_probe_is_trained_once_and_tested_on_every_set():
   assert detail["standard_error"]["few/top1"] == pytest.approx(100 * .5 / 2 ** .5)
 
 
-def test_records_of_other_classes_can_be_left_out_of_a_test():
+def test_test_records_of_other_classes_can_be_left_out():
   test = Labelled(records((towards(0), 0), (towards(1), 7)), classes={0: 0, 1: 1},
                   others="leave_out")
   assert probe(test)(Vectors())["examples"] == 1
-  with pytest.raises(UserError, match="label 7, which is none of the 2 classes"):
+  with pytest.raises(UserError, match="label 7, .* the 2 classes"):
     probe(Labelled(records((towards(1), 7)), classes={0: 0, 1: 1}))(Vectors())
 
 
-def test_what_a_published_set_stands_for_is_known():
+def test_labels_of_published_sets_map_to_imagenet_classes():
   imagenet = Classes([], "imagenet")
   found = competing("objectnet", imagenet)
   assert len(found) == 113 and found["bicycle"] == (671, 444)
@@ -76,7 +76,7 @@ def test_what_a_published_set_stands_for_is_known():
   assert competing(("cat", "owl"), Classes([], NAMES)) == {"cat": (0,), "owl": (3,)}
 
 
-def test_unreadable_training_images_teach_nothing(monkeypatch):
+def test_unreadable_training_images_are_skipped(monkeypatch):
   monkeypatch.setattr("clip_jax.evaluators.shared.UNREADABLE_SHARE", .5)
   from clip_jax.data.decode import UnreadableImage
 
@@ -94,24 +94,24 @@ def test_unreadable_training_images_teach_nothing(monkeypatch):
   assert len(known.x) == len(known.y) == 40 and known.images.unreadable == [40]
 
 
-def test_a_diverged_model_cannot_be_probed():
-  with pytest.raises(UserError, match="features are not numbers: its training has diverged"):
+def test_probing_a_diverged_model_is_an_error():
+  with pytest.raises(UserError, match="features are not finite.*diverged"):
     labelled.training(Shared(Vectors()), Labelled(records(*[([np.nan] * 4, c) for c in range(4)]),
                                                   classes=NAMES), "tower")
 
 
 @pytest.mark.parametrize("train, message", [
     (records((towards(0), 0), (towards(1), [1, 2])), "Record 1 has several labels"),
-    (records((towards(0), 0)), "3 of 4 classes have no images, the first: 'dog', 'fox', 'owl'"),
-    (records((towards(0), 4)), "Record 0 has label 4, which is none of the 4 classes")])
-def test_what_cannot_be_trained_on_is_told(train, message):
+    (records((towards(0), 0)), "3 of 4 classes have no images.* 'dog', 'fox', 'owl'"),
+    (records((towards(0), 4)), "Record 0 has label 4, .* the 4 classes")])
+def test_an_invalid_training_set_is_an_error(train, message):
   with pytest.raises(UserError, match=message):
     labelled.training(Shared(Vectors()), Labelled(train, classes=NAMES), "tower")
 
 
 @pytest.mark.parametrize("given, message", [
-    ("imagenet_v2", "classes='imagenet_v2' of a test set is none of imagenet, "),
-    ({"hound": "dig"}, "label 'hound' of a test set stands for 'dig', which is none of the 4")])
-def test_a_test_set_that_stands_for_nothing_known_is_told(given, message):
+    ("imagenet_v2", "classes='imagenet_v2' of a test set.* imagenet, "),
+    ({"hound": "dig"}, "'hound' of a test set maps to 'dig', .* the 4 training classes")])
+def test_a_test_set_with_classes_that_were_not_trained_on_is_an_error(given, message):
   with pytest.raises(UserError, match=message):
     competing(given, Classes([], NAMES))

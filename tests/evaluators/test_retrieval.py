@@ -1,4 +1,4 @@
-"""Retrieval, against answers known by hand and a second implementation written as loops."""
+"""Retrieval, compared with results computed by hand and with plain loops."""
 
 import io
 
@@ -12,7 +12,7 @@ from clip_jax.evaluators.retrieval import Retrieval, contact_sheet, ranks
 
 
 class Table:
-  """An embedder that looks vectors up: images by their first pixel's red, texts by themselves."""
+  """An embedder that looks up images by the red value of their first pixel, and texts by name."""
 
   def __init__(self, z_image, z_text):
     self.z_image, self.z_text = np.asarray(z_image, np.float32), z_text
@@ -52,11 +52,11 @@ def ranks_by_loops(z_image, z_text, owner):
 
 
 @pytest.mark.parametrize("block", [1, 3, 7, 4096])
-def test_ranks_are_those_of_the_loops_whatever_the_block(block):
+def test_ranks_match_loops_for_any_block_size(block):
   rng = np.random.default_rng(0)
-  owner = np.concatenate([np.arange(11), rng.integers(0, 11, 12)])  # One to several texts each.
+  owner = np.concatenate([np.arange(11), rng.integers(0, 11, 12)])  # One or more texts per image.
   z_image, z_text = unit(rng, 11, 4), unit(rng, 23, 4)
-  z_text[3], z_text[15], z_image[5] = z_text[0], z_text[1], z_image[6]  # Ties both ways.
+  z_text[3], z_text[15], z_image[5] = z_text[0], z_text[1], z_image[6]  # Ties in both directions.
   image_rank, text_rank = ranks(z_image, z_text, owner, block=block)
   expected_image, expected_text = ranks_by_loops(z_image, z_text, owner)
   assert image_rank.tolist() == expected_image
@@ -74,7 +74,7 @@ def test_a_perfect_model_finds_everything():
 
 def test_recall_at_k_counts_the_ranks_below_k():
   n = 12
-  # On a circle, text i lies half of i steps beyond image i, so that some i images come before it.
+  # On a circle, text i is about i / 2 steps beyond image i, so that about i images are nearer.
   angle = np.arange(2 * n) * np.pi / 40
   z_image = np.stack([np.cos(angle), np.sin(angle)], 1)
   text_angle = angle + np.arange(2 * n) * np.pi / 40 * .51
@@ -82,20 +82,20 @@ def test_recall_at_k_counts_the_ranks_below_k():
   metrics = Retrieval(records(*turned))(Table(z_image, turned))
   score = z_image @ np.array(list(turned.values())).T
   expected = [int(np.sum(score[:, j] > score[j, j])) for j in range(2 * n)]
-  assert len(set(expected)) > 8  # The case is worth asking about.
+  assert len(set(expected)) > 8  # The ranks vary enough to distinguish the recalls.
   for k in 1, 5, 10:
     assert metrics[f"text_to_image_r{k}"] == pytest.approx(100 * np.mean(np.array(expected) < k))
 
 
-def test_one_good_caption_of_several_is_enough_for_an_image_but_each_counts_for_itself():
+def test_an_image_needs_one_good_caption_but_each_caption_is_scored():
   z_text = {"good": [1, 0], "bad": [0, 1], "other": [.6, .8]}
   metrics = Retrieval(records(["bad", "good"], "other"))(Table([[1, 0], [0, 1]], z_text))
-  assert metrics["image_to_text_r1"] == 50  # Image 1 is nearer to "bad", which is image 0's.
+  assert metrics["image_to_text_r1"] == 50  # Image 1 is nearest to "bad", a caption of image 0.
   assert metrics["text_to_image_r1"] == pytest.approx(200 / 3)
   assert metrics["captions"] == 3
 
 
-def test_identical_captions_count_against():
+def test_identical_captions_of_two_images_are_misses():
   metrics = Retrieval(records("cat", "cat"))(Table([[1, 0], [1, 0]], {"cat": [1, 0]}))
   assert metrics["image_to_text_r1"] == 0
   assert metrics["text_to_image_r1"] == 0
@@ -115,7 +115,7 @@ def test_a_collapsed_model_finds_nothing():
   assert metrics["text_to_image_median_rank"] == 30
 
 
-def test_ties_stand_where_a_large_matrix_product_rounds_differently():
+def test_ties_are_detected_despite_rounding_in_a_large_matrix_product():
   rng = np.random.default_rng(1)
   z_image = unit(rng, 300, 192)
   z_text = np.repeat(unit(rng, 1, 192), 300, 0)
@@ -123,16 +123,16 @@ def test_ties_stand_where_a_large_matrix_product_rounds_differently():
   assert image_rank.tolist() == [299] * 300
 
 
-@pytest.mark.parametrize("spoilt", ["image", "text", "both"])
-def test_a_diverged_model_finds_nothing(spoilt):
+@pytest.mark.parametrize("nan_in", ["image", "text", "both"])
+def test_a_diverged_model_finds_nothing(nan_in):
   z = unit(np.random.default_rng(2), 15, 3)
   nan = np.full_like(z, np.nan)
-  image_rank, text_rank = ranks(nan if spoilt != "text" else z, nan if spoilt != "image" else z,
+  image_rank, text_rank = ranks(nan if nan_in != "text" else z, nan if nan_in != "image" else z,
                                 np.arange(15))
   assert image_rank.tolist() == text_rank.tolist() == [14] * 15
 
 
-def test_one_spoilt_vector_is_counted_as_better_than_every_other():
+def test_a_nan_embedding_outranks_every_other_candidate():
   z_text = np.eye(3, dtype=np.float32)
   z_text[2] = np.nan
   image_rank, text_rank = ranks(np.eye(3, dtype=np.float32), z_text, np.arange(3))
@@ -146,7 +146,7 @@ def test_equal_texts_are_embedded_once():
   assert embedder.calls == [["a", "b"]]
 
 
-def test_a_limit_is_spread_over_the_source():
+def test_a_limit_spreads_the_records_over_the_source():
   texts = [f"{i}" for i in range(10)]
   embedder = Table(np.eye(10), dict(zip(texts, np.eye(10))))
   assert Retrieval(records(*texts), limit=4)(embedder)["examples"] == 4
@@ -154,7 +154,7 @@ def test_a_limit_is_spread_over_the_source():
   assert Retrieval(records(*texts), limit=99)(embedder)["examples"] == 10
 
 
-def test_many_records_are_embedded_in_chunks_with_the_same_answer(monkeypatch):
+def test_embedding_in_chunks_gives_the_same_result(monkeypatch):
   rng = np.random.default_rng(3)
   texts = [f"{i}" for i in range(20)]
   embedder = Table(unit(rng, 20, 3), dict(zip(texts, unit(rng, 20, 3))))
@@ -166,22 +166,22 @@ def test_many_records_are_embedded_in_chunks_with_the_same_answer(monkeypatch):
 
 
 def framed(sheet, colour):
-  """Whether a frame of this colour is drawn anywhere."""
+  """Returns whether any frame on the sheet has this colour."""
   return bool((np.asarray(sheet) == colour).all(-1).sum() > 300)
 
 
 GREEN, AMBER = (0x16, 0xA3, 0x4A), (0xD9, 0x77, 0x06)
 
 
-def test_the_picture_frames_the_right_image_in_green():
+def test_the_picture_frames_the_correct_image_in_green():
   texts = ["a", "b", "c"]
   sheet = Retrieval(records(*texts)).picture(Table(np.eye(3), dict(zip(texts, np.eye(3)))))
   assert isinstance(sheet, Image.Image)
   assert framed(sheet, GREEN) and not framed(sheet, AMBER)
 
 
-def test_the_picture_shows_what_was_missed():
-  texts = [f"a caption of many words, which has to be wrapped, number {i}" for i in range(9)]
+def test_the_picture_shows_missed_images():
+  texts = [f"caption number {i}, with many words that have to be wrapped" for i in range(9)]
   sheet = Retrieval(records(*texts)).picture(Table(np.ones((9, 1)), {text: [1] for text in texts}))
   assert framed(sheet, AMBER) and not framed(sheet, GREEN)
 
@@ -193,7 +193,7 @@ def test_the_picture_of_a_diverged_model_is_drawn():
   assert framed(sheet, AMBER) and not framed(sheet, GREEN)
 
 
-def test_the_picture_shows_the_same_rows_every_time_and_decodes_images():
+def test_the_picture_is_deterministic_and_decodes_images():
   encoded = []
   for i in range(20):
     buffer = io.BytesIO()
@@ -218,37 +218,37 @@ def test_any_caption_fits_on_the_sheet(text):
   assert sheet.size[0] < 1300
 
 
-def test_an_empty_source_says_so():
-  with pytest.raises(UserError, match="list has no records, so there is nothing to evaluate"):
+def test_an_empty_source_is_an_error():
+  with pytest.raises(UserError, match="list has no records"):
     Retrieval([])
 
 
-def test_a_limit_of_none_of_them_says_so():
-  with pytest.raises(UserError, match="limit=0; expected at least 1 record"):
+def test_a_limit_below_one_is_an_error():
+  with pytest.raises(UserError, match="limit=0; expected at least 1"):
     Retrieval(records("a"), limit=0)
 
 
-def test_a_record_without_text_says_what_it_has():
+def test_the_error_for_a_missing_text_lists_the_fields():
   with pytest.raises(UserError, match="Record 0 has no field 'text'; it has 'image', 'label'"):
     Retrieval([{"image": image(0), "label": 1}])(Table(np.eye(1), {}))
 
 
 @pytest.mark.parametrize("text", [[], None, ["a", 3]])
-def test_a_text_that_is_none_says_so(text):
-  with pytest.raises(UserError, match="Record 1 has text .*; expected a caption, or a list of at"):
+def test_an_invalid_text_is_an_error(text):
+  with pytest.raises(UserError, match="Record 1 has text .*; expected a caption"):
     Retrieval(records("a", text))(Table(np.eye(2), {"a": [1, 0]}))
 
 
-def test_an_answer_has_standard_errors_of_every_recall():
+def test_every_recall_has_a_standard_error():
   detail = Retrieval(records("a", "b", ["c", "d"])).answer(
       Table(np.eye(3), {"a": [1, 0, 0], "b": [0, 1, 0], "c": [1, 0, 0], "d": [0, 0, 1]})).detail
   assert detail["standard_error"]["image_to_text_r1"] == pytest.approx(100 * (2 / 9 / 3) ** .5)
   assert detail["standard_error"]["text_to_image_r1"] == pytest.approx(100 * (3 / 16 / 4) ** .5)
 
 
-def test_an_image_that_cannot_be_read_is_a_black_square_that_is_never_found():
+def test_an_unreadable_image_counts_as_a_miss_and_can_be_drawn():
   class Prepares(Table):
-    """Decodes, as a real embedder does."""
+    """Decodes images, like a real embedder."""
 
     def preprocess(self, image):
       return decode(image)

@@ -1,4 +1,4 @@
-"""The robustness summary, against the formula by hand."""
+"""The robustness summary, compared with the formulas evaluated by hand."""
 
 import math
 
@@ -12,7 +12,7 @@ from clip_jax.evaluators.shared import Shared
 VARIANTS = {"v2": "imagenet_v2/top1", "a": "imagenet_a/top1"}
 
 
-def test_it_averages_what_others_answered():
+def test_robustness_averages_the_metrics_of_other_evaluators():
   evaluators = {
       "imagenet": lambda embedder: {"top1": 60.0}, "imagenet_v2": lambda embedder: {"top1": 52.0},
       "imagenet_a": lambda embedder: {"top1": 20.0},
@@ -33,7 +33,7 @@ def test_effective_robustness_is_the_distance_to_the_line_on_logit_axes():
   assert effective_robustness(x1, y1, line(((x1, y1), (x2, y2)))) == pytest.approx(0)
 
 
-def test_more_than_two_references_draw_the_line_of_least_squares():
+def test_the_line_through_more_than_two_references_is_the_least_squares_fit():
   points = [(50.0, 40.0), (60.0, 52.0), (70.0, 60.0), (80.0, 73.0)]
   x, y = ([math.log(p[k] / (100 - p[k])) for p in points] for k in (0, 1))
   mean = lambda v: sum(v) / len(v)
@@ -44,16 +44,16 @@ def test_more_than_two_references_draw_the_line_of_least_squares():
 
 @pytest.mark.parametrize("points", [(), ((50.0, 40.0),), ((50.0, 40.0), (50.0, 41.0)),
                                     ((50.0, 0.0), (60.0, 41.0))])
-def test_references_that_draw_no_line_are_told(points):
-  with pytest.raises(UserError, match="draw no line; expected two or more"):
+def test_references_that_do_not_define_a_line_are_an_error(points):
+  with pytest.raises(UserError, match="references=.* do not define a line"):
     line(points)
 
 
-def test_what_nobody_answered_is_told():
-  with pytest.raises(UserError, match="asks for 'imagenet_a/top1', and there are imagenet/top1, "
+def test_missing_metrics_and_variants_are_errors():
+  with pytest.raises(UserError, match="'imagenet_a/top1'; available are imagenet/top1, "
                                       "imagenet_v2/top1. Did you mean"):
     Robustness("imagenet/top1", VARIANTS).summary({"imagenet/top1": 1.0, "imagenet_v2/top1": 1.0})
-  with pytest.raises(UserError, match="asks for 'v3', and there are v2, a"):
+  with pytest.raises(UserError, match="'v3'; available are v2, a"):
     Robustness("imagenet/top1", VARIANTS, {"v3": ((50.0, 40.0), (60.0, 41.0))})
   with pytest.raises(UserError, match="variants={}; expected at least one"):
     Robustness("imagenet/top1", {})

@@ -1,4 +1,4 @@
-"""Embeddings made once: each image counts once, whatever the batch size, devices and evaluators."""
+"""The embedding cache: each image is embedded once, for any batch size, devices and evaluators."""
 
 import io
 import pickle
@@ -26,7 +26,7 @@ MODEL = learner(text=text_tower(vocabulary=4096)).model
 
 
 class Records(list):
-  """The first drawings of the test split, or others."""
+  """A source of drawings."""
 
 
 def drawings(n):
@@ -35,7 +35,7 @@ def drawings(n):
 
 
 class Counting(Embedder):
-  """An embedder that counts what it is asked."""
+  """An embedder that counts the images and texts it embeds."""
 
   def __init__(self, devices=1, batch_size=8):
     super().__init__(MODEL, Resize(SIZE), SentencePiece(length=8), batch_size=batch_size, threads=2,
@@ -52,7 +52,7 @@ class Counting(Embedder):
 
 
 @pytest.mark.parametrize("devices, batch_size", [(1, 1), (1, 8), (8, 8), (8, 64)])
-def test_each_image_counts_once_whatever_the_batch_and_the_devices(devices, batch_size):
+def test_each_image_is_embedded_once_for_any_batch_size_and_devices(devices, batch_size):
   source, n = drawings(21), 21
   embedder = Counting(devices, batch_size)
   images = Shared(embedder).images(source, np.arange(n), fields=("key",))
@@ -63,7 +63,7 @@ def test_each_image_counts_once_whatever_the_batch_and_the_devices(devices, batc
   np.testing.assert_allclose(images.features, np.asarray(MODEL.image_features(pixels)), atol=1e-4)
 
 
-def test_answers_are_the_same_on_one_device_and_on_eight():
+def test_results_are_the_same_on_one_device_and_on_eight():
   source = drawings(29)
   evaluators = {"retrieval": Retrieval(source), "zero_shot": ZeroShot(source, OpenClipart.classes,
                                                                      limit=27)}
@@ -72,8 +72,8 @@ def test_answers_are_the_same_on_one_device_and_on_eight():
   assert one["retrieval/examples"] == 29 and one["zero_shot/examples"] == 27
 
 
-def test_evaluators_share_what_was_embedded():
-  embedder, source, again = Counting(), drawings(12), drawings(10)  # Other objects, same bytes.
+def test_evaluators_share_cached_embeddings():
+  embedder, source, again = Counting(), drawings(12), drawings(10)  # Equal bytes, other objects.
   shared = Shared(embedder)
   retrieval = Retrieval(source)
   ask({"a": retrieval, "b": Retrieval(again), "c": ZeroShot(again, OpenClipart.classes, limit=10)},
@@ -82,13 +82,13 @@ def test_evaluators_share_what_was_embedded():
   assert embedder.texts == len({r["text"] for r in source} | set(OpenClipart.classes))
   retrieval.picture(shared)
   assert embedder.images == 12
-  ask({"d": Retrieval(source, resize="crop")}, shared)  # Other pixels.
+  ask({"d": Retrieval(source, resize="crop")}, shared)  # The pixels differ.
   assert embedder.images == 24
-  ask({"e": Retrieval(source, resize="squash")}, shared)  # The model's own way, by name.
+  ask({"e": Retrieval(source, resize="squash")}, shared)  # Same as the model's own preprocessing.
   assert embedder.images == 24
 
 
-def test_an_image_that_is_there_twice_is_embedded_once():
+def test_a_duplicate_image_is_embedded_once():
   embedder, source = Counting(), drawings(6)
   source += source[:5]
   images = Shared(embedder).images(source, np.arange(11))
@@ -98,15 +98,16 @@ def test_an_image_that_is_there_twice_is_embedded_once():
 
 @pytest.mark.parametrize("resize, mode, central", [
     ("squash", "squash", 1), ("crop", "crop", 1), ("central_crop", "crop", 0.875)])
-def test_resize_is_what_it_says(resize, mode, central):
+def test_resize_modes_match_their_descriptions(resize, mode, central):
   pixels = np.random.default_rng(0).integers(0, 256, (30, 50, 3)).astype(np.uint8)
-  prepare, told = preprocessing(Counting(), resize)
+  prepare, description = preprocessing(Counting(), resize)
   np.testing.assert_array_equal(prepare(pixels), Resize(SIZE, mode=mode, central=central)(pixels))
-  assert told == f"{mode} to {SIZE} x {SIZE}" + (", central 0.875" if central < 1 else "")
+  assert description == f"{mode} to {SIZE} x {SIZE}" + (", central 0.875" if central < 1 else "")
 
 
-def test_the_central_crop_is_the_shorter_side_and_then_the_centre():
-  # Of a smooth picture, in two steps as elsewhere: to 16 / 0.875 = 18.3 pixels, then the middle 16.
+def test_central_crop_resizes_the_shorter_side_and_crops_the_centre():
+  # Other code does it in two steps: resize the shorter side to 16 / 0.875 = 18.3 pixels, then crop
+  # the central 16. The two agree on a smooth picture.
   y, x = np.mgrid[:120, :160] / 160
   pixels = np.stack([255 * x, 255 * y, 255 * (x + y) / 2], -1).astype(np.uint8)
   scale = SIZE / 0.875 / 120
@@ -118,32 +119,31 @@ def test_the_central_crop_is_the_shorter_side_and_then_the_centre():
   assert np.abs(got - expected).mean() < 4
 
 
-def test_another_preprocessing_is_told_by_its_name():
+def test_custom_preprocessing_is_described_by_its_type():
   embedder = Counting()
   embedder.preprocess = lambda image: image[:SIZE, :SIZE]
   assert preprocessing(embedder, None)[1] == "the model's own, function"
 
 
-def test_unreadable_images_count_as_wrong_and_are_named():
-  source, said = drawings(200), []
+def test_unreadable_images_count_as_wrong_and_are_reported():
+  source, lines = drawings(200), []
   source[50] = {**source[50], "image": b"no image"}
-  answer = ZeroShot(source, OpenClipart.classes, limit=200).answer(Shared(Counting(), said.append))
+  answer = ZeroShot(source, OpenClipart.classes, limit=200).answer(
+      Shared(Counting(), lines.append))
   assert answer.metrics["examples"] == 200
   assert answer.detail["unreadable"] == 1 and answer.detail["unreadable_records"] == [50]
-  assert ("1 of 200 images cannot be read and count as wrong; they are at records 50 of the "
-          "source.") in said
+  assert "1 of 200 images cannot be read and count as wrong: records 50 of the source." in lines
 
 
 def test_too_many_unreadable_images_stop_the_evaluation():
   source = drawings(30)
   for i in (3, 4, 9):
     source[i] = {**source[i], "image": b"no image"}
-  with pytest.raises(UserError, match="2 of the first 8 images cannot be read, at records 3, 4 of "
-                                      "the source, and at most 1% of the 30 may be"):
+  with pytest.raises(UserError, match="2 of the first 8 images .*records 3, 4 .* 1% of the 30 "):
     Retrieval(source)(Counting())
 
 
-def test_a_record_that_cannot_be_read_is_named():
+def test_an_unreadable_record_is_an_error_with_its_index():
   class Torn(Records):
     def __getitem__(self, i):
       if i == 2:
@@ -155,25 +155,25 @@ def test_a_record_that_cannot_be_read_is_named():
     Retrieval(Torn(drawings(4)))(Counting())
 
 
-def test_no_readable_image_at_all_says_so(monkeypatch):
+def test_a_source_without_readable_images_is_an_error(monkeypatch):
   monkeypatch.setattr(shared_lib, "UNREADABLE_SHARE", 1.0)
-  with pytest.raises(UserError, match="None of the 2 images can be read. Check what the source"):
+  with pytest.raises(UserError, match="None of the 2 images can be read"):
     Retrieval([{"image": b"no", "text": "a"}, {"image": b"yes", "text": "b"}])(Counting())
 
 
-def test_long_work_shows_how_far_it_is(monkeypatch):
+def test_progress_is_reported(monkeypatch):
   monkeypatch.setattr(shared_lib, "Progress",
                       lambda *args, last: Progress(*args, every=0, last=last))
-  said = []
-  shared = Shared(Counting(), said.append)
+  lines = []
+  shared = Shared(Counting(), lines.append)
   Retrieval(drawings(20))(shared)
-  assert [line.split()[0] for line in said] == ["8/20", "16/20", "20/20", "18/18"]
-  assert "images/s  time left" in said[0] and "texts/s" in said[-1]
+  assert [line.split()[0] for line in lines] == ["8/20", "16/20", "20/20", "18/18"]
+  assert "images/s  time left" in lines[0] and "texts/s" in lines[-1]
   assert "20 images embedded in " in shared.speed() and "images/s" in shared.speed()
 
 
-def test_hosts_put_together_what_each_has_read(monkeypatch):
-  # Two hosts, one after the other in one process: what each gathers is what both have read.
+def test_hosts_combine_the_records_that_each_has_read(monkeypatch):
+  # Simulates host 0 of two hosts in one process: `_gathered` returns what both hosts have read.
   source, at = drawings(9), np.arange(9)
   halves = [np.array_split(at[k:k + 8], 2) for k in range(0, 9, 8)]
   prepare = Resize(SIZE)
@@ -186,7 +186,7 @@ def test_hosts_put_together_what_each_has_read(monkeypatch):
   monkeypatch.setattr(jax, "process_count", lambda: 2)
 
   class First:
-    """Host 0's embedder: the rows of host 1 come from the other side."""
+    """The embedder of host 0, which appends the rows that host 1 would send."""
     preprocess, batch_size, threads = prepare, 8, 1
 
     def encode_share(self, share):
@@ -206,7 +206,7 @@ def test_hosts_put_together_what_each_has_read(monkeypatch):
     np.testing.assert_array_equal(row, prepare(record["image"]).ravel())
 
 
-def test_a_plain_evaluator_and_a_plain_embedder_are_enough():
+def test_a_callable_evaluator_and_a_minimal_embedder_suffice():
   class Plain:
     def encode_image(self, images):
       return np.ones((len(images), 2))
@@ -219,12 +219,12 @@ def test_a_plain_evaluator_and_a_plain_embedder_are_enough():
     assert embedder.extra == "x"
     return {"n": float(len(embedder.encode_image([1, 2])) + len(embedder.encode_text(["a"])))}
 
-  said = []
-  answers = ask({"count": count}, Shared(Plain()), said.append)
-  assert answers == {"count": Answer({"n": 3.0}, {})} and said == ["count"]
+  lines = []
+  answers = ask({"count": count}, Shared(Plain()), lines.append)
+  assert answers == {"count": Answer({"n": 3.0}, {})} and lines == ["count"]
 
 
-def test_a_jpeg_and_pixels_are_embedded_alike():
+def test_encoded_images_and_pixel_arrays_have_equal_embeddings():
   pixels = np.full((20, 20, 3), 90, np.uint8)
   out = io.BytesIO()
   Image.fromarray(pixels).save(out, "PNG")

@@ -1,4 +1,4 @@
-"""Zero-shot classification, against answers known by hand and a second, loop-written one."""
+"""Zero-shot classification, compared with results computed by hand and with plain loops."""
 
 import math
 
@@ -13,7 +13,7 @@ from clip_jax.evaluators.zero_shot import ZeroShot, class_embeddings
 
 
 class Table:
-  """Looks vectors up: images are their own vectors, texts have theirs by name."""
+  """An embedder that returns images, which are vectors, unchanged, and looks up texts."""
 
   def __init__(self, z_text):
     self.z_text, self.asked = z_text, []
@@ -27,7 +27,7 @@ class Table:
 
 
 class Hashed(Table):
-  """Gives every text a vector of its own."""
+  """An embedder with a pseudorandom vector for every text."""
 
   def __init__(self, width=8):
     super().__init__({})
@@ -54,17 +54,17 @@ def test_the_nearest_class_is_chosen():
   assert metrics["top1"] == 75
   assert metrics["examples"] == 4 and metrics["classes"] == 2 and metrics["chance"] == 50
   assert metrics["standard_error"] == pytest.approx(100 * math.sqrt(.75 * .25 / 4))
-  assert "top5" not in metrics  # Of two classes five are always right.
+  assert "top5" not in metrics  # It would always be 100% with two classes.
 
 
-def test_the_mean_per_class_weighs_classes_alike():
+def test_mean_per_class_weights_classes_equally():
   metrics = ZeroShot(records(*[(CAT, 0)] * 9, (CAT, 1)), ("cat", "dog"))(Table(TWO))
   assert metrics["top1"] == 90
   assert metrics["mean_per_class"] == 50
 
 
 def by_loops(z_image, z_class, truth):
-  """Hits at 1 and 5, and the mean over classes, of the definition."""
+  """Computes top-1, top-5 and mean per-class accuracy from their definitions."""
   hits = {1: [], 5: []}
   for z, right in zip(z_image, truth):
     score = [sum(float(a) * float(b) for a, b in zip(z, w)) for w in z_class]
@@ -75,7 +75,7 @@ def by_loops(z_image, z_class, truth):
   return 100 * np.mean(hits[1]), 100 * np.mean(hits[5]), 100 * np.mean(per_class)
 
 
-def test_the_numbers_are_those_of_the_loops(monkeypatch):
+def test_accuracies_match_loops(monkeypatch):
   monkeypatch.setattr("clip_jax.evaluators.shared.CHUNK", 17)
   monkeypatch.setattr("clip_jax.evaluators.accuracy._ROWS", 9)
   monkeypatch.setattr("clip_jax.evaluators.zero_shot.CHUNK", 5)
@@ -95,35 +95,35 @@ def test_the_numbers_are_those_of_the_loops(monkeypatch):
       (top1, top5, mean))
 
 
-def test_a_class_is_the_normalised_mean_of_its_sentences():
+def test_a_class_embedding_is_the_normalised_mean_of_its_prompts():
   table = Table({"a cat": [1, 0, 0], "the cat": [0, 1, 0],
                  "a dog": [0, 0, 1], "the dog": [0, 0, 1]})
   z = class_embeddings(Shared(table), [["a cat", "the cat"], ["a dog", "the dog"]])
   np.testing.assert_allclose(z, [[.5 ** .5, .5 ** .5, 0], [0, 0, 1]], rtol=1e-6)
 
 
-def test_sentences_that_cancel_out_make_a_class_that_is_near_to_nothing():
+def test_prompts_that_cancel_out_give_a_zero_embedding():
   z = class_embeddings(Shared(Table({"a": [1, 0], "b": [-1, 0]})), [["a", "b"]])
   assert z.tolist() == [[0, 0]]
 
 
-def test_ties_count_against():
+def test_ties_count_as_errors():
   embedder = Table({f"{i}": [1, 0] for i in range(6)})
   metrics = ZeroShot(records(*[([1, 0], i) for i in range(6)]), tuple("012345"))(embedder)
   assert metrics["top1"] == metrics["top5"] == 0
 
 
-def test_of_two_classes_of_one_name_the_first_is_chosen_as_by_argmax():
+def test_the_first_of_two_classes_with_the_same_name_is_chosen_as_by_argmax():
   embedder = Hashed()
   names = ("missile", "cat", "dog", "missile", "fox", "owl", "elk")
   z = embedder.encode_text(names)
   metrics = ZeroShot(records(*zip(z, range(7))), names)(embedder)
   assert metrics["top1"] == pytest.approx(600 / 7)  # All but the second missile.
-  assert metrics["top5"] == 100  # Which is the second choice.
+  assert metrics["top5"] == 100  # The second missile ranks second.
   assert metrics["top1"] == 100 * np.mean((z @ z.T).argmax(1) == np.arange(7))
 
 
-def test_a_diverged_model_knows_nothing():
+def test_a_diverged_model_has_zero_accuracy():
   for z_image, z_text in (([np.nan] * 2, TWO), (CAT, {"cat": [np.nan] * 2, "dog": DOG})):
     metrics = ZeroShot(records((z_image, 0), (z_image, 1)), ("cat", "dog"))(Table(z_text))
     assert metrics["top1"] == 0
@@ -138,24 +138,24 @@ def test_a_class_may_have_several_names():
 
 
 @pytest.mark.parametrize("label", [1, np.int64(1), np.array(1), "dog", b"dog", "1"])
-def test_a_label_is_a_place_or_a_name(label):
+def test_a_label_is_an_index_or_a_name(label):
   metrics = ZeroShot(records((CAT, 0), (DOG, label)), ("cat", "dog"))(Table(TWO))
   assert metrics["top1"] == 100
 
 
-def test_names_that_look_like_places_are_names_when_the_label_is_text():
+def test_text_labels_are_names_even_if_they_look_like_indices():
   digits = Table({"1": CAT, "0": DOG})
   assert ZeroShot(records((CAT, "1"), (DOG, "0")), ("1", "0"))(digits)["top1"] == 100
   assert ZeroShot(records((CAT, 0), (DOG, 1)), ("1", "0"))(digits)["top1"] == 100
 
 
-def test_only_the_classes_given_compete():
+def test_only_the_given_classes_are_candidates():
   source = [{"image": image, "wnid": label} for image, label in ((CAT, 281), (DOG, 207))]
   metrics = ZeroShot(source, {281: "cat", 207: "dog"}, label="wnid")(Table(TWO))
   assert metrics["top1"] == 100 and metrics["classes"] == 2
 
 
-def test_canonical_names_go_into_canonical_templates():
+def test_canonicalise_applies_to_names_and_templates():
   embedder = Hashed()
   ZeroShot(records(([1] * 8, 0), ([1] * 8, 1)), ("Persian_cat", "St. Bernard"),
            templates=("A photo of a {}.", "{}"), canonicalise=True)(embedder)
@@ -163,69 +163,68 @@ def test_canonical_names_go_into_canonical_templates():
       "a photo of a persian cat", "persian cat", "a photo of a st bernard", "st bernard"]
 
 
-def test_names_and_templates_stay_as_they_are_otherwise():
+def test_names_and_templates_are_unchanged_by_default():
   embedder = Hashed()
   ZeroShot(records(([1] * 8, 0), ([1] * 8, 1)), ("Persian_cat", "{braces}"),
            templates="A photo of a {}.")(embedder)
   assert embedder.asked == ["A photo of a Persian_cat.", "A photo of a {braces}."]
 
 
-def test_a_published_set_of_templates_goes_by_name():
+def test_a_published_set_of_templates_is_selected_by_name():
   embedder = Hashed()
   ZeroShot(records(([1] * 8, 0), ([1] * 8, 1)), ("cat", "dog"), templates="openai_80")(embedder)
   assert len(embedder.asked) == 160
 
 
-def test_a_limit_may_leave_classes_out_of_the_mean():
+def test_a_limit_may_exclude_classes_from_the_mean():
   source = records(*[(CAT, 0)] * 5, *[(DOG, 1)] * 5, ([.6, .8], 2))
   metrics = ZeroShot(source, ("cat", "dog", "fox"), limit=2)(Table({**TWO, "fox": [-1, 0]}))
   assert metrics["examples"] == 2
   assert metrics["mean_per_class"] == 100
 
 
-def test_a_label_may_be_several_any_of_which_is_right_or_none():
+def test_a_label_may_be_a_list_of_correct_classes_or_empty():
   images = {(1.0, 0.0): [0, 1], (0.0, 1.0): [0], (0.6, 0.8): [1, 2], (-1.0, 0.0): []}
   embedder = Table({**TWO, "fox": [0.0, -1.0]})
   answer = ZeroShot(records(*((list(z), label) for z, label in images.items())),
                     ("cat", "dog", "fox")).answer(embedder)
-  # The nearest are cat, dog, dog: right, wrong, right; and nobody knows what the last one shows.
+  # The predictions are cat, dog, dog: correct, wrong, correct. The last image has no label.
   assert answer.metrics["top1"] == pytest.approx(200 / 3)
   assert answer.metrics["examples"] == 3 and answer.detail["left_out"] == 1
   assert answer.metrics["mean_per_class"] == pytest.approx(100 * (1 / 2 + 1 + 1) / 3)
   assert answer.metrics["chance"] == pytest.approx(100 * 5 / 9)
 
 
-def test_records_of_classes_that_do_not_compete_are_left_out_if_asked():
+def test_records_of_other_classes_can_be_left_out():
   source = records((CAT, 281), (DOG, 207), (CAT, 7))
   classes = {281: "cat", 207: "dog"}
   assert ZeroShot(source, classes, others="leave_out")(Table(TWO))["examples"] == 2
-  with pytest.raises(UserError, match="label 7, which is none of .* others=.leave_out"):
+  with pytest.raises(UserError, match="label 7, .* others=.leave_out"):
     ZeroShot(source, classes)(Table(TWO))
-  with pytest.raises(UserError, match="None of the 1 records is of one of the 2 classes: 281, 207. "
-                                      "The first has label 9"):
+  with pytest.raises(UserError, match="None of the 1 records .* the 2 classes 281, 207. .*label 9"):
     ZeroShot(records((CAT, 9)), classes, others="leave_out")(Table(TWO))
-  with pytest.raises(UserError, match="others='ignore' is none of error, leave_out"):
+  with pytest.raises(UserError, match="others='ignore'.* error, leave_out"):
     ZeroShot(source, classes, others="ignore")
 
 
-def test_a_source_may_name_its_classes_and_keys_may_be_these_names():
+def test_a_source_may_name_its_classes_and_classes_may_be_keyed_by_these_names():
   source = Pairs()
   source.classes = ("dog", "unused", "cat")
   source[:] = records((CAT, 2), (DOG, 0))
   assert ZeroShot(source, {"cat": "cat", "dog": "dog"})(Table(TWO))["top1"] == 100
   metrics = ZeroShot(source, limit=9)(Table({**TWO, "unused": [-1, 0]}))
   assert metrics["top1"] == 100 and metrics["classes"] == 3
-  with pytest.raises(UserError, match="list does not say what its classes are called"):
+  with pytest.raises(UserError, match="list does not name its classes. Set classes="):
     ZeroShot(records((CAT, 0)))
 
 
-def test_an_answer_says_what_it_takes_to_trust_it():
+def test_the_detail_has_standard_errors_and_settings():
   answer = ZeroShot(records(([.9, .1], 0), ([.2, .8], 1), ([.3, .7], 0), ([0, 1], 1)),
                     ("cat", "dog"), templates="a {}!", canonicalise=True).answer(
                         Table({f"a {name}": z for name, z in TWO.items()}))
   detail = answer.detail
   assert detail["standard_error"]["top1"] == pytest.approx(100 * math.sqrt(.75 * .25 / 4))
-  # Of "cat" half is right, of "dog" all: the mean of two has half the error of the first.
+  # The accuracy is 50% on "cat" and 100% on "dog", so only "cat" contributes to the error.
   assert detail["standard_error"]["mean_per_class"] == pytest.approx(
       100 * math.sqrt(.5 * .5 / 2) / 2)
   assert detail["sentences"] == ["a {}"] and detail["canonicalise"]
@@ -236,14 +235,14 @@ def test_an_answer_says_what_it_takes_to_trust_it():
 @pytest.mark.parametrize("name, count, label, names", [
     ("imagenet", 1000, "0", ("tench",)), ("imagenet_a", 200, "6", ("stingray",)),
     ("imagenet_r", 200, "1", ("goldfish",)), ("objectnet", 113, "wok", ("wok",))])
-def test_published_classes_go_by_name(name, count, label, names):
+def test_published_classes_are_selected_by_name(name, count, label, names):
   found = published(name)
   assert len(found) == count and found[label] == names
   assert set(in_imagenet(name)) == set(found)
   assert {k for keys in in_imagenet(name).values() for k in keys} <= set(published("imagenet"))
 
 
-def test_objectnet_stands_for_125_classes_of_imagenet():
+def test_objectnet_maps_to_125_imagenet_classes():
   rows = [row for rows in in_imagenet("objectnet").values() for row in rows]
   assert len(rows) == len(set(rows)) == 125
   names = published("imagenet")
@@ -251,13 +250,13 @@ def test_objectnet_stands_for_125_classes_of_imagenet():
       ("mountain bike",), ("tandem bicycle",)}
 
 
-def test_unknown_published_classes_say_which_there_are():
-  with pytest.raises(UserError, match="no classes 'imagenet_v2'; there are imagenet, imagenet_a"):
+def test_the_error_for_unknown_published_classes_lists_the_sets():
+  with pytest.raises(UserError, match="classes 'imagenet_v2'; .* imagenet, imagenet_a"):
     ZeroShot(records((CAT, 0)), "imagenet_v2")
 
 
-def test_an_unknown_way_to_resize_says_which_there_are():
-  with pytest.raises(UserError, match="resize='squish' is none of squash, crop, central_crop.*"
+def test_the_error_for_an_unknown_resize_lists_the_modes():
+  with pytest.raises(UserError, match="resize='squish'; .* squash, crop, central_crop.*"
                                       "Did you mean 'squash'"):
     ZeroShot(records((CAT, 0)), ("cat", "dog"), resize="squish")
 
@@ -269,43 +268,43 @@ class Pairs(list):
     super().__init__(records((CAT, "c"), (DOG, "7")))
 
 
-def test_an_evaluator_survives_a_config_on_paper():
+def test_an_evaluator_survives_a_json_round_trip():
   spec = call(ZeroShot, source=call(Pairs), classes={"c": ["cat"], "7": "dog"}, canonicalise=True)
   again = from_json(to_json(spec), trust=(__name__,))
   assert build(again)(Table(TWO)) == build(spec)(Table(TWO))
 
 
-def test_an_empty_set_says_so():
-  with pytest.raises(UserError, match="list has no records, so there is nothing to evaluate"):
+def test_an_empty_source_is_an_error():
+  with pytest.raises(UserError, match="list has no records"):
     ZeroShot([], ("cat", "dog"))
 
 
-def test_one_class_is_no_choice():
-  with pytest.raises(UserError, match="has 1 classes; expected at least two to choose from"):
+def test_a_single_class_is_an_error():
+  with pytest.raises(UserError, match="has 1 classes; expected at least two"):
     ZeroShot(records((CAT, 0)), ("cat",))
 
 
 @pytest.mark.parametrize("names", [(), " ", ("cat", ""), (3,)])
-def test_a_class_without_a_name_says_so(names):
-  with pytest.raises(UserError, match="Class 'c' is called .*; expected a name, or several that"):
+def test_a_class_without_a_name_is_an_error(names):
+  with pytest.raises(UserError, match="Class 'c' has the name .*; expected one or several"):
     ZeroShot(records((CAT, "c")), {"c": names, "d": "dog"})
 
 
-def test_classes_without_images_are_named():
+def test_the_error_for_classes_without_images_names_them():
   source = records((CAT, 0))
-  with pytest.raises(UserError, match="2 of 3 classes have no images, the first: 'dog', 'fox'"):
+  with pytest.raises(UserError, match="2 of 3 classes have no images.* 'dog', 'fox'"):
     ZeroShot(source, ("cat", "dog", "fox"))(Table({**TWO, "fox": CAT}))
 
 
-def test_an_unknown_label_says_which_there_are():
+def test_the_error_for_an_unknown_label_lists_the_classes():
   evaluate = ZeroShot(records((CAT, "cat"), (DOG, "dogs")), ("cat", "dog"))
-  with pytest.raises(UserError, match="Record 1 has label 'dogs', which is none of the 2 classes: "
-                                      "cat, dog. Did you mean 'dog'"):
+  with pytest.raises(UserError, match="Record 1 has label 'dogs', .* the 2 classes: cat, dog. Did "
+                                      "you mean 'dog'"):
     evaluate(Table(TWO))
-  with pytest.raises(UserError, match="has label -1, which is none of the 2 classes: cat, dog"):
+  with pytest.raises(UserError, match="has label -1, .* the 2 classes: cat, dog"):
     ZeroShot(records((CAT, -1)), ("cat", "dog"))(Table(TWO))
 
 
-def test_a_missing_label_says_which_fields_there_are():
+def test_the_error_for_a_missing_label_lists_the_fields():
   with pytest.raises(UserError, match="no field 'class'; it has 'image', 'label'"):
     ZeroShot(records((CAT, 0)), ("cat", "dog"), label="class")(Table(TWO))
