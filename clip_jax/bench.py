@@ -1,37 +1,38 @@
-"""Measures: python -m clip_jax.bench step|loss|data|checkpoint|all [--config=F] [--json=F]."""
+"""Benchmarks: python -m clip_jax.bench step|loss|data|checkpoint|all [--config=F] [--json=F]."""
 
 import json
 from typing import Any
 
 from clip_jax import cli
 
-HELP = """Measures how fast a config trains here, and how near that is to what the machine can do.
+HELP = """Measures how fast a config trains here, and how close that is to what the machine can do.
 
   python -m clip_jax.bench step|loss|data|checkpoint|all [--config=FILE] [--json=FILE]
       [--profile=DIR] [--config.a.b=value ...]
 
-  step        the training step alone: its share of the matrix-multiply ceiling measured in the same
-              run, the shares of towers, loss, optimizer and augmentation in it, images/s, compile
-              time, memory
-  loss        every loss, dense and a block of rows at a time: time and memory, 1k to 64k rows
-  data        images/s of the config's pipeline alone, beside a plain loop over the same operations;
-              then of JPEGs of three sizes, beside Pillow alone, with the difference in pixels
-  checkpoint  what a save costs the step, and its time to disk and back
+  step        the train step alone: its share of the matrix-multiply ceiling, measured in the same
+              run; the shares of the towers, loss, optimizer and augmentation; images/s, compile
+              time and memory
+  loss        time and memory of every loss, dense and in chunks of rows, from 1k to 64k rows
+  data        images/s of the config's input pipeline alone, compared with a plain loop over the
+              same operations; then of JPEGs of three sizes, compared with Pillow alone, including
+              the difference in pixels
+  checkpoint  the stall of a step that saves, and the time to save and to restore
   all         all of them
 
-  --config=FILE[:ARGUMENT]   of which config (default configs/quickstart.py)
-  --config.a.b=VALUE         replaces a value of the config
-  --json=FILE                writes the numbers there as well
-  --profile=DIR              for step: leaves a trace for TensorBoard and Perfetto there, and prints
-                             the ten instructions that take most of the device's time
+  --config=FILE[:ARGUMENT]   config to measure (default configs/quickstart.py)
+  --config.a.b=VALUE         overrides a value of the config
+  --json=FILE                also writes the numbers to a file
+  --profile=DIR              step only: saves a trace for TensorBoard and Perfetto, and prints the
+                             ten instructions that take most of the device's time
 
-Exit codes: 0 done, 2 a mistake in what was asked for, 130 stopped by Ctrl-C, 1 anything else.
+Exit codes: 0 done, 2 a mistake in the command, 130 stopped by Ctrl-C, 1 any other error.
 """
 BENCHES = ("step", "loss", "data", "checkpoint")
 
 
 def main(arguments: list[str]) -> int:
-  """Runs the command; returns its exit code."""
+  """Runs the command and returns its exit code."""
   from clip_jax.errors import UserError
   from clip_jax.flags import parse
   if not arguments or arguments[0].startswith("-"):
@@ -41,10 +42,10 @@ def main(arguments: list[str]) -> int:
     rest = ["--config=configs/quickstart.py", *rest]
   flags = parse(rest, HELP, config=True, strings=("json", "profile"))
   if what not in (*BENCHES, "all"):
-    raise UserError(f"Measure what? {what!r} is none of {', '.join(BENCHES)}, all, as in "
+    raise UserError(f"Unknown bench {what!r}. Expected one of {', '.join(BENCHES)}, all, as in "
                     "python -m clip_jax.bench step.")
   if flags.profile and what not in ("step", "all"):
-    raise UserError(f"--profile is for bench step, not for bench {what}. Leave it out.")
+    raise UserError(f"--profile applies to bench step, not to bench {what}. Leave it out.")
   from clip_jax.benches.machine import machine
   print(f"machine: {machine()}\n")
   numbers = {}
@@ -59,7 +60,7 @@ def main(arguments: list[str]) -> int:
 
 
 def measure(name: str, flags: Any) -> dict[str, Any]:
-  """The numbers of one bench."""
+  """Runs one benchmark and returns its numbers."""
   if name == "loss":
     from clip_jax.benches.loss import bench_loss
     return bench_loss()
@@ -76,7 +77,7 @@ def measure(name: str, flags: Any) -> dict[str, Any]:
 
 
 def shown(name: str, numbers: dict) -> str:
-  """The numbers as a table: a line each, or a line of columns where one has several."""
+  """Formats the numbers as a table: one row per number, or per dict of numbers."""
   from clip_jax.report import table
   first = next(iter(numbers.values()))
   if not isinstance(first, dict):

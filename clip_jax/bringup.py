@@ -1,4 +1,4 @@
-"""Whether processes agree, before the first step; one alone agrees with itself at no cost."""
+"""Checks that all processes agree before the first step; free of cost for a single process."""
 
 from collections.abc import Callable
 import hashlib
@@ -11,7 +11,7 @@ import time
 from typing import Any, TypeVar
 
 import jax
-from jax._src import distributed as jax_distributed  # Has no public form; jax 0.10 to 0.12 have it.
+from jax._src import distributed as jax_distributed  # Private, but in jax 0.10 to 0.12.
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
@@ -19,18 +19,20 @@ import numpy as np
 from clip_jax.distributed import counted, differences, names, patience
 from clip_jax.errors import UserError
 
-_SHARED = 30    # Seconds that a network file system may take to show one host's file to another.
-_WORDS = 2**20  # Of four bytes, on each device, in the all-reduce that is timed.
+_SHARED = 30    # Seconds that a network file system may take to show a file to another host.
+_WORDS = 2**20  # Elements of four bytes per device in the timed all-reduce.
 _rounds = itertools.count()
 
 T = TypeVar("T")
 
 
 def together(make: Callable[[], T]) -> T:
-  """What `make` returns, once it has returned on every process; no device may be asked for it.
+  """Calls `make` on every process, and returns its result once all of them have succeeded.
+
+  `make` must not use devices.
 
   Raises:
-    UserError: it failed on some process; says which one and how, on every process.
+    UserError: it failed on some process; raised on every process, naming that one and its error.
   """
   if jax.process_count() == 1:
     return make()
@@ -48,18 +50,18 @@ def together(make: Callable[[], T]) -> T:
 
 
 def check(facts: Callable[[], dict[str, str | dict[str, str]]], workdir: Path) -> list[str]:
-  """Makes sure that all processes are about to do the same, and times an all-reduce.
+  """Checks that all processes are about to run the same thing, and times an all-reduce.
 
   Args:
-    facts: returns what must be the same everywhere, by name; not asked of one process. Where it is
-      a dict, what differs in it is named.
-    workdir: the folder that all must share.
+    facts: returns the values that must be the same on all processes, by name; not called if there
+      is a single process. For a dict, the entries that differ are reported.
+    workdir: the folder that all processes must share.
 
   Returns:
-    What a person may want to know; nothing of one process.
+    Lines to print about the processes; empty for a single process.
 
   Raises:
-    UserError: which process differs from the others and how, or does not answer.
+    UserError: names the processes that differ from the others and how, or that do not answer.
   """
   n = jax.process_count()
   if n == 1:
@@ -76,7 +78,7 @@ def check(facts: Callable[[], dict[str, str | dict[str, str]]], workdir: Path) -
   if problem := differences(dict(enumerate(said))):
     entries = {f"{name}.{key}": value for name, one in mine.items() if isinstance(one, dict)
                and len({other[name] for other in said}) > 1 for key, value in one.items()}
-    if entries:  # All have heard the same, so all say more.
+    if entries:  # Every process has received the same digests, so all of them take this branch.
       problem = differences(dict(enumerate(exchange(entries)))) or problem
     raise UserError(problem)
   seconds = all_reduce_seconds()
@@ -93,10 +95,12 @@ def _digest(fact):
 
 
 def exchange(mine: dict[str, Any]) -> list[dict[str, Any]]:
-  """What every process says, in their order, with its `host`; a collective without a device.
+  """Returns what every process passes in, in order, with its `host` added.
+
+  A collective through the coordinator's key-value store, which needs no devices.
 
   Raises:
-    UserError: which processes did not answer in time.
+    UserError: names the processes that did not answer in time.
   """
   n, me = jax.process_count(), jax.process_index()
   mine = {"host": socket.gethostname(), **mine}
@@ -111,23 +115,24 @@ def exchange(mine: dict[str, Any]) -> list[dict[str, Any]]:
     said = [_value(client, key(i), deadline - time.monotonic()) for i in range(n)]
     client.key_value_set(key("all"), json.dumps(said))
   else:
-    # Time for process 0 to find out who is missing.
+    # Leaves process 0 enough time to find out which processes are missing.
     answer = _value(client, key("all"), seconds + 10)
     said = [None] * n if answer is None else answer
   missing = [i for i, one in enumerate(said) if one is None]
   if len(missing) == n:
     missing = [0]
   if missing:
-    raise UserError(f"{counted(missing)} did not answer within {seconds} s. Look at their logs; "
-                    "CLIP_JAX_TIMEOUT=SECONDS waits longer.")
+    raise UserError(f"{counted(missing)} did not answer within {seconds} s. Check their logs; set "
+                    "CLIP_JAX_TIMEOUT=SECONDS to wait longer.")
   return said
 
 
 def silent(seconds: float = 10) -> list[int]:
-  """The processes that do not say, within some seconds, that a step has failed for them too.
+  """Returns the processes that do not report a failed step within some seconds.
 
-  When one is lost, a collective fails on all others, and the error names nobody. When one fails by
-  itself, it is the others that are silent, for they wait for it.
+  When a process dies, a collective fails on all others with an error that names nobody. This
+  finds out which one died. When a process fails by itself, the others are the unresponsive ones,
+  because they are waiting for it.
   """
   if jax.process_count() == 1:
     return []
@@ -135,7 +140,7 @@ def silent(seconds: float = 10) -> list[int]:
   key, deadline = "clip_jax/failed/{}".format, time.monotonic() + seconds
   try:
     client.key_value_set(key(me), "true")
-  except jax.errors.JaxRuntimeError:  # The table is process 0's.
+  except jax.errors.JaxRuntimeError:  # Process 0 hosts the key-value store.
     return [0]
   return [i for i in range(jax.process_count())
           if i != me and _value(client, key(i), deadline - time.monotonic()) is None]
@@ -149,7 +154,7 @@ def _value(client, key, seconds):
 
 
 def _shows(file, token):
-  """Whether a file has, or gets soon, what process 0 wrote into it."""
+  """Whether a file contains what process 0 wrote into it, now or after a short wait."""
   for _ in range(_SHARED * 5):
     try:
       if file.read_text() == token:
@@ -161,14 +166,14 @@ def _shows(file, token):
 
 
 def all_reduce_seconds() -> float:
-  """The time of the fastest of five sums of 4 MB a device over all devices."""
+  """Times an all-reduce of 4 MB per device over all devices; the fastest of five, in seconds."""
   devices = np.array(jax.devices())
   mesh = jax.sharding.Mesh(devices, ("all",))
   split = jax.sharding.NamedSharding(mesh, jax.P("all"))
   x = jax.jit(lambda: jnp.ones((len(devices), _WORDS)), out_shardings=split)()
   total = jax.jit(lambda x: x.sum(0), out_shardings=jax.sharding.NamedSharding(mesh, jax.P()))
   times = []
-  for _ in range(6):  # The first one compiles.
+  for _ in range(6):  # The first call compiles.
     begun = time.perf_counter()
     total(x).block_until_ready()
     times.append(time.perf_counter() - begun)
@@ -176,21 +181,21 @@ def all_reduce_seconds() -> float:
 
 
 def _clocks():
-  """Seconds that each process's clock shows, after they have waited for each other."""
+  """Returns the clock of each process, in seconds, read right after a barrier."""
   multihost_utils.sync_global_devices("clocks")
   seconds, rest = divmod(time.time(), 1)
-  # As two numbers, for one of 32 bits holds too few digits.
+  # Two numbers, because 32 bits are too few for the time in seconds with a fraction.
   seconds, rest = multihost_utils.process_allgather((np.int32(seconds), np.float32(rest)))
   return seconds.astype(np.float64) + rest
 
 
 def data_version(source: Any, records: int = 8) -> str:
-  """How many records a source has, and a digest of some of them, spread over it."""
+  """Returns the number of records of a source and a digest of a few, evenly spaced ones."""
   digest = hashlib.sha256()
   for i in range(0, len(source), max(1, len(source) // records)):
     try:
       record = source[i]
-    except Exception as error:  # Whatever a reader throws at broken bytes; the same everywhere.
+    except Exception as error:  # Readers raise all kinds of errors; corrupt data fails everywhere.
       record = {"error": type(error).__name__}
     for name, value in sorted(record.items()):
       digest.update(f"{name} ".encode())

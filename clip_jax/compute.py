@@ -1,17 +1,17 @@
-"""What an example costs: multiply-adds of a learner's forward pass, by part.
+"""Compute per example: multiply-adds of a learner's forward pass, by part.
 
-Conventions, the same wherever this package states compute:
+Conventions used throughout this package:
 
-  - Counted are matrix products and convolutions (`flops.multiply_adds`), one forward pass as in
-    training: all of SLIP's views, of FLIP's patches those that are kept, CLIPA's images at their
-    smaller size. What augments pixels on the device is not counted.
-  - One multiply-add is two FLOPs, and training takes three forward passes' worth (the backward pass
-    is twice the forward one): 6 FLOPs for each multiply-add forward. What rematerialisation and
-    microbatches compute again is not counted, so that this is the model's compute and not a
-    machine's.
+  - Matrix products and convolutions are counted (`flops.multiply_adds`), for one forward pass as in
+    training: all of SLIP's views, the patches that FLIP keeps, CLIPA's images at reduced size.
+    Augmentation on the device is not counted.
+  - One multiply-add is two FLOPs, and training costs three forward passes, because the backward
+    pass costs twice the forward pass: 6 FLOPs for each forward multiply-add. Recomputation by
+    rematerialisation and microbatches is not counted, so the figure describes the model and not
+    the hardware.
 
-The study (Li, Xie, Cubuk 2024) calls multiply-adds forward "GFLOPs": 5.79 G for a ViT-B/32 and its
-text tower, where training takes 34.7 GFLOP an example.
+The study (Li, Xie, Cubuk 2024) reports forward multiply-adds as "GFLOPs": 5.79 G for a ViT-B/32
+with its text tower, which is 34.7 GFLOP per training example.
 """
 
 import dataclasses
@@ -22,18 +22,18 @@ import jax
 from clip_jax import model as model_lib
 from clip_jax.flops import multiply_adds, parameters
 
-FLOPS = 6  # Of training, for each multiply-add forward.
+FLOPS = 6  # Training FLOPs for each forward multiply-add.
 
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-  """Multiply-adds forward an example, and parameters.
+  """Forward multiply-adds per example, and number of parameters.
 
   Attributes:
-    image: in the image tower and its projections, all views together.
-    text: in the text tower and its projection.
-    loss: in what the loss does with embeddings: similarities, and heads that couple examples.
-    parameters: of the learner.
+    image: multiply-adds of the image tower and its projections, for all views.
+    text: multiply-adds of the text tower and its projection.
+    loss: multiply-adds of the loss on embeddings: similarities, and heads that couple examples.
+    parameters: number of parameters of the learner.
   """
   image: float
   text: float
@@ -42,21 +42,21 @@ class Compute:
 
   @property
   def forward(self) -> float:
-    """Multiply-adds of one example's forward pass."""
+    """Multiply-adds of the forward pass of one example."""
     return self.image + self.text + self.loss
 
   @property
   def flops(self) -> float:
-    """FLOPs of training on one example once."""
+    """FLOPs of one training step per example."""
     return FLOPS * self.forward
 
 
 def count(learner: model_lib.Learner, batch: dict[str, jax.ShapeDtypeStruct]) -> Compute:
-  """Counts; nothing is computed.
+  """Counts the compute of a learner by tracing it; nothing is executed.
 
   Args:
-    learner: arrays or their shapes.
-    batch: shapes of what the objective reads.
+    learner: with arrays or their shapes.
+    batch: shapes of the entries that the objective reads.
   """
   graphdef, params, stats = model_lib.split(learner)
   B = len(batch["tokens"])

@@ -1,4 +1,4 @@
-"""Several processes as one: how they find each other, and hear of each other's absence."""
+"""Multi-process start-up: finding the other processes, and naming those that are missing."""
 
 from collections.abc import Mapping
 import hashlib
@@ -13,29 +13,30 @@ from typing import Any
 import urllib.request
 
 import jax
-from jax._src import clusters  # Has no public form; jax 0.10 to 0.12 have it.
+from jax._src import clusters  # Private, but in jax 0.10 to 0.12.
 
 import clip_jax
 from clip_jax.errors import UserError
 
-TIMEOUT = 300  # Seconds to wait for a process; CLIP_JAX_TIMEOUT is another number of them.
+TIMEOUT = 300  # Seconds to wait for other processes, unless CLIP_JAX_TIMEOUT is set.
 
 
 def start(coordinator: str | None = None, processes: str | None = None,
           process: str | None = None) -> None:
-  """Makes this process one of several, if it is; before JAX looks for devices.
+  """Joins a multi-process run, if this process belongs to one; call before JAX looks for devices.
 
-  It is when the three arguments say so, or the environment variables CLIP_JAX_COORDINATOR,
-  CLIP_JAX_PROCESSES and CLIP_JAX_PROCESS, or SLURM (`srun`), Google Kubernetes Engine or a TPU VM.
+  The run is described by the three arguments, or by the environment variables CLIP_JAX_COORDINATOR,
+  CLIP_JAX_PROCESSES and CLIP_JAX_PROCESS, or else it is detected from SLURM (`srun`), Google
+  Kubernetes Engine or a TPU VM.
 
   Args:
     coordinator: HOST:PORT of process 0.
-    processes: how many there are.
-    process: which this one is, from 0.
+    processes: number of processes.
+    process: index of this process, from 0.
 
   Raises:
-    UserError: some of the three are missing or wrong; processes that do not answer, or that run
-      another version of the code.
+    UserError: some of the three are missing or invalid, or processes do not answer or run another
+      version of the code.
   """
   given = {name: value if value is not None else os.environ.get(f"CLIP_JAX_{name.upper()}")
            for name, value in (("coordinator", coordinator), ("processes", processes),
@@ -49,25 +50,25 @@ def start(coordinator: str | None = None, processes: str | None = None,
   jax.distributed.initialize(coordinator, n, i, local_device_ids=devices,
                              cluster_detection_method="deactivate",
                              initialization_timeout=seconds,
-                             shutdown_timeout_seconds=60)  # The others' wait for one that failed.
-  jax.devices()  # All wait for all in here: while all are known to be well.
+                             shutdown_timeout_seconds=60)  # For the others, when one has failed.
+  jax.devices()  # Blocks until every process is here, so call it now, while all are known to run.
 
 
 def _given(coordinator, processes, process):
-  """(coordinator, processes, process, None), checked."""
+  """Validates the arguments and returns (coordinator, processes, process, None)."""
   numbers = [int(x) if x and x.isdigit() else -1 for x in (processes, process)]
   if (not coordinator or not coordinator.rpartition(":")[2].isdigit() or ":" not in coordinator
       or not 0 <= numbers[1] < numbers[0]):
     raise UserError(
-        f"--coordinator={coordinator} --processes={processes} --process={process} do not name one "
-        "of several processes. Expected are all three, as in --coordinator=10.0.0.1:8476 "
+        f"--coordinator={coordinator} --processes={processes} --process={process} do not identify "
+        "one of several processes. Give all three, as in --coordinator=10.0.0.1:8476 "
         "--processes=4 --process=0 (or CLIP_JAX_COORDINATOR, CLIP_JAX_PROCESSES and "
         "CLIP_JAX_PROCESS), with --process from 0 to --processes - 1.")
   return coordinator, *numbers, None
 
 
 def _found(environment: Mapping[str, str]) -> tuple[str, int, int, Any] | None:
-  """The same from what started the process; None when it stands alone."""
+  """Detects (coordinator, processes, process, devices) from the launcher; None if run alone."""
   slurm = "SLURM_STEP_NODELIST" in environment and int(environment.get("SLURM_NTASKS", 1)) > 1
   if not slurm and not _several_tpu_hosts(environment):
     return None
@@ -90,7 +91,7 @@ def _has_tpu() -> bool:
 
 
 def _metadata(name: str, environment: Mapping[str, str]) -> str:
-  """What Google Cloud says of this machine; empty where nobody answers (Colab, Kaggle)."""
+  """Reads an attribute from Google Cloud's metadata server; "" if none answers (Colab, Kaggle)."""
   host = environment.get("GCE_METADATA_IP", "metadata.google.internal")
   request = urllib.request.Request(f"http://{host}/computeMetadata/v1/instance/attributes/{name}",
                                    headers={"Metadata-Flavor": "Google"})
@@ -102,31 +103,33 @@ def _metadata(name: str, environment: Mapping[str, str]) -> str:
 
 
 def patience() -> int:
-  """Seconds to wait for a process.
+  """Returns how many seconds to wait for other processes.
 
   Raises:
-    UserError: CLIP_JAX_TIMEOUT is not a number of seconds.
+    UserError: CLIP_JAX_TIMEOUT is not a whole number of seconds.
   """
   given = os.environ.get("CLIP_JAX_TIMEOUT", str(TIMEOUT))
   if not given.isdigit():
-    raise UserError(f"CLIP_JAX_TIMEOUT={given} is not a number of seconds, as 600 is.")
+    raise UserError(f"CLIP_JAX_TIMEOUT={given} is not a number of seconds, such as 600.")
   return int(given)
 
 
 def roll_call(coordinator: str, processes: int, process: int, facts: dict[str, str], *,
               timeout: float) -> None:
-  """Waits until all processes have said that they are there, and that they agree.
+  """Waits until all processes have reported in, and checks that they agree.
 
-  JAX's own start ends a process that waits in vain with a stack of C++ frames, and names nobody.
+  `jax.distributed.initialize` would abort a process that waits in vain, with a C++ stack trace that
+  does not name the missing ones.
 
   Args:
-    coordinator: HOST:PORT, where process 0 listens, and soon JAX will.
-    processes, process: how many, and which this one is.
-    facts: what must be the same everywhere, by name.
+    coordinator: HOST:PORT that process 0 listens on; JAX uses it afterwards.
+    processes: number of processes.
+    process: index of this process.
+    facts: values that must be the same on all processes, by name.
     timeout: seconds.
 
   Raises:
-    UserError: which processes are missing, or differ; on all that are there.
+    UserError: names the processes that are missing or differ; on every process that reported in.
   """
   me = {"process": process, "number of processes": processes, "host": socket.gethostname(), **facts}
   deadline = time.monotonic() + timeout
@@ -139,15 +142,15 @@ def roll_call(coordinator: str, processes: int, process: int, facts: dict[str, s
 
 
 def _listen(coordinator, me, deadline, timeout):
-  """Process 0's side of a roll call: what is wrong, or nothing; tells all the others."""
+  """Process 0's side of a roll call: sends the problem, or "" for none, to all, and returns it."""
   port = int(coordinator.rpartition(":")[2])
   both = socket.has_dualstack_ipv6()
   try:
     server = socket.create_server(("", port), family=socket.AF_INET6 if both else socket.AF_INET,
                                   dualstack_ipv6=both, backlog=me["number of processes"])
   except OSError as e:
-    raise UserError(f"Process 0 cannot listen at port {port} of --coordinator={coordinator}: "
-                    f"{e.strerror}. Choose another port; is another run using this one?") from e
+    raise UserError(f"Process 0 cannot listen on port {port} of --coordinator={coordinator}: "
+                    f"{e.strerror}. Is another run using it? Choose another port.") from e
   there, lines, n, problem = {0: me}, [], me["number of processes"], ""
   with server:
     while len(there) < n and not problem:
@@ -161,29 +164,29 @@ def _listen(coordinator, me, deadline, timeout):
       except TimeoutError:
         if time.monotonic() > deadline:
           missing = [i for i in range(n) if i not in there]
-          problem = (f"{counted(missing)} did not answer within {timeout:.0f} s; there are "
-                     f"{names(there)}. Look at the logs of the missing, and whether their hosts "
-                     f"reach {coordinator}.")
+          problem = (f"{counted(missing)} did not answer within {timeout:.0f} s; "
+                     f"{names(there)} did. Check the logs of the missing processes, and that their "
+                     f"hosts can reach {coordinator}.")
         continue
-      except (OSError, ValueError, TypeError, KeyError):  # Somebody else, as a scan of ports.
+      except (OSError, ValueError, TypeError, KeyError):  # Not one of us: a port scan, say.
         continue
       lines.append(line)
       if number in there:
-        problem = (f"Two processes say that they are number {number}, the later one on {host}. Is "
-                   f"another run using {coordinator}?")
+        problem = (f"Two processes claim index {number}, the second one on {host}. Is another run "
+                   f"using {coordinator}?")
       there[number] = one
       problem = problem or differences(there)
     for line in lines:
       try:
         line.write(json.dumps(problem) + "\n")
         line.close()
-      except OSError:  # It will be missed soon enough.
+      except OSError:  # A process that died will be noticed soon enough.
         pass
   return problem
 
 
 def _answer(coordinator, me, deadline, timeout):
-  """The others' side."""
+  """The other processes' side of a roll call: reports to process 0, and returns its verdict."""
   host, _, port = coordinator.rpartition(":")
   while True:
     try:
@@ -192,15 +195,15 @@ def _answer(coordinator, me, deadline, timeout):
         line.write(json.dumps(me) + "\n")
         line.flush()
         return json.loads(line.readline())
-    except (OSError, ValueError) as e:  # Not up yet, or one that is going down.
+    except (OSError, ValueError) as e:  # Process 0 is not up yet, or is shutting down.
       if time.monotonic() > deadline:
         return (f"Process 0 did not answer at {coordinator} within {timeout:.0f} s ({e}). Is it "
-                f"running, and may this host ({me['host']}) reach that port?")
+                f"running, and can this host ({me['host']}) reach that port?")
       time.sleep(0.2)
 
 
 def differences(said: dict[int, dict[str, Any]]) -> str:
-  """In what processes differ from most of the others; empty if in nothing but their names."""
+  """Describes the first fact that the processes disagree on; "" if they agree on all."""
   for name in [name for name in said[min(said)] if name not in ("host", "process")]:
     by_value = {}
     for i, one in sorted(said.items()):
@@ -209,23 +212,23 @@ def differences(said: dict[int, dict[str, Any]]) -> str:
       most = max(by_value, key=lambda value: len(by_value[value]))
       groups = "; ".join(f"{names({i: said[i] for i in by_value[value]})}: {value}"
                          for value in sorted(by_value, key=lambda value: value == most))
-      return f"The processes differ in their {name}. {groups}. It must be the same everywhere."
+      return f"The processes differ in their {name}. {groups}. It must be the same on all of them."
   return ""
 
 
 def names(said: dict[int, dict[str, Any]]) -> str:
-  """Processes and their hosts, the first eight."""
+  """Lists processes and their hosts; the first eight by name."""
   names = [f"process {i} on {one['host']}" for i, one in sorted(said.items())]
   return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def counted(numbers: list[int]) -> str:
-  """Which processes, in words."""
+  """Formats the indices of processes, as in "Processes 1, 3"."""
   return f"Process{'es' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 
 def code_version() -> str:
-  """The version of this package, and a digest of its files."""
+  """The version of this package and a digest of its source files."""
   root, digest = Path(__file__).parent, hashlib.sha256()
   for path in sorted(root.rglob("*.py")):
     digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
@@ -233,6 +236,6 @@ def code_version() -> str:
 
 
 def libraries() -> str:
-  """The versions of those that training depends on."""
+  """The versions of the libraries that training depends on."""
   return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in (
       "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"))

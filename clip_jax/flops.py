@@ -1,8 +1,8 @@
-"""Multiply-adds of a program and parameters of a model, by counting, not by measuring.
+"""Counts the multiply-adds of a program and the parameters of a model by tracing.
 
-One multiply-add is two FLOPs. Counted are matrix products and convolutions, which is what papers
-count and what a device's peak is stated for. The compiler's own count takes the body of a loop over
-blocks once, however many blocks there are.
+One multiply-add is two FLOPs. Matrix products and convolutions are counted, as in papers and in the
+peak FLOP/s of devices. XLA's own cost analysis does not do here, because it counts the body of a
+loop over blocks once, whatever the number of blocks.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,30 +15,30 @@ import numpy as np
 
 from clip_jax.errors import UserError
 
-# Products in cuDNN's attention; its backward pass makes one of the forward pass's again.
+# Matrix products in cuDNN's attention kernels; the backward pass recomputes one of the forward's.
 KERNELS = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wrapper": 5}
 
 
 def multiply_adds(fn: Callable, *args: Any, exact: float = 1) -> float:
-  """Multiply-adds in `fn(*args)`, over all devices; nothing is computed.
+  """Counts the multiply-adds of `fn(*args)` over all devices; nothing is executed.
 
-  A loop counts as often as it turns, a branch as its dearest side, and what is rematerialised in a
-  backward pass counts again.
+  A loop is multiplied by its trip count, a conditional counts as its most expensive branch, and
+  rematerialisation in a backward pass counts again.
 
   Args:
     fn: any traceable function; for a training step, its value and gradient.
     *args: arrays or their shapes.
-    exact: how many times a product of float32 at the highest precision counts, where a device
-      makes it of several smaller ones.
+    exact: weight of float32 products at the highest precision, which some devices compute as
+      several products of lower precision.
 
   Raises:
-    UserError: products in a loop that turns until some condition holds.
+    UserError: there are products in a loop without a fixed trip count.
   """
   return _count(jax.make_jaxpr(fn)(*args).jaxpr, exact)
 
 
 def parameters(tree: Any) -> int:
-  """Number of elements in all arrays, or shapes of arrays, of a tree."""
+  """Total number of elements of all arrays, or shapes of arrays, in a tree."""
   return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
 
@@ -61,8 +61,9 @@ def _count_one(equation, exact):
   if name == "cond":
     return max(inner)
   if name == "while" and any(inner):
-    raise UserError("A while loop holds products, and how often it turns is not known before it "
-                    "runs. Use jax.lax.scan, or jax.lax.fori_loop with fixed bounds, to count it.")
+    raise UserError("Cannot count the matrix products in a while loop, because its trip count is "
+                    "not known before it runs. Use jax.lax.scan, or jax.lax.fori_loop with fixed "
+                    "bounds.")
   return sum(inner) * _turns(name, of)
 
 
@@ -73,10 +74,10 @@ def _is_exact(product):
 
 
 def _turns(name, of):
-  """How often a primitive runs what is inside it."""
+  """Number of times that a primitive runs its inner program."""
   if name == "scan":
     return of["length"]
-  if name == "shard_map":  # Inside, shapes are those of one device.
+  if name == "shard_map":  # The shapes inside are those of one device.
     return math.prod(of["mesh"].shape[axis] for axis in of["newly_manual_axes"])
   if name == "pallas_call":
     return math.prod(of["grid_mapping"].grid)
@@ -84,7 +85,7 @@ def _turns(name, of):
 
 
 def _inner(value: Any) -> Iterator[Jaxpr]:
-  """The programs among a primitive's parameters; a gradient rule is not one until it is used."""
+  """Yields the programs among a primitive's parameters; gradient rules are not, until used."""
   if isinstance(value, ClosedJaxpr):
     yield value.jaxpr
   elif isinstance(value, Jaxpr):
@@ -95,16 +96,16 @@ def _inner(value: Any) -> Iterator[Jaxpr]:
 
 
 def _product(left, right, dimension_numbers):
-  """All axes of the left side, once for each element along the right side's own axes."""
+  """The size of the left operand times the free (not contracted, not batch) axes of the right."""
   (_, summed), (_, shared) = dimension_numbers
   return math.prod(left) * math.prod(
       n for axis, n in enumerate(right) if axis not in (*summed, *shared))
 
 
 def _convolution(kernel, result, of):
-  """Padding counts, as in papers; the zeros that a gradient puts between elements do not."""
+  """Counts padding, as papers do, but not the zeros that a gradient inserts between elements."""
   numbers = of["dimension_numbers"]
-  # The kernel's input features are those of one group.
+  # A grouped kernel has the input features of one group.
   total = kernel[numbers.rhs_spec[1]] * result[numbers.out_spec[0]] * result[numbers.out_spec[1]]
   for i, (out_axis, kernel_axis) in enumerate(zip(numbers.out_spec[2:], numbers.rhs_spec[2:])):
     at = (np.arange(result[out_axis])[:, None] * of["window_strides"][i]

@@ -1,4 +1,4 @@
-"""Ctrl-C, which a terminal sends to every process that was started from it."""
+"""Shields worker processes from Ctrl-C, which a terminal sends to its whole process group."""
 
 from collections.abc import Callable
 import concurrent.futures
@@ -8,14 +8,14 @@ from typing import Any
 
 
 def deaf(f: Callable[[], Any]) -> Any:
-  """What `f()` returns; processes that it starts never hear of Ctrl-C, while this one still does.
+  """Returns `f()`, run so that processes that it starts ignore Ctrl-C; this one still handles it.
 
-  Workers would each die with a traceback of their own, and whoever waits for them would not end.
+  Workers would otherwise each die with a traceback, and a process waiting for them would hang.
   """
   made: concurrent.futures.Future = concurrent.futures.Future()
 
   def run():
-    # Processes have what the thread has that starts them, and so have threads.
+    # Child processes and threads inherit the signal mask of the thread that starts them.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
       made.set_result(f())

@@ -1,43 +1,44 @@
-"""Plans: python -m clip_jax.plan --config=FILE --topology=v5e:16x16."""
+"""Plans a run on other hardware: python -m clip_jax.plan --config=FILE --topology=v5e:16x16."""
 
 import json
 import os
 
 from clip_jax import cli
 
-HELP = """Says whether a config fits a pod, how fast it can go there, and what that takes.
+HELP = """Plans a training run on chips that you may not have: does it fit, and how fast can it be?
 
   python -m clip_jax.plan --config=FILE --topology=v5e:16x16 [--json=FILE] [--config.a.b=value ...]
 
   --config=FILE[:ARGUMENT]   the config of a training run
-  --config.a.b=VALUE         replaces a value of the config
-  --topology=CHIP:SIDES      as v5e:16x16, v4:4x4x4, 2xv5e:16x16 (two slices), h100:8; "all"
+  --config.a.b=VALUE         overrides a value of the config
+  --topology=CHIP:SIDES      such as v5e:16x16, v4:4x4x4, 2xv5e:16x16 (two slices) or h100:8; "all"
                              compares 64 chips of each TPU
-  --json=FILE                writes the numbers there as well
-  --images_per_core=N        images a second that one virtual CPU of a host makes ready (`python -m
-                             clip_jax.bench data` measures it), 200 if not given
-  --explain                  prints where each array of the train state lies instead
+  --json=FILE                also writes the numbers to a file
+  --images_per_core=N        images per second that one virtual CPU of a host prepares, as measured
+                             by `python -m clip_jax.bench data`; default 200
+  --explain                  prints the sharding of each array of the train state instead
 
-The real train step is compiled for the topology, which needs none of its chips but a compiler for
-them and minutes: libtpu (pip install 'scaling-clip-jax[tpu]') for TPUs, and for GPUs JAX's CUDA
-plugin (pip install 'scaling-clip-jax[cuda]'), without a driver. What does not fit is tried again
-with rematerialisation, microbatches, FSDP and smaller batches. Without a compiler, what only it
-knows is missing. Programs for GPUs are not tuned, as there is none to try them on: memory is that
-of the program, traffic and time are approximate.
+The real train step is compiled for the topology. That takes minutes and needs a compiler but none
+of the chips: libtpu for TPUs (pip install 'scaling-clip-jax[tpu]'), or JAX's CUDA plugin for GPUs
+(pip install 'scaling-clip-jax[cuda]'), without a driver. If the step does not fit, it is compiled
+again with rematerialisation, microbatches, FSDP and smaller batches. Without a compiler, the plan
+leaves out what only a compiled program shows. Programs for GPUs are not autotuned, because that
+needs a GPU: the memory is that of the program, but traffic and time are approximate.
 
-Exit codes: 0 done, 2 a mistake in what was asked for, 130 stopped by Ctrl-C, 1 anything else.
+Exit codes: 0 done, 2 a mistake in the command, 130 stopped by Ctrl-C, 1 any other error.
 """
 
 
 def main(arguments: list[str]) -> int:
-  """Runs the command; returns its exit code."""
-  os.environ["JAX_PLATFORMS"] = "cpu"  # It plans for chips; it needs none, and must not hold any.
+  """Runs the command and returns its exit code."""
+  os.environ["JAX_PLATFORMS"] = "cpu"  # Planning needs no accelerator, and must not reserve one.
   from clip_jax.errors import UserError
   from clip_jax.flags import parse
   flags = parse(arguments, HELP, config=True, switches=("explain",),
                 strings=("topology", "json", "images_per_core"))
   if not flags.topology:
-    raise UserError("Plan for what? Set --topology=CHIP:SIDES, as in --topology=v5e:16x16, or all.")
+    raise UserError("--topology is missing. Set --topology=CHIP:SIDES, as in --topology=v5e:16x16, "
+                    "or --topology=all.")
   images = _number(flags.images_per_core)
   from clip_jax.planning.chips import COMPARED, topology
   topologies = [topology(t) for t in (COMPARED if flags.topology == "all" else [flags.topology])]
@@ -54,14 +55,14 @@ def main(arguments: list[str]) -> int:
 
 
 def _planned(config, topology, options):
-  """Prints the plan for one topology and, if it does not fit, what would; all of it as JSON."""
+  """Prints the plan for one topology, and settings to try if it does not fit; returns its JSON."""
   from clip_jax.planning import knobs, lines
   from clip_jax.planning.estimate import as_json, estimate
   plan = estimate(config, topology, **options)
   print(lines.described(plan), flush=True)
   numbers = as_json(plan)
   if plan.fits is False:
-    print("\nIt does not fit. Trying what would make it fit ...", flush=True)
+    print("\nIt does not fit. Compiling settings that need less memory ...", flush=True)
     shards = plan.mesh["data"] * plan.mesh["fsdp"]
     attempts = list(knobs.tried(config, lambda c: estimate(c, topology, **options), shards=shards))
     print(lines.compared([(knob, one) for knob, _, one in attempts], "with"))
@@ -73,7 +74,7 @@ def _planned(config, topology, options):
 
 
 def _compared(config, topologies, options):
-  """Prints a row for each topology; all of them as JSON."""
+  """Prints a table with one row per topology; returns its JSON."""
   from clip_jax.planning import lines
   from clip_jax.planning.estimate import as_json, estimate
   plans = [(str(t), estimate(config, t, **options)) for t in topologies]
@@ -92,7 +93,7 @@ def _number(text):
   except ValueError:
     value = 0
   if value <= 0:
-    raise UserError(f"--images_per_core={text} is not a number above 0, as in "
+    raise UserError(f"--images_per_core={text} is not a number above 0, such as "
                     "--images_per_core=200.")
   return {"images_per_core": value}
 

@@ -1,4 +1,4 @@
-"""Where a compiled program's time goes on the device: a trace, read by instruction and by part."""
+"""Profiles the device time of a compiled program, by instruction and by part of the train step."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -8,20 +8,20 @@ from typing import Any, NamedTuple
 
 import jax
 
-# Named scopes of the train step, in the order in which an instruction inside several is counted.
+# Named scopes of the train step; an instruction in several of them counts for the first one here.
 PARTS = ("augmentation", "optimizer", "loss", "image_tower", "text_tower")
-# Instructions that hold others: their time is that of the ones inside.
+# Instructions that contain others, which account for their time.
 _HOLDING = {"while", "call", "conditional", "async-start", "async-done"}
 
 
 class Instruction(NamedTuple):
-  """An instruction of a compiled program: what it does, and the scopes that it was written in."""
+  """The opcode of an instruction of a compiled program, and the named scopes it was traced in."""
   opcode: str
   scopes: str
 
 
 def instructions(text: str) -> dict[str, Instruction]:
-  """The instructions of a compiled program, from its text (`compiled.as_text()`), by name."""
+  """Parses the text of a compiled program (`compiled.as_text()`) into instructions by name."""
   found, inside, products, reads = {}, {}, {}, {}
   computation = ""
   for line in text.splitlines():
@@ -35,10 +35,11 @@ def instructions(text: str) -> dict[str, Instruction]:
     found[name] = Instruction(opcode, scopes[1] if scopes else "")
     reads[name] = re.findall(r"%([\w.-]+)", rest)
     if scopes:
-      inside[computation] = scopes[1]  # In the end, that of what it all leads to.
+      inside[computation] = scopes[1]  # The last one is that of the computation's result.
       if opcode in ("dot", "convolution"):
         products[computation] = scopes[1]
-  # A fusion is of the product in it; what the compiler left unnamed, of what it holds or reads.
+  # A fusion takes the scopes of the matrix product in it. An instruction that the compiler left
+  # without scopes takes those of the computations that it calls or of its operands.
   for name, others in reads.items():
     named = lambda table: [table[o] for o in others if table.get(o)]
     known = (named(products) or [found[name].scopes] if found[name].scopes
@@ -49,20 +50,20 @@ def instructions(text: str) -> dict[str, Instruction]:
 
 
 def part(scopes: str) -> str:
-  """Which of `PARTS` an instruction belongs to; "other" outside of all."""
+  """The first of `PARTS` that an instruction's scopes contain, or "other"."""
   words = set(re.findall(r"\w+", scopes))
   return next((name for name in PARTS if name in words), "other")
 
 
 def traced(run: Callable[[], Any], folder: Path | str) -> Path:
-  """Runs something under the profiler.
+  """Runs a function under the profiler.
 
   Returns:
-    The trace in `folder`, which TensorBoard and, for the file perfetto_trace.json.gz beside it,
-    ui.perfetto.dev show.
+    Path of the trace in `folder`, for TensorBoard. The folder of the trace also contains
+    perfetto_trace.json.gz, for ui.perfetto.dev.
   """
   folder, options = Path(folder), jax.profiler.ProfileOptions()
-  options.python_tracer_level = 0  # It would slow the host down and tell nothing of the device.
+  options.python_tracer_level = 0  # It slows down the host and records nothing about the device.
   before = set(folder.rglob("*.xplane.pb"))
   with jax.profiler.trace(str(folder), create_perfetto_trace=True, profiler_options=options):
     jax.block_until_ready(run())
@@ -70,7 +71,7 @@ def traced(run: Callable[[], Any], folder: Path | str) -> Path:
 
 
 def device_seconds(trace: Path | str, program: Mapping[str, Instruction]) -> Counter:
-  """Seconds in each instruction of a program, by name, summed over devices and runs."""
+  """Sums the seconds spent in each instruction of a program, by name, over devices and runs."""
   seconds = Counter()
   for plane in jax.profiler.ProfileData.from_file(str(trace)).planes:
     for line in plane.lines:
@@ -83,7 +84,7 @@ def device_seconds(trace: Path | str, program: Mapping[str, Instruction]) -> Cou
 
 
 def by_part(seconds: Mapping[str, float], program: Mapping[str, Instruction]) -> dict[str, float]:
-  """Share of the device's time in each of `PARTS` and outside of them; they sum to 1."""
+  """Returns the share of device time in each of `PARTS` and in "other"; the shares sum to 1."""
   shares, total = dict.fromkeys((*PARTS, "other"), 0.0), sum(seconds.values())
   for name, value in seconds.items():
     shares[part(program[name].scopes)] += value / total
@@ -92,13 +93,13 @@ def by_part(seconds: Mapping[str, float], program: Mapping[str, Instruction]) ->
 
 def dearest(seconds: Mapping[str, float], program: Mapping[str, Instruction],
             most: int = 10) -> list[tuple[str, float, str]]:
-  """(instruction, share of the device's time, where it was written) of those that take most."""
+  """Returns (instruction, share of device time, scopes) of the most expensive instructions."""
   total = sum(seconds.values())
   return [(name, value / total, _short(program[name].scopes))
           for name, value in Counter(seconds).most_common(most)]
 
 
 def _short(scopes: str, most: int = 70) -> str:
-  """The end of a long list of scopes, without the program's own name."""
+  """Drops the name of the program, and shortens a long list of scopes from the left."""
   scopes = scopes.partition("/")[2] or scopes
   return scopes if len(scopes) <= most else "..." + scopes[-most:]

@@ -1,4 +1,4 @@
-"""The mesh, where arrays lie on it, and host-local arrays made global."""
+"""The device mesh, the shardings of the train state, and global arrays from host-local ones."""
 
 import math
 import re
@@ -13,13 +13,13 @@ import numpy as np
 from clip_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
-BATCH = ("data", "fsdp")   # The batch is split over both: FSDP is data parallelism of split state.
-STACKED = "blocks"         # Below this name, a leading [depth] axis that scan walks along.
+BATCH = ("data", "fsdp")   # FSDP is data parallelism with a sharded state: it shards batches too.
+STACKED = "blocks"         # Parameters below this key have a leading [depth] axis, scanned over.
 
-# Tensor parallelism: which axis of a parameter, counted from the end, is split over `tensor`. Heads
-# and the hidden units of an MLP do not meet until the product that follows, so a block sends its
-# activations twice. What matches no pattern is the same on all devices of `tensor`.
-# Source: Shoeybi et al. 2019 (Megatron-LM), sec. 3.
+# Tensor parallelism: the axis of a parameter, counted from the end, that is sharded over `tensor`.
+# Attention heads and the hidden units of an MLP stay independent until the output projection, so a
+# block communicates its activations twice. Parameters that match no pattern are replicated over
+# `tensor`. Source: Shoeybi et al. 2019 (Megatron-LM), sec. 3.
 TENSOR_RULES = (
     (r"(attention/qkv|head/query|head/key_value)/(kernel|bias)", -2),     # [D, 3, heads, D/h]
     (r"(attention|head)/out/kernel", -3),                                 # [heads, D/h, D]
@@ -31,18 +31,21 @@ TENSOR_RULES = (
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, slices: int = -1,
               devices: list | None = None) -> Mesh:
-  """A mesh of all devices with the axes data, fsdp and tensor.
+  """Returns a mesh of all devices with the axes data, fsdp and tensor.
 
-  Neighbours along `tensor` talk most and lie closest. Of several slices, which only the data-centre
-  network connects, each takes a part of the data axis, so gradients alone go between them.
+  Devices that are adjacent along `tensor` communicate the most, so they are placed closest to each
+  other. With several slices, connected only by the data-centre network, the data axis is divided
+  among the slices, so that only gradients cross the network.
 
   Args:
-    data, fsdp, tensor: devices along each axis; one of them may be -1, which takes what is left.
-    slices: into how many slices the data axis is cut; -1 for as many as the devices lie in. Where
-      devices know of none, as GPUs and CPUs, they are cut into so many in their order.
+    data, fsdp, tensor: number of devices along each axis; one of them may be -1, which is then
+      inferred from the number of devices.
+    slices: number of slices that the data axis is divided into; -1 for the number that the devices
+      report. GPUs and CPUs report none, and are divided in the order of their list.
+    devices: the devices to use; all of them by default.
 
   Raises:
-    UserError: the sizes do not make up the devices there are, or not in these slices.
+    UserError: the sizes do not multiply to the number of devices, or do not fit the slices.
   """
   devices = jax.devices() if devices is None else devices
   data, fsdp, tensor = sizes = mesh_sizes(data, fsdp, tensor, devices=len(devices))
@@ -50,9 +53,9 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, slices: int = -
   slices = known if slices == -1 else slices
   if slices < 1 or data % slices or known not in (1, slices):
     raise UserError(
-        f"mesh data={data} cannot be cut into slices={slices} where the {len(devices)} devices lie "
+        f"mesh data={data} cannot be divided into slices={slices}: the {len(devices)} devices are "
         f"in {known}. Set --config.mesh.slices=-1, and --config.mesh.data to a multiple of the "
-        "number of slices: fsdp and tensor stay within one.")
+        "number of slices, because fsdp and tensor stay within a slice.")
   if known > 1:
     arranged = mesh_utils.create_hybrid_device_mesh(
         (data // slices, fsdp, tensor), (slices, 1, 1), devices, allow_split_physical_axes=True)
@@ -64,10 +67,10 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, slices: int = -
 
 
 def mesh_sizes(data: int, fsdp: int, tensor: int, *, devices: int) -> tuple[int, int, int]:
-  """The sizes of the axes for so many devices, with -1 worked out.
+  """Returns the sizes of the axes for a number of devices, with -1 resolved.
 
   Raises:
-    UserError: they do not make up the devices.
+    UserError: the sizes do not multiply to `devices`.
   """
   sizes = [data, fsdp, tensor]
   if sizes.count(-1) == 1:
@@ -75,22 +78,22 @@ def mesh_sizes(data: int, fsdp: int, tensor: int, *, devices: int) -> tuple[int,
   if min(sizes) < 1 or math.prod(sizes) != devices:
     given = " ".join(f"{name}={size}" for name, size in zip(AXES, (data, fsdp, tensor)))
     raise UserError(
-        f"mesh {given} does not make up the {devices} devices there are. Set one of "
+        f"mesh {given} does not match the number of devices, {devices}. Set one of "
         "--config.mesh.data, --config.mesh.fsdp and --config.mesh.tensor to -1 and the others to "
         f"divisors of {devices}.")
   return sizes[0], sizes[1], sizes[2]
 
 
 def batch_shards(mesh: Mesh) -> int:
-  """Into how many pieces the rows of a batch are split over the devices."""
+  """Number of shards that the rows of a batch are split into."""
   return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
 def on_rows(x: jax.Array) -> jax.Array:
-  """Pins the first axis of `x` to the batch axes of the mesh; without a mesh, `x`.
+  """Constrains the first axis of `x` to the batch axes of the mesh; no-op without a mesh.
 
-  Left alone, the compiler sometimes keeps activations split as the FSDP parameters are, and moves
-  them at every layer. The other axes are left to the compiler.
+  Otherwise the compiler sometimes shards activations like the FSDP parameters, and reshards them
+  at every layer. The other axes are left to the compiler.
   """
   axes = tuple(a for a in BATCH if a in jax.sharding.get_abstract_mesh().axis_names)
   if not axes:
@@ -99,19 +102,19 @@ def on_rows(x: jax.Array) -> jax.Array:
 
 
 def everywhere(x: jax.Array) -> jax.Array:
-  """Pins a copy of `x` to every device of the mesh; without a mesh, `x`.
+  """Constrains `x` to be replicated on every device of the mesh; no-op without a mesh.
 
-  For small parameters whose stored split would otherwise make the compiler move activations.
+  For small parameters that are stored sharded: the compiler would otherwise reshard activations.
   """
   return _constrained(x, P())
 
 
 @jax.custom_vjp
 def whole(parameter: jax.Array) -> jax.Array:
-  """Gathers a split parameter for its use, and scatters its gradient. Without a mesh, itself.
+  """All-gathers a sharded parameter before its use; its gradient is reduce-scattered.
 
-  Left alone, the compiler looks rows up in a split table by sending what was found, which grows
-  with the batch.
+  Otherwise the compiler looks up rows of a sharded table by communicating the rows that were found,
+  and that grows with the batch. No-op without a mesh.
   """
   return _constrained(parameter, P())
 
@@ -121,7 +124,7 @@ def _scattered(_, gradient):
   if not mesh.axis_names:
     return (gradient,)
   axis = _fsdp_axis(gradient.shape, mesh.shape["fsdp"])
-  # First the sum over all rows, then a part of it to each: together, a scatter.
+  # An all-reduce followed by a slice, which the compiler fuses into a reduce-scatter.
   split = P() if axis is None else P(*[None] * axis, "fsdp")
   return (_constrained(_constrained(gradient, P()), split),)
 
@@ -136,22 +139,25 @@ def _constrained(x, spec):
 
 
 def state_shardings(state: Any, mesh: Mesh, *, smallest: int = 2**14) -> Any:
-  """Where each array of a train state lies.
+  """Returns the sharding of each array of a train state.
 
-  First `TENSOR_RULES`, by name, where the tensor axis of the mesh divides the axis of the array.
-  Then FSDP, by shape: of the other axes, the largest that the fsdp axis of the mesh divides is
-  split, in arrays of at least `smallest` elements; never the depth axis of stacked blocks, for the
-  loop over blocks reads one slice after the other. The rest is a copy everywhere. The state of an
-  optimizer has the names and shapes of its parameters in it, so it lies as they do.
+  Tensor parallelism comes first, by name: the axis in `TENSOR_RULES`, where the tensor axis of the
+  mesh divides it. FSDP is next, by shape: arrays of at least `smallest` elements are sharded along
+  the largest remaining axis that the fsdp axis of the mesh divides. The depth axis of stacked
+  blocks is never sharded, because the scan over blocks reads one slice at a time. Everything else
+  is replicated. Optimizer states contain the names and shapes of their parameters, so they are
+  sharded like them.
 
   Args:
     state: pytree of arrays or of their shapes.
+    mesh: with the axes of `make_mesh`.
+    smallest: FSDP replicates arrays with fewer elements than this.
 
   Returns:
-    NamedShardings, same tree.
+    A tree of NamedShardings with the same structure.
 
   Raises:
-    UserError: the tensor axis of the mesh divides nothing that the rules name.
+    UserError: the tensor axis of the mesh divides no axis that the rules name.
   """
   fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
 
@@ -172,19 +178,19 @@ def state_shardings(state: Any, mesh: Mesh, *, smallest: int = 2**14) -> Any:
     named = sorted({x.shape[axis] for path, x in jax.tree_util.tree_leaves_with_path(state)
                     if (axis := _tensor_axis(name(path), x.ndim)) is not None})
     raise UserError(
-        f"mesh tensor={tensor} divides no number of heads and no hidden width of this model; they "
-        f"are {', '.join(map(str, named)) or 'none'}. Set --config.mesh.tensor to 1 or a divisor.")
+        f"mesh tensor={tensor} divides no number of heads and no MLP width of this model, which "
+        f"has {', '.join(map(str, named)) or 'none'}. Set --config.mesh.tensor to 1 or a divisor.")
   return shardings
 
 
 def _fsdp_axis(shape, fsdp, *, taken=()):
-  """The largest axis that is not taken and that FSDP divides; None for none."""
+  """Returns the largest axis, not in `taken`, that `fsdp` divides, or None."""
   axes = [a for a, n in enumerate(shape) if a not in taken and n % fsdp == 0]
   return max(axes, key=lambda a: shape[a]) if fsdp > 1 and axes else None
 
 
 def _tensor_axis(name, ndim):
-  """The axis that tensor parallelism splits, counted from the end; None for none."""
+  """Returns the axis to shard for tensor parallelism, counted from the end, or None."""
   for pattern, axis in TENSOR_RULES:
     if re.search(f"(^|/|_){pattern}$", name) and ndim >= -axis:
       return axis
@@ -192,41 +198,46 @@ def _tensor_axis(name, ndim):
 
 
 def name(path: Any) -> str:
-  """A path in a tree as text, `params/model/image/embedding/kernel`."""
+  """Formats a path in a tree, as in `params/model/image/embedding/kernel`."""
   return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def explained(state: Any) -> list[tuple[str, str, str, int]]:
-  """(name, shape, how it is split, bytes a device) of each array of a state with shardings."""
+  """Returns (name, dtype[shape], sharding, bytes per device) of each array of a sharded state."""
   rows = []
   for path, x in jax.tree_util.tree_leaves_with_path(state):
     split = ", ".join(f"{n} / {axis} {x.sharding.mesh.shape[axis]}"
                       for n, axis in zip(x.shape, x.sharding.spec) if axis)
-    rows.append((name(path), f"{x.dtype}[{', '.join(map(str, x.shape))}]", split or "a copy",
+    rows.append((name(path), f"{x.dtype}[{', '.join(map(str, x.shape))}]", split or "replicated",
                  math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize))
   return rows
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """A copy on every device."""
+  """The sharding of an array that is replicated on every device."""
   return NamedSharding(mesh, P())
 
 
 def rows(mesh: Mesh) -> NamedSharding:
-  """The first axis split over the batch axes."""
+  """The sharding that splits the first axis over the batch axes."""
   return NamedSharding(mesh, P(BATCH))
 
 
 def to_device(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-  """This host's rows of a batch as global arrays [B, ...], split over the batch axes."""
+  """Turns this host's rows of a batch into global arrays [B, ...], sharded over the batch axes."""
   return {name: jax.make_array_from_process_local_data(rows(mesh), x) for name, x in batch.items()}
 
 
 def check_divisible(batch_size: int, *, devices: int, microbatches: int = 1) -> None:
-  """Raises unless every device gets the same number of rows of every piece of the batch.
+  """Checks that every device gets the same number of rows of each microbatch.
 
   Args:
-    devices: that rows are split over, `batch_shards` of the mesh.
+    batch_size: number of rows of the global batch.
+    devices: number of shards of a batch; see `batch_shards`.
+    microbatches: number of microbatches that the batch is split into.
+
+  Raises:
+    UserError: the batch size is not divisible; names the nearest sizes that are.
   """
   unit = devices * microbatches
   if batch_size % unit:

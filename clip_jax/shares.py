@@ -1,4 +1,4 @@
-"""Which rows of a batch a process holds, and those rows as parts of global arrays."""
+"""The rows of a batch that a process holds, and global arrays made from them."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from clip_jax import sharding
 
 
 def rows_of(devices: Any, batch_size: int, mesh: jax.sharding.Mesh) -> np.ndarray:
-  """int64 [b], ascending: the rows of a batch that lie on some of a mesh's devices.
+  """Returns the rows of a batch that are stored on some of a mesh's devices: int64 [b], ascending.
 
-  The order of a mesh's devices follows the wires of the machine, so the rows of one host need not
-  be neighbours; and hosts that share rows (along an axis that does not split the batch) read the
-  same ones.
+  The order of the devices in a mesh follows the interconnect, so the rows of one host need not be
+  contiguous. Hosts that share rows (along an axis that does not shard the batch) read the same
+  ones.
   """
   where = sharding.rows(mesh).devices_indices_map((batch_size,))
   held = [np.arange(batch_size)[where[device][0]] for device in devices]
@@ -22,12 +22,13 @@ def rows_of(devices: Any, batch_size: int, mesh: jax.sharding.Mesh) -> np.ndarra
 
 def placed(batch: dict[str, np.ndarray], rows: np.ndarray, batch_size: int,
            mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
-  """The rows of a batch that this process holds as parts of global arrays [B, ...].
+  """Assembles global arrays [B, ...] from the rows of a batch that this process holds.
 
   Args:
     batch: arrays [b, ...].
-    rows: which they are, of `rows_of` this process's devices.
+    rows: indices of these rows in the global batch, from `rows_of` this process's devices.
     batch_size: B.
+    mesh: shards the rows over its batch axes.
   """
   def one(x):
     def part(index):

@@ -1,4 +1,4 @@
-"""How a run is asked to stop: SIGTERM, as clouds send it before they take a machine, and Ctrl-C."""
+"""Graceful stopping: SIGTERM, which clouds send before they reclaim a machine, and Ctrl-C."""
 
 from collections.abc import Iterator
 import contextlib
@@ -10,12 +10,12 @@ from jax.experimental import multihost_utils
 
 
 class Stop:
-  """Whether SIGTERM came, or Ctrl-C in `train`, for the loop to see after a step.
+  """Records a SIGTERM, or a Ctrl-C during `train`, for the loop to act on after a step.
 
-  It listens while it is entered, and sees the same step on all processes.
+  A context manager that catches SIGTERM while it is entered. All processes stop at the same step.
 
   Attributes:
-    asked: the signal that came.
+    asked: number of the signal that arrived; None if none has.
   """
 
   def __init__(self) -> None:
@@ -26,13 +26,13 @@ class Stop:
     return self
 
   def __exit__(self, *_: object) -> None:
-    # Who sent SIGTERM may do so again before Python has ended, and would hide the exit code.
+    # A second SIGTERM before Python exits would kill the process and replace its exit code.
     if self.asked != signal.SIGTERM:
       self._restore(signal.SIGTERM, self._before)
 
   @contextlib.contextmanager
   def on_interrupt(self) -> Iterator[None]:
-    """Lets the first Ctrl-C in here ask, and the second one raise."""
+    """In this context, the first Ctrl-C requests a stop and the second one raises."""
     before = self._listen(signal.SIGINT)
     try:
       yield
@@ -40,18 +40,18 @@ class Stop:
       self._restore(signal.SIGINT, before)
 
   def at(self, step: int) -> bool:
-    """Whether to stop after this step; to be asked after every one, for processes agree on one."""
+    """Whether to stop after `step`; call it after every step, so that processes agree on one."""
     if jax.process_count() > 1:
       return multihost_utils.reached_preemption_sync_point(step)
     return self.asked is not None
 
   def _listen(self, number):
-    """The handler that ours replaces; None if there is nothing to catch."""
+    """Installs our handler and returns the previous one; None if no handler was installed."""
     if jax.process_count() > 1:
-      return None  # JAX listens for SIGTERM, and a handler of ours would make it deaf.
+      return None  # JAX handles SIGTERM across processes; a handler of ours would replace its own.
     try:
       return signal.signal(number, self._ask) or signal.SIG_DFL
-    except ValueError:  # Not the main thread (a notebook's cell run by a server).
+    except ValueError:  # Not the main thread, as in some notebook servers.
       return None
 
   def _restore(self, number, before):

@@ -1,7 +1,7 @@
-"""The smallest run, for processes to share. The argument is a number of steps.
+"""A minimal run for several processes. The argument is the number of steps.
 
-Plain gradient descent, for Adam magnifies the rounding that differs with the devices, and a split
-of the parameters, for a checkpoint to bring together again.
+It uses plain gradient descent, because Adam amplifies rounding differences between numbers of
+devices, and shards the parameters, so that checkpoints have to reassemble them.
 """
 
 import optax

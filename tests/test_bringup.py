@@ -1,4 +1,4 @@
-"""Whether processes agree: what they say to each other, with a stand-in for the others."""
+"""Agreement between processes, with a fake key-value store in place of the others."""
 
 import json
 import time
@@ -12,7 +12,7 @@ from clip_jax.errors import UserError
 
 
 class Client:
-  """The table that processes share; others' entries are there from the start, or never."""
+  """A fake key-value store; entries of the other processes exist from the start, or never."""
 
   def __init__(self, others):
     self.table = {}
@@ -32,7 +32,7 @@ class Client:
 
 @pytest.fixture
 def pod(monkeypatch):
-  """Makes this process number `me` of some, the others of which say what is given."""
+  """Makes this process number `me` of `n`; `others` are the values that the others have set."""
   def make(n, me, others):
     monkeypatch.setattr(jax, "process_count", lambda: n)
     monkeypatch.setattr(jax, "process_index", lambda: me)
@@ -42,14 +42,14 @@ def pod(monkeypatch):
   return make
 
 
-def test_one_process_agrees_with_itself(tmp_path):
+def test_single_process_agrees_with_itself(tmp_path):
   assert bringup.together(lambda: 3) == 3
-  assert bringup.check(None, tmp_path) == []  # Not even asked.
+  assert bringup.check(None, tmp_path) == []  # The facts are not even called.
   assert not list(tmp_path.iterdir())
   assert bringup.exchange({"a": 1})[0]["a"] == 1
 
 
-def test_a_failure_on_one_is_a_failure_on_all(pod):
+def test_failure_of_one_process_is_raised_on_all(pod):
   failed = {"host": "far", "problem": "no disk"}
   pod(2, 0, {"1": failed})
   with pytest.raises(UserError, match=r"Process 1 \(process 1 on far\) failed: no disk"):
@@ -64,7 +64,7 @@ def test_a_failure_on_one_is_a_failure_on_all(pod):
   assert bringup.together(lambda: 3) == 3
 
 
-def test_who_does_not_answer_is_named(pod):
+def test_processes_that_do_not_answer_are_named(pod):
   client = pod(4, 0, {"2": {"host": "far"}})
   with pytest.raises(UserError, match=r"Processes 1, 3 did not answer within \d+ s"):
     bringup.exchange({})
@@ -76,8 +76,8 @@ def test_who_does_not_answer_is_named(pod):
     bringup.exchange({})
 
 
-def test_who_is_lost_in_the_middle_of_a_run_is_named(pod, monkeypatch):
-  assert bringup.silent() == []  # Alone.
+def test_process_lost_during_a_run_is_named(pod, monkeypatch):
+  assert bringup.silent() == []  # A single process.
   pod(4, 1, {"0": {}, "3": {}})
   assert bringup.silent(0.1) == [2]
   client = pod(4, 1, {})
@@ -90,7 +90,7 @@ def raises(*_):
 
 
 @pytest.mark.parametrize("gone", [[], [1]])
-def test_an_error_of_a_pod_says_who_did_not_fail_with_it(gone, monkeypatch, tmp_path):
+def test_error_in_a_pod_names_processes_that_did_not_fail(gone, monkeypatch, tmp_path):
   monkeypatch.setattr(loop, "run", raises)
   monkeypatch.setattr(bringup, "silent", lambda: gone)
   command = ["--config=configs/quickstart.py", f"--workdir={tmp_path}"]
@@ -100,7 +100,7 @@ def test_an_error_of_a_pod_says_who_did_not_fail_with_it(gone, monkeypatch, tmp_
   assert [note.partition(" did")[0] for note in notes] == ["Process 1"] * len(gone)
 
 
-def test_what_differs_is_named_before_a_step(pod, tmp_path):
+def test_different_facts_are_named(pod, tmp_path):
   other = {"host": "far", "token": "", "workdir": "shared", "config": "b", "data": "d"}
   pod(2, 0, {"1": other})
   with pytest.raises(UserError, match="differ in their config. process 1 on far: b; process 0 on"):
@@ -108,7 +108,7 @@ def test_what_differs_is_named_before_a_step(pod, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_of_many_values_the_one_that_differs_is_named(pod, tmp_path):
+def test_different_entry_of_a_dict_is_named(pod, tmp_path):
   other = {"host": "far", "token": "", "workdir": "shared", "config": "a digest",
            "config.steps": "5", "config.seed": "3"}
   pod(2, 0, {"1": other})
@@ -117,7 +117,7 @@ def test_of_many_values_the_one_that_differs_is_named(pod, tmp_path):
     bringup.check(lambda: {"config": {"steps": "5", "seed": "0"}}, tmp_path)
 
 
-def test_a_workdir_that_is_not_shared_is_said(pod, tmp_path, monkeypatch):
+def test_unshared_workdir_is_reported(pod, tmp_path, monkeypatch):
   monkeypatch.setattr(bringup, "_SHARED", 1)
 
   class Answers(Client):
@@ -133,7 +133,7 @@ def test_a_workdir_that_is_not_shared_is_said(pod, tmp_path, monkeypatch):
     bringup.check(dict, tmp_path)
 
 
-def test_an_all_reduce_is_timed_and_clocks_are_read():
+def test_all_reduce_is_timed_and_clocks_are_read():
   assert 0 < bringup.all_reduce_seconds() < 60
   assert abs(float(np.max(bringup._clocks())) - time.time()) < 5
 
@@ -151,7 +151,7 @@ class Few:
     return {"text": self.words[i], "image": np.full((2, 2, 3), i, np.uint8), "raw": b"x"}
 
 
-def test_data_are_told_apart_by_their_number_and_by_their_records():
+def test_data_version_depends_on_number_and_content_of_records():
   version = bringup.data_version(Few("abcd"))
   assert version.startswith("4 records, ") and version == bringup.data_version(Few("abcd"))
   others = [Few("abcx"), Few("abcde"), Few("abcd", broken=(1,))]

@@ -1,4 +1,4 @@
-"""How processes find each other, without the processes: their calls made in threads."""
+"""Start-up of several processes, with threads in place of processes."""
 
 from concurrent.futures import ThreadPoolExecutor
 import os
@@ -21,7 +21,7 @@ def free_port():
 
 
 def called(*calls, timeout=1.0, port=None):
-  """What each of some roll calls raised, "" for nothing; a call is (processes, process, facts)."""
+  """Errors raised by concurrent roll calls, "" for none; a call is (processes, process, facts)."""
   coordinator = f"127.0.0.1:{port or free_port()}"
 
   def one(call):
@@ -34,11 +34,11 @@ def called(*calls, timeout=1.0, port=None):
     return list(pool.map(one, calls))
 
 
-def test_processes_that_agree_go_on():
+def test_processes_that_agree_continue():
   assert called((3, 2, {"code": "a"}), (3, 0, {"code": "a"}), (3, 1, {"code": "a"})) == [""] * 3
 
 
-def test_process_0_may_be_the_last():
+def test_process_0_may_start_last():
   coordinator = f"127.0.0.1:{free_port()}"
   first = threading.Thread(target=lambda: distributed.roll_call(coordinator, 2, 1, {}, timeout=9))
   first.start()
@@ -48,7 +48,7 @@ def test_process_0_may_be_the_last():
   assert not first.is_alive()
 
 
-def test_a_stranger_at_the_door_is_not_counted():
+def test_other_connections_are_ignored():
   port = free_port()
 
   def stranger():
@@ -72,43 +72,43 @@ def test_a_stranger_at_the_door_is_not_counted():
     assert other.result() == [""]
 
 
-def test_the_process_with_other_code_is_named_on_all():
+def test_process_with_different_code_is_named_on_all():
   for one in called((2, 0, {"code": "a"}), (2, 1, {"code": "b"}), timeout=5):
     assert "The processes differ in their code" in one
   said = {i: {"host": f"h{i}", "code": code} for i, code in enumerate("aba")}
   assert distributed.differences(said) == (
       "The processes differ in their code. process 1 on h1: b; process 0 on h0, process 2 on h2: a."
-      " It must be the same everywhere.")
+      " It must be the same on all of them.")
   assert distributed.differences({0: {"host": "a", "process": 0, "code": "x"},
                                   1: {"host": "b", "process": 1, "code": "x"}}) == ""
 
 
-def test_the_missing_process_is_named_on_all_that_are_there():
+def test_missing_processes_are_named_on_all_others():
   said = called((4, 0, {}), (4, 2, {}), timeout=0.5)
   host = socket.gethostname()
   for one in said:
-    assert one.startswith(f"Processes 1, 3 did not answer within 0 s; there are process 0 on {host}"
-                          f", process 2 on {host}. Look at the logs")
+    assert one.startswith(f"Processes 1, 3 did not answer within 0 s; process 0 on {host}, "
+                          f"process 2 on {host} did. Check the logs")
 
 
-def test_many_processes_are_not_all_listed():
+def test_only_the_first_eight_processes_are_listed():
   assert distributed.names({i: {"host": "h"} for i in range(20)}).endswith("7 on h and 12 more")
 
 
-def test_a_process_0_that_is_not_there_is_said():
+def test_missing_process_0_is_reported():
   assert "Process 0 did not answer at 127.0.0.1:" in called((2, 1, {}), timeout=0.3)[0]
 
 
-def test_the_same_number_twice_and_another_count_are_said():
+def test_duplicate_index_and_different_count_are_reported():
   said = called((3, 0, {}), (3, 1, {}), (3, 1, {}), timeout=2)
-  assert sum("Two processes say that they are number 1" in one for one in said) >= 2
+  assert sum("Two processes claim index 1" in one for one in said) >= 2
   said = called((3, 0, {}), (2, 1, {}), timeout=2)
   assert all("differ in their number of processes" in one for one in said)
 
 
-def test_a_port_in_use_is_said():
+def test_port_in_use_is_reported():
   with socket.create_server(("", 0)) as taken:
-    with pytest.raises(UserError, match=r"cannot listen at port \d+ .*Choose another port"):
+    with pytest.raises(UserError, match=r"cannot listen on port \d+ .*Choose another port"):
       distributed.roll_call(f"127.0.0.1:{taken.getsockname()[1]}", 2, 0, {}, timeout=1)
 
 
@@ -117,24 +117,24 @@ def test_a_port_in_use_is_said():
     dict(coordinator="a:1", processes="2", process="2"), dict(coordinator="a", processes="2",
                                                              process="0"),
     dict(coordinator="a:1", processes="two", process="0")])
-def test_some_of_the_three_or_wrong_ones_are_an_error(given):
-  with pytest.raises(UserError, match="do not name one of several processes. Expected are all thr"):
+def test_incomplete_or_invalid_arguments_are_an_error(given):
+  with pytest.raises(UserError, match="do not identify one of several processes. Give all three"):
     distributed.start(**given)
 
 
-def test_they_come_from_the_environment_too(monkeypatch):
+def test_arguments_may_come_from_the_environment(monkeypatch):
   monkeypatch.setenv("CLIP_JAX_COORDINATOR", "here:12")
   with pytest.raises(UserError, match="--coordinator=here:12 --processes=None"):
     distributed.start()
 
 
-def test_one_process_is_alone(monkeypatch):
-  monkeypatch.setattr(distributed, "roll_call", None)  # Would fail.
+def test_single_process_needs_no_roll_call(monkeypatch):
+  monkeypatch.setattr(distributed, "roll_call", None)  # Calling it would fail.
   distributed.start()
   distributed.start("a:1", "1", "0")
 
 
-def test_slurm_says_who_is_who():
+def test_slurm_processes_are_detected():
 
   slurm = {"SLURM_JOB_ID": "77", "SLURM_STEP_NODELIST": "node[003-004]", "SLURM_NTASKS": "4",
            "SLURM_PROCID": "3", "SLURM_LOCALID": "1"}
@@ -144,7 +144,7 @@ def test_slurm_says_who_is_who():
     coordinator, n, i, devices = distributed._found(os.environ)
   assert coordinator.startswith("node003:") and (n, i, devices) == (4, 3, [1])
   assert distributed._found({**slurm, "SLURM_NTASKS": "1"}) is None
-  assert distributed._found({"SLURM_NTASKS": "4"}) is None  # Of the job; not started by srun.
+  assert distributed._found({"SLURM_NTASKS": "4"}) is None  # In a job, but not under srun.
 
 
 @pytest.mark.parametrize("environment, metadata, several", [
@@ -154,7 +154,7 @@ def test_slurm_says_who_is_who():
     ({"TPU_WORKER_HOSTNAMES": "a,b", "JAX_PLATFORMS": "cpu"}, None, False),
     ({}, "u:0:10.0.0.1,u:1:10.0.0.2", True),                 # A TPU VM.
     ({}, "10.0.0.1", False)])
-def test_tpu_hosts_are_counted(monkeypatch, environment, metadata, several):
+def test_several_tpu_hosts_are_detected(monkeypatch, environment, metadata, several):
   monkeypatch.setattr(distributed, "_has_tpu", lambda: True)
   monkeypatch.setattr(distributed, "_metadata", lambda name, _: metadata)
   assert distributed._several_tpu_hosts(environment) == several
@@ -162,7 +162,7 @@ def test_tpu_hosts_are_counted(monkeypatch, environment, metadata, several):
   assert not distributed._several_tpu_hosts(environment)
 
 
-def test_the_metadata_server_is_asked_as_it_wants_and_may_be_missing():
+def test_metadata_server_is_queried_and_may_be_missing():
   asked = []
   with socket.create_server(("127.0.0.1", 0)) as server:
     address = f"127.0.0.1:{server.getsockname()[1]}"
@@ -181,7 +181,7 @@ def test_the_metadata_server_is_asked_as_it_wants_and_may_be_missing():
   assert distributed._metadata("workers", {"GCE_METADATA_IP": address}) == ""
 
 
-def test_patience_is_a_number(monkeypatch):
+def test_timeout_must_be_a_number(monkeypatch):
   monkeypatch.setenv("CLIP_JAX_TIMEOUT", "7")
   assert distributed.patience() == 7
   monkeypatch.setenv("CLIP_JAX_TIMEOUT", "soon")
@@ -189,7 +189,7 @@ def test_patience_is_a_number(monkeypatch):
     distributed.patience()
 
 
-def test_the_code_version_changes_with_a_file(tmp_path, monkeypatch):
+def test_code_version_changes_with_a_source_file(tmp_path, monkeypatch):
   version = distributed.code_version()
   assert version.startswith(clip_jax.__version__ + "+")
   assert version == distributed.code_version()

@@ -1,4 +1,4 @@
-"""Multiply-adds against formulas, and a ViT-B/32 against the number in its papers."""
+"""Counts of multiply-adds compared with formulas, and with the published figure for a ViT-B/32."""
 
 import functools
 import math
@@ -15,17 +15,17 @@ from clip_jax.flops import multiply_adds, parameters
 shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)
 
 
-def test_a_matrix_product_is_the_product_of_its_three_lengths():
+def test_matrix_product():
   assert multiply_adds(jnp.matmul, shape(3, 5), shape(5, 7)) == 3 * 5 * 7
 
 
-def test_a_batched_product_counts_each_of_the_batch():
+def test_batched_product():
   assert multiply_adds(jnp.matmul, shape(4, 3, 5), shape(4, 5, 7)) == 4 * 3 * 5 * 7
   product = lambda x, y: jnp.einsum("bnhd,bmhd->bhnm", x, y)
   assert multiply_adds(product, shape(2, 9, 4, 8), shape(2, 11, 4, 8)) == 2 * 4 * 9 * 11 * 8
 
 
-def test_an_exact_product_counts_as_often_as_one_says():
+def test_exact_products_are_weighted():
   exact = lambda x, y: jnp.matmul(x, y, precision=lax.Precision.HIGHEST) @ y
   assert multiply_adds(exact, shape(3, 5), shape(5, 5)) == 2 * 75
   assert multiply_adds(exact, shape(3, 5), shape(5, 5), exact=6) == 7 * 75
@@ -42,22 +42,22 @@ def convolution(stride=1, groups=1, padding="SAME"):
 
 
 @pytest.mark.parametrize("stride, groups", [(1, 1), (2, 1), (4, 1), (1, 4), (2, 8)])
-def test_a_convolution_is_its_outputs_times_what_each_sums(stride, groups):
+def test_convolution_counts_kernel_size_per_output(stride, groups):
   count = multiply_adds(convolution(stride, groups), shape(2, 16, 12, 8),
                         shape(3, 5, 8 // groups, 24))
   assert count == 2 * (16 // stride) * (12 // stride) * 24 * (3 * 5 * 8 // groups)
 
 
 @pytest.mark.parametrize("stride, groups, size", [(1, 1, 3), (2, 1, 2), (4, 1, 4), (2, 4, 2)])
-def test_a_convolutions_gradients_cost_as_much_as_the_convolution_each(stride, groups, size):
-  """Kernel as long as the stride, or stride 1: the zeros put between elements do not count."""
+def test_each_gradient_of_a_convolution_costs_as_much_as_the_convolution(stride, groups, size):
+  """With stride 1, or a kernel as long as the stride: inserted zeros are not counted."""
   x, w = shape(2, 16, 16, 8), shape(size, size, 8 // groups, 24)
   f = convolution(stride, groups)
   gradient = jax.value_and_grad(lambda x, w: jnp.sin(f(x, w)).sum(), (0, 1))
   assert multiply_adds(gradient, x, w) == 3 * multiply_adds(f, x, w)
 
 
-def test_a_scan_counts_as_often_as_it_turns():
+def test_scan_is_multiplied_by_its_length():
   def deep(x, w):
     return lax.scan(lambda x, _: (x @ w, None), x, None, length=6)[0]
   assert multiply_adds(deep, shape(3, 5), shape(5, 5)) == 6 * 3 * 5 * 5
@@ -65,24 +65,24 @@ def test_a_scan_counts_as_often_as_it_turns():
   assert multiply_adds(stacked, shape(3, 5), shape(4, 5, 5)) == 4 * 6 * 3 * 5 * 5
 
 
-def test_a_loop_with_fixed_bounds_counts_and_one_without_is_refused():
+def test_loop_with_fixed_bounds_counts_and_one_without_is_an_error():
   body = lambda _, x: x @ x
   assert multiply_adds(lambda x: lax.fori_loop(0, 4, body, x), shape(5, 5)) == 4 * 125
-  with pytest.raises(UserError, match="A while loop holds products.*Use jax.lax.scan"):
+  with pytest.raises(UserError, match="products in a while loop.*Use jax.lax.scan"):
     multiply_adds(lambda x: lax.while_loop(lambda x: x[0, 0] < 1, lambda x: x @ x, x), shape(5, 5))
 
 
-def test_a_while_loop_without_products_is_free():
+def test_while_loop_without_products_is_free():
   count = lambda x: lax.while_loop(lambda n: n < 9, lambda n: n + 1, 0) + x @ x
   assert multiply_adds(count, shape(5, 5)) == 125
 
 
-def test_a_branch_counts_as_its_dearest_side():
+def test_conditional_counts_as_its_most_expensive_branch():
   f = lambda x, i: lax.switch(i, [lambda x: x, lambda x: x @ x @ x, lambda x: x @ x], x)
   assert multiply_adds(f, shape(5, 5), jax.ShapeDtypeStruct((), jnp.int32)) == 2 * 125
 
 
-def test_calls_of_every_kind_are_looked_into():
+def test_calls_of_every_kind_are_counted():
   @jax.custom_vjp
   def square(x):
     return x @ x
@@ -101,14 +101,14 @@ def test_calls_of_every_kind_are_looked_into():
   assert multiply_adds(jax.vmap(square), shape(7, 5, 5)) == 7 * 125
 
 
-def test_a_program_for_one_of_many_devices_counts_for_all():
+def test_shard_map_counts_all_devices():
   mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
   split = jax.shard_map(jnp.matmul, mesh=mesh, in_specs=(jax.P("data"), jax.P()),
                         out_specs=jax.P("data"), axis_names={"data"})
   assert multiply_adds(jax.jit(split), shape(8, 5), shape(5, 7)) == 8 * 5 * 7
 
 
-def test_a_kernel_counts_once_for_each_point_of_its_grid():
+def test_pallas_kernel_counts_once_per_grid_point():
   def kernel(x, y, out):
     out[...] = x[...] @ y[...]
   blocked = pl.pallas_call(
@@ -124,12 +124,12 @@ def chain(x, weights):
   return x.sum()
 
 
-def test_a_gradient_costs_twice_the_forward_pass():
+def test_gradient_costs_twice_the_forward_pass():
   x, weights = shape(16, 8), [shape(8, 32), shape(32, 64), shape(64, 4)]
   forward = multiply_adds(chain, x, weights)
   assert forward == 16 * (8 * 32 + 32 * 64 + 64 * 4)
   assert multiply_adds(jax.value_and_grad(chain, (0, 1)), x, weights) == 3 * forward
-  # Nothing goes back through the first layer to a constant input.
+  # The first layer needs no gradient of its constant input.
   assert multiply_adds(jax.value_and_grad(chain, 1), x, weights) == 3 * forward - 16 * 8 * 32
 
 
@@ -137,12 +137,12 @@ def test_rematerialisation_counts_again():
   x, weights = shape(16, 8), [shape(8, 8)] * 3
   forward = multiply_adds(chain, x, weights)
   again = jax.value_and_grad(jax.checkpoint(chain), (0, 1))
-  # The last product is not needed again: its input is what the others are made again for.
+  # The last product is not recomputed, because no gradient needs its output.
   assert 3 * forward < multiply_adds(again, x, weights) <= 4 * forward
 
 
 def vit(image, patch, positions, blocks):
-  """A ViT's products with next to nothing between them."""
+  """The matrix products of a ViT, with little in between."""
   B = image.shape[0]
   x = lax.conv_general_dilated(image, patch, (32, 32), "VALID",
                                dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -157,7 +157,7 @@ def vit(image, patch, positions, blocks):
   return lax.scan(block, x, blocks)[0][:, 0]
 
 
-def test_a_vit_b_32_takes_4_41_billion():
+def test_vit_b_32_takes_4_41_billion():
   blocks = {"qkv": shape(12, 768, 3, 12, 64), "out": shape(12, 12, 64, 768),
             "up": shape(12, 768, 3072), "down": shape(12, 3072, 768)}
   arguments = shape(1, 224, 224, 3), shape(32, 32, 3, 768), shape(50, 768), blocks
@@ -168,11 +168,11 @@ def test_a_vit_b_32_takes_4_41_billion():
   assert parameters(arguments[1:]) == 3072 * 768 + 50 * 768 + 12 * 12 * 768**2
 
 
-def test_parameters_are_the_elements_of_arrays_and_of_shapes():
+def test_parameters_counts_elements_of_arrays_and_shapes():
   assert parameters({"a": jnp.zeros((3, 4)), "b": [jnp.zeros(()), shape(5, 2)]}) == 12 + 1 + 10
 
 
-def test_a_kernel_of_cudnn_counts_as_the_products_in_it(monkeypatch):
+def test_cudnn_attention_counts_its_products(monkeypatch):
   monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version",
                       lambda: 91_000)
   q, k = (jax.ShapeDtypeStruct((2, N, 3, 8), jnp.bfloat16) for N in (16, 24))
@@ -184,4 +184,4 @@ def test_a_kernel_of_cudnn_counts_as_the_products_in_it(monkeypatch):
 
   product = 2 * 3 * 16 * 24 * 8
   assert counts("cudnn") == (2 * product, 7 * product)
-  assert counts("xla") == (2 * product, 6 * product)                        # It keeps the weights.
+  assert counts("xla") == (2 * product, 6 * product)              # XLA saves the attention weights.

@@ -1,4 +1,4 @@
-"""Ctrl-C: workers never hear of it, and whoever waits for them does."""
+"""Ctrl-C: hidden from workers, but not from the process that waits for them."""
 
 import gc
 import os
@@ -17,16 +17,16 @@ BLOCKED = "print(next(l for l in open('/proc/self/status') if l.startswith('SigB
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
-def test_only_a_process_started_within_is_deaf_to_it():
+def test_only_processes_started_within_block_sigint():
   blocks = lambda: int(subprocess.run([sys.executable, "-c", BLOCKED], text=True, check=True,
                                       capture_output=True).stdout, 16) >> signal.SIGINT - 1 & 1
   assert deaf(blocks)
   assert not blocks()
 
 
-def test_whoever_waits_is_interrupted():
-  before = signal.signal(signal.SIGINT, signal.default_int_handler)  # Perhaps it was ignored.
-  gc.disable()  # What is raised while it collects is lost.
+def test_waiting_process_is_interrupted():
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)  # It may have been ignored.
+  gc.disable()  # An exception raised during garbage collection would be lost.
   ended = threading.Event()
   threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
   begun = time.monotonic()
@@ -40,6 +40,6 @@ def test_whoever_waits_is_interrupted():
   assert time.monotonic() - begun < 30
 
 
-def test_an_error_is_passed_on():
+def test_errors_are_passed_on():
   with pytest.raises(ZeroDivisionError):
     deaf(lambda: 1 / 0)

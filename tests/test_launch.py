@@ -1,4 +1,4 @@
-"""The launch scripts: what they would run, and what they do against stand-ins of the real tools."""
+"""The launch scripts: the commands that they run, and their behaviour with fakes of real tools."""
 
 import os
 from pathlib import Path
@@ -17,8 +17,8 @@ SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 TPU = ("--name=pod", "--zone=us-west4-a", "--type=v5litepod-16")
 TRAIN = ("--", "--config=configs/openclipart.py", "--workdir=/mnt/pod/it's here")
 
-# A Cloud TPU in three files: `state` of it, `codes` that its next trainings end with ("lost" is a
-# preemption in the middle), and `calls`, what was asked.
+# A fake Cloud TPU in three files: its `state`, the exit `codes` of its next training runs ("lost"
+# is a preemption during the run), and the `calls` that it received.
 GCLOUD = r"""#!/usr/bin/env bash
 cd "$STAND_IN"
 printf '%q ' "$@" >> calls
@@ -51,7 +51,7 @@ def script(name, *arguments, code=0, **environment):
 
 
 class Cloud:
-  """A folder with a stand-in `gcloud` and what it knows."""
+  """A folder with a fake `gcloud` and its state."""
 
   def __init__(self, folder, codes, state=None):
     self.folder = folder
@@ -66,7 +66,7 @@ class Cloud:
                   PATH=f"{self.folder}:{os.environ['PATH']}", **environment)
 
   def calls(self):
-    """The verbs of what was asked, without the looks at the state."""
+    """The verbs of all calls, without those that only read the state."""
     lines = [shlex.split(line) for line in (self.folder / "calls").read_text().splitlines()]
     return [verb(line) for line in lines if verb(line) not in ("describe", "kill", "cat")]
 
@@ -92,7 +92,7 @@ def test_every_script_passes_shellcheck():
   subprocess.run([shellcheck, *SCRIPTS], check=True)
 
 
-def test_every_script_can_be_run_and_says_how_when_asked_nothing():
+def test_every_script_is_executable_and_prints_its_usage():
   assert {path.name for path in SCRIPTS} == {"gke.sh", "gpu_slurm.sh", "local_pod.sh",
                                             "measure.sh", "tpu_pod.sh"}
   for path in SCRIPTS:
@@ -101,7 +101,7 @@ def test_every_script_can_be_run_and_says_how_when_asked_nothing():
     assert f"launch/{path.name} [" in said and "set -uo" not in said
 
 
-def test_a_tpu_is_made_trained_on_and_given_back(tmp_path):
+def test_tpu_is_created_used_and_deleted(tmp_path):
   cloud = Cloud(tmp_path, ["0"])
   printed = cloud.pod("--spot")
   assert cloud.calls() == [*NEW, "delete"] and "log of the training" in printed
@@ -110,13 +110,13 @@ def test_a_tpu_is_made_trained_on_and_given_back(tmp_path):
           "--version=v2-alpha-tpuv5-lite --spot --zone=us-west4-a") in calls
 
 
-def test_a_preempted_tpu_is_replaced_and_the_training_goes_on(tmp_path):
+def test_preempted_tpu_is_replaced_and_training_resumes(tmp_path):
   cloud = Cloud(tmp_path, ["lost", "0"])
-  assert "lost the TPU; going on" in cloud.pod()
+  assert "lost the TPU; resuming" in cloud.pod()
   assert cloud.calls() == [*NEW, "delete", *NEW, "delete"]
 
 
-def test_a_suspended_queued_resource_is_asked_for_again(tmp_path):
+def test_suspended_queued_resource_is_requested_again(tmp_path):
   cloud = Cloud(tmp_path, ["lost", "0"])
   cloud.pod("--queued", GONE="SUSPENDED")
   assert cloud.calls() == [*NEW, "delete", *NEW, "delete"]
@@ -126,26 +126,26 @@ def test_a_suspended_queued_resource_is_asked_for_again(tmp_path):
   assert "compute tpus queued-resources delete pod --force --quiet" in calls
 
 
-def test_a_training_that_asks_to_be_started_again_is(tmp_path):
+def test_training_that_exits_with_75_is_restarted(tmp_path):
   cloud = Cloud(tmp_path, ["75", "75", "0"], state="READY")
   cloud.pod("--keep")
-  assert cloud.calls() == [*NEW[1:], "start", "tail", "start", "tail"]  # Reused, and kept.
+  assert cloud.calls() == [*NEW[1:], "start", "tail", "start", "tail"]  # Reused, and not deleted.
 
 
-def test_a_lost_connection_is_taken_up_again(tmp_path):
+def test_lost_connection_is_reopened(tmp_path):
   cloud = Cloud(tmp_path, ["cut", "0"])
   assert "lost the connection" in cloud.pod()
   assert cloud.calls() == [*NEW, "tail", "delete"]
 
 
-def test_the_same_command_attaches_to_a_training_under_way(tmp_path):
+def test_same_command_attaches_to_a_running_training(tmp_path):
   cloud = Cloud(tmp_path, ["0"], state="READY")
   (tmp_path / "running").touch()
   cloud.pod()
   assert cloud.calls() == ["tail", "delete"]
 
 
-def test_a_mistake_is_not_made_again_and_failures_not_for_ever(tmp_path):
+def test_user_errors_are_not_retried_and_failures_only_a_few_times(tmp_path):
   cloud = Cloud(tmp_path, ["2"])
   cloud.pod(code=2)
   assert cloud.calls() == [*NEW, "delete"]
@@ -155,14 +155,14 @@ def test_a_mistake_is_not_made_again_and_failures_not_for_ever(tmp_path):
   assert cloud.calls() == [*NEW, *["start", "tail"] * 4, "delete"]
 
 
-def test_no_tpu_to_be_had_is_asked_for_again(tmp_path):
+def test_creation_is_retried_while_no_tpu_is_available(tmp_path):
   cloud = Cloud(tmp_path, ["0"])
   (tmp_path / "full").touch()
   cloud.pod()
   assert cloud.calls() == ["create", *NEW, "delete"]
 
 
-def test_the_training_gets_its_arguments_as_they_were_given(tmp_path):
+def test_training_receives_its_arguments_unchanged(tmp_path):
   cloud = Cloud(tmp_path, ["0"])
   cloud.pod()
   calls = [shlex.split(line) for line in (tmp_path / "calls").read_text().splitlines()]
@@ -173,7 +173,7 @@ def test_the_training_gets_its_arguments_as_they_were_given(tmp_path):
   python.write_text("#!/bin/sh\nfor word; do echo \"<$word>\"; done\nexit 75\n")
   python.chmod(0o755)
   home = tmp_path / "home"
-  # What a host would do with it.
+  # Run it as a host would.
   command = command.removeprefix("--command=") + "; wait"
   subprocess.run(["bash", "-c", command], cwd=home, check=True)
   assert (home / "train.log").read_text().splitlines() == [
@@ -182,7 +182,7 @@ def test_the_training_gets_its_arguments_as_they_were_given(tmp_path):
   assert (home / "train.code").read_text() == "75\n" and (home / "train.pid").read_text().strip()
 
 
-def test_a_dry_run_prints_every_command_and_runs_none(tmp_path):
+def test_dry_run_prints_every_command_and_runs_none(tmp_path):
   cloud = Cloud(tmp_path, ["0"])
   printed = cloud.pod("--dry-run", "--nfs=10.0.0.2:/share", "--project=mine")
   assert not (tmp_path / "calls").exists()
@@ -191,26 +191,26 @@ def test_a_dry_run_prints_every_command_and_runs_none(tmp_path):
   assert [verb(call) for call in asked] == ["describe", *NEW, "cat", "delete"]
   assert all("--project=mine" in call for call in asked)
   assert "mount -t nfs 10.0.0.2:/share /mnt/pod" in printed.replace("\\", "")
-  # The same, but for the looks, as are run.
+  # A real run makes the same calls, apart from those that read the state.
   cloud.pod("--nfs=10.0.0.2:/share", "--project=mine")
   done = [shlex.split(line) for line in (tmp_path / "calls").read_text().splitlines()]
   quiet = lambda calls: [call for call in calls if verb(call) not in ("describe", "kill")]
   assert quiet(done) == quiet(asked)
 
 
-def test_down_gives_back_what_there_is(tmp_path):
+def test_down_deletes_the_tpu(tmp_path):
   cloud = Cloud(tmp_path, [], state="READY")
   script("tpu_pod.sh", *TPU, "--down", STAND_IN=str(tmp_path),
          PATH=f"{tmp_path}:{os.environ['PATH']}")
   assert cloud.calls() == ["delete"] and not (tmp_path / "state").exists()
 
 
-def test_an_unknown_option_is_an_error():
+def test_unknown_option_is_an_error():
   assert "--zoen=a is not an option" in script("tpu_pod.sh", "--zoen=a", code=2)
   assert "--imgae=a is not an option" in script("gke.sh", "--imgae=a", code=2)
 
 
-def test_slurm_submits_runs_and_queues_again(tmp_path):
+def test_slurm_submits_runs_and_requeues(tmp_path):
   for name in ("sbatch", "srun", "scontrol"):
     (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/calls\n'
                                  + ("exit $CODE\n" if name == "srun" else ""))
@@ -232,13 +232,13 @@ def test_slurm_submits_runs_and_queues_again(tmp_path):
   assert "#SBATCH --signal=TERM@120" in text and "#SBATCH --requeue" in text
 
 
-def test_a_slurm_dry_run_prints_every_command():
+def test_slurm_dry_run_prints_every_command():
   lines = script("gpu_slurm.sh", "--dry-run", "--", "--config=F", "--workdir=D").splitlines()
   assert [line.split()[0] for line in lines] == ["sbatch", "srun", "scontrol"]
 
 
 def checked(job, *, hosts, chips, topology, accelerator="tpu-v5-lite-podslice", slices=1):
-  """Asserts what GKE and JobSet want of the job; returns its container."""
+  """Asserts that a job meets the requirements of GKE and JobSet, and returns its container."""
   assert job["apiVersion"] == "jobset.x-k8s.io/v1alpha2" and job["kind"] == "JobSet"
   (replicated,) = job["spec"]["replicatedJobs"]
   spec = replicated["template"]["spec"]
@@ -250,7 +250,7 @@ def checked(job, *, hosts, chips, topology, accelerator="tpu-v5-lite-podslice", 
                                  "cloud.google.com/gke-tpu-topology": topology}
   for kind in ("requests", "limits"):
     assert container["resources"][kind] == {"google.com/tpu": chips}
-  # A policy for exit codes needs this; a mistake (2) ends all, anything else starts all again.
+  # Required for exit code policies: a user error (2) ends the job, anything else restarts it.
   assert pod["restartPolicy"] == "Never" and spec["backoffLimit"] == 0
   (rule,) = spec["podFailurePolicy"]["rules"]
   assert rule["action"] == "FailJob" and rule["onExitCodes"] == {
@@ -265,7 +265,7 @@ def checked(job, *, hosts, chips, topology, accelerator="tpu-v5-lite-podslice", 
   return container
 
 
-def test_the_gke_job_is_one_whole_slice():
+def test_gke_job_uses_one_whole_slice():
   job = yaml.safe_load((ROOT / "launch" / "gke.yaml").read_text())
   container = checked(job, hosts=4, chips=4, topology="4x4")
   (config,) = [a for a in container["args"] if a.startswith("--config=")]
@@ -277,7 +277,7 @@ def test_the_gke_job_is_one_whole_slice():
     (("--topology=2x4", "--hosts=1"), dict(hosts=1, chips=8, topology="2x4")),
     (("--topology=4x4x8", "--accelerator=tpu-v5p-slice", "--slices=2"),
      dict(hosts=32, chips=4, topology="4x4x8", accelerator="tpu-v5p-slice", slices=2))])
-def test_the_gke_job_is_filled_in(options, expected):
+def test_gke_job_is_filled_in(options, expected):
   printed = script("gke.sh", "--dry-run", "--name=mine", "--image=me/x:1", *options, *TRAIN)
   command, _, rest = printed.partition("\n")
   assert command == "kubectl apply -f - <<'END'" and rest.endswith("END\n")
@@ -287,12 +287,12 @@ def test_the_gke_job_is_filled_in(options, expected):
   assert job["metadata"]["name"] == "mine"
 
 
-def test_hosts_that_do_not_share_the_chips_are_an_error():
+def test_hosts_that_do_not_divide_the_chips_are_an_error():
   said = script("gke.sh", "--image=x", "--topology=4x4", "--hosts=3", *TRAIN, code=2)
-  assert "--topology=4x4 has 16 chips, which --hosts=3 cannot share evenly" in said
+  assert "--topology=4x4 has 16 chips, which --hosts=3 does not divide evenly" in said
 
 
-def test_the_gke_job_is_given_to_kubectl(tmp_path):
+def test_gke_job_is_passed_to_kubectl(tmp_path):
   (tmp_path / "kubectl").write_text(
       f'#!/bin/sh\necho "$@" > {tmp_path}/call\ncat > {tmp_path}/job\n')
   (tmp_path / "kubectl").chmod(0o755)
@@ -301,7 +301,7 @@ def test_the_gke_job_is_given_to_kubectl(tmp_path):
   checked(yaml.safe_load((tmp_path / "job").read_text()), hosts=4, chips=4, topology="4x4")
 
 
-def test_a_local_pod_prints_what_it_would_run():
+def test_local_pod_dry_run_prints_its_commands():
   lines = script("local_pod.sh", "--dry-run", "2", "F", "--workdir=D", DEVICES="3").splitlines()
   assert len(lines) == 2
   for i, line in enumerate(lines):
@@ -313,7 +313,7 @@ def test_a_local_pod_prints_what_it_would_run():
 
 @pytest.mark.parametrize("codes, starts, code", [
     ("0 0", 1, 0), ("75 75", 3, 75), ("2 75", 1, 2), ("134 2", 1, 2), ("1 1", 1, 1)])
-def test_a_local_pod_is_started_again_when_it_helps(tmp_path, codes, starts, code):
+def test_local_pod_restarts_unless_that_cannot_help(tmp_path, codes, starts, code):
   python = tmp_path / "python"
   python.write_text(
       f"#!/bin/bash\necho start >> {tmp_path}/starts\ncodes=({codes})\n"
@@ -331,7 +331,7 @@ case "$*" in *L/16*) exit 1 ;; esac
 """
 
 
-def test_what_is_measured_can_be_parsed_and_what_was_added_comes_last(tmp_path):
+def test_measure_commands_parse_and_extra_flags_come_last(tmp_path):
   python = tmp_path / "python"
   python.write_text(MEASURE)
   python.chmod(0o755)

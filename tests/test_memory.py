@@ -1,4 +1,4 @@
-"""What the compiler says of the memory that a large batch needs; nothing is computed."""
+"""Memory that the compiler reports for large batches; nothing is executed."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ GB = 1e9
 
 
 def step_memory(B, microbatches, *, objective, size, patch, image_size, length=16):
-  """Bytes of a step's arguments and temporaries, on one device."""
+  """Bytes of the arguments and temporaries of a train step on one device."""
   made = lambda: learner(
       objective, embed=512,
       image=call(Vit, size=size, patch=patch, image_size=image_size, remat="full"),
@@ -40,7 +40,7 @@ def test_microbatches_need_a_fraction_of_the_memory():
 
 @pytest.fixture
 def optimized():
-  """The compiler as it is in use; tests have most of it off."""
+  """Enables the compiler optimisations, which are otherwise disabled in tests."""
   before = jax.config.read("jax_disable_most_optimizations")
   jax.config.update("jax_disable_most_optimizations", False)
   yield
@@ -48,8 +48,8 @@ def optimized():
 
 
 @pytest.mark.slow
-def test_a_batch_of_32768_of_a_vit_b_16_fits_one_device_of_80_gb(optimized):
-  """By the compiler for CPU, which keeps some of what is bfloat16 elsewhere in float32."""
+def test_vit_b_16_with_batch_32768_fits_one_80_gb_device(optimized):
+  """As compiled for CPU, which keeps some arrays in float32 that are bfloat16 elsewhere."""
   arguments, temporaries = step_memory(
       32_768, 64, objective=call(Clip, block=512), size="B", patch=16, image_size=224)
   print(f"arguments {arguments / GB:.1f} GB, temporaries {temporaries / GB:.1f} GB")

@@ -1,4 +1,4 @@
-"""`plan`: what it says without a compiler, what it tries when a step does not fit, its mistakes."""
+"""The `plan` command: without a compiler, with a fake one, without enough memory, and errors."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ CONFIG = f"{Path(__file__).parent}/run_config.py"
 
 @pytest.fixture(autouse=True)
 def no_compiler(monkeypatch):
-  """As on most machines; and the environment as it was."""
+  """Hides installed compilers, and restores the environment afterwards."""
   monkeypatch.setenv("JAX_PLATFORMS", os.environ["JAX_PLATFORMS"])
   monkeypatch.setattr(compile_lib, "can_compile", lambda topology: False)
 
@@ -40,7 +40,7 @@ def run(*arguments, monkeypatch):
   return plan.main(arguments)
 
 
-def test_the_analytic_part_needs_no_compiler_and_says_what_misses(monkeypatch, tmp_path, capsys):
+def test_plan_without_a_compiler_names_what_is_missing(monkeypatch, tmp_path, capsys):
   assert run("--topology=h100:8", f"--json={tmp_path}/n", monkeypatch=monkeypatch) == 0
   printed, numbers = capsys.readouterr().out, json.loads((tmp_path / "n").read_text())
   assert "8 x H100 80GB in 1 hosts, mesh data=8 x fsdp=1 x tensor=1" in printed
@@ -58,7 +58,7 @@ def test_the_analytic_part_needs_no_compiler_and_says_what_misses(monkeypatch, t
 
 
 @pytest.mark.parametrize("chips", ["h100:8", "v5e:2x2"])
-def test_a_plan_computes_in_what_the_chips_do(chips):
+def test_auto_dtype_follows_the_planned_chips(chips):
   config = get_config()
   config.model.image.dtype = "auto"
   assert prepare(config).dtypes == {"image": "float32", "text": "float32"}
@@ -75,7 +75,7 @@ def test_all_tpus_are_compared_in_a_table(monkeypatch, capsys):
   assert printed.count("libtpu is not installed") == 1
 
 
-def test_the_shardings_of_a_pod_are_explained_on_a_laptop(monkeypatch, capsys):
+def test_explain_prints_shardings_of_a_pod(monkeypatch, capsys):
   assert run("--topology=v5e:4x4", "--explain", "--config.mesh.tensor=2", "--config.mesh.fsdp=4",
              monkeypatch=monkeypatch) == 0
   printed = capsys.readouterr().out
@@ -84,18 +84,18 @@ def test_the_shardings_of_a_pod_are_explained_on_a_laptop(monkeypatch, capsys):
   assert "128 / tensor 2" in line and "on mesh data=2 x fsdp=4 x tensor=2" in printed
 
 
-def test_faster_cores_take_less_time_for_the_input(monkeypatch, capsys):
+def test_faster_cores_need_less_time_for_the_input(monkeypatch, capsys):
   assert run("--topology=v5e:2x2", "--images_per_core=1000", monkeypatch=monkeypatch) == 0
   assert f"input {32 / (112 * 1000):.4g}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments, message", [
-    ((), "Plan for what. Set --topology=CHIP:SIDES"),
+    ((), "Set --topology=CHIP:SIDES"),
     (("--topology=v5e",), "v5e is not CHIP:SIDES"),
     (("--topology=v7:4x4",), "no chip 'v7'"),
     (("--topology=v5e:16x16",), "batch_size 32 is not divisible by 256 devices; nearest "
      "that are: 256"),
-    (("--topology=v5e:4x4", "--config.mesh.fsdp=3"), "does not make up the 16 devices"),
+    (("--topology=v5e:4x4", "--config.mesh.fsdp=3"), "does not match the number of devices, 16"),
     (("--topology=v5e:2x2", "--config.mesh.tensor=4", "--config.model.image.heads=1",
       "--config.model.text.heads=1", "--config.model.image.mlp=2", "--config.model.text.mlp=2",
       "--config.model.text.width=2", "--config.model.image.width=32"),
@@ -105,12 +105,12 @@ def test_faster_cores_take_less_time_for_the_input(monkeypatch, capsys):
     (("--topology=v5e:2x2", "--images_per_core=-1"), "is not a number above 0"),
     (("--topologie=v5e:2x2",), "Did you mean --topology"),
 ])
-def test_a_mistyped_plan_is_told_what_was_meant(arguments, message, monkeypatch):
+def test_user_errors_say_what_to_set(arguments, message, monkeypatch):
   with pytest.raises(UserError, match=message):
     run(*arguments, monkeypatch=monkeypatch)
 
 
-def test_data_that_is_not_here_is_planned_without():
+def test_missing_data_is_replaced_by_placeholders():
   config = get_config()
   config.unlock()
   config.data.source = call(Folder, path="/nowhere")
@@ -135,7 +135,7 @@ PROGRAM = Program("""ENTRY %main (p: f32[8]) -> f32[8] {
 
 @pytest.fixture
 def compiler(monkeypatch):
-  """One that finds the same in every step."""
+  """A fake compiler that returns the same program for every step."""
   monkeypatch.setattr(compile_lib, "can_compile", lambda topology: True)
   monkeypatch.setattr(compile_lib, "devices", lambda topology: jax.devices()[:topology.devices])
   monkeypatch.setattr(compile_lib, "compiled", lambda parts, topology: compile_lib.Compiled(
@@ -144,32 +144,32 @@ def compiler(monkeypatch):
       topology.place(i) for i in range(topology.devices)])
 
 
-def test_the_compilers_own_estimate_stands_beside_the_rooflines(
+def test_compilers_estimate_is_printed_with_the_roofline(
     compiler, monkeypatch, tmp_path, capsys):
   """3,000,000 cycles at 1.5 GHz."""
   assert run("--topology=v5e:2x4", f"--json={tmp_path}/n", monkeypatch=monkeypatch) == 0
   printed, numbers = capsys.readouterr().out, json.loads((tmp_path / "n").read_text())
   share = numbers["model_flops_per_step"] / (0.002 * 8 * 197e12)
-  line, = [line for line in printed.splitlines() if line.startswith("the compiler's own estimate")]
-  assert line.split(maxsplit=4)[4] == f"2 ms, {share:.1%} MFU, without what is waited for"
+  line, = [line for line in printed.splitlines() if line.startswith("compiler's estimate")]
+  assert line.split(maxsplit=2)[2] == f"2 ms, {share:.1%} MFU, without time spent waiting"
   assert numbers["seconds"]["compiler"] == pytest.approx(0.002)
   assert numbers["model_flops_utilisation"]["compiler"] == pytest.approx(share)
   assert "Nothing was compiled" not in printed and "cuBLAS" not in printed
 
 
-def test_a_step_for_gpus_is_said_to_be_compiled_without_one(
+def test_gpu_plan_notes_that_it_was_compiled_without_a_gpu(
     compiler, monkeypatch, tmp_path, capsys):
   assert run("--topology=h100:8", f"--json={tmp_path}/n", monkeypatch=monkeypatch) == 0
   printed, numbers = capsys.readouterr().out, json.loads((tmp_path / "n").read_text())
-  assert "yes: 2 GB of 63.71 GB a chip" in printed
-  assert "products are cuBLAS's" in printed and "75% of a GPU's 84.9 GB." in printed
-  assert "the compiler's own estimate" not in printed and numbers["seconds"]["compiler"] is None
+  assert "yes: 2 GB of 63.71 GB per chip" in printed
+  assert "cuBLAS" in printed and "75% of a GPU's 84.9 GB." in printed
+  assert "compiler's estimate" not in printed and numbers["seconds"]["compiler"] is None
   assert numbers["collectives"] == {"all-reduce": {"count": 1, "bytes": 2 * 7 / 8 * 32}}
   assert numbers["seconds"]["interconnect"] == pytest.approx(2 * 7 / 8 * 32 / 450e9)
 
 
 @pytest.mark.parametrize("share, said", [(0.8, True), (0.95, False)])
-def test_what_has_room_in_more_of_a_gpu_is_told_so(share, said, compiler, monkeypatch):
+def test_step_that_fits_in_more_of_a_gpu_gets_a_note(share, said, compiler, monkeypatch):
   gpus = topology("h100:8")
   monkeypatch.setattr(compile_lib, "compiled", lambda parts, topology: compile_lib.TooLarge(
       int(share * gpus.chip.memory), int(gpus.chip.room), 1.0))
@@ -179,7 +179,7 @@ def test_what_has_room_in_more_of_a_gpu_is_told_so(share, said, compiler, monkey
 
 
 @pytest.mark.parametrize("where", ["devices", "compiled"])
-def test_a_compiler_that_fails_for_gpus_leaves_the_analytic_part(where, compiler, monkeypatch):
+def test_failing_gpu_compiler_leaves_the_analytic_part(where, compiler, monkeypatch):
   def fails(*arguments):
     raise RuntimeError("INTERNAL: no tile sizes.\nAnd much more")
 
@@ -187,25 +187,25 @@ def test_a_compiler_that_fails_for_gpus_leaves_the_analytic_part(where, compiler
   made = estimate(get_config(), topology("h100:8"))
   assert made.fits is None and made.found is None and made.roofline.compute > 0
   assert "the compiler failed (INTERNAL: no tile sizes)" in made.notes[0]
-  with pytest.raises(RuntimeError, match="no tile sizes"):  # libtpu's job is to compile for TPUs.
+  with pytest.raises(RuntimeError, match="no tile sizes"):  # libtpu must be able to compile.
     estimate(get_config(), topology("v5e:2x4"))
 
 
-def test_a_mistake_is_the_users_for_gpus_too(compiler):
+def test_user_errors_are_raised_for_gpus_too(compiler):
   config = get_config()
   config.data.batch_size = 36
   with pytest.raises(UserError, match="batch_size 36 is not divisible by 8"):
     estimate(config, topology("h100:8"))
 
 
-def test_gpus_lie_in_their_hosts_in_the_order_of_the_list():
-  """They have no coordinates; the mesh may have them in another order."""
+def test_gpus_are_located_by_their_index():
+  """GPUs have no coordinates, and the mesh may reorder them."""
   mesh = SimpleNamespace(devices=np.array([SimpleNamespace(id=i) for i in (0, 9, 8, 15)]))
   assert estimate_lib._places(mesh, topology("h100:16")) == [(0, 0), (1, 1), (1, 0), (1, 7)]
 
 
-def test_what_does_not_fit_is_tried_with_other_settings(monkeypatch, tmp_path, capsys):
-  """A compiler that finds room for two rows of a device at a time."""
+def test_other_settings_are_tried_for_a_step_that_does_not_fit(monkeypatch, tmp_path, capsys):
+  """With a fake compiler that has memory for two rows per device."""
   one = estimate(get_config(), topology("v5e:2x2"))
 
   def with_compiler(config, topology):
@@ -218,7 +218,7 @@ def test_what_does_not_fit_is_tried_with_other_settings(monkeypatch, tmp_path, c
   monkeypatch.setattr(estimate_lib, "estimate", with_compiler)
   assert run("--topology=v5e:2x2", f"--json={tmp_path}/n", monkeypatch=monkeypatch) == 0
   printed = capsys.readouterr().out
-  assert "no: 8 GB of 3 GB a chip" in printed and "It does not fit" in printed
+  assert "no: 8 GB of 3 GB per chip" in printed and "It does not fit" in printed
   assert "\nmicrobatches: --config.train.microbatches=4\n" in printed
   assert "\nbatch: --config.data.batch_size=8\n" in printed
   assert "--config.model.text.remat=full  (does not fit either)" in printed

@@ -1,4 +1,4 @@
-"""Several processes on this machine: the run of one; killed, asked to stop, made fewer and more."""
+"""Training with several local processes: compared with one, killed, stopped, and resized."""
 
 import json
 import os
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 
 
 class Pod:
-  """`launch/local_pod.sh`, under way."""
+  """A running `launch/local_pod.sh`."""
 
   def __init__(self, n, steps, workdir, *, devices=4, attempts=1):
     environment = {
@@ -35,20 +35,20 @@ class Pod:
         cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
   def pid(self):
-    """Of process 1."""
+    """Process id of process 1."""
     for line in self.process.stdout:
       if found := re.match(r"process 1: pid (\d+)", line):
         return int(found[1])
-    raise AssertionError("process 1 never said its pid")
+    raise AssertionError("process 1 did not print its pid")
 
   def wait_for(self, pattern):
-    """Waits for a file in the workdir."""
+    """Waits until a file in the workdir matches the pattern."""
     while not list(self.workdir.glob(pattern)):
       assert self.process.poll() is None, self.process.stdout.read()
       time.sleep(0.05)
 
   def ends(self, code=0):
-    """What it printed; it must end with this exit code."""
+    """Waits for the expected exit code and returns the output."""
     printed, _ = self.process.communicate(timeout=400)
     logs = "".join(path.read_text() for path in self.workdir.parent.glob("local_pod.*/*.log"))
     assert self.process.returncode == code, printed + logs
@@ -68,7 +68,7 @@ def assert_ends_alike(workdir, other, step):
   np.testing.assert_allclose(*(list(losses(w).values()) for w in (workdir, other)), rtol=1e-5)
 
 
-def test_two_processes_train_what_one_trains(tmp_path):
+def test_two_processes_train_like_one(tmp_path):
   pod = Pod(2, 2, tmp_path / "two")
   loop.run(get_config("2"), tmp_path / "one")
   printed = pod.ends()
@@ -79,18 +79,18 @@ def test_two_processes_train_what_one_trains(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_process_is_killed_and_the_pod_goes_on(tmp_path):
+def test_pod_resumes_after_a_process_is_killed(tmp_path):
   pod = Pod(2, 8, tmp_path / "two", attempts=3)
   other = pod.pid()
   pod.wait_for("checkpoints/2")
   os.kill(other, signal.SIGKILL)
-  assert "starting all 2 processes again" in pod.ends()
+  assert "restarting all 2 processes" in pod.ends()
   loop.run(get_config("8"), tmp_path / "one")
   assert_ends_alike(tmp_path / "two", tmp_path / "one", 8)
 
 
 @pytest.mark.slow
-def test_a_pod_asked_to_stop_saves_one_step_and_goes_on_as_one_process_and_as_four(tmp_path):
+def test_stopped_pod_resumes_with_one_process_and_with_four(tmp_path):
   pod = Pod(2, 100_000, tmp_path / "two")
   other = pod.pid()
   pod.wait_for("checkpoints/4")

@@ -1,4 +1,4 @@
-"""Device time by instruction and by part, against programs whose dear part is known."""
+"""Device time by instruction and by part, for programs with a known bottleneck."""
 
 from collections import Counter
 
@@ -16,7 +16,7 @@ def program(x, w):
     return jnp.square(z).sum()
 
 
-def test_instructions_carry_the_scopes_they_were_written_in():
+def test_instructions_have_their_scopes():
   x = jnp.ones((64, 64))
   text = jax.jit(jax.grad(program, argnums=1)).lower(x, x).compile().as_text()
   found = profiling.instructions(text)
@@ -25,7 +25,7 @@ def test_instructions_carry_the_scopes_they_were_written_in():
   assert any(i.scopes.startswith("jit(") and "jvp(image_tower)" in i.scopes for i in products)
 
 
-def test_an_unnamed_instruction_is_of_what_it_holds_or_reads():
+def test_instructions_without_scopes_take_those_of_callees_or_operands():
   text = """
 %held (p: f32[2]) -> f32[2] {
   %p = f32[2]{0} parameter(0)
@@ -52,16 +52,16 @@ ENTRY %main (a: f32[2]) -> (f32[2], s32[]) {
     ("jit(train_step)/optimizer/add", "optimizer"),
     ("jit(train_step)/lossless/add", "other"),
     ("", "other")])
-def test_a_part_is_a_whole_word_among_the_scopes(scopes, part):
+def test_part_must_match_a_whole_scope(scopes, part):
   assert profiling.part(scopes) == part
 
 
-def test_the_trace_finds_the_dear_part(tmp_path):
+def test_trace_finds_the_expensive_part(tmp_path):
   def two(x):
     with jax.named_scope("image_tower"):
-      y = x @ x @ x @ x                                                     # Three products,
+      y = x @ x @ x @ x                                                     # Expensive,
     with jax.named_scope("text_tower"):
-      return y.sum() + x[0].sum()                                           # and next to nothing.
+      return y.sum() + x[0].sum()                                           # and cheap.
 
   x = jnp.ones((256, 256)) / 256
   compiled = jax.jit(two).lower(x).compile()
@@ -74,7 +74,7 @@ def test_the_trace_finds_the_dear_part(tmp_path):
   assert (trace.parent / "perfetto_trace.json.gz").is_file()
 
 
-def test_the_dearest_come_first_with_their_share():
+def test_most_expensive_instructions_come_first():
   found = {"a": profiling.Instruction("dot", "jit(f)/x/" + "y" * 100),
            "b": profiling.Instruction("add", "jit(f)/z")}
   top = profiling.dearest(Counter(a=1.0, b=3.0), found, most=2)

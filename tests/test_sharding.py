@@ -1,4 +1,4 @@
-"""Meshes, and where the arrays of a train state lie on them."""
+"""Meshes, and the sharding of the train state over them."""
 
 from types import SimpleNamespace
 
@@ -24,16 +24,16 @@ shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, np.float32)
     ((-1, 1, 1), (8, 1, 1)), ((1, -1, 1), (1, 8, 1)), ((2, -1, 2), (2, 2, 2)),
     ((-1, 4, 2), (1, 4, 2)), ((2, 2, -1), (2, 2, 2)), ((8, 1, 1), (8, 1, 1)),
 ])
-def test_one_size_of_a_mesh_may_be_left_to_the_devices(sizes, expected):
+def test_one_mesh_size_is_inferred_from_the_devices(sizes, expected):
   mesh = sharding.make_mesh(*sizes)
   assert tuple(mesh.shape.values()) == expected
   assert sharding.batch_shards(mesh) == expected[0] * expected[1]
 
 
 @pytest.mark.parametrize("sizes", [(3, 1, 1), (-1, 3, 1), (-1, -1, 1), (0, 1, 8), (16, 1, 1)])
-def test_sizes_that_do_not_make_up_the_devices_are_an_error(sizes):
-  with pytest.raises(UserError, match=f"data={sizes[0]} fsdp={sizes[1]} tensor=1 does not make up "
-                                      "the 8 devices" if sizes[2] == 1 else "does not make up"):
+def test_mesh_sizes_that_do_not_match_the_devices_are_an_error(sizes):
+  given = f"data={sizes[0]} fsdp={sizes[1]} tensor={sizes[2]}"
+  with pytest.raises(UserError, match=f"{given} does not match the number of devices, 8"):
     sharding.make_mesh(*sizes)
 
 
@@ -44,8 +44,8 @@ def test_each_slice_takes_a_part_of_the_data_axis():
     assert set(mesh.devices[2 * i:2 * i + 2].ravel()) == set(devices[i])
 
 
-def test_slices_that_devices_know_of_are_found():
-  """As libtpu describes two slices of four chips; the order of devices is not that of slices."""
+def test_slices_are_detected_from_the_devices():
+  """Like two slices of four chips in libtpu, with devices that are not ordered by slice."""
   devices = [SimpleNamespace(id=i, slice_index=i % 2, process_index=i % 2, platform="tpu",
                              device_kind="TPU v5 lite", coords=(i // 2 % 2, i // 4, 0),
                              core_on_chip=0) for i in range(8)]
@@ -64,18 +64,18 @@ def test_slices_that_devices_know_of_are_found():
 
 
 @pytest.mark.parametrize("sizes, slices", [((2, 4), 4), ((8, 1), 3), ((8, 1), 0)])
-def test_slices_that_cut_more_than_the_data_axis_are_an_error(sizes, slices):
-  with pytest.raises(UserError, match=f"data={sizes[0]} cannot be cut into slices={slices}"):
+def test_slices_that_do_not_divide_the_data_axis_are_an_error(sizes, slices):
+  with pytest.raises(UserError, match=f"data={sizes[0]} cannot be divided into slices={slices}"):
     sharding.make_mesh(*sizes, slices=slices)
 
 
 def specs(tree, mesh, **options):
-  """{name: how it is split}."""
+  """Returns {name: PartitionSpec}."""
   made = sharding.state_shardings(tree, mesh, **options)
   return {sharding.name(path): s.spec for path, s in jax.tree_util.tree_leaves_with_path(made)}
 
 
-def test_heads_and_hidden_units_are_split_over_tensor_and_the_rest_by_fsdp():
+def test_state_is_sharded_over_tensor_by_name_and_over_fsdp_by_shape():
   state = jax.eval_shape(lambda: step_lib.create(learner(), optax.adam(1e-3)))
   found = specs(state, sharding.make_mesh(2, 2, 2), smallest=64)
   for tree in ("params", "opt_state/0/mu", "opt_state/0/nu"):
@@ -90,8 +90,8 @@ def test_heads_and_hidden_units_are_split_over_tensor_and_the_rest_by_fsdp():
     assert found[f"{tree}/objective/log_scale"] == P()
 
 
-def test_what_cannot_be_split_is_a_copy():
-  """Three heads over two devices; and an array that is too small for FSDP."""
+def test_indivisible_and_small_arrays_are_replicated():
+  """Three heads on two devices, and an array below the minimum size for FSDP."""
   tree = {"attention": {"qkv": {"kernel": shape(32, 3, 3, 16)}},
           "mlp": {"up": {"kernel": shape(32, 64)}}, "odd": shape(33, 77), "small": shape(8, 8)}
   found = specs(tree, sharding.make_mesh(1, 4, 2), smallest=100)
@@ -100,13 +100,13 @@ def test_what_cannot_be_split_is_a_copy():
   assert found["odd"] == found["small"] == P()
 
 
-def test_a_tensor_axis_that_divides_nothing_is_an_error():
+def test_tensor_axis_that_divides_nothing_is_an_error():
   tree = {"attention": {"qkv": {"kernel": shape(32, 3, 3, 16)}}, "other": shape(64, 64)}
-  with pytest.raises(UserError, match="tensor=8 divides no number of heads.*they are 3. Set"):
+  with pytest.raises(UserError, match="tensor=8 divides no number of heads.*has 3. Set"):
     sharding.state_shardings(tree, sharding.make_mesh(1, 1, 8))
 
 
-def test_the_explanation_says_how_an_array_is_split_and_what_a_device_holds_of_it():
+def test_explained_lists_the_sharding_and_bytes_per_device():
   mesh = sharding.make_mesh(2, 2, 2)
   tree = {"mlp": {"up": {"kernel": np.ones((2, 32, 128), np.float32)}}, "scale": np.float32(1),
           "embedding": np.ones((64, 32), np.float16)}
@@ -114,19 +114,19 @@ def test_the_explanation_says_how_an_array_is_split_and_what_a_device_holds_of_i
   assert sharding.explained(placed) == [
       ("embedding", "float16[64, 32]", "64 / fsdp 2", 64 * 32 * 2 // 2),
       ("mlp/up/kernel", "float32[2, 32, 128]", "32 / fsdp 2, 128 / tensor 2", 2 * 32 * 128),
-      ("scale", "float32[]", "a copy", 4)]
+      ("scale", "float32[]", "replicated", 4)]
   for (*_, size), x in zip(sharding.explained(placed), jax.tree.leaves(placed)):
     assert size == x.addressable_shards[0].data.nbytes
 
 
-def test_a_batch_that_does_not_split_evenly_is_an_error():
+def test_indivisible_batch_size_is_an_error():
   with pytest.raises(UserError, match="batch_size 100 is not divisible by 8 devices; nearest that "
                                       "are: 96, 104"):
     sharding.check_divisible(100, devices=8)
 
 
-def test_looking_up_tokens_moves_the_table_and_not_what_was_found():
-  """A bag of words with a split table on eight devices: nothing as large as [B, L, D] travels."""
+def test_token_lookup_gathers_the_table_and_not_the_embeddings():
+  """A bag of words on eight devices with a sharded table communicates no array like [B, L, D]."""
   B, L, D, vocabulary = 1024, 8, 32, 64
   tower = build(text_tower(depth=0, length=L, vocabulary=vocabulary, pool="mean"), rngs=nnx.Rngs(0))
   graphdef, params, stats = split(tower)
@@ -139,4 +139,4 @@ def test_looking_up_tokens_moves_the_table_and_not_what_was_found():
                        out_shardings=places)
     text = gradient.lower(params, jax.ShapeDtypeStruct((B, L), np.int32)).compile().as_text()
   sizes = [one.bytes for one in collectives(Program(text), 8)]
-  assert sizes and max(sizes) <= 4 * B * L < 4 * B * L * D  # Token numbers at most.
+  assert sizes and max(sizes) <= 4 * B * L < 4 * B * L * D  # At most the token ids.

@@ -1,1 +1,1 @@
-"""What `bench` measures."""
+"""The measurements of the `bench` command."""

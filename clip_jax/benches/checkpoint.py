@@ -1,4 +1,4 @@
-"""What a checkpoint of a config costs: the step that waits for it, its way to disk and back."""
+"""Measures checkpoints: the stall of the step that saves one, and the time to save and restore."""
 
 from pathlib import Path
 import tempfile
@@ -13,12 +13,12 @@ from clip_jax.parts import Parts
 
 
 def bench_checkpoint(parts: Parts) -> dict[str, float]:
-  """A save in the background of training, and a restore, on the disk of temporary files."""
+  """Measures a save in the background of training, and a restore, in the temporary folder."""
   with tempfile.TemporaryDirectory() as folder, jax.set_mesh(parts.mesh):
     batch, train_step = random_batch(parts), parts.train_step
     seconds, _, state = per_call(lambda state: train_step(state, batch)[0], first_state(parts))
     checkpoints = Checkpoints(Path(folder) / "checkpoints")
-    checkpoints.save(0, state, parts.config)  # Once for what is loaded and made at the first time.
+    checkpoints.save(0, state, parts.config)  # Warm-up: imports and first-time setup.
     checkpoints.wait()
     begun = time.perf_counter()
     checkpoints.save(1, state, parts.config)

@@ -1,4 +1,4 @@
-"""The pipeline of a config, and of JPEGs of three sizes."""
+"""Measures the input pipeline of a config, and JPEG decoding at three sizes."""
 
 import time
 
@@ -9,7 +9,7 @@ from clip_jax.parts import Parts
 
 
 def bench_data(parts: Parts) -> dict[str, float]:
-  """The config's pipeline beside a plain loop; then JPEGs of three sizes, several ways."""
+  """Compares the config's pipeline with a plain loop, and several ways to decode JPEGs."""
   data, seconds = parts.data, machine.SECONDS
   examples = Examples(data.source, data.views, seed=0)
   rates = speed.rate_each({

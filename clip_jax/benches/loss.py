@@ -1,4 +1,4 @@
-"""The losses, whole and a block of rows at a time, from a thousand rows to 64 thousand."""
+"""Measures the losses, dense and in chunks of rows, from 1k to 64k rows."""
 
 from collections.abc import Callable
 
@@ -12,8 +12,8 @@ from clip_jax.benches.machine import per_call
 ROWS = tuple(1024 << k for k in range(7))
 EMBED = 512
 BLOCK = 1024
-LONGEST = 10.0  # Seconds of a call; more rows than that are compiled, but not run.
-MOST_MEMORY = 4e9  # Bytes of temporaries of a call that is run on a CPU.
+LONGEST = 10.0  # Maximum seconds per call; larger numbers of rows are compiled but not run.
+MOST_MEMORY = 4e9  # Maximum bytes of temporaries of a call that is run on a CPU.
 
 LOSSES: dict[str, Callable] = {
     "info_nce": lambda a, b, block: losses.info_nce(a, b, 50.0, block=block),
@@ -23,11 +23,11 @@ LOSSES: dict[str, Callable] = {
 
 
 def bench_loss() -> dict[str, dict[str, float]]:
-  """Value and gradient of each loss on one device: time and temporaries, dense and by blocks.
+  """Measures time and temporaries of the value and gradient of each loss, dense and in chunks.
 
   Returns:
-    For each loss and number of rows, the numbers by what they are; None where the call would take
-    too long or too much memory here.
+    Numbers by name, for each loss and number of rows; None if the call would take too long or too
+    much memory on this machine. Everything runs on one device.
   """
   numbers = {}
   for name, loss in LOSSES.items():
@@ -47,7 +47,7 @@ def bench_loss() -> dict[str, dict[str, float]]:
 
 
 def _measure(loss, B, block, run):
-  """Bytes of temporaries, and seconds of a call, or None if it was not to be run."""
+  """Returns bytes of temporaries, and seconds per call, or None if it was not run."""
   def one(z):
     return jax.grad(lambda z: loss(*z, block))(z)
 

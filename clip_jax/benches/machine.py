@@ -1,4 +1,4 @@
-"""The machine that numbers are of, how to time on it, and the most that it could do."""
+"""Describes and times the machine that a benchmark runs on."""
 
 from collections.abc import Callable
 import os
@@ -12,11 +12,11 @@ from jax.sharding import Mesh
 
 from clip_jax.sharding import replicated, rows
 
-SECONDS = 10.0  # Measured for each number.
+SECONDS = 10.0  # Duration of each measurement.
 
 
 def machine() -> str:
-  """This machine and the versions that matter, in one line."""
+  """Formats the hardware and the relevant versions in one line."""
   devices = jax.devices()
   return (f"{len(devices)} x {devices[0].device_kind}, {os.cpu_count()} CPU cores "
           f"({platform.machine()}), jax {jax.__version__}, Python {platform.python_version()}")
@@ -24,12 +24,17 @@ def machine() -> str:
 
 def per_call(f: Callable[[Any], Any], x: Any,
              seconds: float | None = None) -> tuple[float, float, Any]:
-  """Seconds and CPU-seconds of one call of `f`, and the last result; f's result is its next input.
+  """Times a function that takes its own result as input.
 
-  The first two calls are left out; each one is waited for.
+  Two warm-up calls are not timed. Every call is waited for.
 
   Args:
-    seconds: to measure for; `SECONDS` by default.
+    f: the function.
+    x: its first input.
+    seconds: how long to measure; `SECONDS` by default.
+
+  Returns:
+    Seconds and CPU-seconds per call, and the last result.
   """
   for _ in range(2):
     x = jax.block_until_ready(f(x))
@@ -41,7 +46,7 @@ def per_call(f: Callable[[Any], Any], x: Any,
 
 
 def matmul_ceiling(mesh: Mesh, dtype: str) -> float:
-  """FLOP/s of a product of large matrices on all devices: the most that a model could reach."""
+  """FLOP/s of large matrix products on all devices, the practical maximum for any model."""
   n = 1024 if jax.default_backend() == "cpu" else 8192
   a = jax.device_put(jnp.ones((mesh.size * n, n), dtype), rows(mesh))
   b = jax.device_put(jnp.full((n, n), 1 / n, dtype), replicated(mesh))

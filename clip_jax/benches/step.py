@@ -1,4 +1,4 @@
-"""The training step of a config, whole and by its parts."""
+"""Measures the train step of a config, as a whole and by part."""
 
 from pathlib import Path
 import resource
@@ -16,15 +16,16 @@ from clip_jax.report import table
 from clip_jax.shares import placed, rows_of
 from clip_jax.step import TrainState
 
-TRACED = 3       # Steps under the profiler.
-HOST_STEPS = 50  # Steps whose time on the host is taken, at most.
+TRACED = 3       # Number of steps under the profiler.
+HOST_STEPS = 50  # Maximum number of steps that are timed on the host.
 
 
 def bench_step(parts: Parts, profile: str | None = None) -> dict[str, float]:
-  """The training step on one batch that lies on the device already.
+  """Measures the train step on one batch that is already on the devices.
 
   Args:
-    profile: folder that the trace is left in; the instructions that take most are printed then.
+    parts: the parts of the run.
+    profile: folder to keep the trace in; also prints the most expensive instructions.
   """
   with jax.set_mesh(parts.mesh):
     batch = random_batch(parts)
@@ -61,7 +62,7 @@ def bench_step(parts: Parts, profile: str | None = None) -> dict[str, float]:
 
 
 def random_batch(parts: Parts) -> dict[str, jax.Array]:
-  """A batch of noise in the shapes of the config's, on the devices."""
+  """A batch of noise on the devices, with the shapes of the config's batches."""
   rng = np.random.default_rng(0)
   draw = lambda s: (rng.integers(0, 256, s.shape) if s.dtype == np.uint8
                     else rng.integers(1, 100, s.shape)).astype(s.dtype)
@@ -69,16 +70,16 @@ def random_batch(parts: Parts) -> dict[str, jax.Array]:
 
 
 def first_state(parts: Parts) -> TrainState:
-  """The train state before the first step, where the config's mesh has it."""
+  """The initial train state, sharded over the config's mesh."""
   shardings = jax.tree.map(lambda x: x.sharding, parts.state)
   return jax.jit(parts.make, static_argnums=0, out_shardings=shardings)(0)
 
 
 def _host_seconds(compiled, state, batch, parts):
-  """What the loop's own thread computes for a step, while the devices compute: medians.
+  """Measures the CPU time of the training loop's thread per step; medians over some steps.
 
   Returns:
-    Seconds to start a step, to put a batch on the devices, and the state after the last one.
+    Seconds to dispatch a step, seconds to put a batch on the devices, and the last state.
   """
   size = parts.data.batch_size
   rows = rows_of(parts.mesh.local_devices, size, parts.mesh)
@@ -98,7 +99,7 @@ def _host_seconds(compiled, state, batch, parts):
 
 
 def _shares(step, state, text, profile):
-  """Share of the device's time by part, from a trace of a few steps."""
+  """Share of device time by part, from a trace of a few steps."""
   def steps():
     after = state
     for _ in range(TRACED):
@@ -112,7 +113,7 @@ def _shares(step, state, text, profile):
   if profile:
     print(table([(f"{share:.1%}", name, scopes)
                  for name, share, scopes in profiling.dearest(seconds, program)],
-                header=("time", "instruction", "written in")))
-    print(f"trace: {trace.parent}, for TensorBoard; perfetto_trace.json.gz in it for "
+                header=("time", "instruction", "scopes")))
+    print(f"trace: {trace.parent}, for TensorBoard; it contains perfetto_trace.json.gz, for "
           "https://ui.perfetto.dev\n")
   return profiling.by_part(seconds, program)

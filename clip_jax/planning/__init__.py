@@ -1,1 +1,1 @@
-"""What a config needs of chips that are not there."""
+"""Plans training runs for accelerators that are not attached to this machine."""

@@ -1,4 +1,4 @@
-"""What devices send each other in a step: kinds, sizes, groups, out of the compiled program."""
+"""The collectives of a compiled step: their kinds, sizes and groups of devices."""
 
 from collections.abc import Iterator, Sequence
 import dataclasses
@@ -15,15 +15,15 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """One collective of the program, however often it runs.
+  """One collective of a program, with the number of times that it runs.
 
   Attributes:
     kind: one of `KINDS`.
-    bytes: of the whole array: what a gather makes, what is reduced or scattered, what is sent.
-    group: places in the mesh of the devices of one of its groups, which talk to each other.
-    times: how often it runs in a step.
-    shape: of its operands, for a person.
-    origin: the operation of the model that it stems from, as JAX names it.
+    bytes: size of the whole array: the result of a gather, or the operand of any other kind.
+    group: indices, in the mesh, of the devices in its first group, which communicate.
+    times: number of runs per step.
+    shape: shapes of the operands, for display.
+    origin: the operation in the model that it comes from, as named by JAX.
   """
   kind: str
   bytes: float
@@ -34,10 +34,10 @@ class Collective:
 
   @property
   def wire_bytes(self) -> float:
-    """Bytes that each device receives in a step, by the ring algorithms.
+    """Bytes that each device receives in a step, with ring algorithms.
 
-    Source: Thakur et al. 2005, sec. 4: a gather or a scatter of n bytes over p devices moves
-    (p - 1) / p n of them to each, and a reduction is a scatter and a gather.
+    Source: Thakur et al. 2005, sec. 4: to gather or scatter n bytes over p devices, each of them
+    receives (p - 1) / p n, and an all-reduce is a reduce-scatter and an all-gather.
     """
     p = len(self.group)
     share = {"all-reduce": 2 * (p - 1) / p, "collective-permute": 1.0,
@@ -46,15 +46,15 @@ class Collective:
 
 
 def collectives(program: Program, devices: int) -> list[Collective]:
-  """Every collective of a program for so many devices that leaves a device, largest first."""
+  """Returns the collectives of a program that communicate between devices, largest first."""
   found = {}
   for name, computation in program.computations.items():
     for instruction in computation.values():
       kind = instruction.opcode.removesuffix("-start")
       if kind not in KINDS or not program.times[name]:
         continue
-      # The TPU compiler spreads one collective over several fusions, all with its channel: one
-      # starts it, one awaits it, and those between may stand in a loop that it runs beside.
+      # The TPU compiler spreads one collective, with one channel, over several fusions: one starts
+      # it, one waits for it, and those between may be in a loop that overlaps with it.
       channel = re.search(r"channel_id=(\d+)", instruction.attributes)
       key = channel[1] if channel else (name, instruction.name)
       one = _collective(program, name, instruction, kind, devices)
@@ -64,7 +64,7 @@ def collectives(program: Program, devices: int) -> list[Collective]:
 
 
 def by_kind(found: Sequence[Collective]) -> dict[str, dict[str, float]]:
-  """{"all-gather": {"count": runs in a step, "bytes": received by each device}}, largest first."""
+  """Totals by kind, largest first: {"all-gather": {"count": per step, "bytes": per device}}."""
   table = {}
   for one in found:
     row = table.setdefault(one.kind, {"count": 0, "bytes": 0.0})
@@ -78,7 +78,7 @@ def _collective(program, name, instruction, kind, devices):
   size = program.sizes(name, instruction.operands)
   if kind == "all-gather":
     size *= len(group)
-  # On TPU a reduction whose result is cut at once is run as a scatter, and stands there like this.
+  # The TPU compiler runs an all-reduce followed by a slice as a reduce-scatter of this name.
   if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
     kind = "reduce-scatter"
   operands = [program.computations[name][n] for n in instruction.operands]
@@ -89,7 +89,7 @@ def _collective(program, name, instruction, kind, devices):
 
 
 def _group(instruction: Instruction, devices: int) -> tuple[int, ...]:
-  """The devices that the first device talks to, itself included."""
+  """The group of the first device, itself included."""
   text = instruction.attributes
   pairs = re.search(r"source_target_pairs=\{(\{[\d,{} ]*\})\}", text)
   if pairs:
@@ -112,7 +112,7 @@ def _lists(text: str) -> Iterator[tuple[int, ...]]:
 
 
 def _iota_group(text):
-  """First of the groups written `[groups,size]<=[shape]T(permutation)`."""
+  """Parses the first group of the form `[groups,size]<=[shape]T(permutation)`."""
   form = re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
   result, shape = (_numbers(form[i]) for i in (1, 2))
   ids = np.arange(math.prod(shape)).reshape(shape)
@@ -122,10 +122,10 @@ def _iota_group(text):
 
 
 def _mesh_group(text):
-  """First of the groups written `mesh['a'=4,'b'=2] {'a'}`: the devices along those axes.
+  """Parses the first group of the form `mesh['a'=4,'b'=2] {'a'}`: the devices along these axes.
 
-  A part of an axis is written `'a':(2)4`: the 4 devices along the middle of an axis whose outer
-  part has 2. The devices are in order, or in that of `device_ids=([shape]T(permutation))`.
+  A sub-axis is written `'a':(2)4`: it has 4 devices, and the part of the axis before it has size 2.
+  Devices are in ascending order, or in the order of `device_ids=([shape]T(permutation))`.
   """
   axes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", text[:text.index("]")])}
   rest = text[text.index("]") + 1:]

@@ -1,4 +1,4 @@
-"""The real train step, compiled for chips that are not there."""
+"""Compiles the real train step ahead of time for accelerators that are not attached."""
 
 from collections.abc import Sequence
 import contextlib
@@ -19,21 +19,22 @@ from clip_jax.planning.chips import Topology
 from clip_jax.planning.gpus import GPUS, target_config
 from clip_jax.planning.hlo import Program
 
-_ONE_DEVICE_A_CHIP = {"v4": "megacore", "v5p": "megacore"}  # Chips of two cores that work as one.
-# The compiler tries Triton's products out before it takes one, which needs a GPU; without them, the
-# products are cuBLAS's.
+_ONE_DEVICE_A_CHIP = {"v4": "megacore", "v5p": "megacore"}  # Two cores that act as one device.
+# Autotuning of Triton's matrix products needs a GPU; without them, XLA uses cuBLAS.
 _UNTRIED: dict[str, str | bool] = {"xla_gpu_enable_triton_gemm": False}
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-  """A step that was compiled.
+  """A compiled step.
 
   Attributes:
-    arguments, temporaries, peak: bytes a chip: the train state and a batch; what the step needs
-      beside; the most in use at once, as the compiler says it. The first two can add up to more.
+    arguments: bytes per chip of the train state and a batch.
+    temporaries: bytes per chip that the step needs in addition.
+    peak: the most bytes per chip in use at once, according to the compiler. It can be less than
+      the sum of the other two.
     program: the program of one chip.
-    seconds: that compiling took.
+    seconds: compile time.
   """
   arguments: int
   temporaries: int
@@ -44,35 +45,35 @@ class Compiled:
 
 @dataclasses.dataclass(frozen=True)
 class TooLarge:
-  """A step that has no room: bytes a chip that it needs, and that a program can have."""
+  """A step that does not fit: bytes per chip that it needs, and that a program can use."""
   needed: int
   there: int
   seconds: float
 
 
 def can_compile(topology: Topology) -> bool:
-  """Whether there is a compiler here: libtpu for TPUs, one of JAX's plugins for GPUs."""
+  """Whether a compiler is installed: libtpu for TPUs, one of JAX's CUDA plugins for GPUs."""
   modules = ("libtpu",) if topology.is_tpu else ("jax_cuda12_plugin", "jax_cuda13_plugin")
   return any(importlib.util.find_spec(module) for module in modules)
 
 
 def bytes_a_device(tree: Any) -> int:
-  """Bytes that each device holds of a tree of shapes with shardings."""
+  """Bytes per device of a tree of shapes with shardings."""
   return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
              for x in jax.tree.leaves(tree))
 
 
 def devices(topology: Topology) -> Sequence:
-  """Descriptions of the topology's chips, for a mesh to compile for.
+  """Returns descriptions of the chips of a topology, from which a mesh can be made to compile for.
 
   Raises:
-    UserError: there is no such slice.
+    UserError: libtpu does not support such a slice.
   """
   if not topology.is_tpu:
     return topologies.get_topology_desc(
         platform="cuda", topology_name=topology.name, topology=gpu_layout(topology),
         target_config=target_config(GPUS[topology.name], topology.chip)).devices
-  # Several compilations at a time do no harm, and what libtpu asks of its machine is not there.
+  # Allow several compilations at a time, and set what libtpu would ask a TPU host for.
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
@@ -83,16 +84,16 @@ def devices(topology: Topology) -> Sequence:
   name = f"{topology.name}:{'x'.join(map(str, topology.shape))}"
   try:
     return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
-  except Exception as e:  # Whatever kind of error this version of libtpu has for it.
-    raise UserError(f"libtpu knows no slice {name}: {first_line(e)}. Sides that exist are in "
-                    "Google's page on the generation, cloud.google.com/tpu/docs.") from e
+  except Exception as e:  # The type of the error depends on the version of libtpu.
+    raise UserError(f"libtpu does not support a slice {name}: {first_line(e)}. Google's page on "
+                    "its generation lists those that exist: cloud.google.com/tpu/docs.") from e
 
 
 def gpu_layout(topology: Topology) -> str:
-  """Slices x hosts x GPUs of a host, as JAX writes it; every host of a layout has as many.
+  """Formats the layout for JAX as slices x hosts x GPUs per host; all hosts have equally many.
 
-  So 20 GPUs are 5 hosts of 4 here. That decides which process a device belongs to and nothing that
-  the plan says; where its devices lie is up to `Topology.place`.
+  So 20 GPUs are laid out as 5 hosts of 4. The layout decides which process owns a device, and does
+  not affect the plan: the location of devices comes from `Topology.place`.
   """
   n, most = topology.devices, topology.chip.host_chips
   gpus = n if n <= most else math.gcd(n, most)
@@ -100,10 +101,10 @@ def gpu_layout(topology: Topology) -> str:
 
 
 def compiled(parts: Parts, topology: Topology) -> Compiled | TooLarge:
-  """The train step of `parts`, whose mesh is of `devices`, compiled for them.
+  """Compiles the train step of `parts`, whose mesh must consist of `devices(topology)`.
 
-  A compiler for TPUs refuses what has no room. One for GPUs does not, so its peak is compared with
-  `Chip.room`.
+  The TPU compiler rejects a step that does not fit. The GPU compiler does not, so the peak is
+  compared with `Chip.room`.
   """
   begun = time.perf_counter()
   with jax.set_mesh(parts.mesh), _without_cache():
@@ -124,10 +125,11 @@ def compiled(parts: Parts, topology: Topology) -> Compiled | TooLarge:
 
 
 def too_large(message: str, arguments: int) -> tuple[int, int] | None:
-  """(bytes needed, bytes there) in a compiler's refusal; None if it refused for another reason.
+  """Parses (bytes needed, bytes available) from a compiler error; None for any other error.
 
   Args:
-    arguments: bytes a chip of what the program is given, which one form of the message leaves out.
+    message: text of the error.
+    arguments: bytes per chip of the program's arguments, which one form of the message leaves out.
   """
   used = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", message)
   temporaries = re.search(r"HLO temporaries \(([\d.]+)([KMGT])\) exceeds available HBM "
@@ -142,7 +144,7 @@ def too_large(message: str, arguments: int) -> tuple[int, int] | None:
 
 @contextlib.contextmanager
 def _without_cache():
-  """A program out of the cache of compiled programs does not say what memory it needs."""
+  """Disables the compilation cache: a cached program does not report its memory use."""
   before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
   jax.config.update("jax_enable_compilation_cache", False)
   try:
@@ -152,5 +154,5 @@ def _without_cache():
 
 
 def first_line(error: Exception) -> str:
-  """Of its message, or its kind if it has none."""
+  """The first line of an error's message, or its type if the message is empty."""
   return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")

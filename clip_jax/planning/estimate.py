@@ -1,4 +1,4 @@
-"""What a step of a config takes on a topology: memory, products, talk, time, and all of a run."""
+"""Estimates the memory, compute, communication and time of a config on a topology."""
 
 import dataclasses
 from typing import Any
@@ -18,33 +18,36 @@ from clip_jax.planning.chips import PREALLOCATED, Topology
 from clip_jax.planning.collectives import Collective, by_kind, collectives
 from clip_jax.planning.hlo import core_cycles, main_memory_traffic
 
-# Images a second that one virtual CPU decodes from JPEG and crops to 224 px, both antialiased, as
-# `bench data` finds for pictures of 640 x 480.
+# Images per second that one virtual CPU decodes from JPEG and crops to 224 px, both antialiased, as
+# measured by `bench data` on images of 640 x 480.
 IMAGES_PER_CORE = 200.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-  """A config on a topology.
+  """The plan of a config on a topology.
 
   Attributes:
-    topology, mesh: what is planned for; sizes of the mesh by axis.
-    fits: whether there is room; None where nothing could be compiled.
-    arguments: bytes a chip of the train state and a batch.
-    temporaries, peak: bytes a chip; of a step that does not fit, what it needs is the peak.
-    limit: bytes a chip that programs can have.
-    batch_size, total_steps: of the run; no steps where the data that says them is not here.
-    parameters: of the model and the objective.
-    model_flops: FLOPs of a step, 6 for each multiply-add of the forward pass.
-    flops: those done, with what is rematerialised.
-    traffic: bytes a chip moves to and from its memory.
+    topology: the chips that are planned for.
+    mesh: sizes of the mesh, by axis.
+    fits: whether the step fits in memory; None if nothing could be compiled.
+    arguments: bytes per chip of the train state and a batch.
+    temporaries: bytes per chip that the step needs in addition; None if it does not fit.
+    peak: bytes per chip in use at once; for a step that does not fit, the bytes that it needs.
+    limit: bytes per chip that programs can use.
+    batch_size: global batch size.
+    total_steps: steps of the run; None if that depends on data that is not here.
+    parameters: number of parameters of the model and the objective.
+    model_flops: FLOPs per step, 6 for each forward multiply-add.
+    flops: FLOPs per step that are executed, including rematerialisation.
+    traffic: bytes per step that each chip moves to and from its memory.
     found: the collectives.
-    roofline: seconds of each part.
-    compiler_seconds: that a step keeps a TPU's core busy by the compiler's own estimate. It is no
-      bound, and can be above the roofline's `worst`, which knows of no elementwise work. None for
-      GPUs, and where nothing was compiled.
-    compile_seconds: that compiling took.
-    notes: what is missing or assumed, for a person.
+    roofline: seconds of each part of a step.
+    compiler_seconds: time per step that a TPU's core is busy, by the compiler's own estimate. It is
+      not a bound, and can exceed the roofline's `worst`, which leaves out elementwise work. None
+      for GPUs, and if nothing was compiled.
+    compile_seconds: compile time.
+    notes: what is missing or assumed, for display.
   """
   topology: Topology
   mesh: dict[str, int]
@@ -67,20 +70,25 @@ class Estimate:
 
   @property
   def examples_per_second(self) -> float:
-    """At most."""
+    """Upper bound on the examples per second."""
     return self.batch_size / self.roofline.best
 
   def utilisation(self, seconds: float) -> float:
-    """Share of the chips' peak that the model's own FLOPs are, at so many seconds a step."""
+    """Model FLOPs utilisation: share of the chips' peak FLOP/s, at a step time in seconds."""
     return self.model_flops / (seconds * self.topology.devices * self.topology.chip.flops)
 
 
 def estimate(config: ConfigDict, topology: Topology, *,
              images_per_core: float = IMAGES_PER_CORE) -> Estimate:
-  """Plans a config for a topology; compiles its step where that can be done here.
+  """Plans a config for a topology, compiling its step if a compiler for it is installed.
+
+  Args:
+    config: the config of a training run.
+    topology: the chips to plan for.
+    images_per_core: images per second that one virtual CPU prepares.
 
   Raises:
-    UserError: the config does not fit the topology's number of chips, or there is no such slice.
+    UserError: the config does not fit the number of chips, or the topology does not exist.
   """
   config, notes, knows_length = without_data(config)
   chip = topology.chip
@@ -117,7 +125,7 @@ def estimate(config: ConfigDict, topology: Topology, *,
 
 
 def _prepared(config, topology):
-  """The parts of a run; its step, if that was compiled; a context with their mesh; notes."""
+  """Returns the parts of a run, the compiled step or None, a context of their mesh, and notes."""
   failed = None
   if compile_lib.can_compile(topology):
     try:
@@ -125,7 +133,7 @@ def _prepared(config, topology):
       return parts, compile_lib.compiled(parts, topology), jax.set_mesh(parts.mesh), ()
     except UserError:
       raise
-    except Exception as e:  # JAX does not promise that it compiles for GPUs which are not there.
+    except Exception as e:  # JAX does not promise to compile for GPUs that are not attached.
       if topology.is_tpu:
         raise
       failed = e
@@ -135,7 +143,7 @@ def _prepared(config, topology):
 
 
 class NoData:
-  """Stands in for records that are not on this machine: as many as one likes, all grey."""
+  """A stand-in for records that are not on this machine: grey images, in practically any number."""
 
   def __init__(self, texts: int):
     self.texts = texts
@@ -148,10 +156,10 @@ class NoData:
 
 
 def without_data(config: ConfigDict) -> tuple[ConfigDict, tuple[str, ...], bool]:
-  """The config with nothing in it that asks for files which are not here.
+  """Returns the config without evaluators, and with placeholders for data that is not here.
 
   Returns:
-    The config; notes on what was left out; whether the length of the run is known all the same.
+    The config; notes on what was replaced; whether the length of the run is known nevertheless.
   """
   config = config.copy_and_resolve_references()
   with config.unlocked():
@@ -162,16 +170,16 @@ def without_data(config: ConfigDict) -> tuple[ConfigDict, tuple[str, ...], bool]
     except (UserError, OSError, ImportError) as e:
       captions = config.data.views.captions
       config.data.source = call(NoData, texts=1 if isinstance(captions, str) else len(captions))
-      note = f"The data is not here ({str(e).splitlines()[0]}), so it was planned without."
+      note = f"The data is not here ({str(e).splitlines()[0]}), so placeholders stand in for it."
       if config.train.epochs is None:
         return config, (note,), True
-      config.train.epochs, config.train.steps = None, 10**9  # Longer than any warm-up.
-      return config, (note, "How long the run is, its epochs say only with the data at hand; "
-                            "set --config.train.samples to know."), False
+      config.train.epochs, config.train.steps = None, 10**9  # More steps than any warm-up has.
+      return config, (note, "The length of the run is unknown, because its epochs depend on the "
+                            "data; set --config.train.samples to plan it."), False
 
 
 def explained(config: ConfigDict, topology: Topology) -> str:
-  """Where each array of the train state lies on the topology; compiles nothing."""
+  """Formats the sharding of each array of the train state on a topology; compiles nothing."""
   return explanation(prepare(without_data(config)[0], mesh=_abstract_mesh(config, topology)))
 
 
@@ -190,7 +198,7 @@ def _abstract_mesh(config, topology):
 
 
 def _places(mesh, topology):
-  """Where each device of the mesh lies: its slice or host, then its coordinates."""
+  """Location of each device of the mesh: its slice or host, then its coordinates there."""
   if not topology.is_tpu:
     return [topology.place(d.id) for d in mesh.devices.flat]
   return [(getattr(d, "slice_index", None) or 0, *d.coords[:topology.chip.dimensions])
@@ -201,28 +209,28 @@ def _what_is_missing(topology, failed=None):
   compiler, extra = ("libtpu", "tpu") if topology.is_tpu else ("JAX's CUDA plugin", "cuda")
   why = (f"the compiler failed ({compile_lib.first_line(failed)})" if failed else
          f"{compiler} is not installed (pip install 'scaling-clip-jax[{extra}]')")
-  return (f"Nothing was compiled, for {why}. Missing: temporaries and peak, whether it fits, "
-          "memory traffic, collectives; the time is of the products and the input alone.")
+  return (f"Nothing was compiled, because {why}. Missing: temporaries and peak, whether it fits, "
+          "memory traffic, collectives; the time covers matrix products and input only.")
 
 
 def _of_gpus(made, topology):
-  """What to bear in mind of a step that was compiled without a GPU."""
-  notes = ("No GPU was there to try programs out on, so products are cuBLAS's, with none of "
-           "Triton's, and the program that GPUs will run differs: memory traffic, and the time "
-           "that hangs on it, are approximate.",)
-  limit = (f"The limit is what JAX takes if not told otherwise, {PREALLOCATED:.0%} of a GPU's "
+  """Notes on the accuracy of a step that was compiled without a GPU."""
+  notes = ("Compiled without a GPU to autotune on, so matrix products use cuBLAS and not Triton, "
+           "and the program on real GPUs will differ: memory traffic, and the time derived from "
+           "it, are approximate.",)
+  limit = (f"The limit is what JAX preallocates by default, {PREALLOCATED:.0%} of a GPU's "
            f"{topology.chip.memory / 1e9:.1f} GB")
   if isinstance(made, compile_lib.TooLarge) and made.needed < _MOST * topology.chip.memory:
-    limit += f"; with XLA_CLIENT_MEM_FRACTION={_MOST} this step may have room"
+    limit += f"; with XLA_CLIENT_MEM_FRACTION={_MOST} this step may fit"
   return (*notes, limit + ".")
 
 
-# Of a GPU's memory, for arrays: CUDA, its libraries and NCCL need some gigabytes too.
+# Largest share of a GPU's memory for arrays: CUDA, its libraries and NCCL need some gigabytes too.
 _MOST = 0.9
 
 
 def as_json(plan: Estimate) -> dict[str, Any]:
-  """All numbers of an estimate, by name."""
+  """Returns all numbers of an estimate by name, ready for JSON."""
   roof = plan.roofline
   return {
       "topology": str(plan.topology), "chips": plan.topology.devices,

@@ -1,7 +1,7 @@
-"""What the compiler is told of a GPU that is not there, made of a few facts of each.
+"""Descriptions of GPUs that are not attached, for XLA to compile for.
 
-Source: NVIDIA's white papers on A100, H100 and Blackwell and the CUDA programming guide's table of
-compute capabilities; clocks, caches and names as the drivers report them, in OpenXLA's
+Sources: NVIDIA's white papers on A100, H100 and Blackwell, and the table of compute capabilities in
+the CUDA programming guide. Clocks, caches and names are as reported by drivers, from OpenXLA's
 xla/backends/gpu/target_config/specs.
 """
 
@@ -12,16 +12,16 @@ from clip_jax.planning.chips import Chip
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-  """One GPU, beside what its `Chip` says.
+  """Figures of a GPU that its `Chip` does not include.
 
   Attributes:
-    name: as its driver reports it.
+    name: as reported by its driver.
     capability: compute capability, (major, minor).
-    cores: streaming multiprocessors.
-    lanes: float32 multiply-adds that one of them starts in a cycle.
-    clock: in GHz, at most.
-    cache: bytes of the L2 cache.
-    shared: bytes of one multiprocessor's own memory; a block of threads can have all but 1 KiB.
+    cores: number of streaming multiprocessors (SMs).
+    lanes: float32 multiply-adds that an SM starts per cycle.
+    clock: maximum frequency, in GHz.
+    cache: bytes of L2 cache.
+    shared: bytes of shared memory per SM; a thread block can use all but 1 KiB of it.
   """
   name: str
   capability: tuple[int, int]
@@ -41,10 +41,10 @@ GPUS = {
 
 
 def target_config(gpu: Gpu, chip: Chip) -> str:
-  """What XLA compiles for, a GpuTargetConfigProto as text.
+  """Returns the compilation target for XLA, a GpuTargetConfigProto in text format.
 
-  Threads, registers and grids are the same for all of these. The version of cuDNN is the oldest
-  that JAX runs with unwarned, so no program asks for more.
+  Limits on threads, registers and grids are the same for all of these GPUs. The version of cuDNN is
+  the oldest that JAX runs with without a warning, so that no program requires a newer one.
   """
   major, minor = gpu.capability
   device: dict[str, float] = {

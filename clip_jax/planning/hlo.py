@@ -1,7 +1,7 @@
-"""A compiled program, read from its text: instructions, their sizes, how often each one runs.
+"""Parses the text of a compiled program: its instructions, their sizes and how often each runs.
 
-The compiler's own cost analysis takes the body of a loop once however often it turns, which for a
-stack of blocks is a twelfth of the truth; the text says everything that is needed to do better.
+XLA's own cost analysis counts the body of a loop once, whatever its trip count, which is a twelfth
+of the true cost for a stack of twelve blocks.
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import dataclasses
 import math
 import re
 
-# Bytes of an element; token and opaque types have none.
+# Bytes per element; tokens and opaque types have no size.
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "s32": 4, "u32": 4,
           "s64": 8, "u64": 8, "f16": 2, "bf16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 16}
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
@@ -21,7 +21,7 @@ _BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-  """An array of one device: bytes without padding, and where it lies (space 0 is main memory)."""
+  """An array on one device: bytes without padding, and its memory space (0 is main memory)."""
   bytes: float
   space: int
   text: str
@@ -29,14 +29,14 @@ class Array:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-  """One line of a computation.
+  """One instruction of a computation.
 
   Attributes:
-    name, opcode: as they stand there.
-    results: the arrays it makes; several for a tuple.
-    operands: names of what it reads, of the same computation.
-    attributes: what follows the operands; the value of a constant, the number of a parameter.
-    root: whether it is what its computation returns.
+    name, opcode: as in the text.
+    results: the arrays that it returns; several for a tuple.
+    operands: names of its operands, instructions of the same computation.
+    attributes: the text after the operands; the value of a constant, the number of a parameter.
+    root: whether its computation returns it.
   """
   name: str
   opcode: str
@@ -47,7 +47,7 @@ class Instruction:
 
   @property
   def bytes(self) -> float:
-    """Of all results, without padding."""
+    """Total bytes of its results, without padding."""
     return sum(array.bytes for array in self.results)
 
 
@@ -55,13 +55,13 @@ class Program:
   """The computations of a compiled program.
 
   Attributes:
-    computations: instructions by name, by the name of the computation.
-    times: how often each computation runs when the program runs once.
-    entry: name of the computation that is the program.
+    computations: for each computation by name, its instructions by name.
+    times: number of times that each computation runs in one run of the program.
+    entry: name of the computation that is the program itself.
   """
 
   def __init__(self, text: str):
-    """Reads `compiled.as_text()`."""
+    """Parses `compiled.as_text()`."""
     self.computations: dict[str, dict[str, Instruction]] = {}
     self.entry, current = "", {}
     for line in text.splitlines():
@@ -78,27 +78,27 @@ class Program:
   def _times(self):
     times = dict.fromkeys(self.computations, 0)
     times[self.entry] = 1
-    # What is called stands before what calls it.
+    # Callees come before their callers in the text.
     for name in reversed(self.computations):
       for instruction in self.computations[name].values():
-        # What is begun and awaited later runs once, and both lines may name it.
+        # An asynchronous call runs once, though each of its start, update and done may name it.
         if instruction.opcode.endswith(("-done", "-update")):
           continue
         runs = times[name] * self._turns(instruction)
         for called in callees(instruction):
-          # A fusion's computation is written once for several fusions, which are told apart there.
+          # Fusions that share a computation are counted at their call sites, so take one of them.
           times[called] = (max(times[called], runs) if instruction.opcode == "fusion"
                            else times[called] + runs)
     return times
 
   def _turns(self, instruction):
-    """How often an instruction runs what it calls."""
+    """Number of times that an instruction runs the computations that it calls."""
     if instruction.opcode != "while":
       return 1
     known = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', instruction.attributes)
     if known:
       return int(known[1])
-    # Otherwise it is a counter from 0 on, compared with a constant.
+    # Otherwise the condition compares a counter, which starts at 0, with a constant.
     condition, body = (self.computations[re.search(rf"{part}=%?([\w.-]+)",
                                                    instruction.attributes)[1]]
                        for part in ("condition", "body"))
@@ -106,7 +106,7 @@ class Program:
     return max(1, -(-limit // self._step(condition, body)))
 
   def _step(self, condition, body):
-    """What a loop adds to its counter at each turn."""
+    """The increment of a loop's counter."""
     place = {re.search(r"index=(\d+)", i.attributes)[1]
              for i in condition.values() if i.opcode == "get-tuple-element"}
     root = next(i for i in body.values() if i.root)
@@ -120,7 +120,7 @@ class Program:
     return steps[0] if counted and counted.opcode == "add" and steps else 1
 
   def sizes(self, computation: str, names: tuple[str, ...]) -> float:
-    """Bytes of the results of some instructions of a computation."""
+    """Total bytes of the results of some instructions of a computation."""
     return sum(self.computations[computation][name].bytes for name in names)
 
 
@@ -129,7 +129,7 @@ def _is_number(instruction):
 
 
 def callees(instruction: Instruction) -> Iterator[str]:
-  """Names of the computations that an instruction runs."""
+  """Yields the names of the computations that an instruction calls."""
   yield from _CALLED.findall(instruction.attributes)
   for several in _BRANCHES.findall(instruction.attributes):
     yield from re.findall(r"%?([\w.-]+)", several)
@@ -148,18 +148,18 @@ def _parsed(line):
 
 
 def _names(inside):
-  """Operands, with or without a % and their shapes before them."""
+  """Names of the operands, which start with % and may have a shape before them."""
   return re.findall(r"%([\w.-]+)", inside)
 
 
 def _split_type(text):
-  """The type at the start of a text, and what comes after it."""
+  """Splits a text into the type at its start and the rest."""
   end = _closing(text[1:]) + 2 if text.startswith("(") else text.find(" ")
   return text[:end], text[end:].lstrip()
 
 
 def _closing(text):
-  """Place of the parenthesis that closes one opened before the text."""
+  """Index of the parenthesis that closes one opened before the text."""
   depth = 1
   for match in re.finditer(r"[()]", text):
     depth += 1 if match[0] == "(" else -1
@@ -177,22 +177,22 @@ def _arrays(text):
 
 
 def main_memory_traffic(program: Program) -> float:
-  """Bytes that a program moves to and from main memory, as its instructions say it.
+  """Estimates the bytes that a program moves to and from main memory, from its instructions.
 
-  Every instruction that runs by itself reads its operands and writes its results, but for those
-  that lie in a chip's own memory (space 1 and up). Of a slice only the slice counts, and of an
-  update in place only what is written: a loop over stacked blocks reads one block at a turn.
+  Every instruction outside a fusion reads its operands and writes its results, except for those in
+  on-chip memory (space 1 and up). A slice reads only the slice, and an in-place update writes only
+  the update, so that a loop over stacked blocks reads one block per iteration.
   """
   return sum(program.times[name] * _moved(program, name, instruction)
              for name, instruction in _alone(program))
 
 
 def core_cycles(program: Program) -> int | None:
-  """Cycles that a TPU's core is busy, as its compiler expects; None if the program says none.
+  """Sums the compiler's estimates of the cycles that a TPU's core is busy; None if there are none.
 
-  Each instruction that occupies the core carries the compiler's estimate, a fusion for all that it
-  holds. Those that begin and await a copy or a collective carry none, so what the core waits for
-  another chip or for main memory is left out, and what it does meanwhile is in.
+  Each instruction that occupies the core has an estimate; that of a fusion covers all that is in
+  it. The start and done of an asynchronous copy or collective have none. So time spent waiting for
+  another chip or for main memory is left out, and work that overlaps with it is included.
   """
   found = [program.times[name] * int(cycles[1]) for name, instruction in _alone(program)
            if (cycles := re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes))]
@@ -200,7 +200,7 @@ def core_cycles(program: Program) -> int | None:
 
 
 def _alone(program):
-  """(computation, instruction) of all that run by themselves and not as parts of a fusion."""
+  """Yields (computation, instruction) for instructions that run on their own, outside fusions."""
   names = {program.entry}
   for computation in program.computations.values():
     for instruction in computation.values():
@@ -211,7 +211,7 @@ def _alone(program):
       yield name, instruction
 
 
-# Neither read nor write, or are counted where they lead.
+# Instructions that move no bytes, or that are counted in the computations that they call.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
          "call", "after-all", "partition-id", "replica-id", "opt-barrier", "domain"}
 
@@ -242,18 +242,18 @@ def _moved(program, name, instruction):
   return read + written
 
 
-# Their result is of two parts, their operands as they were and what they make of them.
+# Their results include their operands, next to what they produce.
 _WITH_OPERANDS = {"all-gather-start", "reduce-scatter-start", "collective-permute-start"}
 
 
 def _workspace(instruction):
-  """Bytes that a product of NVIDIA's libraries may scribble on, which are its last result."""
+  """Bytes of the workspace of a call to cuBLAS or cuDNN, which is its last result."""
   last = instruction.results[-1]
   return last.bytes if len(instruction.results) > 1 and last.text.startswith(("s8[", "u8[")) else 0
 
 
 def _slices(instruction, operands):
-  """Bytes that an instruction which is no fusion reads and writes in main memory."""
+  """Bytes that an instruction other than a fusion reads and writes in main memory."""
   if instruction.opcode in ("dynamic-slice", "gather", "slice"):
     return (min(_in_main(operands[0]), instruction.bytes), _in_main(instruction))
   if instruction.opcode in ("dynamic-update-slice", "scatter"):
@@ -267,7 +267,7 @@ def _in_main(instruction):
 
 
 def _read(program, name, number):
-  """Bytes of a fusion's parameter that it looks at."""
+  """Bytes of one of its parameters that a fusion reads."""
   computation = program.computations[name]
   parameter = next((i for i in computation.values()
                     if i.opcode == "parameter" and i.attributes == str(number)), None)
@@ -295,12 +295,12 @@ def _looked_at(program, computation, source):
 
 
 def _talks(instruction):
-  """Whether it is a collective, whose bytes travel and are counted there."""
+  """Whether this is a collective, which is counted as communication."""
   return instruction.opcode.startswith(("all-", "reduce-scatter", "collective-", "ragged-"))
 
 
 def _written(program, name):
-  """Bytes that a fusion writes: of an update in place, what is updated."""
+  """Bytes that a fusion writes; for an in-place update, those of the update."""
   computation = program.computations[name]
 
   def of(instruction):

@@ -1,4 +1,4 @@
-"""What to turn when a step does not fit: settings of a config, from the mildest on."""
+"""Config settings to try if a step does not fit in memory, from the cheapest to the costliest."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -8,10 +8,11 @@ Setting = dict[str, object]  # {"train.microbatches": 4}
 
 
 def families(config: ConfigDict, *, shards: int) -> dict[str, list[Setting]]:
-  """Settings by the knob, each list from the cheapest to the one that saves most.
+  """Returns settings by knob, each list from the cheapest to the one that saves the most memory.
 
   Args:
-    shards: into how many pieces the mesh splits a batch.
+    config: the config of a training run.
+    shards: number of shards that the mesh splits a batch into.
   """
   rows = config.data.batch_size // shards
   pieces = config.train.microbatches
@@ -34,7 +35,7 @@ _LEVELS = ("none", "dots", "full")
 
 
 def with_setting(config: ConfigDict, setting: Setting) -> ConfigDict:
-  """A copy of the config with some values replaced."""
+  """Returns a copy of the config with some values replaced."""
   changed = config.copy_and_resolve_references()
   with changed.unlocked():
     changed.update_from_flattened_dict(setting)
@@ -42,19 +43,21 @@ def with_setting(config: ConfigDict, setting: Setting) -> ConfigDict:
 
 
 def flags(setting: Setting) -> str:
-  """What to write on the command line."""
+  """Formats a setting as command-line flags."""
   return " ".join(f"--config.{name}={value}" for name, value in setting.items())
 
 
 def tried(config: ConfigDict, attempt: Callable, *, shards: int, most: int = 4) -> Iterator[tuple]:
-  """The mildest setting of each knob that fits, found by compiling.
+  """Finds the cheapest setting of each knob that fits, by compiling.
 
   Args:
-    attempt: config -> something with `fits`; compiles.
-    most: compilations for one knob.
+    config: the config of a training run.
+    attempt: maps a config to an object with the attribute `fits`; compiles.
+    shards: number of shards that the mesh splits a batch into.
+    most: maximum number of compilations per knob.
 
   Yields:
-    (knob, setting, what `attempt` returned): the first of each knob that fits, or the last tried.
+    (knob, setting, result of `attempt`): the first that fits for each knob, or the last one tried.
   """
   alone_fits = False
   for knob, settings in families(config, shards=shards).items():
@@ -71,7 +74,7 @@ def tried(config: ConfigDict, attempt: Callable, *, shards: int, most: int = 4) 
 
 
 def _spread(settings: Sequence, most: int) -> Sequence:
-  """At most so many of the settings, the first and the last among them."""
+  """Returns at most `most` of the settings, evenly spaced, including the first and the last."""
   if len(settings) <= most:
     return settings
   step = (len(settings) - 1) / (most - 1)

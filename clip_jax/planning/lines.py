@@ -1,4 +1,4 @@
-"""Estimates as a person reads them."""
+"""Formats estimates for display."""
 
 from collections.abc import Sequence
 
@@ -10,33 +10,33 @@ _MISSING = "-"
 
 
 def described(plan: Estimate) -> str:
-  """One estimate, a line for each thing that it says."""
+  """Formats one estimate, one line per quantity."""
   topology, roof = plan.topology, plan.roofline
   rows = [
       ("chips", f"{topology.devices} x {topology.chip.kind} in {topology.hosts} hosts, mesh "
                 + " x ".join(f"{axis}={n}" for axis, n in plan.mesh.items())),
       ("fits", fits(plan)),
-      ("memory a chip", f"arguments {gigabytes(plan.arguments)}, temporaries "
+      ("memory per chip", f"arguments {gigabytes(plan.arguments)}, temporaries "
                         f"{gigabytes(plan.temporaries)}, peak {gigabytes(plan.peak)}"),
       ("model", f"{plan.parameters / 1e6:.1f} M parameters, batch {plan.batch_size:,}"),
-      ("FLOPs a step", f"{plan.model_flops:.3g} of the model, {plan.flops:.3g} done"),
-      ("memory traffic", f"{gigabytes(plan.traffic)} a chip and step"),
+      ("FLOPs per step", f"{plan.model_flops:.3g} of the model, {plan.flops:.3g} executed"),
+      ("memory traffic", f"{gigabytes(plan.traffic)} per chip and step"),
       *_collective_rows(plan),
-      ("seconds a step",
+      ("seconds per step",
        ", ".join(f"{part} {number(value)}" for part, value in roof.known.items())),
-      ("what binds", f"{roof.binds}: {number(roof.best)} s a step at best"
+      ("bottleneck", f"{roof.binds}: {number(roof.best)} s per step at best"
                      + (f", {number(roof.worst)} s if nothing overlaps"
                         if roof.memory is not None else "")),
       ("model FLOPs utilisation", f"at most {plan.utilisation(roof.best):.1%}"
                                   + (f", {plan.utilisation(roof.worst):.1%} if nothing overlaps"
                                      if roof.memory is not None else "")),
-      *([("the compiler's own estimate",
+      *([("compiler's estimate",
           f"{1e3 * plan.compiler_seconds:,.0f} ms, {plan.utilisation(plan.compiler_seconds):.1%} "
-          "MFU, without what is waited for")] if plan.compiler_seconds else []),
-      ("examples", f"{plan.examples_per_second:,.0f} a second at most"),
-      ("each host must make", f"{plan.examples_per_second / topology.hosts:,.0f} examples a second "
-                              f"for that, with its {topology.chip.host_cores} virtual CPUs"),
-      ("the run", run(plan)),
+          "MFU, without time spent waiting")] if plan.compiler_seconds else []),
+      ("throughput", f"at most {plan.examples_per_second:,.0f} examples/s"),
+      ("input per host", f"{plan.examples_per_second / topology.hosts:,.0f} examples/s to keep up "
+                         f"with that, from its {topology.chip.host_cores} virtual CPUs"),
+      ("whole run", run(plan)),
       *([("compiled in", duration(plan.compile_seconds))] if plan.compile_seconds else []),
   ]
   width = max(len(name) for name, _ in rows)
@@ -57,16 +57,16 @@ def _collective_rows(plan):
 
 
 def fits(plan: Estimate) -> str:
-  """Whether a step has room."""
+  """Formats whether a step fits in memory."""
   if plan.fits is None:
-    return f"not known; the arguments alone are {gigabytes(plan.arguments)} of " \
+    return f"unknown; the arguments alone take {gigabytes(plan.arguments)} of " \
            f"{gigabytes(plan.limit)}"
   word = "yes" if plan.fits else "no"
-  return f"{word}: {gigabytes(plan.peak)} of {gigabytes(plan.limit)} a chip"
+  return f"{word}: {gigabytes(plan.peak)} of {gigabytes(plan.limit)} per chip"
 
 
 def run(plan: Estimate) -> str:
-  """How long all steps take, and how many hours of chips."""
+  """Formats the duration of the whole run and its chip-hours."""
   if plan.total_steps is None:
     return _MISSING
   roof = plan.roofline
@@ -80,14 +80,14 @@ def run(plan: Estimate) -> str:
 
 
 def compared(plans: Sequence[tuple[str, Estimate]], what: str) -> str:
-  """Several estimates, a row each.
+  """Formats several estimates as a table, one row each.
 
   Args:
-    plans: with the name of each.
-    what: header of the names.
+    plans: (name, estimate) pairs.
+    what: header of the column of names.
   """
   return table([(name, *_row(plan)) for name, plan in plans], header=(
-      what, "fits", "peak GB", "ms at best", "no overlap", "binds", "MFU <=", "examples/s",
+      what, "fits", "peak GB", "ms at best", "no overlap", "bound by", "MFU <=", "examples/s",
       "chip-hours"))
 
 
@@ -95,7 +95,7 @@ def _row(plan):
   roof = plan.roofline
   hours = "" if plan.total_steps is None else \
       f"{plan.total_steps * roof.best / 3600 * plan.topology.devices:,.0f}"
-  if plan.fits is False:  # Nothing was compiled, so there is no step to say the time of.
+  if plan.fits is False:  # Nothing was compiled, so there is no step to time.
     return ("no", f"{plan.peak / 1e9:.1f}", "", "", "", "", "", "")
   return ({True: "yes", None: "?"}[plan.fits], f"{plan.peak / 1e9:.1f}" if plan.peak else "",
           f"{1e3 * roof.best:,.0f}", f"{1e3 * roof.worst:,.0f}" if plan.fits else "", roof.binds,
@@ -103,5 +103,5 @@ def _row(plan):
 
 
 def gigabytes(size: float | None) -> str:
-  """1.23 GB; a dash for what is not known."""
+  """Formats bytes as in 1.23 GB; a dash for an unknown size."""
   return _MISSING if size is None else f"{number(size / 1e9)} GB"

@@ -1,4 +1,4 @@
-"""Topologies: what they are written as, and how fast their chips talk."""
+"""Parsing of topologies, and the bandwidth between their chips."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from clip_jax.planning.chips import CHIPS, COMPARED, Topology, topology
     ("v5e:16x16", 256, 64), ("v4:2x2x4", 16, 4), ("2xv5e:4x8", 64, 16), ("h100:8", 8, 1),
     ("h200:20", 20, 3), ("V6E:2x2", 4, 1),
 ])
-def test_a_topology_says_how_many_chips_and_hosts_it_has(text, devices, hosts):
+def test_topology_has_devices_and_hosts(text, devices, hosts):
   made = topology(text)
   assert (made.devices, made.hosts) == (devices, hosts)
   assert str(made) == text.lower()
@@ -27,15 +27,15 @@ def test_a_topology_says_how_many_chips_and_hosts_it_has(text, devices, hosts):
     ("v5e:0x4", "slices of v5e have 2 sides of 1 chip or more"),
     ("0xv5e:4x4", "slices of v5e have 2 sides"),
     ("h100:2x4", "slices of h100 have 1 sides of 1 chip or more, as in h100:8"),
-    ("2xh100:8", "GPUs lie in hosts of 8, not in slices. Write h100:16"),
+    ("2xh100:8", "GPUs come in hosts of 8, not in slices. Write h100:16"),
 ])
-def test_a_mistyped_topology_is_told_what_was_meant(text, message):
+def test_malformed_topology_is_an_error_with_a_suggestion(text, message):
   with pytest.raises(UserError, match=message):
     topology(text)
 
 
-def test_a_pod_of_v5e_has_the_figures_of_its_page():
-  """50.63 PFLOPS a pod of 256, 51.2 TB/s of all-reduce: 400 GB/s a chip in and out."""
+def test_v5e_pod_matches_its_data_sheet():
+  """50.63 PFLOP/s for a pod of 256, and 51.2 TB/s of all-reduce, which is 400 GB/s per chip."""
   pod = topology("v5e:16x16")
   assert pod.devices * pod.chip.flops == pytest.approx(50.63e15, rel=0.01)
   everyone = [pod.place(i) for i in range(256)]
@@ -43,19 +43,19 @@ def test_a_pod_of_v5e_has_the_figures_of_its_page():
 
 
 @pytest.mark.parametrize("name, group, links", [
-    ("v5e:16x16", [(0, 0, 0), (0, 0, 1)], 2),                 # Along one side, which is a ring.
-    ("v5e:8x16", [(0, 0, 0), (0, 1, 0)], 1),                  # Along one that is not.
-    ("v5e:8x16", [(0, 0, 0), (0, 1, 1)], 3),                  # Along both.
+    ("v5e:16x16", [(0, 0, 0), (0, 0, 1)], 2),                 # Along a side that is a ring.
+    ("v5e:8x16", [(0, 0, 0), (0, 1, 0)], 1),                  # Along an open side.
+    ("v5e:8x16", [(0, 0, 0), (0, 1, 1)], 3),                  # Along both sides.
     ("v5e:4x4", [(0, 0, 0), (0, 3, 3)], 2),
     ("v4:4x4x8", [(0, 0, 0, 0), (0, 1, 1, 1)], 6),
     ("v4:2x2x1", [(0, 0, 0, 0), (0, 1, 0, 0)], 1),
 ])
-def test_a_group_talks_over_the_sides_along_which_it_reaches(name, group, links):
+def test_bandwidth_of_a_group_adds_up_the_sides_it_extends_over(name, group, links):
   made = topology(name)
   assert made.bandwidth(group) == links * made.chip.link
 
 
-def test_slices_and_hosts_talk_over_the_network():
+def test_slices_and_hosts_communicate_over_the_network():
   two = topology("2xv5e:4x4")
   assert [two.place(i) for i in (0, 5, 16)] == [(0, 0, 0), (0, 1, 1), (1, 0, 0)]
   assert two.bandwidth([two.place(0), two.place(16)]) == two.chip.network
@@ -64,15 +64,15 @@ def test_slices_and_hosts_talk_over_the_network():
   assert gpus.bandwidth([gpus.place(0), gpus.place(8)]) == gpus.chip.network
 
 
-def test_what_is_compared_is_as_many_chips_of_each_kind_of_tpu():
+def test_compared_topologies_have_64_chips_of_each_tpu():
   made = [topology(text) for text in COMPARED]
   assert [t.name for t in made] == [name for name, chip in CHIPS.items() if chip.dimensions]
   assert {t.devices for t in made} == {64}
 
 
 @pytest.mark.parametrize("chip", CHIPS)
-def test_a_chip_does_more_than_it_reads_and_reads_more_than_it_is_sent(chip):
-  """A slip of a thousand in the table would break the order."""
+def test_peak_flops_and_bandwidths_of_a_chip_are_in_order(chip):
+  """A figure that is wrong by a factor of a thousand would break the order."""
   one = Topology(chip, (8,)).chip
   assert 100 < one.flops / one.bandwidth < 1000
   assert 5 < one.bandwidth / one.link < 50
@@ -80,13 +80,13 @@ def test_a_chip_does_more_than_it_reads_and_reads_more_than_it_is_sent(chip):
   assert 16e9 <= one.memory <= 200e9
 
 
-def test_a_program_has_all_that_a_tpu_leaves_and_three_quarters_of_a_gpu():
+def test_room_is_all_memory_of_a_tpu_and_three_quarters_of_a_gpu():
   assert CHIPS["v5e"].room == CHIPS["v5e"].memory
-  assert CHIPS["h100"].room == pytest.approx(0.75 * 84942979072, rel=1e-4)  # What its driver says.
+  assert CHIPS["h100"].room == pytest.approx(0.75 * 84942979072, rel=1e-4)  # As its driver reports.
 
 
-def test_in_a_cycle_a_tpu_does_the_products_of_its_mxus():
-  """128 x 128 each, or 256 x 256, two FLOPs for each place."""
+def test_tpu_clock_times_mxu_size_is_peak_flops():
+  """MXUs do 128 x 128 or 256 x 256 multiply-adds per cycle, of two FLOPs each."""
   for name, mxus in (("v4", 8 * 128**2), ("v5e", 4 * 128**2), ("v5p", 8 * 128**2),
                      ("v6e", 4 * 256**2)):
     assert CHIPS[name].flops / CHIPS[name].clock == pytest.approx(2 * mxus, rel=5e-3)

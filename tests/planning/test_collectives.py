@@ -1,4 +1,4 @@
-"""Collectives of a recorded program, and of programs for eight CPUs that are known to have them."""
+"""Collectives of a recorded program, and of programs for eight CPUs with known collectives."""
 
 from pathlib import Path
 
@@ -13,12 +13,12 @@ from clip_jax.planning.hlo import Program
 
 RECORDED = (Path(__file__).parent / "recorded.hlo").read_text()  # See test_hlo.py.
 RECORDED_GPU = (Path(__file__).parent / "recorded_gpu.hlo").read_text()
-BLOCK = 512 * 512 * 2  # Bytes of one layer's weights.
+BLOCK = 512 * 512 * 2  # Bytes of the weights of one layer.
 
 
 @pytest.mark.parametrize("text", [RECORDED, RECORDED_GPU], ids=["TPU", "GPU"])
-def test_a_recorded_step_gathers_weights_twice_and_scatters_their_gradient(text):
-  """Of three layers, over fsdp; and adds up what is left of it over data."""
+def test_recorded_step_gathers_weights_twice_and_scatters_their_gradient(text):
+  """For three layers, over fsdp; the rest of each gradient is all-reduced over data."""
   found = collectives(Program(text), 4)
   assert sorted((c.kind, c.bytes, c.group, c.times) for c in found) == [
       ("all-gather", BLOCK, (0, 1), 3), ("all-gather", BLOCK, (0, 1), 3),
@@ -29,12 +29,12 @@ def test_a_recorded_step_gathers_weights_twice_and_scatters_their_gradient(text)
       "reduce-scatter": {"count": 3, "bytes": 3 * BLOCK / 2}}
 
 
-def test_what_stems_from_which_operation_is_said():
+def test_collectives_name_their_origin():
   found = collectives(Program(RECORDED), 4)
   assert all("dot_general" in c.origin for c in found if c.kind != "reduce-scatter")
 
 
-# As JAX's CUDA plugin writes them: begun and awaited, several in one, operands among the results.
+# In the format of JAX's CUDA plugin: asynchronous, several in one, with operands in the results.
 GPU = {
     "all-gather": ("((f32[8]{0}, bf16[8,4]{1,0}), (f32[64]{0}, bf16[64,4]{1,0}))", "%p, %q",
                    8 * (32 + 64)),
@@ -46,7 +46,7 @@ GPU = {
 
 
 @pytest.mark.parametrize("kind", GPU)
-def test_collectives_that_are_begun_and_awaited_count_once_and_by_their_operands(kind):
+def test_asynchronous_collectives_count_once_and_by_their_operands(kind):
   results, operands, size = GPU[kind]
   groups = ("source_target_pairs={{0,1},{1,0}}" if kind == "collective-permute" else
             "replica_groups=mesh['axis_0'=8,'axis_1'=1] {'axis_0'}, use_global_device_ids=true")
@@ -62,7 +62,7 @@ def test_collectives_that_are_begun_and_awaited_count_once_and_by_their_operands
   assert one.group == ((0, 1) if kind == "collective-permute" else tuple(range(8)))
 
 
-def test_a_collective_in_a_computation_that_is_begun_and_awaited_counts_once():
+def test_collective_in_an_asynchronous_computation_counts_once():
   one, = collectives(Program("""%inner (q: f32[8]) -> f32[8] {
   %q = f32[8]{0} parameter(0)
   ROOT %e = f32[8]{0} all-to-all(%q), replica_groups={{0,1}}
@@ -77,7 +77,7 @@ ENTRY %main (p: f32[8]) -> f32[8] {
   assert (one.kind, one.bytes, one.times) == ("all-to-all", 32, 1)
 
 
-KNOWN = {  # On each of eight devices float32 [8, 4], 128 bytes.
+KNOWN = {  # Each of eight devices has float32 [8, 4], 128 bytes.
     "all-reduce": (lambda x: lax.psum(x, "i"), 128, 8),
     "all-gather": (lambda x: lax.all_gather(x, "i", tiled=True), 8 * 128, 8),
     "reduce-scatter": (lambda x: lax.psum_scatter(x, "i", tiled=True), 128, 8),
@@ -96,13 +96,13 @@ def compiled(f, sizes=(8,), axes=("i",), spec=None):
 
 
 @pytest.mark.parametrize("kind", KNOWN)
-def test_a_known_collective_is_found_with_its_size_and_group(kind):
+def test_known_collective_is_found_with_its_size_and_group(kind):
   f, size, group = KNOWN[kind]
   one, = compiled(f)
   assert (one.kind, one.bytes, len(one.group), one.times) == (kind, size, group, 1)
 
 
-def test_a_collective_in_a_loop_runs_at_every_turn():
+def test_collective_in_a_loop_runs_in_every_iteration():
   one, = compiled(lambda x: lax.scan(lambda x, _: (jnp.sin(lax.psum(x, "i")), None), x, None, 5)[0])
   assert (one.kind, one.times) == ("all-reduce", 5)
   assert one.wire_bytes == pytest.approx(5 * 2 * 7 / 8 * 128)
@@ -134,17 +134,17 @@ def groups(text, kind="all-reduce", devices=16):
      tuple(range(8))),
     ("replica_groups=mesh['a'=16] {'a':(2)4}, dimensions={0}", (0, 2, 4, 6)),
 ])
-def test_every_way_of_writing_groups_is_read(text, group):
+def test_every_format_of_groups_is_parsed(text, group):
   one, = groups(text)
   assert one.group == group
 
 
-def test_a_group_of_one_talks_to_nobody():
+def test_collective_in_a_group_of_one_is_left_out():
   assert groups("replica_groups={{0},{1}}, dimensions={0}") == []
 
 
 @pytest.mark.parametrize("kind, share", [
     ("all-gather", 3 / 4), ("reduce-scatter", 3 / 4), ("all-reduce", 3 / 2), ("all-to-all", 3 / 4),
     ("collective-permute", 1)])
-def test_a_ring_moves_these_shares_to_each_device(kind, share):
+def test_ring_algorithms_move_these_shares_to_each_device(kind, share):
   assert Collective(kind, 100.0, (0, 1, 2, 3), 2, "", "").wire_bytes == 200 * share

@@ -1,4 +1,4 @@
-"""What the compiler is told of GPUs."""
+"""Descriptions of GPUs for the compiler."""
 
 import re
 
@@ -8,20 +8,20 @@ from clip_jax.planning.chips import CHIPS
 from clip_jax.planning.gpus import GPUS, target_config
 
 
-def test_there_are_facts_of_every_gpu_that_can_be_planned_for():
+def test_every_gpu_among_the_chips_has_figures():
   assert set(GPUS) == {name for name, chip in CHIPS.items() if not chip.dimensions}
 
 
 @pytest.mark.parametrize("name", GPUS)
-def test_a_gpus_multiprocessors_make_up_what_its_data_sheet_promises(name):
-  """FLOP/s in float32, which the sheets say too: cores x lanes x 2 x clock."""
+def test_multiprocessors_add_up_to_the_float32_peak_of_the_data_sheet(name):
+  """Peak float32 FLOP/s are cores x lanes x 2 x clock."""
   sheet = {"a100": 19.5e12, "h100": 67e12, "h200": 67e12, "b200": 75e12}
   gpu = GPUS[name]
   assert gpu.cores * gpu.lanes * 2 * gpu.clock * 1e9 == pytest.approx(sheet[name], rel=0.01)
 
 
 @pytest.mark.parametrize("name", GPUS)
-def test_the_compiler_is_told_the_facts_in_its_own_words(name):
+def test_target_config_contains_the_figures(name):
   text = target_config(GPUS[name], CHIPS[name])
   told = dict(re.findall(r"^  (\w+): ([\d.]+)$", text, re.MULTILINE))
   gpu, chip = GPUS[name], CHIPS[name]

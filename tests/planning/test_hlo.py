@@ -1,12 +1,12 @@
-"""Programs read from their text: one of TPUs that was recorded, and small ones by hand.
+"""Parsing of compiled programs: recorded ones for TPU and GPU, and small handwritten ones.
 
-`recorded.hlo` is, without its annotations, what libtpu 0.0.42 made for v5e:2x2 of the gradient of
+`recorded.hlo` is the output of libtpu 0.0.42, without annotations, for v5e:2x2 and the gradient of
 
   lax.scan(lambda x, w: (rows(jnp.tanh(rows(x) @ w)), None), rows(x), w)
 
-with w, bfloat16 [3, 512, 512], split over fsdp (2) on its second axis, and the 4,096 rows of x,
-bfloat16 [4096, 512], over data (2) and fsdp. `recorded_gpu.hlo` is what JAX 0.10.2's CUDA plugin
-made of the same for four H100.
+where w, bfloat16 [3, 512, 512], is sharded over fsdp (2) along its second axis, and the 4,096 rows
+of x, bfloat16 [4096, 512], over data (2) and fsdp. `recorded_gpu.hlo` is the output of the CUDA
+plugin of JAX 0.10.2 for the same program on four H100s.
 """
 
 from pathlib import Path
@@ -22,26 +22,26 @@ from clip_jax.planning.hlo import Program, core_cycles, main_memory_traffic
 RECORDED = (Path(__file__).parent / "recorded.hlo").read_text()
 
 
-def test_the_body_of_a_loop_runs_as_often_as_it_turns():
+def test_loop_body_runs_once_per_iteration():
   program = Program(RECORDED)
   times = {name: n for name, n in program.times.items() if "region" in name and "sunk" in name}
   assert set(times.values()) == {3} and len(times) == 2  # Forward and backward.
   assert program.times[program.entry] == 1
 
 
-def test_memory_is_read_once_for_each_block_and_each_pass():
-  """The weights forward and backward, a block at a turn; x; and the gradient written."""
+def test_memory_traffic_counts_each_block_once_per_pass():
+  """Weights are read twice, one block per iteration; x is read; gradients are written."""
   weights, x = 3 * 256 * 512 * 2, 1024 * 512 * 2
   traffic = main_memory_traffic(Program(RECORDED))
   assert traffic == pytest.approx(2 * weights + x + weights, rel=1e-3)
 
 
 def program(body, shapes="f32[8,16]", more=""):
-  """A module with an entry of a few lines."""
+  """A module whose entry has a few lines."""
   return Program(f"HloModule m\n\n{more}\nENTRY %main (p: {shapes}) -> {shapes} {{\n{body}\n}}\n")
 
 
-def test_arrays_in_a_chips_own_memory_are_no_traffic():
+def test_arrays_in_on_chip_memory_are_not_traffic():
   text = """  %p = f32[8,16]{1,0} parameter(0)
   %a = f32[8,16]{1,0:T(8,128)S(1)} add(%p, %p)
   %b = f32[8,16]{1,0:T(8,128)S(1)} multiply(%a, %a)
@@ -49,7 +49,7 @@ def test_arrays_in_a_chips_own_memory_are_no_traffic():
   assert main_memory_traffic(program(text)) == 2 * 512 + 256
 
 
-def test_an_update_in_place_moves_what_is_updated():
+def test_in_place_update_moves_only_the_update():
   more = """%fused (q: f32[100,16], r: f32[1,16], i: s32[]) -> f32[100,16] {
   %q = f32[100,16]{1,0} parameter(0)
   %r = f32[1,16]{1,0} parameter(1)
@@ -66,7 +66,7 @@ def test_an_update_in_place_moves_what_is_updated():
   assert main_memory_traffic(program(text, "f32[100,16]", more)) == 64 + 64
 
 
-def test_copies_and_slices_under_way_count_once():
+def test_asynchronous_copies_and_slices_count_once():
   text = """  %p = f32[8,16]{1,0} parameter(0)
   %c = (f32[8,16]{1,0:S(1)}, f32[8,16]{1,0}, u32[]{:S(2)}) copy-start(%p)
   %d = f32[8,16]{1,0:S(1)} copy-done(%c)
@@ -97,12 +97,12 @@ def loop(step, limit):
   return program(text, more=more).times["body"]
 
 
-def test_a_loop_may_count_by_more_than_one():
-  """As the compiler's own loops over the devices of a ring do, two at a turn."""
+def test_loop_counter_may_increase_by_more_than_one():
+  """The compiler's own loops over the devices of a ring do so, by two per iteration."""
   assert [loop(1, 12), loop(2, 8), loop(2, 7)] == [12, 4, 4]
 
 
-def test_programs_for_cpus_are_read_too():
+def test_programs_for_cpus_are_parsed():
   deep = lambda x, w: lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
   text = jax.jit(deep).lower(np.ones((4, 8), np.float32), np.ones((5, 8, 8), np.float32)
                              ).compile().as_text()
@@ -110,8 +110,8 @@ def test_programs_for_cpus_are_read_too():
   assert 5 in {made.times[name] for name in made.computations}
 
 
-def test_a_library_may_scribble_without_moving_anything():
-  """cuBLAS's workspace stands among the results of a product; an array of bytes alone is one."""
+def test_cublas_workspace_is_not_traffic():
+  """It is one of several results; an array of bytes that is the only result is not a workspace."""
   text = """  %p = f32[8,16]{1,0} parameter(0)
   %g = (f32[8,8]{1,0}, s8[4194304]{0}) custom-call(%p, %p), custom_call_target="__cublas$gemm"
   %y = f32[8,8]{1,0} get-tuple-element(%g), index=0
@@ -121,8 +121,8 @@ def test_a_library_may_scribble_without_moving_anything():
   assert main_memory_traffic(program(text)) == product + bytes_ + another
 
 
-def test_what_a_collective_is_given_is_not_written_again():
-  """A gather that is begun has its operands among its results; a reduction has not."""
+def test_operands_among_the_results_of_a_collective_are_not_written():
+  """An all-gather-start has its operands among its results; an all-reduce-start has not."""
   text = """  %p = f32[8,16]{1,0} parameter(0)
   %a = ((f32[8,16], f32[8,16]), (f32[16,16], f32[16,16])) all-gather-start(%p, %p)
   %b = (f32[16,16], f32[16,16]) all-gather-done(%a)
@@ -140,7 +140,7 @@ ASYNC = """%inner (q: f32[8,16]) -> f32[8,16] {
 """
 
 
-def test_what_is_begun_and_awaited_runs_once():
+def test_asynchronous_computation_runs_once():
   text = """  %p = f32[8,16]{1,0} parameter(0)
   %s = ((f32[8,16]{1,0}), f32[8,16]{1,0}) async-start(%p), calls=%inner
   %u = ((f32[8,16]{1,0}), f32[8,16]{1,0}) async-update(%s), calls=%inner
@@ -152,8 +152,8 @@ def cycles(n):
   return f'backend_config={{"window_config":{{"estimated_cycles":"{n}"}}}}'
 
 
-def test_cycles_are_of_what_runs_by_itself_as_often_as_it_runs():
-  """A fusion for all that it holds, a loop's body at every turn; what is awaited has none."""
+def test_cycles_are_summed_over_fusions_and_iterations():
+  """A fusion counts as a whole, a loop body in every iteration; copy-done has no estimate."""
   more = f"""%fused (f: f32[8,16]) -> f32[8,16] {{
   %f = f32[8,16]{{1,0}} parameter(0)
   ROOT %n = f32[8,16]{{1,0}} negate(%f), {cycles(70000)}
@@ -184,5 +184,5 @@ backend_config={{"known_trip_count":{{"n":"12"}}}}
   assert core_cycles(program(text, more=more)) == 12 * 100 + 7
 
 
-def test_a_program_without_cycles_has_no_estimate():
+def test_program_without_cycles_has_no_estimate():
   assert core_cycles(Program(RECORDED)) is None

@@ -1,4 +1,4 @@
-"""What is turned when a step does not fit, and in which order."""
+"""Settings that are tried if a step does not fit, and their order."""
 
 from types import SimpleNamespace
 
@@ -13,12 +13,12 @@ MEMORY = {"none": 100, "dots": 60, "full": 20}
 
 @pytest.fixture
 def config():
-  """Batches of 32, and remat on both towers."""
+  """Batches of 32, and two towers with `remat`."""
   return get_config()
 
 
 def attempt(room):
-  """A step that takes memory by its rows, pieces and rematerialisation, and half of it for FSDP."""
+  """Returns a fake `attempt`, in which memory depends on batch, microbatches, remat and FSDP."""
   tries = []
 
   def fits(config):
@@ -30,7 +30,7 @@ def attempt(room):
   return fits, tries
 
 
-def test_the_mildest_setting_of_each_knob_that_fits_is_found(config):
+def test_cheapest_setting_of_each_knob_that_fits_is_found(config):
   fits, _ = attempt(room=55)
   found = {knob: (setting, one.fits) for knob, setting, one in knobs.tried(config, fits, shards=4)}
   remat = lambda level: {"model.image.remat": level, "model.text.remat": level}
@@ -39,7 +39,7 @@ def test_the_mildest_setting_of_each_knob_that_fits_is_found(config):
       "fsdp": ({"mesh.data": 1, "mesh.fsdp": -1}, False), "batch": ({"data.batch_size": 16}, True)}
 
 
-def test_knobs_are_turned_together_where_none_is_enough(config):
+def test_knobs_are_combined_if_none_is_enough(config):
   fits, _ = attempt(room=6)
   found = {knob: setting for knob, setting, one in knobs.tried(config, fits, shards=4) if one.fits}
   assert set(found) == {"remat and microbatches"}
@@ -47,7 +47,7 @@ def test_knobs_are_turned_together_where_none_is_enough(config):
       "model.image.remat": "full", "model.text.remat": "full", "train.microbatches": 4}
 
 
-def test_a_knob_is_tried_a_few_times_and_in_its_full_range(config):
+def test_few_settings_cover_the_full_range_of_a_knob(config):
   config.data.batch_size = 4 * 2**16
   fits, tries = attempt(room=-1)
   list(knobs.tried(config, fits, shards=4, most=4))
@@ -55,7 +55,7 @@ def test_a_knob_is_tried_a_few_times_and_in_its_full_range(config):
           and c.train.microbatches > 1] == [2, 64, 2**11, 2**16]
 
 
-def test_what_is_turned_up_already_is_not_turned_again(config):
+def test_settings_already_at_their_limit_are_not_tried(config):
   config.model.image.remat = config.model.text.remat = "dots"
   config.mesh.fsdp = -1
   found = knobs.families(config, shards=1)
@@ -63,13 +63,13 @@ def test_what_is_turned_up_already_is_not_turned_again(config):
   assert found["fsdp"] == []
 
 
-def test_pieces_divide_the_rows_of_a_device(config):
+def test_microbatches_divide_the_rows_of_a_device(config):
   found = knobs.families(config, shards=8)
   assert found["microbatches"] == [{"train.microbatches": 2}, {"train.microbatches": 4}]
   assert found["batch"] == [{"data.batch_size": 16}, {"data.batch_size": 8}]
 
 
-def test_a_setting_leaves_the_config_as_it_was_and_reads_as_flags(config):
+def test_setting_copies_the_config_and_formats_as_flags(config):
   setting = {"train.microbatches": 4, "model.image.remat": "full"}
   changed = knobs.with_setting(config, setting)
   assert changed.train.microbatches == 4 and changed.model.image.remat == "full"
@@ -77,7 +77,7 @@ def test_a_setting_leaves_the_config_as_it_was_and_reads_as_flags(config):
   assert knobs.flags(setting) == "--config.train.microbatches=4 --config.model.image.remat=full"
 
 
-def test_a_tower_without_blocks_to_rematerialise_is_left_out(config):
-  from clip_jax.data.tokenizer import SentencePiece  # Anything that has no `remat`.
+def test_tower_without_remat_is_left_out(config):
+  from clip_jax.data.tokenizer import SentencePiece  # Any class without `remat`.
   config.model.text = call(SentencePiece, length=8)
   assert knobs.families(config, shards=1)["remat"][0] == {"model.image.remat": "dots"}

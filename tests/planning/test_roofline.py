@@ -1,4 +1,4 @@
-"""Times by hand."""
+"""Step times, compared with values computed by hand."""
 
 import pytest
 
@@ -7,8 +7,8 @@ from clip_jax.planning.chips import topology
 from clip_jax.planning.collectives import Collective
 
 
-def test_products_take_their_number_over_the_rate_of_all_chips():
-  """64 v5e at 197 TFLOP/s each."""
+def test_compute_is_flops_over_the_peak_of_all_chips():
+  """64 v5e chips of 197 TFLOP/s."""
   assert roofline.compute_seconds(64 * 197e12 / 2, topology("v5e:8x8")) == pytest.approx(0.5)
 
 
@@ -16,8 +16,8 @@ def collective(kind, size, group, times=1):
   return Collective(kind, size, tuple(group), times, "", "")
 
 
-def test_talk_takes_the_bytes_that_each_chip_gets_over_its_links():
-  """v5e:4x4, no rings: a gather over all 16 has two links of 50 GB/s, one over a row has one."""
+def test_interconnect_is_received_bytes_over_the_links():
+  """v5e:4x4 has no rings: a gather over all 16 has two links of 50 GB/s, one over a row has one."""
   slice_ = topology("v5e:4x4")
   places = [slice_.place(i) for i in range(16)]
   seconds = lambda *found: roofline.interconnect_seconds(found, places, slice_)
@@ -30,19 +30,19 @@ def test_talk_takes_the_bytes_that_each_chip_gets_over_its_links():
       pytest.approx(0.15 + 0.24))
 
 
-def test_input_takes_the_cores_of_all_hosts():
+def test_input_is_shared_by_the_cores_of_all_hosts():
   """16 hosts of 112 cores."""
   assert roofline.input_seconds(16 * 112 * 480, topology("v5e:8x8"), 480.0) == pytest.approx(1.0)
 
 
-def test_the_longest_binds_and_without_overlap_the_chips_parts_add_up():
+def test_slowest_part_binds_and_chip_parts_add_up_without_overlap():
   roof = roofline.Roofline(compute=0.4, memory=0.3, interconnect=0.1, input=0.5)
   assert (roof.binds, roof.best) == ("input", 0.5)
   assert roof.worst == pytest.approx(0.8)
   assert roofline.Roofline(compute=0.4, memory=0.3, interconnect=0.1, input=2.0).worst == 2.0
 
 
-def test_what_is_not_known_takes_no_time():
+def test_unknown_parts_are_left_out():
   roof = roofline.Roofline(compute=0.4, memory=None, interconnect=None, input=0.1)
   assert (roof.binds, roof.best, roof.worst) == ("compute", 0.4, 0.4)
   assert roof.known == {"compute": 0.4, "input": 0.1}
