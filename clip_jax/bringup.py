@@ -95,7 +95,7 @@ def _digest(fact):
 
 
 def exchange(mine: dict[str, Any]) -> list[dict[str, Any]]:
-  """Returns what every process passes in, in order, with its `host` added.
+  """Gathers a dict from each process, in process order, with its `host` added.
 
   A collective through the coordinator's key-value store, which needs no devices.
 

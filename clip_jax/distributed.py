@@ -50,7 +50,7 @@ def start(coordinator: str | None = None, processes: str | None = None,
   jax.distributed.initialize(coordinator, n, i, local_device_ids=devices,
                              cluster_detection_method="deactivate",
                              initialization_timeout=seconds,
-                             shutdown_timeout_seconds=60)  # For the others, when one has failed.
+                             shutdown_timeout_seconds=60)  # Grace period after one fails.
   jax.devices()  # Blocks until every process is here, so call it now, while all are known to run.
 
 
@@ -168,7 +168,7 @@ def _listen(coordinator, me, deadline, timeout):
                      f"{names(there)} did. Check the logs of the missing processes, and that their "
                      f"hosts can reach {coordinator}.")
         continue
-      except (OSError, ValueError, TypeError, KeyError):  # Not one of us: a port scan, say.
+      except (OSError, ValueError, TypeError, KeyError):  # Not our process, e.g. a port scan.
         continue
       lines.append(line)
       if number in there:

@@ -1,8 +1,8 @@
 """Counts the multiply-adds of a program and the parameters of a model by tracing.
 
 One multiply-add is two FLOPs. Matrix products and convolutions are counted, as in papers and in the
-peak FLOP/s of devices. XLA's own cost analysis does not do here, because it counts the body of a
-loop over blocks once, whatever the number of blocks.
+peak FLOP/s of devices. XLA's own cost analysis is not used, because it counts the body of a loop
+over blocks once, whatever the number of blocks.
 """
 
 from collections.abc import Callable, Iterator

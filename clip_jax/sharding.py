@@ -178,8 +178,8 @@ def state_shardings(state: Any, mesh: Mesh, *, smallest: int = 2**14) -> Any:
     named = sorted({x.shape[axis] for path, x in jax.tree_util.tree_leaves_with_path(state)
                     if (axis := _tensor_axis(name(path), x.ndim)) is not None})
     raise UserError(
-        f"mesh tensor={tensor} divides no number of heads and no MLP width of this model, which "
-        f"has {', '.join(map(str, named)) or 'none'}. Set --config.mesh.tensor to 1 or a divisor.")
+        f"mesh tensor={tensor} divides no axis that tensor parallelism shards; the sizes are "
+        f"{', '.join(map(str, named)) or 'none'}. Set --config.mesh.tensor to 1 or a divisor.")
   return shardings
 
 

@@ -97,7 +97,7 @@ def test_mistakes_in_a_config_are_said_before_anything_is_compiled(tmp_path):
       (dict(data__batch_size=0), "batch_size 0 is not a number of examples from 1 on"),
       (dict(data__batch_size=None), "batch_size None is not a number of examples"),
       (dict(train__microbatches=8), "32 is not divisible by 8 devices x 8 microbatches"),
-      (dict(mesh__data=3), "mesh data=3 fsdp=1 tensor=1 does not make up the 8 devices"),
+      (dict(mesh__data=3), "mesh data=3 fsdp=1 tensor=1 does not match the number of devices, 8"),
       (dict(objective=call(Hungry)), r"Hungry reads image, view_a, tokens and the pipeline makes "
        r"image, tokens\. Add to config.data.views.images: view_a"),
       (dict(augment__view_a=call(SimclrColours)), "config.augment has view_a, and Clip reads only "

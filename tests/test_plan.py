@@ -99,7 +99,7 @@ def test_faster_cores_need_less_time_for_the_input(monkeypatch, capsys):
     (("--topology=v5e:2x2", "--config.mesh.tensor=4", "--config.model.image.heads=1",
       "--config.model.text.heads=1", "--config.model.image.mlp=2", "--config.model.text.mlp=2",
       "--config.model.text.width=2", "--config.model.image.width=32"),
-     "tensor=4 divides no number of heads"),
+     "tensor=4 divides no axis"),
     (("--topology=v5e:2x2", "--images_per_core=many"),
      "images_per_core=many is not a number above 0"),
     (("--topology=v5e:2x2", "--images_per_core=-1"), "is not a number above 0"),

@@ -102,7 +102,7 @@ def test_indivisible_and_small_arrays_are_replicated():
 
 def test_tensor_axis_that_divides_nothing_is_an_error():
   tree = {"attention": {"qkv": {"kernel": shape(32, 3, 3, 16)}}, "other": shape(64, 64)}
-  with pytest.raises(UserError, match="tensor=8 divides no number of heads.*has 3. Set"):
+  with pytest.raises(UserError, match="tensor=8 divides no axis.*sizes are 3. Set"):
     sharding.state_shardings(tree, sharding.make_mesh(1, 1, 8))
 
 

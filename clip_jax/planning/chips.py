@@ -46,7 +46,7 @@ class Chip:
     """Bytes of HBM that one program can use.
 
     On a GPU this is the share that JAX preallocates. The rest is used by CUDA, its libraries and
-    NCCL. So this is the limit with default settings, and some more can be had by changing them.
+    NCCL. So this is the limit with default settings; XLA_CLIENT_MEM_FRACTION can raise it.
     """
     return self.memory * (1 if self.dimensions else PREALLOCATED)
 

@@ -64,7 +64,7 @@ def bytes_a_device(tree: Any) -> int:
 
 
 def devices(topology: Topology) -> Sequence:
-  """Returns descriptions of the chips of a topology, from which a mesh can be made to compile for.
+  """Returns descriptions of the chips of a topology, for use as the devices of a mesh.
 
   Raises:
     UserError: libtpu does not support such a slice.
@@ -85,12 +85,12 @@ def devices(topology: Topology) -> Sequence:
   try:
     return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
   except Exception as e:  # The type of the error depends on the version of libtpu.
-    raise UserError(f"libtpu does not support a slice {name}: {first_line(e)}. Google's page on "
+    raise UserError(f"libtpu does not support the slice {name}: {first_line(e)}. Google's page on "
                     "its generation lists those that exist: cloud.google.com/tpu/docs.") from e
 
 
 def gpu_layout(topology: Topology) -> str:
-  """Formats the layout for JAX as slices x hosts x GPUs per host; all hosts have equally many.
+  """JAX's layout string, slices x hosts x GPUs per host; all hosts must have equally many GPUs.
 
   So 20 GPUs are laid out as 5 hosts of 4. The layout decides which process owns a device, and does
   not affect the plan: the location of devices comes from `Topology.place`.

@@ -103,7 +103,7 @@ assert len(compile_lib.devices(topology("2xv5e:2x2"))) == 8
 try:
   compile_lib.devices(topology("v5e:3x5"))
 except UserError as e:
-  assert "libtpu does not support a slice v5e:3x5" in str(e), e
+  assert "libtpu does not support the slice v5e:3x5" in str(e), e
 else:
   raise AssertionError("v5e:3x5 exists")
 print("COMPILED")
