@@ -1,1 +1,1 @@
-"""Where records come from, a file for each format."""
+"""Sources of training records, one module per format."""

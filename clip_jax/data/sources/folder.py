@@ -1,4 +1,4 @@
-"""A folder of images, with captions in a table, or with one folder for each class."""
+"""Reads a folder of images with a caption table, or with one subfolder per class."""
 
 import csv
 import difflib
@@ -14,35 +14,37 @@ _TABLES = (".jsonl", ".csv", ".tsv")
 
 
 class Folder:
-  """Source of the image files that a table of captions names, or that lie in folders of classes.
+  """Source of image files that are listed in a caption table or sorted into class folders.
 
-  With a table, a record is {"image": encoded bytes, "text": str or list of str, "key": the image's
-  path inside the folder, ...}, in the order of the table. Rows of the same image are one record
-  with several texts. With folders of classes, it is {"image", "label": int, "key"}, by class and
-  name.
+  With a table, a record is {"image": encoded bytes, "text": str or list of str, "key": path of the
+  image relative to the folder, ...}, in the order of the table. Rows with the same image are merged
+  into one record with several texts. With class folders, a record is {"image": encoded bytes,
+  "label": int, "key": str}, sorted by class and file name.
 
   Attributes:
-    classes: names of the labels, those of the folders; only with folders of classes.
+    classes: class names by label, which are the names of the subfolders; only with class folders.
   """
 
   def __init__(self, path: str, captions: str | None = "captions.jsonl", image: str = "image",
                text: str = "caption", fields: tuple[str, ...] = (), check: bool = True):
-    """Reads the table, or lists the folders, and looks whether the images are there.
+    """Reads the table or lists the class folders, and checks that the images exist.
 
     Args:
       path: the folder.
-      captions: the table inside it: JSON lines such as {"image": "a/1.jpg", "caption": "a dog"},
-        where the caption may be a list, or CSV or TSV with a line of names. None for a folder of
-        classes. Hugging Face's image folders are captions="metadata.jsonl", image="file_name".
-      image: name of the entry or column that is the image's path inside the folder.
-      text: name of the entry or column that is the text.
-      fields: further ones, that records have under their own names, as the first row has them.
-      check: whether to look for every image now. Otherwise one that is missing raises
-        FileNotFoundError when it is read.
+      captions: name of the table inside the folder: JSON lines such as {"image": "a/1.jpg",
+        "caption": "a dog"}, where the caption may be a list, or CSV or TSV with a header row. None
+        for class folders. For a Hugging Face image folder set captions="metadata.jsonl" and
+        image="file_name".
+      image: name of the column with the path of the image relative to the folder.
+      text: name of the column with the text.
+      fields: further columns to include in the records under their own names. If several rows have
+        the same image, the values of the first row are used.
+      check: whether to check now that every image exists. If False, reading a record with a missing
+        image raises FileNotFoundError.
 
     Raises:
-      UserError: no such folder or table, a damaged row, no such column, a path that leads out of
-        the folder, images that are missing, or no image at all.
+      UserError: the folder, the table, a column or an image is missing, a row is malformed, a path
+        points outside the folder, or there are no images.
     """
     self.path = os.path.abspath(path)
     if not os.path.isdir(self.path):
@@ -65,23 +67,23 @@ class Folder:
   def _read_table(self, table, image, text, fields):
     if not os.path.isfile(table):
       there = [n for n in sorted(os.listdir(self.path)) if n.endswith(_TABLES)]
-      raise UserError(f"There is no table {table}; in the folder there are "
-                      f"{', '.join(there) or 'no tables'}. Name one by captions, or set it to None "
-                      "if there is a folder for each class.")
+      raise UserError(f"There is no table {table}; the folder has "
+                      f"{', '.join(there) or 'no tables'}. Set captions to the name of a table, or "
+                      "to None if there is one subfolder per class.")
     rows = {}
     own = {image: "image", text: "text"}
     for line, row in _rows(table):
       for name in (image, text, *fields):
         if name not in row:
           close = difflib.get_close_matches(name, row, 1)
-          raise UserError(f"{table}, line {line}, has no {name!r}; it has {', '.join(row)}."
+          raise UserError(f"{table}, line {line} has no {name!r}, only {', '.join(row)}."
                           + (f" Did you mean {close[0]!r}?" if close else
-                             f" Rename the column, or name it: {own[name]}=NAME of the source, or "
-                             f"--{own[name]}=NAME of prepare." if name in own else ""))
+                             f" Rename the column, or pass its name as {own[name]}=NAME to the "
+                             f"source or --{own[name]}=NAME to prepare." if name in own else ""))
       texts = row[text]
       if not isinstance(texts, (str, list)):
-        raise UserError(f"{table}, line {line}: {text} is {texts!r}, and is wanted as a string or "
-                        "a list of strings.")
+        raise UserError(f"{table}, line {line}: {text} is {texts!r}; expected a string or a list "
+                        "of strings.")
       key = _inside(row[image], f"{table}, line {line}")
       if key in rows:
         before = rows[key]["text"]
@@ -99,13 +101,13 @@ class Folder:
              if file.lower().endswith(IMAGES)]
     if not found:
       raise UserError(
-          f"{self.path} has no images in folders of its own; expected CLASS/NAME with one of "
-          f"{', '.join(IMAGES)}. If a table names the images, set captions to its name.")
+          f"{self.path} has no images in subfolders; expected files CLASS/NAME ending in one of "
+          f"{', '.join(IMAGES)}. If a table lists the images, set captions to its name.")
     self.classes = tuple(classes)
     self._keys, self._rows = map(list, zip(*found))
 
   def _check_present(self, captions):
-    # A listing for each folder is much faster than a question for each file.
+    # Listing each folder is much faster than checking each file.
     listed = {}
     for key in self._keys:
       folder = os.path.dirname(key)
@@ -117,13 +119,13 @@ class Folder:
     missing = [k for k in self._keys if os.path.basename(k) not in listed[os.path.dirname(k)]]
     if missing:
       raise UserError(
-          f"{len(missing):,} of the {len(self._keys):,} images that {captions} names are not in "
+          f"{len(missing):,} of the {len(self._keys):,} images listed in {captions} are missing in "
           f"{self.path}: {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}. Remove "
-          "their rows, or put the images there.")
+          "their rows, or add the images.")
 
 
 def _rows(table):
-  """(number of the line, row as a dict) of a table."""
+  """Yields (line number, row as a dict) for each row of a table."""
   number = 1
   try:
     with open(table, encoding="utf-8-sig", newline="") as f:
@@ -141,17 +143,17 @@ def _rows(table):
         number = rows.line_num
         yield number, row
   except UnicodeDecodeError as error:
-    raise UserError(f"{table} is not UTF-8: {error}. Write it again as UTF-8.") from error
+    raise UserError(f"{table} is not UTF-8: {error}. Convert it to UTF-8.") from error
   except (ValueError, csv.Error) as error:
-    raise UserError(f"{table}, line {number}: {error}. Expected one JSON object a line in a .jsonl "
-                    "file, or a line of names and then rows in a .csv or .tsv file.") from error
+    raise UserError(f"{table}, line {number}: {error}. Expected one JSON object per line in a "
+                    ".jsonl file, or rows under a header row in a .csv or .tsv file.") from error
 
 
 def _inside(path, where):
-  """The normal form of a path inside the folder; a table may come from anybody."""
+  """Returns the normalised path; rejects paths outside the folder, as tables are untrusted."""
   normal = os.path.normpath(str(path))
   if not path or os.path.isabs(normal) or normal.split(os.sep)[0] in ("..", "."):
-    raise UserError(f"{where}: {path!r} is not the path of a file inside the folder.")
+    raise UserError(f"{where}: {path!r} is not a path inside the folder.")
   return normal
 
 

@@ -1,4 +1,4 @@
-"""Several sources as one, by stated weights."""
+"""Mixes several sources into one, in given proportions."""
 
 from collections.abc import Mapping
 import math
@@ -10,62 +10,63 @@ from clip_jax.data.selection import record_number
 from clip_jax.errors import UserError
 from clip_jax.interfaces import Source
 
-_LONGEST = 65536  # Steps in which weights are kept: they are exact to half a part in that many.
+_LONGEST = 65536  # Longest period of the pattern; weights are rounded to a multiple of 1/65536.
 
 
 class Mixture:
-  """Records of several sources, so that every stretch has them by the weights.
+  """Interleaves several sources so that every prefix contains them in the given proportions.
 
-  Which source a record comes from is fixed: among the first n there are n * weight from each, give
-  or take one. A source's records come in its own order, from the start again when they are used
-  up; where that leaves a rest, or the source is not used up, those taken are spread evenly over it.
+  The order is deterministic: among the first n records, n * weight come from each source, to within
+  one record. The records of a source appear in its own order, and it starts over when it is
+  exhausted. The records of its last, incomplete pass are spread evenly over the source.
 
-  A record is the source's, and "origin", the source's name.
+  A record is the record of the source plus "origin", the name of the source.
 
   Attributes:
-    counts: records of the mixture by source.
-    visits: how often each record of a source is in the mixture, by source, on average.
+    counts: dict, number of records of the mixture that come from each source.
+    visits: dict, how often the mixture contains each record of a source, on average.
   """
 
   def __init__(self, sources: Mapping[str, Source], weights: Mapping[str, float],
                size: int | None = None):
-    """Lays the order out; reads nothing.
+    """Computes the order of the sources without reading any records.
 
     Args:
-      sources: by name.
-      weights: by the same names; positive, and only their ratios matter.
-      size: records in the mixture. None for the least that has every record of every source:
-        those of a source that is small for its weight are then there several times.
+      sources: the sources by name.
+      weights: the weight of each source by name; positive, only their ratios matter.
+      size: number of records in the mixture. None (default) for the smallest size that contains
+        every record of every source; it repeats the records of sources that are small for their
+        weight.
 
     Raises:
-      UserError: names that differ, an empty source, a weight that is none or too small, or a size
-        below 1.
+      UserError: the names differ, a source is empty, a weight is not positive or too small, or
+        `size` is below 1.
     """
-    # By name, because a config does not keep the order that they were written in.
+    # Sort by name, because a config does not preserve the order of its entries.
     self._names = sorted(sources)
     if not self._names or self._names != sorted(weights):
-      raise UserError(f"The mixture has the sources {', '.join(self._names) or 'none'} and weights "
-                      f"for {', '.join(sorted(weights)) or 'none'}. Give each source one weight.")
+      raise UserError(f"The mixture has sources {', '.join(self._names) or 'none'} but weights for "
+                      f"{', '.join(sorted(weights)) or 'none'}. Give each source one weight.")
     self.sources = {name: sources[name] for name in self._names}
     for name, source in self.sources.items():
       if not len(source):
-        raise UserError(f"The source {name!r} of the mixture has no records.")
+        raise UserError(f"Source {name!r} of the mixture has no records.")
       if not 0 < weights[name] < math.inf:
-        raise UserError(f"The weight {weights[name]} of {name!r} is not a positive number. Leave a "
-                        "source that is not wanted out of the mixture.")
+        raise UserError(f"The weight {weights[name]} of {name!r} is not a positive number. Set "
+                        "one, or remove the source from the mixture.")
     total = math.fsum(weights.values())
     self._quotas = _quotas({name: weights[name] / total for name in self._names})
     self._turn, self._rank = _pattern(self._quotas)
     self.size = self._least() if size is None else int(size)
     if self.size < 1:
-      raise UserError(f"size {size} is not a number of records, at least 1.")
+      raise UserError(f"size is {size}; expected at least 1 record, or None.")
     period, rest = divmod(self.size, len(self._turn))
     self.counts = {name: int(period * quota + (self._turn[:rest] == k).sum())
                    for k, (name, quota) in enumerate(zip(self._names, self._quotas))}
     self.visits = {name: count / len(self.sources[name]) for name, count in self.counts.items()}
 
   def _least(self):
-    """Smallest size in which every source is used up."""
+    """Returns the smallest size that contains every record of every source."""
     P = len(self._turn)
     ends = []
     for k, (name, quota) in enumerate(zip(self._names, self._quotas)):
@@ -81,7 +82,7 @@ class Mixture:
     return {**self.sources[name][place], "origin": name}
 
   def place(self, i: int) -> tuple[str, int]:
-    """Name of the source, and place in it, of record `i`."""
+    """Returns (name of the source, index in the source) of record `i`."""
     i = record_number(i, self.size)
     period, step = divmod(i, len(self._turn))
     k = int(self._turn[step])
@@ -93,7 +94,7 @@ class Mixture:
     return name, (visit - rounds * length) * length // rest
 
   def __str__(self) -> str:
-    """One line for each source: its share, and how often its records are there."""
+    """One line per source: its fraction of the mixture and how often each record appears."""
     return "\n".join(
         f"{name}: {self.counts[name] / self.size:.2%}, {self.counts[name]:,} of {self.size:,}; "
         f"each of its {len(self.sources[name]):,} records {self.visits[name]:.3g} times"
@@ -101,7 +102,7 @@ class Mixture:
 
 
 def _quotas(shares):
-  """Whole numbers in the ratio of the shares: exactly if small ones will do, or very nearly."""
+  """Returns integers in the ratio of the shares: exact if possible with a sum up to `_LONGEST`."""
   w = np.array(list(shares.values()))
   sums = np.arange(1, _LONGEST + 1)[:, None]
   off = abs(w * sums - np.rint(w * sums)).max(1)
@@ -112,16 +113,16 @@ def _quotas(shares):
   quotas[rests] += 1
   for name, quota in zip(shares, quotas):
     if quota < 1:
-      raise UserError(f"The weight of {name!r} is {shares[name]:.2g} of the whole, less than 1 in "
-                      f"{_LONGEST:,}. Raise it, or leave the source out.")
+      raise UserError(f"The weight of {name!r} is {shares[name]:.2g} of the total, less than 1 in "
+                      f"{_LONGEST:,}. Raise it, or remove the source.")
   return [int(q) for q in quotas]
 
 
 def _pattern(quotas):
-  """One period: the source of each step, and how many steps of that source are before it.
+  """Computes one period: the source of each step and the number of its earlier steps.
 
-  Source k's visit j is due at (j + 1/2) / quota of the period; they come in the order of that. This
-  is Webster's way of giving seats, which keeps every prefix near its quota.
+  Step j of source k is due at (j + 1/2) / quota of the period, and steps are sorted by due time.
+  This is Webster's apportionment method, which keeps every prefix close to its quota.
   """
   turn = np.repeat(np.arange(len(quotas)), quotas)
   rank = np.concatenate([np.arange(q) for q in quotas])

@@ -1,4 +1,4 @@
-"""The drawings that come with the package: 5,393 real pairs, public domain, at most 96 pixels."""
+"""Open Clip Art data set: 5,393 public domain drawings with captions, at most 96 pixels a side."""
 
 import pathlib
 from typing import Any
@@ -12,13 +12,14 @@ FIELDS = ("caption", "caption_long", "title", "keywords", "description")
 
 
 class OpenClipart:
-  """Source of Open Clip Art drawings and their captions; `assets/openclipart/README.md` says more.
+  """Source of Open Clip Art drawings with captions, included in the package.
 
-  A record is {"image": WebP bytes, "text": str or list of str, "subset": str, "label": int, which
-  is the subset's place in `classes`, "key": str, "swapped": whether the text is of another record}.
+  A record is {"image": WebP bytes, "text": str or list of str, "subset": str, "label": int, index
+  of the subset in `classes`, "key": str, "swapped": whether the text belongs to another record}.
+  `assets/openclipart/README.md` describes the data.
 
   Attributes:
-    classes: names of the subsets, by label.
+    classes: names of the subsets by label.
   """
 
   classes = ("card", "clipart", "flag", "icon", "pattern", "shape", "symbol")
@@ -28,15 +29,16 @@ class OpenClipart:
     """Opens one split.
 
     Args:
-      split: "train", "val" or "test"; near-duplicates are never on both sides.
-      caption: the field that is the text: caption, caption_long, title, keywords or description. Or
-        several: then the text is a list of that length, of which `Views` draws one at each visit.
-        A field that a record lacks gives way to its caption.
-      swapped: share of the training records that get the text of another one. Which, is fixed, and
-        those of a smaller share are among those of a larger one.
+      split: "train", "val" or "test"; near-duplicates are always in the same split.
+      caption: field to use as the text: caption, caption_long, title, keywords or description. If a
+        tuple of fields, the text is a list with one text per field, and `Views` draws one of them
+        at each visit. Empty fields are replaced by the caption.
+      swapped: fraction of the training records that get the text of another record. The choice is
+        deterministic, and a larger fraction includes the records of a smaller one.
 
     Raises:
-      UserError: no such split or field, or `swapped` is not a share or not of the training split.
+      UserError: there is no such split or field, or `swapped` is out of range or used with another
+        split than "train".
     """
     if split not in SPLITS:
       raise UserError(f"openclipart has no split {split!r}; it has {', '.join(SPLITS)}.")
@@ -46,10 +48,10 @@ class OpenClipart:
       raise UserError(f"openclipart has no text field {', '.join(map(repr, unknown)) or '()'}; it "
                       f"has {', '.join(FIELDS)}.")
     if not 0 <= swapped <= 1:
-      raise UserError(f"swapped {swapped} is not a share between 0 and 1.")
+      raise UserError(f"swapped is {swapped}; expected a fraction between 0 and 1.")
     if swapped and split != "train":
-      raise UserError(f"swapped {swapped} is for the train split only, and this is {split}; leave "
-                      "it at 0 here, so that the evaluation is on the right captions.")
+      raise UserError(f"swapped={swapped} works with the train split only, not with {split}. Leave "
+                      "it at 0, so that the evaluation uses the correct captions.")
     self.split, self.fields, self.swapped = split, fields, swapped
     self.several = not isinstance(caption, str)
     self.records = ArrayRecord(str(_FOLDER / f"{split}.array_record"))
@@ -60,8 +62,8 @@ class OpenClipart:
   def __getitem__(self, i: int) -> dict[str, Any]:
     record = self.records[i]
     swapped = record.get("u", 1.0) < self.swapped
-    told = self.records[record["mismatch"]] if swapped else record
-    texts = [told[field] or told["caption"] for field in self.fields]
+    described = self.records[record["mismatch"]] if swapped else record
+    texts = [described[field] or described["caption"] for field in self.fields]
     return {"image": record["image"], "text": texts if self.several else texts[0],
             "subset": record["subset"], "label": self.classes.index(record["subset"]),
             "key": record["key"], "swapped": swapped}

@@ -1,4 +1,4 @@
-"""Parquet files, one row group at a time."""
+"""Reads records from Parquet files, one row group at a time."""
 
 import bisect
 import concurrent.futures
@@ -17,41 +17,42 @@ from clip_jax.errors import UserError
 
 
 class Parquet:
-  """Source of the rows of one or more Parquet files; picklable, safe for many threads.
+  """Source of the rows of one or more Parquet files; picklable and thread-safe.
 
-  A row group is read as a whole, and the last few are kept. So reading in order is fast, and in a
-  random order each record costs its row group: for training on more than fits into the cache,
-  write ArrayRecord files by `python -m clip_jax.prepare --format=parquet`.
+  Reads whole row groups and caches the most recently used ones. Sequential access is therefore
+  fast, but random access reads a row group per record. To train on more data than fits into the
+  cache, convert the files with `python -m clip_jax.prepare --format=parquet`.
 
-  A record is {"image": encoded bytes, "text": str or list of str, "label": int, ...}, with what is
-  asked for.
+  A record is {"image": encoded bytes, "text": str or list of str, "label": int, ...}, where "text",
+  "label" and further fields are present if requested.
 
   Attributes:
-    files: in the order in which their rows are numbered.
-    classes: names of the labels; only where there is a `label` and the files name its classes, as
-      Hugging Face's do.
+    files: paths of the files; rows are numbered in this order.
+    classes: class names by label; only with a `label` and files that store its class names, as
+      those of Hugging Face do.
   """
 
   def __init__(self, path: str, image: str = "image",
                text: str | tuple[str, ...] | None = "caption", label: str | None = None,
                fields: tuple[str, ...] = (), groups: int = 4):
-    """Reads the end of every file, where the row groups and the columns are listed.
+    """Reads the footer of every file, which lists its row groups and columns.
 
     Args:
-      path: a file, a folder of *.parquet, or a pattern; may be gs://, s3://, hf://.
-      image: column that is the image: bytes, or Hugging Face's struct of bytes and path.
-      text: column that is the text: strings, or lists of them. Or several: then the text is a list
-        of all of theirs. None for a table without.
-      label: column of whole numbers that is the class, if any.
-      fields: further columns, that records have under their own names.
-      groups: row groups kept in memory, in each process; at least one for each reading thread that
-        is somewhere else.
+      path: a file, a folder of *.parquet files, or a pattern; local or gs://, s3:// or hf://.
+      image: column with the image: bytes, or a struct of bytes and path as Hugging Face writes it.
+      text: column with the text: strings or lists of strings. If a tuple of columns, their texts
+        are concatenated into one list. None for no text.
+      label: column of integers with the class, if any.
+      fields: further columns to include in the records under their own names.
+      groups: number of row groups to cache per process; at least as many as there are threads that
+        read from different places at a time.
 
     Raises:
-      UserError: no files, a truncated one, no such column, or one of another kind.
+      UserError: there are no files, a file is truncated, or a column is missing or has the wrong
+        type.
     """
     if groups < 1:
-      raise UserError(f"groups {groups} is not a number of row groups, at least 1.")
+      raise UserError(f"groups is {groups}; expected at least 1 row group.")
     self._filesystem, self.files = matching(path, (".parquet",))
     self._image, self._label, self.groups = image, label, groups
     self._texts = (text,) if isinstance(text, str) else tuple(text or ())
@@ -70,7 +71,7 @@ class Parquet:
     self._reset()
 
   def _reset(self):
-    self._cache = {}  # Futures of tables by number of row group, the least recently used first.
+    self._cache = {}  # Future of the table by row group, least recently used first.
     self._lock = threading.Lock()
 
   def __getstate__(self) -> dict[str, Any]:
@@ -106,7 +107,7 @@ class Parquet:
     return record | {name: value(name) for name in self._fields}
 
   def _table(self, group):
-    """The columns of a row group, read by the first thread that asks, waited for by the others."""
+    """Returns the columns of a row group; one thread reads it and the others wait."""
     with self._lock:
       future = self._cache.pop(group, None)
       ours = future is None
@@ -120,7 +121,7 @@ class Parquet:
         future.set_result(self._read(*self._places[group]))
       except BaseException as error:
         with self._lock:
-          self._cache.pop(group, None)  # The next one tries again.
+          self._cache.pop(group, None)  # Let the next call retry.
         future.set_exception(error)
     return future.result()
 
@@ -131,7 +132,7 @@ class Parquet:
           group, columns=columns + [self._label] * bool(self._label), use_threads=False)
 
   def _opened(self, file):
-    """(schema, rows of each row group) of a file."""
+    """Returns (schema, number of rows of each row group) of a file."""
     try:
       with self._filesystem.open_input_file(file) as opened:
         read = pq.ParquetFile(opened)
@@ -144,10 +145,10 @@ class Parquet:
 
   def _check(self, schema, file):
     for column, fits, wanted in (
-        (self._image, _is_image, "bytes, or a struct with bytes"),
-        *((text, _is_text, "strings, or lists of strings") for text in self._texts),
+        (self._image, _is_image, "bytes or a struct with bytes"),
+        *((text, _is_text, "strings or lists of strings") for text in self._texts),
         *((field, lambda _: True, "") for field in self._fields),
-        *((label, pa.types.is_integer, "whole numbers") for label in [self._label] if label)):
+        *((label, pa.types.is_integer, "integers") for label in [self._label] if label)):
       if column not in schema.names:
         close = difflib.get_close_matches(column, schema.names, 1)
         raise UserError(
@@ -155,12 +156,12 @@ class Parquet:
             + (f" Did you mean {close[0]!r}?" if close else ""))
       kind = schema.field(column).type
       if not fits(kind):
-        raise UserError(f"The column {column!r} of {file} is {kind}, and {wanted} is wanted; "
-                        f"there are {_columns(schema)}.")
+        raise UserError(f"Column {column!r} of {file} has type {kind}; expected {wanted}. The "
+                        f"file has {_columns(schema)}.")
 
 
 def columns(path: str) -> list[str]:
-  """Names of the columns of the first of the files that `path` means."""
+  """Returns the column names of the first file that matches `path`."""
   filesystem, files = matching(path, (".parquet",))
   with filesystem.open_input_file(files[0]) as opened:
     return list(pq.ParquetFile(opened).schema_arrow.names)
@@ -186,20 +187,20 @@ def _is_text(kind):
 
 
 def _text(value):
-  """str, or list of str; nothing is an empty text."""
+  """Returns str or list of str; null becomes an empty text."""
   if isinstance(value, list):
     return [_text(one) for one in value]
   return value.decode("utf-8") if isinstance(value, bytes) else value or ""
 
 
 def _flat(values):
-  """A list of str from one of str and lists of str."""
+  """Flattens a list of str and lists of str into a list of str."""
   return [text for value in map(_text, values)
           for text in ([value] if isinstance(value, str) else value)]
 
 
 def _classes(schema, label):
-  """Names of the labels, where Hugging Face's note in the schema has them."""
+  """Returns the class names from the Hugging Face metadata in the schema, if any."""
   note = (schema.metadata or {}).get(b"huggingface")
   if not label or not note:
     return ()

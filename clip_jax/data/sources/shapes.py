@@ -1,4 +1,4 @@
-"""Unlimited synthetic scenes with captions that are true, or wrong at a known rate."""
+"""Synthetic scenes with captions, in any number and with a known fraction of wrong captions."""
 
 import functools
 from typing import Any
@@ -13,7 +13,7 @@ COLOURS = {
     "green": (44, 160, 44), "cyan": (60, 200, 215), "blue": (40, 80, 200),
     "purple": (140, 70, 190), "pink": (240, 130, 190), "brown": (130, 80, 45),
     "black": (25, 25, 25)}
-# Inside the unit square, x to the right and y down: |x|, |y| <= 1.
+# Membership tests on the square |x|, |y| <= 1, with x to the right and y down.
 SHAPES = {
     "circle": lambda x, y: x**2 + y**2 <= 1,
     "ring": lambda x, y: (x**2 + y**2 <= 1) & (x**2 + y**2 >= 0.3),
@@ -23,48 +23,49 @@ SHAPES = {
     "cross": lambda x, y: np.minimum(abs(x), abs(y)) <= 0.33,
     "bar": lambda x, y: abs(y) <= 0.36,
     "moon": lambda x, y: (x**2 + y**2 <= 1) & ((x - 0.5)**2 + y**2 >= 0.6)}
-_SIZES = {"small": 0.55, "large": 0.95}  # Diameter, as a share of the cell that holds the object.
-_CELLS = 3                               # Objects stand in different cells of a 3 x 3 grid.
+_SIZES = {"small": 0.55, "large": 0.95}  # Diameter, as a fraction of the grid cell.
+_CELLS = 3                               # Each object has its own cell of a 3 x 3 grid.
 
 
 class Shapes:
   """Source of random scenes such as "a small red circle left of a large blue square".
 
-  A scene has one to `objects` objects, each a shape, a colour and a size, in different cells of a
-  grid. The caption names all of them, and where the first one is as seen from the others.
+  A scene has one to `objects` objects with a shape, a colour and a size, in different cells of a
+  grid. The caption names all objects and the position of the first relative to each other one.
 
-  A record is {"image": uint8 [S, S, 3], "text": str, "label": int, the first object's place in
-  `classes`, "swapped": whether the text is of another scene}, a function of (seed, index) alone.
+  A record is {"image": uint8 [S, S, 3], "text": str, "label": int, index of the first object in
+  `classes`, "swapped": whether the text belongs to another scene}. It is a function of (seed,
+  index) only.
 
   Attributes:
-    classes: "red circle", "red ring", ..., by label.
+    classes: class names by label: "red circle", "red ring", ...
   """
 
   classes = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 
   def __init__(self, size: int, image_size: int = 64, noise: float = 0.0, seed: int = 0,
                objects: int = 3):
-    """Draws nothing yet.
+    """Stores the settings; scenes are drawn when they are read.
 
     Args:
       size: number of records.
-      image_size: S, pixels a side.
-      noise: share of the captions that belong to another scene. The images do not depend on it, and
-        the wrong captions at a lower noise are among those at a higher one.
-      seed: of the scenes; another seed gives other ones, for a test set.
-      objects: most objects in a scene, 1 to 3.
+      image_size: S, width and height in pixels.
+      noise: fraction of the captions that belong to another scene. The images do not depend on it,
+        and a larger fraction includes the wrong captions of a smaller one.
+      seed: seed of the scenes; use another seed for a test set.
+      objects: maximum number of objects in a scene, 1 to 3.
 
     Raises:
-      UserError: an argument out of its range.
+      UserError: an argument is out of range.
     """
     if size < 1:
-      raise UserError(f"size {size} is not a number of records, at least 1.")
+      raise UserError(f"size is {size}; expected at least 1 record.")
     if image_size < 16:
-      raise UserError(f"image_size {image_size} is too small to tell shapes apart; at least 16.")
+      raise UserError(f"image_size is {image_size}; expected at least 16, to tell shapes apart.")
     if not 0 <= noise <= 1:
-      raise UserError(f"noise {noise} is not a share between 0 and 1.")
+      raise UserError(f"noise is {noise}; expected a fraction between 0 and 1.")
     if not 1 <= objects <= 3:
-      raise UserError(f"objects {objects} is not 1, 2 or 3.")
+      raise UserError(f"objects is {objects}; expected 1, 2 or 3.")
     self.size, self.image_size, self.noise, self.seed = size, image_size, noise, seed
     self.objects = objects
 
@@ -84,7 +85,7 @@ class Shapes:
             "swapped": bool(swapped)}
 
   def _scene(self, rng):
-    """One (label, size name, row, column, way to say a diagonal) per object."""
+    """Draws (label, size name, row, column, how to name a diagonal) for each object."""
     count = 1 + int(rng.random() * self.objects)
     cells = rng.permutation(_CELLS**2)
     labels = rng.integers(len(self.classes), size=count)
@@ -93,7 +94,7 @@ class Shapes:
             for label, large, way, cell in zip(labels, *coins, cells)]
 
   def _drawn(self, scene, rng):
-    """uint8 [S, S, 3]: the objects, softly edged, on a light background."""
+    """Renders uint8 [S, S, 3]: antialiased objects on a light background."""
     S = self.image_size
     image = np.empty((S, S, 3), np.uint8)
     image[:] = rng.integers(225, 256, size=3, dtype=np.uint8)
@@ -109,7 +110,7 @@ class Shapes:
 
 
 def _caption(scene):
-  """The words for a scene: all objects, and the first one's place as seen from each other one."""
+  """Returns the caption: all objects, and where the first is relative to each other one."""
   names = [f"a {size} {Shapes.classes[label]}" for label, size, *_ in scene]
   places = [_relation(scene[0], other) for other in scene[1:]]
   return " and ".join([names[0] + (f" {places[0]} {names[1]}" if places else "")]
@@ -117,7 +118,7 @@ def _caption(scene):
 
 
 def _relation(one, other):
-  """Where `one` is, seen from `other`; on a diagonal both ways of saying it are true."""
+  """Returns where `one` is relative to `other`; on a diagonal, `one[4]` picks the axis."""
   down, right = one[2] - other[2], one[3] - other[3]
   if abs(right) > abs(down) or (abs(right) == abs(down) and one[4]):
     return "right of" if right > 0 else "left of"
@@ -126,9 +127,12 @@ def _relation(one, other):
 
 @functools.cache
 def _stamp(label, D):
-  """An object of diameter D: its colour times its opacity, and the share left of what is under it.
+  """Renders an object of diameter D for alpha compositing.
 
-  The shares are in 256ths, uint16: shifting integers is much faster than multiplying floats.
+  Integers in 256ths are used because shifting them is much faster than multiplying floats.
+
+  Returns:
+    (colour times opacity, uint16 [D, D, 3]; 256 times (1 - opacity), uint16 [D, D, 1]).
   """
   colour, shape = Shapes.classes[label].split()
   fine = (np.arange(8 * D) + 0.5) / (4 * D) - 1

@@ -1,4 +1,4 @@
-"""Datasets prepared by TFDS, by feature names; no TensorFlow."""
+"""Reads data sets prepared by TensorFlow Datasets (TFDS), without TensorFlow."""
 
 import difflib
 import os
@@ -11,37 +11,38 @@ from clip_jax.errors import UserError
 
 
 class Tfds:
-  """Source of one split of a dataset that TFDS has prepared as ArrayRecord files.
+  """Source of one split of a data set that TFDS has prepared as ArrayRecord files.
 
-  Only its files are read: neither the code that prepared them nor TensorFlow is needed. A record is
-  {"image": encoded bytes, as TFDS stored them, "text": str or list of str, "label": int or list of
-  int}, the last two only where they are asked for.
+  Reads only the prepared files, so that neither TensorFlow nor the code of the data set is needed.
+  A record is {"image": encoded bytes as stored by TFDS, "text": str or list of str, "label": int or
+  list of int}, where "text" and "label" are present if requested.
 
   Attributes:
-    classes: names of the labels, in order; only with a `label`.
+    classes: class names by label; only with a `label`.
   """
 
   def __init__(self, name: str, split: str = "train", image: str = "image",
                text: str | tuple[str, ...] | None = "caption", label: str | None = None,
                data_dir: str | None = None):
-    """Finds the dataset and checks the names.
+    """Finds the data set and checks the feature names.
 
     Args:
-      name: as TFDS writes it, "coco_captions", "name/config:1.0.0"; or the folder that holds the
-        dataset's dataset_info.json.
-      split: "train", or a part of it, such as "train[:10%]" or "train[1000:2000]+validation".
-      image: feature that is the image. A slash leads inside: "a/b" is feature b of feature a.
-      text: feature that is the text, "captions/text" for COCO, where it is a list. Or several: then
-        the text is a list of all of theirs. None for a dataset without.
-      label: ClassLabel feature that is the class, if any; where it is a sequence, so is the label.
-      data_dir: folder that TFDS prepared into, if not its own (~/tensorflow_datasets, or the
-        environment's TFDS_DATA_DIR); may be gs://.
+      name: TFDS name, such as "coco_captions" or "name/config:1.0.0", or the folder that contains
+        the dataset_info.json.
+      split: TFDS split, such as "train", "train[:10%]" or "train[1000:2000]+validation".
+      image: feature with the image. A slash separates nested names: "a/b" is feature b of a.
+      text: feature with the text, for example "captions/text" for COCO, where it is a list. If a
+        tuple of features, their texts are concatenated into one list. None for no text.
+      label: ClassLabel feature with the class, if any; the label is a list if the feature is a
+        sequence.
+      data_dir: folder with the prepared data sets; local or gs://. Defaults to the environment
+        variable TFDS_DATA_DIR or else ~/tensorflow_datasets.
 
     Raises:
-      UserError: the dataset is not there or not in ArrayRecord files, it has no such split or
-        feature, or the feature is of another kind.
+      UserError: the data set is missing or not stored in ArrayRecord files, there is no such split
+        or feature, or a feature has the wrong type.
     """
-    # Here, because it takes most of a second and nobody else needs it.
+    # Imported here because it takes most of a second and only this source needs it.
     import tensorflow_datasets as tfds
     builder = _builder(name, data_dir)
     features = builder.info.features
@@ -72,13 +73,13 @@ class Tfds:
 
 
 def _builder(name, data_dir):
-  """The dataset as its files describe it."""
+  """Returns a read-only builder for the prepared files."""
   import tensorflow_datasets as tfds
   from tensorflow_datasets.core import naming, read_only_builder
   if os.path.isfile(os.path.join(name, "dataset_info.json")):
     return tfds.builder_from_directory(name)
   try:
-    # Not tfds.builder: it would import the dataset's code, which may want TensorFlow.
+    # tfds.builder would import the code of the data set, which may need TensorFlow.
     short, options = naming.parse_builder_name_kwargs(name, data_dir=data_dir)
     return read_only_builder.builder_from_files(str(short), **options)
   except (tfds.core.DatasetNotFoundError, ValueError) as error:
@@ -87,15 +88,15 @@ def _builder(name, data_dir):
     there = sorted({*os.listdir(folder)} - {"downloads"}) if os.path.isdir(folder) else []
     close = difflib.get_close_matches(name, there, 1)
     raise UserError(
-        f"No prepared dataset {name!r} in {folder}, which holds {_listed(there)}."
+        f"No prepared data set {name!r} in {folder}, which contains {_listed(there)}."
         + (f" Did you mean {close[0]!r}?" if close else "")
         + f" Prepare it with: tfds build {name} --file_format=array_record --data_dir={folder}. "
-        "Or set data_dir to where it is, or name the folder that holds its dataset_info.json."
+        "Or set data_dir to its parent folder, or set name to the folder of its dataset_info.json."
     ) from error
 
 
 def _records(builder, split, image):
-  """TFDS's data source, that leaves images encoded."""
+  """Opens the TFDS data source, with image decoding turned off."""
   import tensorflow_datasets as tfds
   decoders = tfds.decode.SkipDecoding()
   for part in reversed(image):
@@ -107,29 +108,29 @@ def _records(builder, split, image):
     raise UserError(
         f"{builder.info.name} has no split {split!r} ({_first_line(error)}); it has "
         + ", ".join(f"{n} of {s.num_examples:,}" for n, s in sorted(splits.items()))
-        + ', and parts of these, such as "train[:10%]".') from error
+        + ', and slices of these, such as "train[:10%]".') from error
   if not count:
-    raise UserError(f"The split {split!r} of {builder.info.name} is empty. Ask for more of it.")
+    raise UserError(f"Split {split!r} of {builder.info.name} is empty. Set a larger slice.")
   try:
     return builder.as_data_source(split=split, decoders=decoders)
   except NotImplementedError as error:
     raise UserError(
-        f"{builder.data_dir} holds {builder.info.file_format.value} files, which cannot be read by "
-        "random access. Convert them: tfds convert_format "
+        f"{builder.data_dir} contains {builder.info.file_format.value} files, which do not support "
+        "random access. Convert them with: tfds convert_format "
         f"--dataset_version_dir={builder.data_dir} --out_file_format=array_record --out_dir=DIR, "
-        "and give DIR as the name.") from error
+        "and pass DIR as the name.") from error
 
 
 def _path(features, written, dataset, kind):
-  """Feature names from the outside in, of a name such as "captions/text".
+  """Resolves a name such as "captions/text" to a tuple of feature names, outermost first.
 
   Raises:
-    UserError: no such feature, or one of another kind.
+    UserError: there is no such feature, or it has another type than `kind`.
   """
   path, rest, inside = [], written, features
   while rest:
     inside = _inside(inside)
-    # The name itself may have slashes.
+    # Feature names may contain slashes, so prefer the longest match.
     fits = [key for key in _names(inside) if rest == key or rest.startswith(key + "/")]
     if not fits:
       raise UserError(_no_feature(features, written, dataset))
@@ -138,7 +139,7 @@ def _path(features, written, dataset, kind):
   found = _inside(inside)
   if not isinstance(found, kind):
     raise UserError(
-        f"The feature {written!r} of {dataset} is of kind {type(found).__name__}, and is wanted as "
+        f"Feature {written!r} of {dataset} has type {type(found).__name__}; expected "
         f"{kind.__name__}. {_features_of(features, dataset)}")
   return tuple(path)
 
@@ -155,7 +156,7 @@ def _features_of(features, dataset):
 
 
 def _leaves(features, before=""):
-  """(name, feature) of all that is not made of others, names as `_path` reads them."""
+  """Yields (name as `_path` reads it, feature) of each feature without nested features."""
   for name in sorted(_names(features)):
     inside = _inside(features[name])
     if _names(inside):
@@ -165,7 +166,7 @@ def _leaves(features, before=""):
 
 
 def _inside(feature):
-  """What a sequence is a sequence of; another feature as it is."""
+  """Returns the element feature of a (nested) sequence, and any other feature unchanged."""
   while hasattr(feature, "feature"):
     feature = feature.feature
   return feature
@@ -182,7 +183,7 @@ def _feature(features, path):
 
 
 def _value(stored, path):
-  """What lies at `path`: a list where the path leads through a sequence."""
+  """Returns the value at `path`, which is a list if the path passes through a sequence."""
   for k, name in enumerate(path):
     if not isinstance(stored, dict):
       return [_value(one, path[k:]) for one in stored]
@@ -191,14 +192,14 @@ def _value(stored, path):
 
 
 def _text(value):
-  """Bytes, or lists of them, as str."""
+  """Decodes bytes to str, and lists of them to a flat list of str."""
   if isinstance(value, bytes):
     return value.decode("utf-8")
   return value if isinstance(value, str) else _flat([_text(one) for one in value])
 
 
 def _flat(values):
-  """A list of str from one of str and lists of str."""
+  """Flattens a list of str and lists of str into a list of str."""
   return [text for value in values for text in ([value] if isinstance(value, str) else value)]
 
 

@@ -1,4 +1,4 @@
-"""Image folders: captions from tables, classes from folders, and what is missing told at once."""
+"""Tests of image folders: caption tables, class folders, and errors for missing images."""
 
 import csv
 import json
@@ -31,7 +31,7 @@ ROWS = [{"image": "deep/b.png", "caption": "a bee", "who": "x"},
         {"image": "./deep/c c.webp", "caption": "a sea", "who": "z"}]
 
 
-def test_records_are_the_tables_rows_in_order(folder):
+def test_records_follow_the_order_of_the_table(folder):
   source = Folder(table(folder, ROWS), fields=("who",))
   assert list(source) == [
       {"image": b"B", "text": "a bee", "key": "deep/b.png", "who": "x"},
@@ -41,7 +41,7 @@ def test_records_are_the_tables_rows_in_order(folder):
 
 
 @pytest.mark.parametrize("name, delimiter", [("t.csv", ","), ("t.tsv", "\t")])
-def test_a_csv_is_a_table_and_rows_of_one_image_are_one_record(folder, name, delimiter):
+def test_csv_tables_are_read_and_rows_with_the_same_image_are_merged(folder, name, delimiter):
   with open(folder / name, "w", encoding="utf-8-sig", newline="") as f:
     csv.writer(f, delimiter=delimiter).writerows(
         [("file_name", "text"), ("a.jpg", 'one, "quoted"\nline'), ("deep/b.png", "bee"),
@@ -51,7 +51,7 @@ def test_a_csv_is_a_table_and_rows_of_one_image_are_one_record(folder, name, del
       ("a.jpg", ['one, "quoted"\nline', "two", "three"]), ("deep/b.png", "bee")]
 
 
-def test_folders_are_classes_where_there_is_no_table(tmp_path):
+def test_subfolders_are_classes_if_there_is_no_table(tmp_path):
   for name in ("dog/2.jpg", "dog/1.PNG", "cat/3.jpg", "cat/notes.txt", ".trash/4.jpg"):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(name.encode())
@@ -61,10 +61,10 @@ def test_folders_are_classes_where_there_is_no_table(tmp_path):
                           for key, label in (("cat/3.jpg", 0), ("dog/1.PNG", 1), ("dog/2.jpg", 1))]
 
 
-def test_missing_images_are_counted_and_the_first_five_named(folder):
+def test_missing_images_are_counted_and_the_first_five_are_listed(folder):
   rows = ROWS + [{"image": f"gone/{i}.jpg", "caption": "?"} for i in range(7)]
-  with pytest.raises(UserError, match="7 of the 10 images that captions.jsonl names are not in .*: "
-                     r"gone/0.jpg, gone/1.jpg, gone/2.jpg, gone/3.jpg, gone/4.jpg, \.\.\."):
+  with pytest.raises(UserError, match="7 of the 10 images listed in captions.jsonl are missing in "
+                     r".*: gone/0.jpg, gone/1.jpg, gone/2.jpg, gone/3.jpg, gone/4.jpg, \.\.\."):
     Folder(table(folder, rows))
   source = Folder(str(folder), check=False)
   assert source[0]["image"] == b"B"
@@ -73,39 +73,39 @@ def test_missing_images_are_counted_and_the_first_five_named(folder):
 
 
 @pytest.mark.parametrize("path", ["../x.jpg", "deep/../../x.jpg", "/etc/x", "", ".", "..", None])
-def test_a_path_that_leads_out_is_refused(folder, path):
-  with pytest.raises(UserError, match="line 1: .* is not the path of a file inside the folder"):
+def test_a_path_outside_the_folder_is_rejected(folder, path):
+  with pytest.raises(UserError, match="line 1: .* is not a path inside the folder"):
     Folder(table(folder, [{"image": path, "caption": "x"}]), check=False)
 
 
-def test_wrong_names_and_damaged_rows_are_said(folder):
+def test_wrong_names_and_malformed_rows_are_reported(folder):
   table(folder, ROWS)
-  with pytest.raises(UserError, match="line 1, has no 'captoin'; it has image, caption, who. Did "
+  with pytest.raises(UserError, match="line 1 has no 'captoin', only image, caption, who. Did "
                      "you mean 'caption'"):
     Folder(str(folder), text="captoin")
-  with pytest.raises(UserError, match="no 'xyz'; .*name it: text=NAME of the source, or --te"):
+  with pytest.raises(UserError, match="no 'xyz', only .*text=NAME to the source or --text=NAME"):
     Folder(str(folder), text="xyz")
-  with pytest.raises(UserError, match="There is no table .*c.csv; in the folder there are "
-                     "captions.jsonl. Name one by captions, or set it to None"):
+  with pytest.raises(UserError, match="There is no table .*c.csv; the folder has captions.jsonl. "
+                     "Set captions to the name of a table, or to None"):
     Folder(str(folder), "c.csv")
   with pytest.raises(UserError, match="There is no folder .*none"):
     Folder(f"{folder}/none")
   for rows, message in (
-      ([ROWS[0], "{"], "captions.jsonl, line 2: .*Expected one JSON object a line"),
+      ([ROWS[0], "{"], "captions.jsonl, line 2: .*Expected one JSON object per line"),
       ([ROWS[0], "7"], "captions.jsonl, line 2: 7 is not an object"),
-      ([{"image": "a.jpg", "caption": None}], "line 1: caption is None, and is wanted as a string"),
+      ([{"image": "a.jpg", "caption": None}], "line 1: caption is None; expected a string"),
       ([""], "captions.jsonl has no rows")):
     with pytest.raises(UserError, match=message):
       Folder(table(folder, rows))
   (folder / "x.csv").write_bytes(b"image,caption\na.jpg,\xff\n")
-  with pytest.raises(UserError, match="x.csv is not UTF-8: .*Write it again as UTF-8"):
+  with pytest.raises(UserError, match="x.csv is not UTF-8: .*Convert it to UTF-8"):
     Folder(str(folder), "x.csv")
   (folder / "deep" / "inner").mkdir()
-  with pytest.raises(UserError, match="has no images in folders of its own; expected CLASS/NAME"):
+  with pytest.raises(UserError, match="has no images in subfolders; expected files CLASS/NAME"):
     Folder(f"{folder}/deep", captions=None)
 
 
-def test_there_is_no_record_outside(folder):
+def test_an_index_out_of_range_raises_index_error(folder):
   source = Folder(table(folder, ROWS))
   for i in (-1, 3):
     with pytest.raises(IndexError, match=f"record {i} of 3"):

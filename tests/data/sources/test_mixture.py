@@ -1,4 +1,4 @@
-"""Mixtures: every prefix by the weights, every record in its turn."""
+"""Tests of mixtures: proportions of every prefix, and order and coverage of the records."""
 
 from collections import Counter
 import pickle
@@ -42,7 +42,7 @@ def test_every_prefix_follows_the_weights(weights):
   assert source.counts == dict(Counter(names))
 
 
-def test_a_sources_records_come_in_order_and_equally_often():
+def test_records_of_a_source_come_in_order_and_equally_often():
   source = mixture((10, 7, 100), (.5, .3, .2), 100)
   records = list(source)
   assert all(r["text"].startswith(r["origin"] + " ") for r in records)
@@ -55,7 +55,7 @@ def test_a_sources_records_come_in_order_and_equally_often():
   assert "b: 30.00%, 30 of 100; each of its 7 records 4.29 times" in str(source)
 
 
-def test_the_default_size_is_the_least_that_uses_every_record():
+def test_the_default_size_is_the_smallest_that_uses_every_record():
   for lengths, weights in (((10, 7, 100), (.5, .3, .2)), ((3, 3), (1, 1)), ((1, 9), (.9, .1))):
     source = mixture(lengths, weights)
     seen = Counter(source.place(i) for i in range(len(source)))
@@ -66,13 +66,13 @@ def test_the_default_size_is_the_least_that_uses_every_record():
     assert min(mixture(lengths, weights, len(source) - 1).visits.values()) < 1
 
 
-def test_the_order_of_the_names_is_no_matter():
+def test_the_order_of_the_names_does_not_matter():
   one = Mixture({"a": Numbers("a", 5), "b": Numbers("b", 9)}, {"a": 2, "b": 1})
   other = Mixture({"b": Numbers("b", 9), "a": Numbers("a", 5)}, {"b": .5, "a": 1})
   assert list(one) == list(other) == list(pickle.loads(pickle.dumps(one)))
 
 
-def test_it_is_built_from_a_config():
+def test_a_mixture_can_be_built_from_a_config():
   spec = call(Mixture, sources={"few": call(Shapes, size=3), "many": call(Shapes, size=30, seed=1)},
               weights={"few": .1, "many": .9})
   source = build(spec)
@@ -80,26 +80,26 @@ def test_it_is_built_from_a_config():
   assert {r["origin"] for r in source} == {"few", "many"}
 
 
-def test_billions_are_at_hand():
+def test_billions_of_records_are_indexed_quickly():
   source = mixture((10**9, 10**10), (.25, .75), 10**11)
   assert source.place(10**11 - 1)[0] in "ab"
   assert source.counts == {"a": 25 * 10**9, "b": 75 * 10**9}
 
 
 @pytest.mark.parametrize("lengths, weights, size, message", [
-    ((), (), None, "The mixture has the sources none and weights for none"),
-    ((3, 3), (1,), None, "the sources a, b and weights for a. Give each source one weight"),
-    ((3, 0), (1, 1), None, "source 'b' of the mixture has no records"),
+    ((), (), None, "The mixture has sources none but weights for none"),
+    ((3, 3), (1,), None, "sources a, b but weights for a. Give each source one weight"),
+    ((3, 0), (1, 1), None, "Source 'b' of the mixture has no records"),
     ((3, 3), (1, 0), None, "weight 0 of 'b' is not a positive number"),
     ((3, 3), (1, float("nan")), None, "weight nan of 'b'"),
-    ((3, 3), (1, 1e-7), None, "weight of 'b' is 1e-07 of the whole, less than 1 in 65,536"),
-    ((3, 3), (1, 1), 0, "size 0 is not a number of records")])
-def test_a_wrong_argument_is_said(lengths, weights, size, message):
+    ((3, 3), (1, 1e-7), None, "weight of 'b' is 1e-07 of the total, less than 1 in 65,536"),
+    ((3, 3), (1, 1), 0, "size is 0; expected at least 1 record")])
+def test_an_invalid_argument_is_rejected(lengths, weights, size, message):
   with pytest.raises(UserError, match=message):
     mixture(lengths, weights, size)
 
 
-def test_there_is_no_record_outside():
+def test_an_index_out_of_range_raises_index_error():
   source = mixture((3, 3), (1, 1))
   for i in (-1, len(source)):
     with pytest.raises(IndexError, match=f"record {i} of 6"):

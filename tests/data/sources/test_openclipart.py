@@ -1,4 +1,4 @@
-"""The embedded drawings: all there, all readable, and wrong only where it is asked for."""
+"""Tests of the Open Clip Art source: completeness, readable images, text fields, swapped texts."""
 
 import pickle
 
@@ -11,7 +11,7 @@ from clip_jax.data.sources.openclipart import OpenClipart
 from clip_jax.errors import UserError
 
 
-def test_every_record_has_an_image_a_text_and_a_key_of_its_own():
+def test_every_record_has_an_image_a_text_and_a_unique_key():
   keys = []
   for split, count in (("train", 4562), ("val", 372), ("test", 459)):
     source = OpenClipart(split)
@@ -38,33 +38,33 @@ def test_every_field_falls_back_to_the_caption(field):
              for i in range(len(source)))
 
 
-def test_several_fields_are_a_list_of_their_number():
+def test_several_fields_give_a_list_with_one_text_per_field():
   source = OpenClipart("val", ("title", "keywords", "description"))
   assert all(len(record["text"]) == 3 and all(record["text"]) for record in source)
   assert isinstance(OpenClipart("val", ("title",))[0]["text"], list)
 
 
-def test_swapped_texts_are_of_other_records_and_nested():
+def test_swapped_texts_come_from_other_records_and_are_nested():
   right, some, more = (OpenClipart(swapped=share) for share in (0, .2, .4))
-  told = {.2: [some[i] for i in range(0, 4562, 7)], .4: [more[i] for i in range(0, 4562, 7)]}
-  swapped = {share: np.array([r["swapped"] for r in told[share]]) for share in told}
+  drawn = {.2: [some[i] for i in range(0, 4562, 7)], .4: [more[i] for i in range(0, 4562, 7)]}
+  swapped = {share: np.array([r["swapped"] for r in drawn[share]]) for share in drawn}
   assert abs(swapped[.2].mean() - .2) < .05 and abs(swapped[.4].mean() - .4) < .05
   assert (swapped[.4] >= swapped[.2]).all()
-  for i, record in zip(range(0, 4562, 7), told[.4]):
+  for i, record in zip(range(0, 4562, 7), drawn[.4]):
     assert record["image"] == right[i]["image"]
     if not record["swapped"]:
       assert record["text"] == right[i]["text"]
   other = [r["text"] != right[i]["text"]
-           for i, r in zip(range(0, 4562, 7), told[.4]) if r["swapped"]]
+           for i, r in zip(range(0, 4562, 7), drawn[.4]) if r["swapped"]]
   assert np.mean(other) > .99
 
 
-def test_it_is_picklable():
+def test_the_source_is_picklable():
   source = OpenClipart("val", swapped=0.0)
   assert pickle.loads(pickle.dumps(source))[3] == source[3]
 
 
-def test_the_files_with_their_licence_are_small():
+def test_the_data_files_are_small_and_include_the_licence():
   files = [p for p in openclipart._FOLDER.parent.rglob("*") if p.is_file()]
   assert sum(p.stat().st_size for p in files) < 13e6
   assert {"LICENSE.txt", "README.md"} <= {p.name for p in openclipart._FOLDER.iterdir()}
@@ -75,8 +75,8 @@ def test_the_files_with_their_licence_are_small():
     (dict(caption="alt"), "no text field 'alt'; it has caption, caption_long, title"),
     (dict(caption=("title", "alt", "x")), "no text field 'alt', 'x'"),
     (dict(caption=()), "no text field"),
-    (dict(swapped=40), "swapped 40 is not a share"),
-    (dict(split="test", swapped=.4), "swapped 0.4 is for the train split only")])
-def test_a_wrong_argument_is_said(arguments, message):
+    (dict(swapped=40), "swapped is 40; expected a fraction"),
+    (dict(split="test", swapped=.4), "swapped=0.4 works with the train split only")])
+def test_an_invalid_argument_is_rejected(arguments, message):
   with pytest.raises(UserError, match=message):
     OpenClipart(**arguments)

@@ -1,4 +1,4 @@
-"""Parquet files: every row, a row group at a time, by any thread, and wrong columns told."""
+"""Tests of Parquet files: order of rows, row group cache, threads, column types, errors."""
 
 import json
 import pickle
@@ -32,7 +32,7 @@ def folder(tmp_path):
   return tmp_path
 
 
-def test_every_row_of_every_file_comes_in_order(folder):
+def test_rows_of_all_files_come_in_order(folder):
   source = Parquet(str(folder))
   assert len(source) == 40 and len(source.files) == 3
   assert [source[i] for i in range(40)] == [expected(i) for i in range(40)] == list(source)
@@ -42,14 +42,14 @@ def test_every_row_of_every_file_comes_in_order(folder):
 
 @pytest.fixture
 def read(monkeypatch):
-  """The row groups that are read, as they are."""
+  """List of the row groups read so far, as (file, row group)."""
   places, real = [], Parquet._read
   monkeypatch.setattr(
       Parquet, "_read", lambda self, *place: places.append(place) or real(self, *place))
   return places
 
 
-def test_only_the_last_row_groups_stay_in_memory_and_each_is_read_once_in_order(folder, read):
+def test_sequential_access_reads_each_row_group_once_and_the_cache_stays_small(folder, read):
   source = Parquet(str(folder), groups=2)
   for i in range(40):
     assert source[i] == expected(i)
@@ -57,10 +57,10 @@ def test_only_the_last_row_groups_stay_in_memory_and_each_is_read_once_in_order(
     assert all(f.result().num_rows <= 10 for f in source._cache.values())
   assert len(read) == 6 == len(set(read))
   source[39], source[29], source[39], source[0], source[39]
-  assert len(read) == 7  # Of the two that were there, the one used last is kept.
+  assert len(read) == 7  # The least recently used row group is evicted.
 
 
-def test_many_threads_read_each_group_once(folder, read):
+def test_threads_share_the_read_of_a_row_group(folder, read):
   source, wrong = Parquet(str(folder), groups=6), []
 
   def reads(start):
@@ -74,7 +74,7 @@ def test_many_threads_read_each_group_once(folder, read):
   assert not wrong and len(read) == 6
 
 
-def test_a_read_that_failed_is_tried_again(folder, monkeypatch):
+def test_a_failed_read_is_retried(folder, monkeypatch):
   source = Parquet(str(folder))
   with monkeypatch.context() as patch:
     patch.setattr(Parquet, "_read", lambda *_: (_ for _ in ()).throw(OSError("the net is down")))
@@ -83,13 +83,13 @@ def test_a_read_that_failed_is_tried_again(folder, monkeypatch):
   assert source[3] == expected(3)
 
 
-def test_it_is_picklable(folder):
+def test_the_source_is_picklable(folder):
   source = Parquet(str(folder))
   source[3]
   assert list(pickle.loads(pickle.dumps(source))) == list(source)
 
 
-def test_hugging_faces_struct_labels_and_class_names_are_read(tmp_path):
+def test_hugging_face_image_structs_and_class_names_are_read(tmp_path):
   table = pa.Table.from_pylist([
       {"image": {"bytes": b"abc", "path": "x.jpg"}, "label": 1},
       {"image": {"bytes": None, "path": "y.jpg"}, "label": 0}])
@@ -102,7 +102,7 @@ def test_hugging_faces_struct_labels_and_class_names_are_read(tmp_path):
     source[1]
 
 
-def test_lists_several_columns_bytes_and_nulls_are_texts(tmp_path):
+def test_texts_may_be_lists_bytes_nulls_or_several_columns(tmp_path):
   table = pa.table({"image": [b"x", b"y"], "one": [b"\xc3\xa9", None],
                     "many": [["a", "b"], []]})
   pq.write_table(table, tmp_path / "a.parquet")
@@ -112,7 +112,7 @@ def test_lists_several_columns_bytes_and_nulls_are_texts(tmp_path):
   assert [r["text"] for r in both] == [["é", "a", "b"], [""]]
 
 
-def test_further_columns_keep_their_names(folder):
+def test_further_columns_are_included_under_their_names(folder):
   assert Parquet(str(folder), fields=("url",), label="label")[7] == {
       **expected(7), "label": 1, "url": "u7"}
   assert parquet.columns(str(folder)) == ["image", "caption", "label", "url"]
@@ -128,30 +128,30 @@ def test_an_empty_file_has_no_records(tmp_path):
     (dict(text="text"), r"0.parquet has no column 'text'; it has image \(binary\), caption \(str"),
     (dict(image="imag"), "no column 'imag'.*Did you mean 'image'"),
     (dict(fields=("licence",)), "no column 'licence'"),
-    (dict(image="url"), "The column 'url' of .* is string, and bytes, or a struct with bytes is"),
-    (dict(text="label"), "The column 'label' of .* is int64, and strings, or lists of strings is"),
-    (dict(label="url"), "The column 'url' of .* is string, and whole numbers is wanted"),
-    (dict(groups=0), "groups 0 is not a number of row groups")])
-def test_a_wrong_argument_is_said(folder, arguments, message):
+    (dict(image="url"), "Column 'url' of .* has type string; expected bytes or a struct"),
+    (dict(text="label"), "Column 'label' of .* has type int64; expected strings or lists of"),
+    (dict(label="url"), "Column 'url' of .* has type string; expected integers"),
+    (dict(groups=0), "groups is 0; expected at least 1 row group")])
+def test_an_invalid_argument_is_rejected(folder, arguments, message):
   with pytest.raises(UserError, match=message):
     Parquet(str(folder), **arguments)
 
 
-def test_a_column_that_another_file_lacks_is_said(folder):
+def test_a_column_missing_from_one_file_is_reported(folder):
   pq.write_table(pa.table({"image": [b"x"]}), folder / "9.parquet")
   with pytest.raises(UserError, match="9.parquet has no column 'caption'; it has image"):
     Parquet(str(folder))
 
 
 @pytest.mark.parametrize("keep", [0, 30, -10])
-def test_a_truncated_file_is_named(folder, keep):
+def test_a_truncated_file_is_reported(folder, keep):
   path = folder / "1.parquet"
   path.write_bytes(path.read_bytes()[:keep])
   with pytest.raises(UserError, match=re.escape(str(path)) + " is truncated or not a Parquet file"):
     Parquet(str(folder))
 
 
-def test_there_is_no_record_outside(folder):
+def test_an_index_out_of_range_raises_index_error(folder):
   for i in (-1, 40):
     with pytest.raises(IndexError, match=f"record {i} of 40"):
       Parquet(str(folder))[i]

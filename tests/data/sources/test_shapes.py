@@ -1,4 +1,4 @@
-"""Synthetic scenes: captions that the pixels bear out, and known noise."""
+"""Tests of the synthetic scenes: captions agree with the pixels, noise is as requested."""
 
 import pickle
 import re
@@ -11,7 +11,7 @@ from clip_jax.errors import UserError
 
 
 def centres(image):
-  """Mean (x, y) of the pixels of each pure colour, by the colour's name."""
+  """Returns (mean x, mean y, number) of the pixels of each pure colour, by colour name."""
   found = {}
   for name, colour in COLOURS.items():
     y, x = np.nonzero((abs(image.astype(int) - colour).max(2)) <= 1)
@@ -20,8 +20,8 @@ def centres(image):
   return found
 
 
-def test_captions_are_true():
-  """Reads the scene off the pixels, where its colours differ."""
+def test_captions_match_the_pixels():
+  """Locates the objects by colour, in scenes where all colours differ."""
   checked = 0
   for record in (Shapes(400, image_size=96)[i] for i in range(400)):
     named = re.findall(r"a (small|large) (\w+) (\w+)", record["text"])
@@ -51,14 +51,14 @@ def test_small_is_smaller_than_large():
   assert max(area["small"]) < min(area["large"])
 
 
-def test_a_record_depends_on_seed_and_index_alone():
+def test_a_record_depends_on_seed_and_index_only():
   a, b = Shapes(100, seed=3), pickle.loads(pickle.dumps(Shapes(10**9, seed=3)))
   for i in (99, 0, 42):
     assert np.array_equal(a[i]["image"], b[i]["image"]) and a[i]["text"] == b[i]["text"]
   assert [Shapes(100, seed=4)[i]["text"] for i in range(9)] != [a[i]["text"] for i in range(9)]
 
 
-def test_noise_swaps_its_share_of_captions_and_no_image():
+def test_noise_swaps_a_fraction_of_the_captions_but_no_image():
   clean, some, more = (Shapes(2000, noise=noise) for noise in (0, .2, .5))
   rows = [(clean[i], some[i], more[i]) for i in range(2000)]
   assert abs(np.mean([b["swapped"] for _, b, _ in rows]) - .2) < .04
@@ -69,22 +69,22 @@ def test_noise_swaps_its_share_of_captions_and_no_image():
     assert np.array_equal(a["image"], c["image"])
 
 
-def test_images_are_pixels_of_the_size_asked_for():
+def test_images_have_the_requested_size():
   for size in (16, 33, 224):
     image = Shapes(5, image_size=size)[4]["image"]
     assert image.dtype == np.uint8 and image.shape == (size, size, 3)
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (dict(size=0), "size 0 is not a number of records"),
-    (dict(size=1, image_size=8), "image_size 8 is too small"),
-    (dict(size=1, noise=2), "noise 2 is not a share"),
-    (dict(size=1, objects=4), "objects 4 is not 1, 2 or 3")])
-def test_a_wrong_argument_is_said(arguments, message):
+    (dict(size=0), "size is 0; expected at least 1 record"),
+    (dict(size=1, image_size=8), "image_size is 8; expected at least 16"),
+    (dict(size=1, noise=2), "noise is 2; expected a fraction"),
+    (dict(size=1, objects=4), "objects is 4; expected 1, 2 or 3")])
+def test_an_invalid_argument_is_rejected(arguments, message):
   with pytest.raises(UserError, match=message):
     Shapes(**arguments)
 
 
-def test_there_is_no_record_outside():
+def test_an_index_out_of_range_raises_index_error():
   with pytest.raises(IndexError, match="record 5 of 5"):
     Shapes(5)[5]

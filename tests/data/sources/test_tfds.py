@@ -1,4 +1,4 @@
-"""TFDS datasets, made by TFDS itself: by feature names, without TensorFlow, wrong names told."""
+"""Tests of TFDS data sets written by TFDS: feature names, splits, no TensorFlow, errors."""
 
 import io
 from pathlib import Path
@@ -27,11 +27,11 @@ def jpeg(i):
 
 
 def prepared(name, features, records, folder, file_format="array_record"):
-  """Lets TFDS write a dataset of one split, "train", and one of two records, "validation"."""
+  """Writes a TFDS data set: all records in "train", and the first two in "validation"."""
 
   class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version("1.0.0")
-    code_path = None  # Not looked for: TFDS would want a package for it, when pytest imports this.
+    code_path = None  # Otherwise TFDS looks for a package, which this test module lacks.
 
     def _info(self):
       return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
@@ -68,7 +68,7 @@ def folder(tmp_path_factory):
   return str(folder)
 
 
-def test_pairs_have_the_stored_bytes_and_the_text(folder):
+def test_records_have_the_stored_bytes_and_the_text(folder):
   source = Tfds("pairs", data_dir=folder)
   assert len(source) == 20
   assert sorted((r["text"], r["image"]) for r in source) == sorted(
@@ -76,27 +76,27 @@ def test_pairs_have_the_stored_bytes_and_the_text(folder):
   assert set(source[0]) == {"image", "text"}
 
 
-def test_a_part_of_a_split_is_that_part(folder):
+def test_a_slice_of_a_split_can_be_read(folder):
   whole = list(Tfds("pairs", data_dir=folder))
   assert list(Tfds("pairs", "train[:10%]", data_dir=folder)) == whole[:2]
   assert list(Tfds("pairs", "train[15:18]", data_dir=folder)) == whole[15:18]
   assert len(Tfds("pairs", "train[:50%]+validation", data_dir=folder)) == 12
 
 
-def test_several_captions_are_a_list(folder):
+def test_captions_in_a_sequence_become_a_list(folder):
   source = Tfds("many_captions", text="captions/text", data_dir=folder)
   assert sorted(r["text"] for r in source) == [[f"{i} {k}" for k in range(3)] for i in range(4)]
   source = Tfds("many_captions", text="regions/phrase", data_dir=folder)
   assert sorted(r["text"] for r in source) == [["sky", f"tree {i}"] for i in range(4)]
 
 
-def test_several_text_features_are_one_list_and_names_may_have_slashes(folder):
+def test_several_text_features_become_one_list_and_names_may_have_slashes(folder):
   source = Tfds("many_captions", text=("image/filename", "captions/text"), data_dir=folder)
   assert ["2.jpg", "2 0", "2 1", "2 2"] in [r["text"] for r in source]
   assert Tfds("pairs", text="url/of", data_dir=folder)[0]["text"].startswith("u")
 
 
-def test_a_classification_set_has_labels_and_their_names(folder):
+def test_a_classification_set_has_labels_and_class_names(folder):
   source = Tfds("animals", text=None, label="label", data_dir=folder)
   assert source.classes == ("cat", "dog")
   assert sorted((r["label"], r["image"]) for r in source) == sorted(
@@ -105,19 +105,19 @@ def test_a_classification_set_has_labels_and_their_names(folder):
   assert not hasattr(Tfds("pairs", data_dir=folder), "classes")
 
 
-def test_a_folder_with_the_dataset_is_a_name(folder):
+def test_the_name_may_be_a_folder_or_include_a_version(folder):
   assert len(Tfds(f"{folder}/pairs/1.0.0")) == 20
   assert len(Tfds("pairs:1.0.0", data_dir=folder)) == 20
 
 
-def test_it_is_picklable_and_a_subset_of_it_too(folder):
+def test_the_source_and_its_subsets_are_picklable(folder):
   source = Tfds("pairs", data_dir=folder)
   source[0]
   assert list(pickle.loads(pickle.dumps(source))) == list(source)
   assert len(list(pickle.loads(pickle.dumps(Subset(source, "25%"))))) == 5
 
 
-def test_it_reads_without_tensorflow_and_imports_tfds_late(folder):
+def test_records_are_read_without_tensorflow_and_tfds_is_imported_late(folder):
   code = f"""
 import sys
 from clip_jax.data.sources.tfds import Tfds
@@ -133,34 +133,34 @@ assert "tensorflow" not in sys.modules"""
     (dict(text="text"), r"pairs has no feature 'text'. pairs has caption \(Text\), image "
                         r"\(Image\), url/of \(Text\)."),
     (dict(text="captoin"), "Did you mean 'caption'"),
-    (dict(image="caption"), "'caption' of pairs is of kind Text, and is wanted as Image"),
-    (dict(text="image"), "'image' of pairs is of kind Image, and is wanted as Text"),
-    (dict(label="caption"), "is of kind Text, and is wanted as ClassLabel"),
+    (dict(image="caption"), "'caption' of pairs has type Text; expected Image"),
+    (dict(text="image"), "'image' of pairs has type Image; expected Text"),
+    (dict(label="caption"), "has type Text; expected ClassLabel"),
     (dict(text="caption/more"), "pairs has no feature 'caption/more'"),
     (dict(split="test"), r"pairs has no split 'test' .* it has train of 20, validation of 2"),
     (dict(split="train[:x]"), r"no split 'train\[:x\]'"),
     (dict(split="train[30:]"), r"no split 'train\[30:\]' .*20"),
-    (dict(split="train[:0]"), r"split 'train\[:0\]' of pairs is empty"),
+    (dict(split="train[:0]"), r"Split 'train\[:0\]' of pairs is empty"),
     (dict(name="pears"),
-     "No prepared dataset 'pears' in .*, which holds animals, many_captions, pairs. Did you mean "
-     "'pairs'.*tfds build pears --file_format=array_record"),
-    (dict(name="pairs:3.0.0"), "No prepared dataset 'pairs:3.0.0'")])
-def test_what_is_not_there_is_told_with_what_is(folder, arguments, message):
+     "No prepared data set 'pears' in .*, which contains animals, many_captions, pairs. Did "
+     "you mean 'pairs'.*tfds build pears --file_format=array_record"),
+    (dict(name="pairs:3.0.0"), "No prepared data set 'pairs:3.0.0'")])
+def test_an_unknown_name_is_reported_with_the_known_ones(folder, arguments, message):
   with pytest.raises(UserError, match=message):
     Tfds(**{"name": "pairs", "data_dir": folder, **arguments})
 
 
-def test_files_without_random_access_are_told_with_the_way_to_convert(tmp_path):
+def test_the_error_for_files_without_random_access_says_how_to_convert_them(tmp_path):
   prepared("old", {"caption": tfds.features.Text(),
                    "image": tfds.features.Image(encoding_format="jpeg")},
            [{"image": jpeg(0), "caption": "x"}], tmp_path)
   info = tmp_path / "old/1.0.0/dataset_info.json"
   info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
-  with pytest.raises(UserError, match="holds tfrecord files.*tfds convert_format --dataset"):
+  with pytest.raises(UserError, match="contains tfrecord files.*tfds convert_format --dataset"):
     Tfds("old", data_dir=str(tmp_path))
 
 
-def test_there_is_no_record_outside(folder):
+def test_an_index_out_of_range_raises_index_error(folder):
   for i in (-1, 20):
     with pytest.raises(IndexError, match=f"record {i} of 20"):
       Tfds("pairs", data_dir=folder)[i]
