@@ -1,15 +1,16 @@
-"""The models of "Scaling (Down) CLIP" on synthetic scenes: to measure and plan, not to learn from.
+"""The models of "Scaling (Down) CLIP" on synthetic scenes, for benchmarks and planning only.
 
   python -m clip_jax.bench step --config=configs/benchmark.py:B/16 --config.data.batch_size=1024
   python -m clip_jax.plan --config=configs/benchmark.py:B/16 --topology=v5e:16x16
 
-The argument is a ViT, "Ti/16" to "L/16", or one of the study's other architectures, "resnet50",
-"convnext-T", "swin-T", "mixer-B/32"; "slip-B/16" is SLIP with a ViT, FLIP is
---config.objective.keep_patches=0.5. Scenes drawn on the way stand in for the study's data, which is
-private; "B/32@DIR" reads the shards that `prepare` wrote to DIR. launch/measure.sh measures all.
+The argument is a ViT, "Ti/16" to "L/16"; or one of the study's other architectures, "resnet50",
+"convnext-T", "swin-T" or "mixer-B/32"; or "slip-B/16", SLIP with a ViT. For FLIP, set
+--config.objective.keep_patches=0.5. The scenes, rendered on the fly, replace the study's data,
+which is private; "B/32@DIR" reads the shards that `prepare` wrote to DIR instead.
+launch/measure.sh runs all benchmarks.
 
-Source: Li, Xie, Cubuk 2024, sec. 3: 224 px, 16 tokens of 32,000, a text tower of size B, batches of
-16,384, 3.4 billion samples.
+Source: Li, Xie, Cubuk 2024, sec. 3: images of 224 px, context length 16, a vocabulary of 32,000, a
+text tower of size B, batch size 16,384, 3.4 billion samples.
 """
 
 from clip_jax.augment.simclr import SimclrColours
@@ -43,14 +44,14 @@ OTHERS = {
 
 
 def get_config(model="B/16"):
-  """The config of one model's run."""
+  """Builds the config of one model."""
   model, _, records = model.partition("@")
   slip = model.startswith("slip-")
   size, _, patch = model.removeprefix("slip-").partition("/")
   if model not in OTHERS and not (size in SIZES and patch.isdigit()):
-    raise UserError(f"configs/benchmark.py:{model} does not exist; there are B/16, "
-                    f"{', '.join(OTHERS)}, slip-B/16, B/32@DIR with the shards in DIR, and ViTs of "
-                    "other sizes and patches.")
+    raise UserError(f"configs/benchmark.py:{model} does not exist; choose from B/16, "
+                    f"{', '.join(OTHERS)}, slip-B/16, B/32@DIR with the shards in DIR, or ViTs of "
+                    "other sizes and patch sizes.")
   image = OTHERS[model] if model in OTHERS else call(Vit, size=size, patch=int(patch))
   crops = {"image": call(Resize, size=224)}
   if slip:

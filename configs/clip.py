@@ -1,18 +1,19 @@
-"""CLIP as the study trains it: the baseline that the other strategies' configs start from.
+"""CLIP as trained in the study: the baseline that the configs of the other strategies build on.
 
   python -m clip_jax.train --config=configs/clip.py --workdir=DIR \
       --config.data.source.path=data/pairs --config.data.views.tokenizer.model=data/32k.model
 
-Both files are made by python -m clip_jax.prepare, from pairs of your own: the study's (WebLI) are
-not public. Not run here.
+Create both files from your own pairs with python -m clip_jax.prepare; the study's pairs (WebLI) are
+not public. The authors have not run this config.
 
-From Li, Xie, Cubuk 2024: ViT-B/32 at 224 px and a ViT-B text tower; images squashed, not
-augmented; 16 tokens of 32,000 pieces; Adafactor as of Scaling ViT, learning rate 1e-3, cosine,
-weight decay 1e-4; batch 16,384; 3.4 billion samples.
-Left open there, chosen here: a warm-up of 5%, gradients cut to norm 1, the temperature's start of
-0.07, an embedding of 512, pooling ("gap"; "last" over end tokens for texts).
-Expect: at 3.4 billion pairs, each seen once, 60.3% of ImageNet zero-shot; at 100 million pairs seen
-34 times 52.5% (its fig. 9, digitised).
+Source: Li, Xie, Cubuk 2024: ViT-B/32 at 224 px and a ViT-B text tower; images resized to a square
+without cropping or augmentation; context length 16, vocabulary of 32,000; Adafactor as in Scaling
+ViT, learning rate 1e-3, cosine decay, weight decay 1e-4; batch size 16,384; 3.4 billion samples.
+Not specified there, chosen here: warm-up over 5% of the run, maximum gradient norm 1, initial
+temperature 0.07, embeddings of width 512, and pooling ("gap" for images; "last" over end-of-text
+tokens for texts).
+Expect: 60.3% zero-shot accuracy on ImageNet with 3.4 billion pairs, each seen once; 52.5% with 100
+million pairs, each seen 34 times (digitised from its fig. 9).
 """
 
 from clip_jax.config import call
@@ -30,7 +31,7 @@ from clip_jax.towers.vit import Vit
 
 
 def get_config():
-  """The config of the run."""
+  """Builds the config."""
   size, length = 224, 16
   return experiment(
       data=call(

@@ -4,17 +4,18 @@
       --config.data.source.path=data/pairs --config.data.views.tokenizer.model=data/32k.model
 
 The argument is study (the default) or paper, as in --config=configs/clipa.py:paper. After either,
-configs/clipa_tuning.py trains a little at full size. Not run here.
+run configs/clipa_tuning.py to train briefly at full size. The authors have not run this config.
 
-From Li, Wang, Xie 2023 and its code, for paper: ViT-B/16 at 112 px (49 patches), fixed positions, a
-text tower of width 512 with 16 tokens whose padding is not hidden; crops 0.4 to 1; 7 epochs of
-LAION-400M in batches of 32,768; AdamW (0.9, 0.95), weight decay 0.2 on kernels, learning rate 8e-6
-for each 256 of the batch, 1,600 steps of warm-up, cosine.
-Left open by the study, which does not train it: all but configs/clip.py. For study images have 160
-px (25 patches of 49) and texts 8 of 16 tokens, a block of each.
-Otherwise than published, for paper: SentencePiece in place of BERT's pieces; texts are cut at their
-end, without syntax masking, which gains most where they are shortest; no class token.
-Expect: paper 59.7% of ImageNet zero-shot before tuning and 63.2% after, from two days on 8 A100.
+Source, paper: Li, Wang, Xie 2023 and its code: ViT-B/16 at 112 px (49 patches) with fixed position
+embeddings; a text tower of width 512 with context length 16 and unmasked padding; crops with scale
+0.4 to 1; 7 epochs of LAION-400M with batch size 32,768; AdamW (0.9, 0.95), weight decay 0.2 on
+kernels, learning rate 8e-6 per 256 examples of the batch, 1,600 steps of warm-up, cosine decay.
+Not specified, study: the study does not train CLIPA. Here it is configs/clip.py with images of 160
+px (25 patches instead of 49) and 8 text tokens instead of 16, consecutive ones from a random start.
+Differences from the publication, paper: SentencePiece instead of BERT's WordPiece; texts truncated
+at the end instead of syntax masking, which helps most with the shortest texts; no class token.
+Expect: paper reaches 59.7% zero-shot accuracy on ImageNet before tuning and 63.2% after, in two
+days on 8 A100.
 """
 
 from pathlib import Path
@@ -27,13 +28,13 @@ from clip_jax.errors import UserError
 from clip_jax.optim import adamw
 from clip_jax.schedules import warmup_cosine
 
-BASE = runpy.run_path(str(Path(__file__).with_name("clip.py")))  # From wherever it is started.
+BASE = runpy.run_path(str(Path(__file__).with_name("clip.py")))  # Works from any folder.
 
 
 def get_config(settings="study"):
-  """The config of a run at the study's settings or of the paper's."""
+  """Builds the config with the settings of the study or the paper."""
   if settings not in ("study", "paper"):
-    raise UserError(f"configs/clipa.py:{settings} does not exist; there are study, paper.")
+    raise UserError(f"configs/clipa.py:{settings} does not exist; choose from study, paper.")
   config = BASE["get_config"]()
   if settings == "study":
     return resized(config, size=160, length=8, shorten="block")
@@ -50,7 +51,7 @@ def get_config(settings="study"):
 
 
 def resized(config, *, size, length, shorten):
-  """The config, for images of another size and texts of another length."""
+  """Changes the config's image size, context length and way of shortening texts."""
   config.model.image.image_size = config.data.views.images.image.crop.size = size
   config.model.text.length = config.data.views.tokenizer.length = length
   config.data.views.shorten = shorten

@@ -1,19 +1,19 @@
-"""A little training on large images and whole texts, from a run of configs/clipa.py.
+"""Short training on full-size images and texts, initialised from a run of configs/clipa.py.
 
   python -m clip_jax.train --config=configs/clipa_tuning.py --workdir=DIR \
       --config.train.start_from=runs/clipa --config.data.source.path=data/pairs \
       --config.data.views.tokenizer.model=data/32k.model
 
-The argument is study (the default) or paper, as that of the run it starts from. Learned positions
-of patches are resampled; a text's first positions are kept. Optimizer and temperature start anew.
-Not run here.
+The argument is study (the default) or paper, the same as for the initial run. Learned position
+embeddings of patches are resampled; those of the first text tokens are kept. The optimizer and the
+temperature start afresh. The authors have not run this config.
 
-From Li, Wang, Xie 2023 and its code, for paper: 224 px, 32 tokens, 131 million samples, learning
-rate 8e-7 for each 256 of the batch, a fifth of the run warm-up.
-Left open by the study, which does not train it: all; for study 224 px and 16 tokens, the learning
-rate a tenth of the run's, as in the paper. Chosen here: the temperature starts where CLIP's ends,
-for there is too little time to find it.
-Expect: paper 63.2% of ImageNet zero-shot.
+Source, paper: Li, Wang, Xie 2023 and its code: 224 px, context length 32, 131 million samples,
+learning rate 8e-7 per 256 examples of the batch, warm-up over a fifth of the run.
+Not specified, study: the study does not train CLIPA. Here it uses 224 px, context length 16 and, as
+in the paper, a tenth of the initial run's learning rate. Chosen here for both: the temperature
+starts at the value that CLIP's training ends with, because the run is too short to learn it.
+Expect: paper reaches 63.2% zero-shot accuracy on ImageNet.
 """
 
 from pathlib import Path
@@ -23,11 +23,11 @@ from clip_jax.config import call
 from clip_jax.objectives.clip import Clip
 from clip_jax.schedules import warmup_cosine
 
-CLIPA = runpy.run_path(str(Path(__file__).with_name("clipa.py")))  # From wherever it is started.
+CLIPA = runpy.run_path(str(Path(__file__).with_name("clipa.py")))  # Works from any folder.
 
 
 def get_config(settings="study"):
-  """The config of the tuning that belongs to one of the two runs."""
+  """Builds the config that tunes the run with the same settings."""
   config = CLIPA["get_config"](settings)
   config = CLIPA["resized"](config, size=224, length=32 if settings == "paper" else 16,
                             shorten="first")

@@ -1,24 +1,24 @@
-"""FLIP: CLIP that sees half of each image's patches, with batches twice as large.
+"""FLIP: CLIP that drops half of each image's patches and doubles the batch size.
 
   python -m clip_jax.train --config=configs/flip.py --workdir=DIR \
       --config.data.source.path=data/pairs --config.data.views.tokenizer.model=data/32k.model
 
 The argument is study (the default) or paper, as in --config=configs/flip.py:paper. After either,
-configs/flip_tuning.py trains a little on whole images. Not run here.
+run configs/flip_tuning.py to train briefly on whole images. The authors have not run this config.
 
-From Li, Xie, Cubuk 2024, for study: configs/clip.py, half of the patches, batch 32,768.
-From Li et al. 2023 and its code, for paper: ViT-L/16 with fixed positions, a text tower of width
-768 and 12 blocks with 32 tokens whose padding is not hidden; half of the patches; 12.8 billion
-samples of LAION-400M in batches of 65,536; AdamW (0.9, 0.95), weight decay 0.2 on kernels and
-embeddings, learning rate 4e-6 for each 256 of the batch, warm-up 0.4%, cosine to 0; crops 0.5 to 1
-and mirror images.
-Left open by the study: what configs/clip.py says. Otherwise than published, for paper:
-SentencePiece in place of BERT's pieces; the last token is pooled, not the first; no class token;
-positions are MoCo v3's form; the temperature stops at its bound after the update, not inside the
-loss.
-Expect: paper 74.3% of ImageNet zero-shot after tuning, at half the time of CLIP's 72.4%; study at
-10, 100 and 3,400 million pairs 10.4, 54.0 and 59.4%, where CLIP has 14.8, 52.5 and 60.4 (its fig.
-17, digitised).
+Source, study: Li, Xie, Cubuk 2024: configs/clip.py with half of the patches and batch size 32,768.
+Source, paper: Li et al. 2023 and its code: ViT-L/16 with fixed position embeddings; a text tower of
+width 768 with 12 blocks, context length 32 and unmasked padding; half of the patches; 12.8 billion
+samples of LAION-400M with batch size 65,536; AdamW (0.9, 0.95), weight decay 0.2 on kernels and
+embeddings, learning rate 4e-6 per 256 examples of the batch, warm-up over 0.4% of the run, cosine
+decay to 0; crops with scale 0.5 to 1 and horizontal flips.
+Not specified, study: the same as for configs/clip.py.
+Differences from the publication, paper: SentencePiece instead of BERT's WordPiece; the last token
+is pooled instead of the first; no class token; position embeddings as in MoCo v3; the temperature
+is clipped to its bound after the update instead of inside the loss.
+Expect: paper reaches 74.3% zero-shot accuracy on ImageNet after tuning, in half the time of CLIP,
+which reaches 72.4%; study with 10, 100 and 3,400 million pairs reaches 10.4, 54.0 and 59.4%,
+compared with 14.8, 52.5 and 60.4 for CLIP (digitised from the study's fig. 17).
 """
 
 from pathlib import Path
@@ -33,13 +33,13 @@ from clip_jax.objectives.flip import flip
 from clip_jax.optim import adamw
 from clip_jax.schedules import warmup_cosine
 
-BASE = runpy.run_path(str(Path(__file__).with_name("clip.py")))  # From wherever it is started.
+BASE = runpy.run_path(str(Path(__file__).with_name("clip.py")))  # Works from any folder.
 
 
 def get_config(settings="study"):
-  """The config of the study's run or of the paper's."""
+  """Builds the config with the settings of the study or the paper."""
   if settings not in ("study", "paper"):
-    raise UserError(f"configs/flip.py:{settings} does not exist; there are study, paper.")
+    raise UserError(f"configs/flip.py:{settings} does not exist; choose from study, paper.")
   config = BASE["get_config"]()
   config.objective = call(flip, keep_patches=0.5, block=1024)
   config.data.batch_size = 32_768

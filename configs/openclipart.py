@@ -1,19 +1,21 @@
-"""As much as a laptop finds in the drawings in half an hour: wide where the quickstart is narrow.
+"""A larger model than the quickstart's on the Openclipart drawings, trained on a laptop's CPU.
 
   python -m clip_jax.train --config=configs/openclipart.py --workdir=DIR
 
-Takes 16 min on 2 CPU cores (AMD EPYC with AVX-512; 26 CPU-min) and 6 GB of memory. Then on the 459
-test pairs, by their short captions, image-to-text and text-to-image R@10 are 25.1% and 24.6% with
-seed 0, 23.1% and 24.6% with seed 1 (chance 2.2%, standard error 2.0). Commits ef1df07 with the size
-set to 64 as here, and 1baddd2, jax 0.10.2; logs are configs/logs/openclipart.jsonl and
-openclipart-seed1.jsonl beside it. A linear model from edges and colours to the words of captions
-has image-to-text R@10 22.7%. At 48 pixels, commit a3633cf, it is 23.3% and 23.1% after 12 min.
+Takes 16 min on 2 CPU cores (AMD EPYC with AVX-512; 26 CPU-min) and 6 GB of memory. On the 459 test
+pairs with short captions, image-to-text and text-to-image R@10 are then 25.1% and 24.6% with seed
+0, and 23.1% and 24.6% with seed 1 (chance 2.2%, standard error 2.0). Measured at commits ef1df07
+(with the image size set to 64, as here) and 1baddd2 with jax 0.10.2; the logs are
+openclipart.jsonl and openclipart-seed1.jsonl in configs/logs/. For comparison, a linear model from
+edges and colours to the words of captions has an image-to-text R@10 of 22.7%. At 48 pixels (commit
+a3633cf) the two R@10 are 23.3% and 23.1% after 12 min.
 
-What makes the difference to the quickstart, which has the same kind of ResNet: histograms of
-gradients beside it, which such few images do not teach it; a hidden layer and an embedding of
-1,024, where InfoNCE comes near to regression with a kernel; a vector for each piece of a caption,
-long where it is rare, and no norm; batches of 512; the short captions alone, which are what is
-asked; and mild crops, of which such a short run gets more than of strong ones.
+These differences from the quickstart, which has the same kind of ResNet, raise recall: histograms
+of oriented gradients next to the ResNet, which cannot learn them from so few images; a hidden layer
+and embeddings of width 1,024, with which InfoNCE approximates kernel regression; a bag of tokens
+without a norm, in which embeddings of rare tokens are initialised longer; batches of 512; training
+on the short captions only, because the evaluation uses them; and mild crops, which help more than
+strong ones in such a short run.
 """
 
 from clip_jax.config import call
@@ -36,7 +38,7 @@ from clip_jax.towers.resnet import BitResnet
 
 
 def get_config():
-  """The config of the run."""
+  """Builds the config."""
   size, length = 64, 24
   return experiment(
       data=call(

@@ -1,14 +1,16 @@
-"""A CLIP in minutes on a laptop, on the drawings that come with the package.
+"""A CLIP that trains in minutes on a laptop, on the Openclipart drawings of the package.
 
   python -m clip_jax.train --config=configs/quickstart.py --workdir=DIR
 
-Takes 6 min on 2 CPU cores (Intel Xeon with AVX-512, while another training shared them; 7 CPU-min),
-compilation included, and 0.9 GB of memory. Then on the 459 test pairs, by their short captions:
-image-to-text R@10 17.4%, text-to-image R@10 19.2% (chance 2.2%, standard error 1.8). One run, seed
-0, commit c83fdc7, jax 0.10.2; its log is configs/logs/quickstart.jsonl.
+Takes 6 min, including compilation, on 2 CPU cores (Intel Xeon with AVX-512, shared with another
+training run; 7 CPU-min), and 0.9 GB of memory. On the 459 test pairs with short captions,
+image-to-text R@10 is then 17.4% and text-to-image R@10 is 19.2% (chance 2.2%, standard error 1.8).
+Measured in one run with seed 0 at commit c83fdc7 with jax 0.10.2; the log is
+configs/logs/quickstart.jsonl.
 
-So few pairs want little: a ResNet of six convolutions that keeps what is where, a bag of words for
-a text tower, and a vocabulary of 1,024 pieces, so that captions have pieces in common.
+The model is small because the pairs are few: a ResNet of six convolutions that preserves spatial
+positions in its output, a bag-of-words text tower, and a vocabulary of 1,024 tokens, so that
+captions share tokens.
 """
 
 from clip_jax.config import call
@@ -30,7 +32,7 @@ from clip_jax.towers.text import TextTransformer
 
 
 def get_config():
-  """The config of the run."""
+  """Builds the config."""
   size, length = 48, 24
   return experiment(
       data=call(

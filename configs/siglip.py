@@ -1,19 +1,21 @@
-"""SigLIP: a sigmoid for every pair in place of the softmax over the batch.
+"""SigLIP: a sigmoid loss for every pair instead of a softmax over the batch.
 
   python -m clip_jax.train --config=configs/siglip.py --workdir=DIR \
       --config.data.source.path=data/pairs --config.data.views.tokenizer.model=data/32k.model
 
-The argument is study (the default) or paper, as in --config=configs/siglip.py:paper. Not run here.
+The argument is study (the default) or paper, as in --config=configs/siglip.py:paper. The authors
+have not run this config.
 
-From Li, Xie, Cubuk 2024, for study: configs/clip.py, whose set-up SigLIP shares; the study does not
-train it itself.
-From Zhai et al. 2023 for both: the scale starts at 10 and the bias at -10, the second moment
-forgets with at most 0.95. For paper: ViT-B/16 with an attention head, a text tower of the same size
-whose last token is pooled and whose padding is not hidden, embeddings of 768, 2.4 billion samples
-in batches of 16,384, its public run.
-Left open by what is public (code for a frozen image tower alone): the warm-up and decay of a run
-from scratch; as in configs/clip.py. That code starts the bias at -2.71.
-Expect: paper 71.0% of ImageNet zero-shot (16 TPU v4 chips, 3 days, on WebLI).
+Source, study: Li, Xie, Cubuk 2024: the settings of configs/clip.py; the study itself does not train
+SigLIP.
+Source, both: Zhai et al. 2023: the scale starts at 10 and the bias at -10; the second-moment decay
+rate is at most 0.95.
+Source, paper: its public run: ViT-B/16 with an attention pooling head; a text tower of the same
+size with the last token pooled and unmasked padding; embeddings of width 768; 2.4 billion samples
+with batch size 16,384.
+Not specified: the warm-up and decay of training from scratch, because the public code covers only a
+frozen image tower; they are as in configs/clip.py. The public code initialises the bias to -2.71.
+Expect: paper reaches 71.0% zero-shot accuracy on ImageNet (16 TPU v4 chips, 3 days, on WebLI).
 """
 
 from pathlib import Path
@@ -23,13 +25,13 @@ from clip_jax.config import call
 from clip_jax.errors import UserError
 from clip_jax.objectives.siglip import Siglip
 
-BASE = runpy.run_path(str(Path(__file__).with_name("clip.py")))  # From wherever it is started.
+BASE = runpy.run_path(str(Path(__file__).with_name("clip.py")))  # Works from any folder.
 
 
 def get_config(settings="study"):
-  """The config of a run at the study's settings or of the paper's."""
+  """Builds the config with the settings of the study or the paper."""
   if settings not in ("study", "paper"):
-    raise UserError(f"configs/siglip.py:{settings} does not exist; there are study, paper.")
+    raise UserError(f"configs/siglip.py:{settings} does not exist; choose from study, paper.")
   config = BASE["get_config"]()
   config.objective = call(Siglip, block=1024)
   config.optimizer.b2_cap = 0.95

@@ -1,24 +1,27 @@
-"""SLIP: CLIP, and SimCLR on two more views of each image.
+"""SLIP: CLIP combined with SimCLR on two more views of each image.
 
   python -m clip_jax.train --config=configs/slip.py --workdir=DIR \
       --config.data.source.path=data/pairs --config.data.views.tokenizer.model=data/32k.model
 
-The argument is study (the default) or paper, as in --config=configs/slip.py:paper, which brings its
-tokenizer along. A step costs three image passes. Not run here.
+The argument is study (the default) or paper, as in --config=configs/slip.py:paper, which uses a
+tokenizer from the package. A step runs the image tower on three views of each image. The authors
+have not run this config.
 
-From Li, Xie, Cubuk 2024, for study: configs/clip.py with the losses and views of Mu et al.
-From Mu et al. 2022 and its code, for paper: ViT-B/16 with a class token, OpenAI's text
-tower of width 512 with 77 tokens, YFCC15M (titles and descriptions drawn evenly), 25 epochs of
-batches of 4,096, AdamW (0.9, 0.98, 1e-8), learning rate 3e-3, weight decay 0.1 on all but vectors,
-one epoch of warm-up, cosine to 1e-5; head 4096-4096-256, temperature 0.1, both losses weighted 1;
-the text's crop 0.5 to 1, the views' 0.08 to 1 with colours, grey, blur and mirror.
-Left open by the study, chosen here: the weight of SimCLR (1, as published), and what
-configs/clip.py leaves open; its images for the text are cropped as published. Otherwise than
-published, for paper: towers start as Glorot and OpenAI's did, not as timm's; the gradient of CLIP's
-loss is whole (the code drops the half that comes through other images and texts), so its learning
-rate need not be best.
-Expect: paper 42.8% of ImageNet zero-shot, where CLIP has 37.6%; study at 10, 100 and 3,400 million
-pairs 25.6, 55.4 and 60.3%, where CLIP has 14.8, 52.5 and 60.4 (its fig. 17, digitised).
+Source, study: Li, Xie, Cubuk 2024: configs/clip.py with the losses and views of Mu et al.
+Source, paper: Mu et al. 2022 and its code: ViT-B/16 with a class token; OpenAI's text tower of
+width 512 with context length 77; YFCC15M (titles and descriptions sampled equally), 25 epochs with
+batch size 4,096; AdamW (0.9, 0.98, 1e-8), learning rate 3e-3, weight decay 0.1 on all parameters
+except vectors, one epoch of warm-up, cosine decay to 1e-5; head 4096-4096-256, temperature 0.1,
+both losses weighted 1; crops with scale 0.5 to 1 for the image paired with the text and 0.08 to 1
+for the views, which also get colour distortion, greyscale, blur and horizontal flip.
+Not specified, study: the weight of SimCLR (here 1, as published), and what is not specified for
+configs/clip.py. The image paired with the text is cropped as published.
+Differences from the publication, paper: the image tower is initialised by Glorot's scheme and the
+text tower by OpenAI's, not as in timm; CLIP's loss has its full gradient (the published code drops
+the half that flows through other images and texts), so the learning rate may not be optimal.
+Expect: paper reaches 42.8% zero-shot accuracy on ImageNet, compared with 37.6% for CLIP; study with
+10, 100 and 3,400 million pairs reaches 25.6, 55.4 and 60.3%, compared with 14.8, 52.5 and 60.4 for
+CLIP (digitised from the study's fig. 17).
 """
 
 from pathlib import Path
@@ -34,13 +37,13 @@ from clip_jax.objectives.slip import Slip
 from clip_jax.optim import adamw
 from clip_jax.schedules import warmup_cosine
 
-BASE = runpy.run_path(str(Path(__file__).with_name("clip.py")))  # From wherever it is started.
+BASE = runpy.run_path(str(Path(__file__).with_name("clip.py")))  # Works from any folder.
 
 
 def get_config(settings="study"):
-  """The config of the study's run or of the paper's."""
+  """Builds the config with the settings of the study or the paper."""
   if settings not in ("study", "paper"):
-    raise UserError(f"configs/slip.py:{settings} does not exist; there are study, paper.")
+    raise UserError(f"configs/slip.py:{settings} does not exist; choose from study, paper.")
   config = BASE["get_config"]()
   config.objective = call(Slip, pairs=config.objective, block=1024)
   view = lambda least: call(ImageView, crop=call(RandomResizedCrop, size=224, scale=(least, 1.0)))

@@ -1,4 +1,4 @@
-"""Every config is built, and a step of it traced at full size."""
+"""Every config is built and its train step is traced at full size."""
 
 import importlib.util
 from pathlib import Path
@@ -11,10 +11,10 @@ from clip_jax.config import call, from_json, to_json
 from clip_jax.data.sources.openclipart import OpenClipart
 from clip_jax.errors import UserError
 
-# The suites of evaluations are in test_evaluate.py, the study's grids in tests/study.
+# The evaluation suites are tested in test_evaluate.py, and the study's grids in tests/study.
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 TRAINED = [path for path in CONFIGS if path.stem != "benchmark"]
-# What can be given after the colon; without any, whatever the config does on its own.
+# The arguments of each config, given after the colon; configs without an entry take none.
 ARGUMENTS = {"benchmark": ("B/16", "resnet50", "convnext-T", "swin-T", "mixer-B/32",
                            "slip-B/16", "B/32@DIR"),
              "clip_augment": ("crop_flip", "randaugment", "stacked"),
@@ -33,7 +33,7 @@ def module_of(path):
 
 
 def with_data(config):
-  """The config, with pairs and a tokenizer that are here in place of those that are not."""
+  """Replaces a source and a tokenizer that are not in the package by ones that are."""
   config = from_json(to_json(config))
   if not config.data.source.fn.startswith(OpenClipart.__module__):
     config.data.source = call(OpenClipart)
@@ -53,26 +53,25 @@ def test_a_config_is_built_and_its_step_traced(path, argument):
 
 
 @pytest.mark.parametrize("path", TRAINED, ids=lambda p: p.stem)
-def test_a_config_says_how_it_is_run_on_what_and_what_to_expect(path):
+def test_the_header_of_a_config_has_its_command_sources_and_expected_results(path):
   text = module_of(path).__doc__
   words = ("cores", "min", "R@10")
-  if "Not run here." in text.replace("\n", " "):
-    words = ("From ", "Left open", "Expect: ")
+  if "The authors have not run this config." in text.replace("\n", " "):
+    words = ("Source", "Not specified", "Expect: ")
   for word in (f"python -m clip_jax.train --config=configs/{path.stem}.py", *words):
-    assert word in text, f"the header of {path.name} does not say {word!r}"
+    assert word in text, f"the header of {path.name} does not have {word!r}"
   assert len(path.read_text().splitlines()) <= 75, "more than a screen"
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
-def test_another_argument_is_answered_with_those_there_are(name):
+def test_the_error_for_an_unknown_argument_lists_the_arguments(name):
   path = next(p for p in CONFIGS if p.stem == name)
-  with pytest.raises(UserError, match=rf"configs/.*:nothing does not exist; there are "
-                     f"{', '.join(ARGUMENTS[name])}"):
+  with pytest.raises(UserError, match=f"configs/.*:nothing .* {', '.join(ARGUMENTS[name])}"):
     module_of(path).get_config("nothing")
 
 
-def test_what_is_tuned_is_what_the_first_run_made():
-  """But for the sizes that may differ; the models' calls are compared."""
+def test_the_tuned_model_matches_the_initial_run():
+  """Compares the models' calls, except for the image size and context length."""
   for name in ("flip", "clipa"):
     for settings in ("study", "paper"):
       first, tuned = (module_of(p).get_config(settings).model.to_dict() for p in CONFIGS

@@ -1,11 +1,12 @@
-"""What the shipped drawings say of a model: retrieval, and the subsets as classes.
+"""Evaluations on the Openclipart drawings of the package: retrieval and classification.
 
   python -m clip_jax.evaluate --from=DIR --suite=configs/evaluations/openclipart.py --out=F.json
 
-Retrieval is on the 459 test pairs, by short and by long captions. The classes are the seven
-subsets that the drawings come from (icons, flags, ...): zero-shot, by a probe, and after 1, 5 and
-10 drawings of each. Nearly half of the drawings are of one subset, so `mean_per_class` tells more
-than `top1`. Takes less than a minute on 2 CPU cores for a model as small as the quickstart's.
+Retrieval uses the 459 test pairs, with short and with long captions. The classes are the seven
+subsets that the drawings come from (icons, flags, ...), for zero-shot classification, a linear
+probe, and few-shot classification with 1, 5 and 10 drawings per class. Nearly half of the drawings
+are of one subset, so `mean_per_class` is more informative than `top1`. Takes less than a minute on
+2 CPU cores for a model as small as the quickstart's.
 """
 
 from ml_collections.config_dict import ConfigDict
@@ -20,7 +21,7 @@ from clip_jax.evaluators.zero_shot import ZeroShot
 
 
 def get_config():
-  """The evaluators, by name."""
+  """Builds the evaluators by name."""
   train, test = call(OpenClipart, split="train"), call(OpenClipart, split="test")
   return ConfigDict({
       "retrieval": call(Retrieval, source=test),

@@ -1,22 +1,23 @@
-"""Every number of the study: ImageNet, six variants of it, probes, few shots, COCO.
+"""All evaluations of the study: ImageNet, six variants of it, probes, few-shot, COCO retrieval.
 
   python -m clip_jax.evaluate --from=DIR --suite=configs/evaluations/study.py --out=F.json
-  ... --suite=configs/evaluations/study.py:/data/tfds              where TFDS prepared the sets
-  ... --only=imagenet,imagenet_v2,coco                             some of it
+  ... --suite=configs/evaluations/study.py:/data/tfds              folder of the TFDS data sets
+  ... --only=imagenet,imagenet_v2,coco                             a part of the suite
 
-Wants from TFDS, in ArrayRecord files (`tfds build NAME --file_format=array_record`): imagenet2012,
-imagenet_v2, imagenet_a, imagenet_r, imagenet_sketch, imagenet2012_real, coco_captions; and
-objectnet, for which TFDS has no builder: a set with an `image` and a ClassLabel `label` that has
-the names of ObjectNet's folders, split "test", without the red border of its images. ImageNet
-itself has to be downloaded by hand.
+Requires these TFDS data sets in ArrayRecord files (`tfds build NAME --file_format=array_record`):
+imagenet2012, imagenet_v2, imagenet_a, imagenet_r, imagenet_sketch, imagenet2012_real and
+coco_captions; and objectnet, for which TFDS has no builder: a data set with an `image` and a
+ClassLabel `label` with the names of ObjectNet's folders, split "test", without the red border of
+its images. ImageNet itself has to be downloaded by hand.
 
-As in the study: the shorter side is resized and the central 0.875 kept, in one step; few-shot as
-big_vision's; COCO by R@1 on the 5,000 test images with all their captions. OpenAI's class names and
-80 templates, not canonical. ImageNet-A and -R among their 200 classes, ObjectNet among the 113 that
-ImageNet has, too; ReaL takes any of the raters' labels as right and leaves out images without. The
-study leaves open how the probe is trained: here SGD, 90 epochs, the rate swept on a tenth of the
-training images. Nothing here has been run on the real sets yet; stand-ins of the same features are
-in tests/test_evaluate_study.py.
+As in the study, images are resized by the shorter side and cropped to the central 0.875, in one
+step; few-shot classification follows big_vision; COCO is R@1 on the 5,000 test images with all
+their captions. Zero-shot uses OpenAI's class names and 80 templates, not canonicalised. ImageNet-A
+and -R are evaluated on their 200 classes, and ObjectNet on the 113 that ImageNet also has. ReaL
+counts any of the raters' labels as correct and leaves out images without labels. The study does not
+specify how the probe is trained; here it is trained by SGD for 90 epochs, with the learning rate
+swept on a tenth of the training images. The suite has not been run on the real data sets;
+tests/test_evaluate_study.py runs it on stand-ins with the same features.
 """
 
 from ml_collections.config_dict import ConfigDict
@@ -31,7 +32,7 @@ from clip_jax.evaluators.retrieval import Retrieval
 from clip_jax.evaluators.robustness import Robustness
 from clip_jax.evaluators.zero_shot import ZeroShot
 
-# Name, split, label, classes, what happens to records of other classes.
+# Name, split, label field, classes, what to do with records of other classes.
 SETS = {
     "imagenet": ("imagenet2012", "validation", "label", "imagenet", "error"),
     "imagenet_v2": ("imagenet_v2/matched-frequency", "test", "label", "imagenet", "error"),
@@ -45,7 +46,7 @@ VARIANTS = tuple(name for name in SETS if name != "imagenet")
 
 
 def get_config(data_dir=None):
-  """The evaluators, by name; `data_dir` as `Tfds` has it."""
+  """Builds the evaluators by name; `data_dir` is the folder of the TFDS data sets, as in `Tfds`."""
   resize = "central_crop"
 
   def source(name, split, label):
