@@ -1,4 +1,4 @@
-"""clip_jax: train, compare and choose CLIP models when data and compute are limited."""
+"""Train, compare and choose CLIP models when data and compute are limited."""
 
 import importlib
 from typing import Any
@@ -10,7 +10,7 @@ __all__ = ["build", "call", "load", "run"]
 
 
 def __getattr__(name: str) -> Any:
-  # Only when asked for, so that `import clip_jax` costs nothing and starts no backend.
+  # Import on first use, so that `import clip_jax` is cheap and initialises no backend.
   if name in _FROM:
     return getattr(importlib.import_module(f"clip_jax.{_FROM[name]}"), name)
   raise AttributeError(f"module 'clip_jax' has no attribute {name!r}")

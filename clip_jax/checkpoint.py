@@ -1,4 +1,4 @@
-"""Checkpoints: the train state and the complete config. The data position is the step."""
+"""Checkpoints of the train state and the complete config; the step gives the data position."""
 
 from collections.abc import Iterator
 import contextlib
@@ -21,13 +21,13 @@ from clip_jax.step import TrainState
 class Checkpoints:
   """The checkpoints of one run, in a folder of their own; saved in the background.
 
-  A save that is cut off leaves the ones before it as they were.
+  An interrupted save leaves earlier checkpoints intact.
   """
 
   def __init__(self, folder: Path | str, *, keep: int = 2):
-    """Args: `folder` is made when missing; the `keep` newest checkpoints are kept."""
-    # Orbax tells its every step otherwise. When a save fails, that is raised; its tracebacks, one
-    # of each array, would bury the message.
+    """Opens or creates `folder`, in which only the `keep` newest checkpoints are kept."""
+    # Silence Orbax's progress messages, and its tracebacks, one per array, when a save fails: they
+    # would bury the message of the exception.
     for name in ("absl", "asyncio"):
       logging.getLogger(name).setLevel(logging.CRITICAL)
     self.folder = Path(folder).absolute()
@@ -35,31 +35,32 @@ class Checkpoints:
         self.folder,
         options=ocp.CheckpointManagerOptions(
             max_to_keep=keep, cleanup_tmp_directories=True, create=True),
-        # Named here, so that what lies there can be told before anything was saved or restored.
+        # Register the handlers, so that metadata is available before the first save or restore.
         item_handlers={"state": ocp.StandardCheckpointHandler(),
                        "config": ocp.JsonCheckpointHandler()})
 
   def latest(self) -> int | None:
-    """Step of the newest complete checkpoint."""
+    """Returns the step of the newest complete checkpoint, or None if there is none."""
     return self.manager.latest_step()
 
   def save(self, step: int, state: TrainState, config: ConfigDict) -> None:
-    """Starts to save; the arrays may be given away at once, for they are copied first.
+    """Starts a save in the background; the arrays are copied first and may be donated at once.
 
-    Waits for the save before it, and raises what went wrong with that.
+    Waits for the previous save, and raises its error if it failed.
     """
     self.manager.save(step, args=ocp.args.Composite(
         state=ocp.args.StandardSave(as_dict(state)),
         config=ocp.args.JsonSave(config_lib.to_json(config))))
 
   def restore(self, abstract: TrainState, step: int | None = None) -> TrainState:
-    """The train state saved at `step` (the newest).
+    """Restores the train state.
 
     Args:
-      abstract: shapes, dtypes and shardings to restore to; the mesh may be another than it was.
+      abstract: shapes, dtypes and shardings to restore to; the mesh may differ from the saved one.
+      step: step of the checkpoint; the newest by default.
 
     Raises:
-      UserError: the checkpoint is of another model; says which arrays differ.
+      UserError: the checkpoint is of a different model; the message lists arrays that differ.
     """
     step = self.latest() if step is None else step
     saved = self.manager.item_metadata(step)["state"].tree
@@ -70,13 +71,14 @@ class Checkpoints:
 
   def restore_learner(self, params: dict, stats: dict,
                       step: int | None = None) -> tuple[dict, dict]:
-    """Trained and other arrays of the learner alone, without the optimizer's.
+    """Restores only the learner's `params` and `stats`, without the optimizer state.
 
     Args:
       params, stats: shapes, dtypes and shardings to restore to.
+      step: step of the checkpoint; the newest by default.
 
     Raises:
-      UserError: the checkpoint is of another model; says which arrays differ.
+      UserError: the checkpoint is of a different model; the message lists arrays that differ.
     """
     step = self.latest() if step is None else step
     folder = self.folder / str(step) / "state"
@@ -90,31 +92,31 @@ class Checkpoints:
     return restored["params"], restored["stats"]
 
   def config(self, step: int | None = None, *, trust: tuple[str, ...] = ()) -> ConfigDict:
-    """The config that the checkpoint was trained with."""
+    """Returns the config that the checkpoint was trained with; see `config.from_json`."""
     step = self.latest() if step is None else step
     restored = self.manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
     return config_lib.from_json(restored["config"], trust=trust)
 
   def check(self) -> None:
-    """Raises what went wrong with the last save, if that has ended; does not wait for it."""
+    """Raises the error of the last save if it has failed; does not wait for one in progress."""
     if not self.manager.is_saving_in_progress():
       self.manager.wait_until_finished()
 
   def wait(self) -> None:
-    """Returns when what was started is saved."""
+    """Waits for the save in progress to complete."""
     self.manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits, and lets go of the folder."""
+    """Waits for the save in progress, and releases the folder."""
     self.manager.close()
 
 
 @contextlib.contextmanager
 def stopped_when_full(workdir: Path) -> Iterator[None]:
-  """Says so when what is done in here finds the disk full.
+  """Converts the errors of a full disk inside this context into a UserError.
 
   Raises:
-    UserError: which checkpoint is still there.
+    UserError: the disk is full; the message names the newest checkpoint.
   """
   try:
     yield
@@ -123,22 +125,22 @@ def stopped_when_full(workdir: Path) -> Iterator[None]:
       raise
     steps = [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
     raise UserError(
-        f"There is no room left to write in {workdir}: {str(e).splitlines()[-1]}\n"
-        + (f"What was saved is whole, the newest of it the checkpoint of step {max(steps)}. "
-           if steps else "Nothing was saved yet. ")
-        + "Make room, or raise the quota; the same command goes on from there.") from e
+        f"No space left to write in {workdir}: {str(e).splitlines()[-1]}\n"
+        + (f"Saved checkpoints are intact, the newest is of step {max(steps)}. "
+           if steps else "No checkpoint was saved yet. ")
+        + "Free some space or raise the quota, then rerun the command to resume.") from e
 
 
 def _is_full(error: BaseException) -> bool:
   codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-  # What writes arrays is not Python, and tells the code in its message.
+  # Arrays are written by native code, which gives the error code only in its message.
   told = re.search(r"os_error_code='(\d+)'", str(error))
   return (getattr(error, "errno", None) in codes or (told is not None and int(told[1]) in codes)
           or "RESOURCE_EXHAUSTED: Error writing" in str(error))
 
 
 def as_dict(state: TrainState) -> dict[str, Any]:
-  """The fields of a train state by name."""
+  """Returns the fields of a train state by name."""
   return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
 
 
@@ -155,17 +157,24 @@ def _name(key: Any) -> str:
 
 
 def check_same(saved: dict[str, tuple], wanted: dict[str, tuple], where: str, *, most: int = 5,
-               hint: str = "Use the config it was trained with (config.json beside it), or another "
-                           "--workdir.") -> None:
-  """Raises unless two sets of arrays have the same names and shapes; says what differs."""
-  misshapen = [f"{n}: {saved[n]} there, {wanted[n]} here"
+               hint: str = "Use the config it was trained with (config.json in its workdir), or "
+                           "another --workdir.") -> None:
+  """Raises UserError unless two sets of arrays have the same names and shapes.
+
+  Args:
+    saved, wanted: shapes by name, in the checkpoint and as expected.
+    where: path of the checkpoint, for the message.
+    most: maximum number of differences to list.
+    hint: end of the message: how to fix it.
+  """
+  misshapen = [f"{n}: saved {saved[n]}, expected {wanted[n]}"
                for n in wanted if n in saved and saved[n] != wanted[n]]
-  missing = [f"{n}: not there, {wanted[n]} here" for n in wanted if n not in saved]
-  extra = [f"{n}: {saved[n]} there, not here" for n in saved if n not in wanted]
+  missing = [f"{n}: not saved, expected {wanted[n]}" for n in wanted if n not in saved]
+  extra = [f"{n}: saved {saved[n]}, not expected" for n in saved if n not in wanted]
   differences = misshapen + missing + extra
   if differences:
     more = f"\n  ... and {len(differences) - most} more" if len(differences) > most else ""
     raise UserError(
-        f"The checkpoint {where} is of another model; {len(differences)} arrays differ:\n  "
+        f"The checkpoint {where} is of a different model; {len(differences)} arrays differ:\n  "
         + "\n  ".join(differences[:most]) + more
         + f"\n{hint}")

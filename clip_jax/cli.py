@@ -1,4 +1,4 @@
-"""What all commands share: exit codes, messages, quiet logs."""
+"""Functions shared by all commands: exit codes, error messages, quiet logs, cache folders."""
 
 from collections.abc import Callable
 import hashlib
@@ -14,12 +14,12 @@ from clip_jax.errors import UserError
 
 
 def command(main: Callable[[list[str]], int | None]) -> None:
-  """Runs `main(arguments)` and exits: 0 done, 2 the user's mistake, 130 Ctrl-C, 1 anything else.
+  """Runs `main(arguments)` and exits: 0 done, 2 user error, 130 Ctrl-C, 1 any other error.
 
-  A mistake is one message without a traceback. `main` may return another exit code.
+  A UserError is printed as a message without a traceback. `main` may return another exit code.
   """
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-  # Before JAX is imported, for it reads this once. What is compiled is kept from run to run.
+  # Set this before importing JAX, which reads it once, to cache compiled programs across runs.
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled_programs()))
   logging.getLogger("absl").setLevel(logging.ERROR)
   logging.getLogger("jax").setLevel(logging.ERROR)
@@ -29,7 +29,7 @@ def command(main: Callable[[list[str]], int | None]) -> None:
   except UserError as e:
     code = _say(f"error: {e}", 2)
   except KeyboardInterrupt:
-    code = _say("\nStopped. What was saved is saved, and the same command uses it.", 130)
+    code = _say("\nStopped. Saved output is kept; rerun the same command to continue from it.", 130)
   except Exception:
     traceback.print_exc()
     code = 1
@@ -38,13 +38,13 @@ def command(main: Callable[[list[str]], int | None]) -> None:
 
 
 def caches() -> Path:
-  """Where what can be made again is kept from run to run."""
+  """Returns the folder for cached files, all of which can be recomputed."""
   return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clip_jax"
 
 
 def compiled_programs() -> Path:
-  """Where compiled programs are kept; JAX_COMPILATION_CACHE_DIR names another place."""
-  # A home is shared by machines, and a program made for one processor may not run on another.
+  """Returns the folder for compiled programs, which JAX_COMPILATION_CACHE_DIR overrides."""
+  # Machines may share a home directory, and a program compiled for one CPU may not run on another.
   try:
     flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines()
                  if line.startswith(("flags", "Features")))

@@ -1,4 +1,4 @@
-"""A config is calls written down: complete, printable, rebuilt from JSON, made by `build`."""
+"""Configs as recorded function calls: complete, printable, stored as JSON, executed by `build`."""
 
 from collections.abc import Callable, Iterator
 import difflib
@@ -17,12 +17,13 @@ from clip_jax.errors import UserError
 
 
 def call(fn: Callable, **kwargs: Any) -> ConfigDict:
-  """Writes down the call `fn(**kwargs)`, every default filled in, to be made later by `build`.
+  """Records the call `fn(**kwargs)`, with every default filled in, for `build` to execute.
 
-  Arguments without a default may be left out, if whoever builds the call passes them.
+  Arguments without a default may be omitted if they are passed to `build`.
 
   Raises:
-    UserError: `fn` has no argument of that name; says which it has and the likely meant one.
+    UserError: `fn` has no argument of that name; the message lists its arguments and suggests the
+      closest one.
   """
   parameters = _parameters(fn)
   for name in kwargs:
@@ -38,12 +39,12 @@ def call(fn: Callable, **kwargs: Any) -> ConfigDict:
 
 
 def _field(value, hint):
-  """`value`, as a reference where the command line could not tell its type from it."""
+  """Wraps `value` in a typed FieldReference if overrides of another type must be accepted."""
   if typing.get_origin(hint) not in (types.UnionType, typing.Union):
     return value
   kinds = [k for k in typing.get_args(hint) if k is not types.NoneType]
   plain = [k in (int, float, str, bool) for k in kinds]
-  # A size is 1000 or "10M", and 224 or (224, 288): either may be given in place of the other.
+  # A size may be 1000 or "10M", 224 or (224, 288), so an override may change the type.
   if len(kinds) > 1 and all(p or typing.get_origin(k) is tuple for p, k in zip(plain, kinds)):
     return config_dict.FieldReference(value, field_type=object)
   if not all(plain):
@@ -52,12 +53,12 @@ def _field(value, hint):
 
 
 def build(spec: ConfigDict, **context: Any) -> Any:
-  """Makes the call that `call` wrote down, inner calls first.
+  """Executes a call recorded by `call`, inner calls first.
 
   Args:
-    spec: what `call` returned, or its JSON round trip.
-    **context: values known only now (`rngs=`, `model=`, `total_steps=`). Each goes to every call,
-      inner ones included, that has an argument of that name and no value for it.
+    spec: the result of `call`, possibly after a JSON round trip.
+    **context: values known only at build time (`rngs=`, `model=`, `total_steps=`). Each is passed
+      to every call, inner ones included, that has an argument of that name and no value for it.
 
   Raises:
     UserError: an argument without a default has no value.
@@ -74,24 +75,25 @@ def build(spec: ConfigDict, **context: Any) -> Any:
 
 
 def function(name: str) -> Callable:
-  """The function or class that `"module:qualified.name"` names.
+  """Imports the function or class named `"module:qualified.name"`.
 
   Raises:
-    UserError: there is none, or the module only imported it: whoever trusts a module trusts what is
-      written in it, and not `os.system` because it imports `os`.
+    UserError: it does not exist, or the module only imports it. Trusting a module covers the code
+      defined in it, so a config must not reach `os.system` through a module that imports `os`.
   """
   module, _, path = name.partition(":")
   try:
     found: Any = importlib.import_module(module)
     found = functools.reduce(getattr, path.split("."), found)
   except (ModuleNotFoundError, AttributeError) as error:
-    cell = (" It was written in a cell or a script: run that first, or move it into a file, from "
-            "which commands can import it as well." if module == "__main__" else "")
-    raise UserError(f"The config calls {name}, which is not here: {error}.{cell}") from error
+    cell = (" It was defined in a notebook cell or a script: run that first, or move the "
+            "definition into a module that commands can import." if module == "__main__" else "")
+    raise UserError(f"The config calls {name}, which was not found: {error}.{cell}") from error
   written = f"{getattr(found, '__module__', None)}:{getattr(found, '__qualname__', None)}"
   if written != name:
-    raise UserError(f"The config calls {name}, and that is {written}, which is another thing to "
-                    "trust. Configs name things by the module that they are written in.")
+    raise UserError(f"The config calls {name}, which is defined as {written}. A config must name "
+                    "the module that defines a function, because trust in a module does not extend "
+                    "to its imports.")
   return found
 
 
@@ -116,12 +118,12 @@ def _target(fn):
 
 
 def to_json(config: ConfigDict) -> str:
-  """The whole config as indented JSON, keys sorted."""
+  """Returns the complete config as indented JSON with sorted keys."""
   return json.dumps(json.loads(config.to_json_best_effort()), indent=2, sort_keys=True)
 
 
 def entries(config: ConfigDict) -> dict[str, str]:
-  """Every value of the config as JSON, by its name on the command line, as `data.batch_size`."""
+  """Returns every value of the config as JSON, by its command-line name (`data.batch_size`)."""
   def walked(prefix, value):
     if isinstance(value, dict) and value:
       for name, inner in value.items():
@@ -132,30 +134,31 @@ def entries(config: ConfigDict) -> dict[str, str]:
 
 
 def from_json(text: str, *, trust: tuple[str, ...] = ()) -> ConfigDict:
-  """The config that `to_json` wrote.
+  """Parses a config written by `to_json`.
 
-  A config that lies in a checkpoint comes from whoever made the checkpoint, and building it calls
-  what it names. So it may name this package, and beyond it only what the user vouches for.
+  Building a config calls the functions that it names, and the config in a checkpoint comes from
+  whoever made the checkpoint. It may therefore name only functions of this package and of modules
+  that the user trusts.
 
   Args:
     text: JSON.
-    trust: names of further modules that it may call.
+    trust: names of additional modules with functions that the config may call.
 
   Raises:
-    UserError: it names code outside `clip_jax` and `trust`.
+    UserError: the config names code outside `clip_jax` and `trust`.
   """
   config = _from_plain(json.loads(text))
   for name in sorted(set(_functions(config))):
     module = name.partition(":")[0]
     if module.split(".")[0] != "clip_jax" and module not in trust:
       raise UserError(
-          f"The config calls {name}, which is not part of clip_jax. If you trust where the config "
-          f"comes from, name the module: trust=({module!r},), or --trust={module} in a command.")
+          f"The config calls {name}, which is not part of clip_jax. If you trust this module, add "
+          f"trust=({module!r},) to the call, or --trust={module} to the command.")
   return config
 
 
 def modules(config: ConfigDict) -> tuple[str, ...]:
-  """Names of the modules whose functions a config calls."""
+  """Returns the names of the modules that the config calls functions of."""
   return tuple(sorted({name.partition(":")[0] for name in _functions(config)}))
 
 
@@ -171,7 +174,7 @@ def _functions(value: Any) -> Iterator[str]:
 
 
 def _from_plain(value):
-  """Dicts to ConfigDicts, those inside lists too; lists to tuples."""
+  """Converts dicts to ConfigDicts, including those inside lists, and lists to tuples."""
   if isinstance(value, dict):
     return ConfigDict({k: _from_plain(v) for k, v in value.items()})
   return tuple(map(_from_plain, value)) if isinstance(value, list) else value

@@ -1,9 +1,9 @@
-"""The one exception that means: what was asked for cannot be done, and here is the way out."""
+"""The exception for mistakes that the user can correct."""
 
 
 class UserError(ValueError):
-  """A mistake in a config, a flag or the data, not in this code.
+  """A mistake in a config, a flag or the data, as opposed to a bug in this package.
 
-  Its message holds the value, what was expected, and what to do. Commands print it without a
-  traceback and exit with code 2.
+  The message names the offending value, what was expected, and how to fix it. Commands print it
+  without a traceback and exit with code 2.
   """

@@ -1,4 +1,4 @@
-"""Batches for the loop: on the device one step ahead, with the damaged records counted."""
+"""Prefetching of batches to the device, one step ahead of the training loop."""
 
 from collections.abc import Iterator
 import time
@@ -11,18 +11,18 @@ from clip_jax.report import Report
 from clip_jax.shares import placed, rows_of
 
 DAMAGED_SHARE = 0.01
-DAMAGED_AFTER = 1000  # Examples to see before the share of damaged ones means anything.
+DAMAGED_AFTER = 1000  # Examples needed before the share of damaged ones is meaningful.
 
 
 class Feed:
-  """Batches on the device, one ahead of the step; counts the wait and the damaged records.
+  """Prefetches one batch to the device, and counts waiting time and damaged records.
 
   Attributes:
-    batch: the next batch, global arrays.
-    rows, index: which rows of it lie on this process's devices, and their records' places in the
-      source; NumPy.
-    waited: seconds waited for the host pipeline so far.
-    damaged: where records that could not be read lie in the source, under all selections from it.
+    batch: the next batch, as global arrays.
+    rows: rows of the batch that are on this process's devices, as a NumPy array.
+    index: indices in the source of the records in these rows, as a NumPy array.
+    waited: seconds spent waiting for the host pipeline so far.
+    damaged: indices of unreadable records in the underlying source, below any subset of it.
   """
 
   def __init__(self, parts: Parts, start: int):
@@ -37,7 +37,7 @@ class Feed:
     self.advance()
 
   def advance(self) -> None:
-    """Makes `batch` the next one."""
+    """Replaces `batch` with the next one."""
     begun = time.perf_counter()
     batch = next(self.batches)
     self.waited += time.perf_counter() - begun
@@ -50,20 +50,20 @@ class Feed:
       self.damaged.update(places_in(self.source, batch["damaged"][replaced]).tolist())
 
   def check(self) -> None:
-    """Raises when too many of the records seen were damaged."""
+    """Raises UserError if too many of the records seen so far were damaged."""
     if self.seen >= DAMAGED_AFTER and self.replaced > DAMAGED_SHARE * self.seen:
       raise UserError(
           f"{self.replaced} of {self.seen} records could not be read, more than "
-          f"{DAMAGED_SHARE:.0%}; they are number {self.list_damaged(50)} of the source. Repair or "
-          "leave them out, then start again: the run goes on from its last checkpoint.")
+          f"{DAMAGED_SHARE:.0%}; their indices in the source: {self.list_damaged(50)}. Repair or "
+          "remove them, then rerun the command to resume from the last checkpoint.")
 
   def list_damaged(self, most: int) -> str:
-    """The places of the first `most` damaged records, and how many there are beside them."""
+    """Returns the indices of the first `most` damaged records, and the number of further ones."""
     first, rest = sorted(self.damaged)[:most], len(self.damaged) - most
     return ", ".join(map(str, first)) + (f" and {rest} more" if rest > 0 else "")
 
   def report_damage(self, report: Report) -> None:
-    """Says at the end which records were replaced."""
+    """Prints which records were replaced because they were damaged."""
     if self.damaged:
       report.note(f"{len(self.damaged)} damaged records were replaced by others, {self.replaced} "
-                  f"times in {self.seen}; they are number {self.list_damaged(20)} of the source.")
+                  f"times in {self.seen}; their indices in the source: {self.list_damaged(20)}.")

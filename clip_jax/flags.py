@@ -1,4 +1,4 @@
-"""Flags of the commands: `--config=FILE --config.a.b=value` beside plain ones."""
+"""Command-line flags: plain ones, and configs with overrides (--config=FILE --config.a.b=value)."""
 
 import difflib
 from pathlib import Path
@@ -15,18 +15,18 @@ from clip_jax.errors import UserError
 
 def parse(arguments: list[str], text: str, *, config: bool | str = False,
           strings: tuple[str, ...] = (), switches: tuple[str, ...] = ()) -> SimpleNamespace:
-  """The values of flags by name, the config with its replacements made and locked.
+  """Parses flags; returns their values by name, with the config overridden and locked.
 
   Args:
-    arguments: of the command line, without the program's name.
-    text: printed for --help.
-    config: whether there is a --config; or the flag's name, if it is another.
-    strings: flags that take a value, None when not given.
-    switches: flags that are there or not.
+    arguments: arguments of the command, without the program's name.
+    text: help text, printed for --help.
+    config: whether there is a --config flag; or the name of that flag, if different.
+    strings: names of flags that take a value, None if not given.
+    switches: names of flags without a value.
 
   Raises:
-    UserError: a flag or a name in the config that does not exist, with the likely meant one; a
-      config file that is missing.
+    UserError: a flag or a name in the config does not exist, with the closest match in the message;
+      or the config file is missing.
   """
   if {"--help", "-h", "-help"} & set(arguments):
     print(text.rstrip())
@@ -54,7 +54,7 @@ def parse(arguments: list[str], text: str, *, config: bool | str = False,
 
 
 class _OrNone(absl_flags.ArgumentParser):
-  """Takes None beside what another parser takes, to replace one length of a run by another."""
+  """Accepts None in addition to another parser's values, such as --config.train.steps=None."""
 
   def __init__(self, parser: Any):
     super().__init__()
@@ -75,14 +75,14 @@ def _check_config(arguments, flag):
   given = [a.partition("=")[2] for a in arguments if a.startswith(f"--{flag}=")]
   if not given:
     example = "configs/quickstart.py" if flag == "config" else "configs/evaluations/openclipart.py"
-    raise UserError(f"Which {flag}? Set --{flag}=FILE, as in --{flag}={example}.")
+    raise UserError(f"No {flag} is given. Set --{flag}=FILE, as in --{flag}={example}.")
   path = Path(given[-1].partition(":")[0])
   if not path.is_file():
     near = sorted(p.stem for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
     close = difflib.get_close_matches(path.stem, near, 1)
     raise UserError(f"There is no {flag} file {path}."
                     + (f" Did you mean {path.with_name(close[0] + '.py')}?" if close else
-                       f" In {path.parent} there are: {', '.join(near) or 'none'}."))
+                       f" Files in {path.parent}: {', '.join(near) or 'none'}."))
 
 
 def _check_name(argument, known):
@@ -95,25 +95,25 @@ def _check_name(argument, known):
 
 
 def _readable(error: Exception, arguments: list[str]) -> str:
-  """The message of an error of the flag library, without its quotes and repetitions."""
+  """Returns the message of an error of the flag library, without quotes and repetitions."""
   message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
   if "no attribute 'get_config" in message:
     given = next(a for a in arguments if re.match(r"--\w+=.*\.py", a))
-    return (f"The file of {given} has no get_config(), by which a config is made. If it is a grid "
-            "of the study: python -m clip_jax.study run --grid=FILE --out=DIR.")
-  # What a config file has to say comes inside a traceback.
+    return (f"The file in {given} does not define get_config(). If it is a grid of the study, use "
+            "python -m clip_jax.study run --grid=FILE --out=DIR.")
+  # The library wraps a UserError raised by a config file in the text of its traceback.
   message = message.rpartition(f"{UserError.__module__}.{UserError.__name__}: ")[2]
   message = message.strip().strip("'\"")
-  # And what a config lacks, as Python would write the text down.
+  # It quotes the message about an unknown config field as a Python string.
   lacks = re.search(r"(\w+)\\?'(?:\\n|\n)(Did you mean \"\w+\") instead", message)
   return f"The config has no {lacks[1]!r}. {lacks[2]}?" if lacks else message
 
 
 def shard(text: str | None) -> tuple[int, int]:
-  """(i, n) of --shard=i/n, which of how many machines this is; of None, the only one.
+  """Parses --shard=i/n, which makes this machine i of n; returns (i, n), or (0, 1) for None.
 
   Raises:
-    UserError: it is not of that form, or i is not below n.
+    UserError: `text` is not of that form, or i is not below n.
   """
   numbers = re.fullmatch(r"(\d+)/(\d+)", text or "0/1")
   if not numbers or int(numbers[1]) >= int(numbers[2]):
@@ -122,14 +122,14 @@ def shard(text: str | None) -> tuple[int, int]:
 
 
 def whole(text: str | None, flag: str, default: int, *, at_least: int = 1) -> int:
-  """The whole number that a flag was given, or its default.
+  """Returns the integer value of a flag, or `default` if `text` is None.
 
   Raises:
-    UserError: it is none, or below `at_least`.
+    UserError: `text` is not an integer or is below `at_least`.
   """
   if text is None:
     return default
   if not re.fullmatch(r"\d+", text) or int(text) < at_least:
-    raise UserError(f"{flag}={text} is not a whole number from {at_least} on, as in "
+    raise UserError(f"{flag}={text} is not an integer of at least {at_least}, as in "
                     f"{flag}={default}.")
   return int(text)

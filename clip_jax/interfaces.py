@@ -1,19 +1,20 @@
-"""The shape glossary, and what each kind of part promises.
+"""Protocols of the parts of a training run, and the names of array dimensions.
 
-Shapes, everywhere in this package:
+Dimensions, used throughout this package:
 
   B  examples in the global batch     H, W  image height and width     N  patches, K of them kept
-  L  text tokens                      D     a tower's width            E  shared embedding
+  L  context length in tokens         D     width of a tower           E  embedding dimension
 
-A batch is a dict of arrays, whose first axis is B:
+A batch is a dict of arrays with leading axis B:
 
   image           uint8 [B, H, W, 3]   the view paired with the text
-  view_a, view_b  uint8 [B, H, W, 3]   two more views, when the objective reads them
+  view_a, view_b  uint8 [B, H, W, 3]   two additional views, for objectives that read them
   tokens          int32 [B, L]         0 is padding
-  index           int64 [B]            the example's place in its source (host only)
-  replaced        int32 [B]            unreadable records tried before this one (host only)
+  index           int64 [B]            position of the example in its source (host only)
+  replaced        int32 [B]            unreadable records skipped before this one (host only)
 
-Pixels are uint8, or float in [0, 1], until the model applies its own mean and deviation.
+Pixels are uint8, or float in [0, 1], until the model normalises them with its own mean and
+standard deviation.
 """
 
 from collections.abc import Sequence
@@ -27,100 +28,107 @@ Metrics = dict[str, jax.Array]
 
 
 class ImageTower(Protocol):
-  """Images to features."""
+  """Maps images to features."""
 
   width: int                   # D
-  image_size: tuple[int, int]  # (H, W) that it is made for, or that its images are resized to.
+  image_size: tuple[int, int]  # (H, W) that it is built for, or that its images are resized to.
 
   def __call__(self, image: jax.Array, *, train: bool = False, keep: float = 1.0,
                key: jax.Array | None = None) -> jax.Array:
-    """float [B, H, W, 3], normalised -> [B, D]; `keep` < 1 drops patches at random by `key` [B]."""
+    """Maps normalised float [B, H, W, 3] to [B, D].
+
+    With `keep` < 1, all but that fraction of the patches are dropped at random, using `key` [B].
+    """
 
 
 class TextTower(Protocol):
-  """Texts to features."""
+  """Maps texts to features."""
 
   width: int       # D
   length: int      # L
-  vocabulary: int  # Token numbers are below it.
+  vocabulary: int  # Token IDs are below this.
 
   def __call__(self, tokens: jax.Array, *, train: bool = False) -> jax.Array:
-    """int32 [B, L], 0 is padding -> [B, D]."""
+    """Maps int32 [B, L], where 0 is padding, to [B, D]."""
 
 
 class Objective(Protocol):
-  """What a model is trained for; owns the learned scalars and heads that only its loss needs."""
+  """A training loss; owns the learned scalars and heads that only the loss needs."""
 
-  inputs: tuple[str, ...]  # Batch entries read; checked before anything is compiled.
+  inputs: tuple[str, ...]  # Batch entries that it reads; checked before anything is compiled.
 
   def embed(self, model: Any, batch: Batch, *, train: bool,
             key: jax.Array | None) -> dict[str, jax.Array]:
-    """Per-example vectors, each [B, ...]; `key` is one key per example, [B]."""
+    """Computes per-example vectors, each [B, ...]; `key` [B] is one key per example."""
 
   def loss(self, embeddings: dict[str, jax.Array]) -> tuple[jax.Array, Metrics]:
-    """float32 [] and scalars to log, from all rows at once."""
+    """Returns the loss over all rows, float32 [], and scalars to log."""
 
   def logit(self) -> tuple[jax.Array, jax.Array]:
-    """(scale, bias) that turn a product of unit vectors into a logit; float32 [] each."""
+    """Returns (scale, bias), float32 [] each: logit = scale * cosine similarity + bias."""
 
 
 class Source(Protocol):
-  """Random access to records; picklable. Grain's RandomAccessDataSource."""
+  """Random access to records; picklable. Compatible with Grain's RandomAccessDataSource."""
 
   def __len__(self) -> int:
-    """Number of records."""
+    """Returns the number of records."""
 
   def __getitem__(self, i: int) -> dict[str, Any]:
-    """{"image": encoded bytes or uint8 [H, W, 3], "text": str or list of str, ...}."""
+    """Returns {"image": encoded bytes or uint8 [H, W, 3], "text": str or list of str, ...}."""
 
 
 class Tokenizer(Protocol):
-  """Texts to token numbers; picklable.
+  """Maps texts to token IDs; picklable.
 
-  One that takes `keep=` as well, as those of this package, can shorten texts in other ways than by
-  their end: see `data.shorten`.
+  A tokenizer that also accepts `keep=`, as those in this package do, can shorten texts in other
+  ways than by truncating the end: see `data.shorten`.
   """
 
   length: int  # L
 
   @property
   def vocabulary(self) -> int:
-    """Token numbers are below it; 0 is padding."""
+    """Vocabulary size: token IDs are below it, and 0 is padding."""
 
   def __call__(self, texts: Sequence[str]) -> np.ndarray:
-    """int32 [B, L]."""
+    """Returns token IDs, int32 [B, L]."""
 
 
 class HostAugment(Protocol):
-  """One image on the host."""
+  """Augments one image on the host."""
 
   def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """uint8 [H, W, 3] -> uint8 [H, W, 3]."""
+    """Maps uint8 [H, W, 3] to uint8 [H, W, 3]."""
 
 
 class DeviceAugment(Protocol):
-  """A whole batch entry on the device."""
+  """Augments a whole batch entry on the device."""
 
   def __call__(self, image: jax.Array, key: jax.Array) -> jax.Array:
-    """uint8 [B, H, W, 3] -> float32 [B, H, W, 3] in [0, 1]; `key` is one key per example, [B]."""
+    """Maps uint8 [B, H, W, 3] to float32 [B, H, W, 3] in [0, 1]; `key` [B] is one per example."""
 
 
 class Embedder(Protocol):
   """A model with its own preprocessing and tokenizer."""
 
   def encode_image(self, images: Any) -> np.ndarray:
-    """uint8 [B, H, W, 3], or a list of PIL images, arrays or encoded bytes -> float32 [B, E]."""
+    """Encodes images as unit vectors, float32 [B, E].
+
+    Args:
+      images: uint8 [B, H, W, 3], or a list of PIL images, arrays or encoded bytes.
+    """
 
   def encode_text(self, texts: Sequence[str]) -> np.ndarray:
-    """Texts -> float32 [B, E], unit length."""
+    """Encodes texts as unit vectors, float32 [B, E]."""
 
 
 class Evaluator(Protocol):
-  """A question asked of a model.
+  """Computes metrics of a model.
 
-  May also have `answer(embedder)`, an `answers.Answer` with the detail that makes the numbers worth
-  trusting, and `picture(embedder)`, a PIL image of the answer.
+  May also have `answer(embedder)`, which returns an `answers.Answer` with details on how the
+  metrics were obtained, and `picture(embedder)`, which returns a PIL image of the results.
   """
 
   def __call__(self, embedder: Embedder) -> dict[str, float]:
-    """Values by name."""
+    """Returns metrics by name."""

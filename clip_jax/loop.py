@@ -1,4 +1,4 @@
-"""The training loop: step after step, and what happens between steps."""
+"""The training loop: steps, logging, evaluation and checkpoints."""
 
 import contextlib
 import dataclasses
@@ -31,30 +31,31 @@ from clip_jax.startup import facts, summary, writable
 from clip_jax.step import TrainState
 from clip_jax.stop import Stop
 
-PREEMPTED = 75  # Exit code: saved after SIGTERM, start me again.
+PREEMPTED = 75  # Exit code after SIGTERM: the state was saved; restart to resume.
 
 
 def run(config: ConfigDict, workdir: Path | str) -> int:
-  """Trains what `config` describes in `workdir`, from its newest checkpoint if it has one.
+  """Trains `config` in `workdir`, resuming from the newest checkpoint there if any.
 
-  Ctrl-C, or a notebook's stop button, saves after the step under way; a second one does not wait.
+  Ctrl-C, or a notebook's stop button, saves after the current step; a second one stops at once.
 
   Returns:
-    Exit code: 0, or `PREEMPTED` when SIGTERM came and the state was saved.
+    Exit code: 0, or `PREEMPTED` if SIGTERM arrived and the state was saved.
 
   Raises:
-    UserError: said before anything is compiled, but for damage in the data, a loss that is not
-      finite, and a disk that is full.
-    KeyboardInterrupt: Ctrl-C came.
+    UserError: raised before anything is compiled, except for damaged data, a loss that is not
+      finite, and a full disk.
+    KeyboardInterrupt: Ctrl-C was pressed.
   """
   parts = together(lambda: prepare(config))
-  workdir = together(lambda: writable(Path(workdir)))  # A mistake leaves no folder behind.
+  # Create the folder only now, so that a mistake in the config leaves none behind.
+  workdir = together(lambda: writable(Path(workdir)))
   agreed = check(lambda: facts(parts), workdir)
   with (Stop() as stop, jax.set_mesh(parts.mesh), stopped_when_full(workdir),
         contextlib.closing(Checkpoints(workdir / "checkpoints",
                                        keep=parts.training.keep)) as checkpoints):
     start = checkpoints.latest() or 0
-    # Before anything is written: if the run that lies here is of another model, it stays as it is.
+    # Restore before writing anything, so that a run of a different model here stays untouched.
     if start:
       state = checkpoints.restore(parts.state)
       check_skipped(int(state.skipped), parts.training.skip_nonfinite)
@@ -77,25 +78,25 @@ def run(config: ConfigDict, workdir: Path | str) -> int:
         finish(parts, state, start, checkpoints, report, workdir)
         return 0
       interrupted = stop.asked == signal.SIGINT
-      report.note(f"{'Ctrl-C' if interrupted else 'SIGTERM'}: saved at step {step}; the same "
-                  "command goes on from there.")
-      del state  # A notebook keeps the frames of its last error, and these arrays with them.
+      report.note(f"{'Ctrl-C' if interrupted else 'SIGTERM'}: saved at step {step}; rerun the "
+                  "command to resume from there.")
+      del state  # A notebook keeps the frames of its last error, and the arrays in them, alive.
   if interrupted:
     raise KeyboardInterrupt
   return PREEMPTED
 
 
 def started(parts: Parts, state: Any) -> Any:
-  """A train state before its first step, with the model that `train.start_from` names.
+  """Returns the initial train state with the parameters of the model at `train.start_from`.
 
   Raises:
-    UserError: there is none, or it differs in more than image size and text length.
+    UserError: there is no such model, or it differs in more than image size and context length.
   """
-  # Whoever starts this config vouches for the modules that it names.
+  # The user starts this config, so the modules that it names are trusted.
   trained = load(parts.training.start_from, trust=config_lib.modules(parts.config)).model
   grids = (getattr(model.image, "grid", None) for model in (trained, parts.learner.model))
   params = fitted(split(trained)[1], state.params["model"], *grids)
-  # Averages of BatchNorm come along; fixed positions are those of this image size.
+  # Take over BatchNorm averages, but not fixed position embeddings, which fit one image size only.
   averages = nnx.to_pure_dict(nnx.state(trained, nnx.BatchStat))
   on_device = lambda x, like: jax.device_put(x, like.sharding)
   return dataclasses.replace(
@@ -106,7 +107,7 @@ def started(parts: Parts, state: Any) -> Any:
 
 def train(parts: Parts, state: Any, start: int, checkpoints: Checkpoints, report: Report,
           stop: Stop) -> Any:
-  """The state after the last step; or, once `stop` says so, after the step that it was saved at."""
+  """Trains to the last step, or until `stop` asks to save and stop; returns the state then."""
   training, config = parts.training, parts.config
   train_step = parts.train_step
   feed = Feed(parts, start)
@@ -115,7 +116,7 @@ def train(parts: Parts, state: Any, start: int, checkpoints: Checkpoints, report
     with jax.transfer_guard("disallow"):
       state, metrics = train_step(state, feed.batch)
     if step < parts.total_steps:
-      feed.advance()  # While the device is busy with the step just started.
+      feed.advance()  # Load the next batch while the device is busy with this step.
     log.add(metrics)
     last, stopping = step == parts.total_steps, stop.at(step)
     logs = last or step == start + 1 or due(step, training.log_every)
@@ -123,7 +124,7 @@ def train(parts: Parts, state: Any, start: int, checkpoints: Checkpoints, report
     saves = not last and (stopping or due(step, training.save_every))
     if logs or evaluates or saves:
       values = log.fetch()
-      # Steps after a bad one change nothing: early enough is before anybody uses the state.
+      # Steps after a failed one change nothing, so it is enough to check before using the state.
       if values["skipped_steps"] > training.skip_nonfinite:
         checkpoints.wait()
         raise nonfinite(parts, state, checkpoints)
@@ -146,15 +147,15 @@ def train(parts: Parts, state: Any, start: int, checkpoints: Checkpoints, report
 
 def finish(parts: Parts, state: TrainState, start: int, checkpoints: Checkpoints, report: Report,
            workdir: Path) -> None:
-  """Evaluates the end of a run, shows it, and saves."""
+  """Evaluates the trained model, saves the last checkpoint, and prints the results."""
   total, again = parts.total_steps, start >= parts.total_steps
   if again:
-    report.note(f"This run was done at step {start}; here is its evaluation.")
+    report.note(f"This run was already done at step {start}; evaluating it again.")
   trained = Shared(embedder(parts, state), report.note)
   evaluators = {**parts.evaluators, **parts.final_evaluators}
   results = evaluate(evaluators, trained)
   if not again:
-    # The checkpoint comes last: where it is, everything before it was written.
+    # Save the checkpoint last, so that its presence means that everything else was written.
     report.log(total, results, show=False)
     checkpoints.save(total, state, parts.config)
   checkpoints.wait()
@@ -163,7 +164,7 @@ def finish(parts: Parts, state: TrainState, start: int, checkpoints: Checkpoints
     report.note("\n" + evaluations(results) + f"\n\n{trained.speed()}\n")
   for name, evaluator in parts.final_evaluators.items():
     if hasattr(evaluator, "picture"):
-      picture = evaluator.picture(trained)  # Which takes all processes.
+      picture = evaluator.picture(trained)  # All processes must take part.
       if jax.process_index() == 0:
         picture.save(workdir / f"{name}.png")
   for path in ("config.json", "metrics.jsonl", "tensorboard", "checkpoints",
@@ -173,28 +174,28 @@ def finish(parts: Parts, state: TrainState, start: int, checkpoints: Checkpoints
 
 
 def evaluate(evaluators: dict[str, Any], model: Embedder | Shared) -> dict[str, float]:
-  """What all evaluators say, by `evaluator/metric`; images and texts are embedded once for all."""
+  """Runs all evaluators on shared embeddings; returns their metrics by `evaluator/metric`."""
   return answers.metrics(answers.ask(evaluators, Shared.of(model)))
 
 
 def embedder(parts: Parts, state: Any) -> Embedder:
-  """The model of a train state with the preprocessing and the tokenizer of its config."""
+  """Returns the model of a train state with the preprocessing and tokenizer of its config."""
   learner = nnx.merge(parts.graphdef, state.params, state.stats)
   return embedder_of(learner, parts.data.views.tokenizer, mesh=parts.mesh)
 
 
 def check_skipped(skipped: int, allowed: int) -> None:
-  """Raises when a run that is gone on with has left out more steps than are allowed now."""
+  """Raises UserError if a resumed run has already skipped more steps than are now allowed."""
   if skipped > allowed:
-    raise UserError(f"This run has left out {skipped} steps that were not finite, and "
+    raise UserError(f"This run has skipped {skipped} steps that were not finite, but "
                     f"train.skip_nonfinite={allowed}. Set --config.train.skip_nonfinite to "
-                    f"{skipped} or more, or start again in another --workdir.")
+                    f"{skipped} or more, or start over in another --workdir.")
 
 
 def nonfinite(parts: Parts, state: Any, checkpoints: Checkpoints) -> UserError:
-  """Says of the step that stopped a run what was not finite, and which records it saw.
+  """Returns the error for a step that was not finite, with its gradient norms and records.
 
-  The state is the one before that step, so the step can be made again, slowly and to the point.
+  `state` is the one before that step, so the step is recomputed here to get the norms by part.
   """
   step = int(state.step)
   feed = Feed(parts, step)
@@ -214,22 +215,22 @@ def nonfinite(parts: Parts, state: Any, checkpoints: Checkpoints) -> UserError:
   saved = checkpoints.latest()
   return UserError(
       f"Step {step + 1} was not finite: loss {loss:.4g}; gradient norms: {norms}. "
-      + ("Made again, as these numbers are, it is finite: the hardware may be at fault. " * again)
-      + f"Its {len(records)} records are number {', '.join(map(str, records[:10]))}"
+      + ("These numbers were recomputed and are finite, so the hardware may be faulty. " * again)
+      + f"Indices of its {len(records)} records in the source: {', '.join(map(str, records[:10]))}"
       + (f" and {len(records) - 10} more" if len(records) > 10 else "")
-      + f" of the source; {path} lists all. Nothing was changed by it or after it, and the newest "
-      f"checkpoint is {'that of step ' + str(saved) if saved else 'none yet'}. Lower "
-      "--config.optimizer.learning_rate, or leave out up to N such steps with "
-      "--config.train.skip_nonfinite=N; the same command goes on from the checkpoint.")
+      + f"; {path} lists all. The step was not applied, nor any after it. Newest checkpoint: "
+      f"{'step ' + str(saved) if saved else 'none'}. Lower "
+      "--config.optimizer.learning_rate, or skip up to N such steps with "
+      "--config.train.skip_nonfinite=N, and rerun the command to resume from the checkpoint.")
 
 
 def due(step: int, every: int) -> bool:
-  """Whether something that happens every so many steps happens at this one; 0 is never."""
+  """Whether an action with an interval of `every` steps is due at this step; 0 means never."""
   return every > 0 and step % every == 0
 
 
 class Log:
-  """Metrics kept on the device until a line is due, then fetched in one transfer."""
+  """Keeps metrics on the device until a line is due, then fetches them in one transfer."""
 
   def __init__(self, parts: Parts, report: Report, feed: Feed, start: int):
     self.parts, self.report, self.feed, self.step = parts, report, feed, start
@@ -238,21 +239,21 @@ class Log:
     self.restart_clock()
 
   def restart_clock(self) -> None:
-    """Leaves what happened since the last line out of the speed."""
+    """Excludes the time since the last line from the throughput."""
     self.begun, self.waited = time.perf_counter(), self.feed.waited
 
   def add(self, metrics: dict) -> None:
-    """Takes the metrics of a step just started; waits for the step before it, and no longer."""
-    # At most two steps are under way, so that their batches do not fill the device.
+    """Adds the metrics of the step just dispatched, and waits for the step before it."""
+    # At most two steps are in flight, so that their batches do not fill the device memory.
     jax.block_until_ready(self.before)
     self.before = self.metrics = metrics
 
   def fetch(self) -> dict[str, float]:
-    """The metrics of the last step."""
+    """Returns the metrics of the last step as floats."""
     return {name: float(x) for name, x in jax.device_get(self.metrics).items()}
 
   def write(self, step: int, metrics: dict[str, float]) -> None:
-    """One line: the metrics of the last step and the speed since the line before."""
+    """Logs the metrics of a step, and the throughput since the previous line."""
     values = {f"train/{name}": x for name, x in metrics.items()
               if name != "skipped_steps" or self.parts.training.skip_nonfinite}
     elapsed = time.perf_counter() - self.begun

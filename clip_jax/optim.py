@@ -1,9 +1,9 @@
-"""Optimizers, and what keeps learned scalars within their bounds.
+"""Optimizers, and bounds on learned scalars.
 
   optimizer=call(adamw, learning_rate=1e-3, schedule=call(warmup_cosine, warmup=2000))
 
-Parameters are chosen by name: a pattern is a regular expression for the whole path, such as
-`model/image/stack/blocks/mlp/up/kernel`.
+Parameters are selected by name: a pattern is a regular expression that matches the whole path, such
+as `model/image/stack/blocks/mlp/up/kernel`.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,12 +24,13 @@ from clip_jax.sharding import STACKED
 
 
 class Optimizer(NamedTuple):
-  """An `optax.GradientTransformation` that says its learning rate.
+  """An `optax.GradientTransformation` that also exposes its learning rate.
 
   Attributes:
     init: params -> state.
     update: (gradients, state, params) -> (updates to be added, next state).
-    learning_rate: updates made so far -> float32 [], of the update to come; None where unknown.
+    learning_rate: updates made so far -> learning rate of the next update, float32 []; None if
+      unknown.
   """
   init: Callable
   update: Callable
@@ -42,22 +43,25 @@ def adamw(*, learning_rate: float, schedule: Schedule, b1: float = 0.9, b2: floa
           frozen: Sequence[str] = (), momentum_dtype: str = "float32") -> Optimizer:
   """Adam with decoupled weight decay:  p <- p - schedule(t) learning_rate (adam + weight_decay p).
 
-  As in PyTorch, the decay is multiplied by the learning rate. That makes 0.2 at a learning rate of
-  1e-3 what 2e-4 is to `scaling_vit_adafactor` and to big_vision.
+  As in PyTorch, the decay is multiplied by the learning rate: 0.2 at a learning rate of 1e-3 has
+  the same effect as 2e-4 in `scaling_vit_adafactor` and in big_vision.
 
   Args:
-    learning_rate: at the peak of the schedule.
-    b1, b2, eps: of Adam; the defaults are CLIP's for ViT (0.9, 0.999 and 1e-8 for ResNet).
-    weight_decay: CLIP's by default.
-    decayed: patterns of the parameters that decay; kernels and token embeddings by default, as in
-      open_clip (big_vision and CLIPA: kernels alone).
-    clip: global norm that gradients are cut to; as they are by default.
-    frozen: patterns of parameters that stay as they are, with no optimizer state (LiT:
+    learning_rate: peak learning rate.
+    schedule: factor of the learning rate over time; see `clip_jax.schedules`.
+    b1, b2, eps: Adam's hyperparameters; the defaults are CLIP's for ViTs (for ResNets it used 0.9,
+      0.999 and 1e-8).
+    weight_decay: decoupled weight decay; CLIP's by default.
+    decayed: patterns of the parameters to decay; by default kernels and token embeddings, as in
+      open_clip (big_vision and CLIPA decay kernels only).
+    clip: maximum global gradient norm; None (default) disables clipping.
+    frozen: patterns of the parameters to freeze; these get no optimizer state (LiT:
       "model/image/.*").
-    momentum_dtype: what the first moment is stored in.
+    momentum_dtype: dtype of the first moment.
 
   Raises:
-    UserError: `clip` is not above 0; or, from `init`, a pattern matches no parameter.
+    UserError: `clip` is not positive, or a pattern is not a regular expression; or, from `init`,
+      patterns match no parameter or freeze all of them.
 
   Source: Loshchilov & Hutter 2019, algorithm 2; Radford et al. 2021, table 18.
   """
@@ -74,7 +78,7 @@ def scaling_vit_adafactor(*, learning_rate: float, schedule: Schedule, momentum:
                           decayed: Sequence[str] = (".*/kernel",), clip: float | None = None,
                           frozen: Sequence[str] = (),
                           momentum_dtype: str = "bfloat16") -> Optimizer:
-  """Adafactor as it trained the scaling ViTs: half the memory of the parameters.
+  """Adafactor as modified for Scaling ViT; its state takes half the memory of the parameters.
 
   At update t = 1, 2, ... with gradient g:
 
@@ -82,31 +86,34 @@ def scaling_vit_adafactor(*, learning_rate: float, schedule: Schedule, momentum:
     m <- momentum m + (1 - momentum) g / sqrt(v)                   not debiased, in momentum_dtype
     p <- p - schedule (learning_rate m + weight_decay p)
 
-  where v is kept as its means over each of the two largest axes, if both have `min_factored`
-  elements. Unlike the first Adafactor, updates are not clipped and not scaled by the parameter.
+  where v is factored, that is stored as its means over each of the two largest axes, if both have
+  at least `min_factored` elements. Unlike in the original Adafactor, updates are neither clipped
+  nor scaled by the parameter.
 
-  The decay is multiplied by the schedule, not by the learning rate, as in big_vision: 1e-4 at a
-  learning rate of 1e-3 is what 0.1 is to `adamw`.
+  The decay is multiplied by the schedule but not by the learning rate, as in big_vision: 1e-4 at a
+  learning rate of 1e-3 has the same effect as 0.1 in `adamw`.
 
-  A stack of blocks, with its leading axis of depth, is updated as each block would be by itself.
+  Each block of a stack, which has a leading depth axis, is updated as if it were separate.
 
   Args:
-    learning_rate: at the peak of the schedule.
-    momentum: of the mean of updates.
-    decay_rate, b2_cap: how fast the second moment forgets (SigLIP: b2_cap 0.95).
+    learning_rate: peak learning rate.
+    schedule: factor of the learning rate over time; see `clip_jax.schedules`.
+    momentum: decay of the moving average of updates.
+    decay_rate, b2_cap: decay of the second moment, as above (SigLIP: b2_cap 0.95).
     eps: added to the square of the gradient.
-    min_factored: the shorter of the two axes has this length or v is kept whole.
-    weight_decay: per update, at the peak of the schedule.
-    decayed: patterns of the parameters that decay.
-    clip: global norm that gradients are cut to; as they are by default (SigLIP and LiT: 1.0).
-    frozen: patterns of parameters that stay as they are, with no optimizer state (LiT:
+    min_factored: minimum length of the shorter of the two axes for v to be factored.
+    weight_decay: decay per update at the peak of the schedule.
+    decayed: patterns of the parameters to decay.
+    clip: maximum global gradient norm (SigLIP and LiT: 1.0); None (default) disables clipping.
+    frozen: patterns of the parameters to freeze; these get no optimizer state (LiT:
       "model/image/.*").
-    momentum_dtype: what the momentum is stored in.
+    momentum_dtype: dtype of the momentum.
 
   Raises:
-    UserError: `clip` is not above 0; or, from `init`, a pattern matches no parameter.
+    UserError: `clip` is not positive, or a pattern is not a regular expression; or, from `init`,
+      patterns match no parameter or freeze all of them.
 
-  Source: Zhai et al. 2022 (Scaling ViT), sec. 3.4, as big_vision has it.
+  Source: Zhai et al. 2022 (Scaling ViT), sec. 3.4, as implemented in big_vision.
   """
   return _optimizer(
       _scale_by_factored_rms(decay_rate, b2_cap, eps, min_factored),
@@ -117,13 +124,14 @@ def scaling_vit_adafactor(*, learning_rate: float, schedule: Schedule, momentum:
 
 
 def kept_within(optimizer: Optimizer | optax.GradientTransformation, bounds: Any) -> Optimizer:
-  """The optimizer, with updates that stop at the bounds of each parameter.
+  """Wraps an optimizer so that its updates keep each parameter within its bounds.
 
-  It is the parameter that stops and not its value inside the loss, so the gradient lives on at the
-  bound and can lead back.
+  The parameter itself is clipped and not its value inside the loss, so the gradient at a bound does
+  not vanish and the parameter can move back.
 
   Args:
-    bounds: (low, high) for every parameter, infinite where there is none; a tree like params.
+    optimizer: the optimizer to wrap.
+    bounds: tree like params of (low, high) for every parameter, infinite where there is no bound.
 
   Raises:
     UserError: a lower bound is above the upper one.
@@ -131,8 +139,8 @@ def kept_within(optimizer: Optimizer | optax.GradientTransformation, bounds: Any
   is_pair = lambda x: isinstance(x, tuple)
   for path, (low, high) in jax.tree_util.tree_leaves_with_path(bounds, is_leaf=is_pair):
     if not low <= high:
-      raise UserError(f"{_name(path)} cannot lie between at_least={low} and at_most={high}. Swap "
-                      "them, or leave one out.")
+      raise UserError(f"{_name(path)} has at_least={low} above at_most={high}. Swap them, or leave "
+                      "one out.")
 
   def one(update, parameter, bound):
     low, high = bound
@@ -150,10 +158,10 @@ def kept_within(optimizer: Optimizer | optax.GradientTransformation, bounds: Any
 
 
 def _optimizer(*steps, learning_rate, schedule, clip, frozen, decayed):
-  """The steps between clipping and the schedule, applied to what is not frozen."""
+  """Chains gradient clipping, `steps` and the schedule for the parameters that are not frozen."""
   if clip is not None and not clip > 0:
-    raise UserError(f"clip {clip} is not above 0. Set it to a norm, as in clip=1.0, or to None for "
-                    "gradients as they are.")
+    raise UserError(f"clip {clip} is not positive. Set it to the maximum gradient norm, as in "
+                    "clip=1.0, or to None to disable clipping.")
   for pattern in (*decayed, *frozen):
     _compiled(pattern)
   chain = optax.chain(*([optax.clip_by_global_norm(clip)] if clip is not None else []), *steps,
@@ -171,19 +179,19 @@ def _optimizer(*steps, learning_rate, schedule, clip, frozen, decayed):
 
 
 def _check(params, *, decayed, frozen):
-  """Raises if a pattern was probably not meant as it is written."""
+  """Raises UserError if patterns match no parameter, or if all parameters are frozen."""
   names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
   matches = lambda patterns: {n for n in names for p in patterns if re.fullmatch(p, n)}
   for pattern in frozen:
     if not matches([pattern]):
       raise UserError(f"frozen pattern {pattern!r} matches no parameter. It must match a whole "
-                      f"name, as there are: {_some(names)}.")
+                      f"name, such as: {_some(names)}.")
   if frozen and len(matches(frozen)) == len(names):
-    raise UserError(f"frozen patterns {tuple(frozen)} match every parameter: nothing is left to "
-                    "train. Leave out what should be trained.")
+    raise UserError(f"frozen patterns {tuple(frozen)} match every parameter, so nothing is left to "
+                    "train. Exclude the parameters that should be trained.")
   if decayed and not matches(decayed):
     raise UserError(f"None of the decayed patterns {tuple(decayed)} matches a parameter. One must "
-                    f"match a whole name, as there are: {_some(names)}. For no decay set "
+                    f"match a whole name, such as: {_some(names)}. To disable weight decay, set "
                     "weight_decay=0.")
 
 
@@ -195,8 +203,8 @@ def _compiled(pattern):
   try:
     return re.compile(pattern)
   except re.error as e:
-    raise UserError(f"Pattern {pattern!r} is not a regular expression: {e}. Any text is '.*', as "
-                    "in 'model/image/.*'.") from e
+    raise UserError(f"Pattern {pattern!r} is not a regular expression: {e}. Use '.*' to match any "
+                    "text, as in 'model/image/.*'.") from e
 
 
 def _name(path):
@@ -204,7 +212,7 @@ def _name(path):
 
 
 def _matching(patterns, tree):
-  """bools, True where a pattern matches the whole name; same tree."""
+  """Returns a tree of bools, True where a pattern matches the whole name of the parameter."""
   return jax.tree_util.tree_map_with_path(
       lambda path, _: any(re.fullmatch(p, _name(path)) for p in patterns), tree)
 
@@ -214,15 +222,20 @@ def _decay(weight_decay, decayed):
 
 
 class _FactoredState(NamedTuple):
-  """Updates made, int32 []; for each parameter {"row": ..., "column": ...} or {"whole": ...}."""
-  count: jax.Array  # type: ignore[assignment]  # A tuple's `count` is not needed.
+  """State of the factored second moment.
+
+  Attributes:
+    count: int32 [], updates made.
+    moments: {"row": ..., "column": ...} or {"whole": ...} for each parameter.
+  """
+  count: jax.Array  # type: ignore[assignment]  # Hides tuple.count, which is not needed.
   moments: Any
 
 
 def _scale_by_factored_rms(decay_rate, b2_cap, eps, min_factored):
-  """Divides by the root of a mean of squares; see `scaling_vit_adafactor`.
+  """Divides gradients by the root of their second moment; see `scaling_vit_adafactor`.
 
-  Not optax's, which would take the depth of a stack of blocks for one of the two axes.
+  optax.scale_by_factored_rms could factor over the depth axis of a stack of blocks.
   """
 
   def init(params):
@@ -262,9 +275,13 @@ def _scale_by_factored_rms(decay_rate, b2_cap, eps, min_factored):
 
 
 def _factored(path, shape, min_factored):
-  """The two largest axes, the longer one last, or None if the other is short; never the depth."""
+  """Returns the axes to factor over, the two largest with the longer one last, or None.
+
+  Returns None if the shorter one has fewer than `min_factored` elements. The depth axis of a stack
+  of blocks is never included.
+  """
   keys = _name(path).split("/")
-  # A list of blocks has a number after the name, and no axis of depth.
+  # In a list of blocks, an index follows the name, and there is no depth axis.
   stacked = any(key == STACKED and not after.isdigit() for key, after in itertools.pairwise(keys))
   axes = sorted(range(1 if stacked else 0, len(shape)), key=lambda a: shape[a])[-2:]
   return axes if len(axes) == 2 and shape[axes[0]] >= min_factored else None

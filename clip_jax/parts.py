@@ -1,4 +1,4 @@
-"""A config, built and checked, before a device does anything."""
+"""Building and checking a config, before anything runs on a device."""
 
 from collections.abc import Callable
 import dataclasses
@@ -21,18 +21,18 @@ from clip_jax.target import computed_in
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-  """A config, built and checked, with nothing on a device yet.
+  """A config after building and checking, with nothing on a device yet.
 
   Attributes:
-    config: what it was built from.
-    data, training, evaluators, final_evaluators, augment: the built sections.
-    mesh: of all devices, or the one given.
-    make: (seed) -> the train state before the first step; traceable.
+    config: the config it was built from.
+    data, training, evaluators, final_evaluators, augment: the built sections of the config.
+    mesh: the config's mesh, or the one passed to `prepare`.
+    make: (seed) -> initial train state; traceable.
     graphdef: structure of the learner.
-    learner: the learner, with shapes for arrays.
-    optimizer: bounds of learned scalars included.
-    state: the train state, with shapes, dtypes and shardings for arrays.
-    total_steps: length of the run.
+    learner: the abstract learner, with ShapeDtypeStructs in place of arrays.
+    optimizer: the optimizer, which also keeps learned scalars within their bounds.
+    state: the abstract train state: shapes, dtypes and shardings.
+    total_steps: length of the run in steps.
   """
   config: ConfigDict
   data: Any
@@ -50,7 +50,7 @@ class Parts:
 
   @property
   def train_step(self) -> jax.stages.Wrapped:
-    """The jitted step: compiled once, its state donated."""
+    """The jitted train step, which donates its input state."""
     step = step_lib.make_train_step(
         self.graphdef, self.optimizer, skip_nonfinite=self.training.skip_nonfinite,
         **self._options)
@@ -61,7 +61,7 @@ class Parts:
 
   @property
   def diagnosis(self) -> Callable:
-    """The jitted (state, batch) -> loss and gradient norms by part, of a step that failed."""
+    """The jitted function (state, batch) -> loss and gradient norms by part, for debugging."""
     return jax.jit(step_lib.make_diagnosis(self.graphdef, **self._options),
                    out_shardings=sharding.replicated(self.mesh))
 
@@ -72,7 +72,7 @@ class Parts:
 
   @property
   def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of what the step reads of a batch."""
+    """Shapes, dtypes and shardings of the batch entries that the step reads."""
     example = Examples(self.data.source, self.data.views, seed=self.config.seed)[0]
     on_rows = sharding.rows(self.mesh)
     return {name: jax.ShapeDtypeStruct((self.data.batch_size, *np.shape(example[name])),
@@ -81,25 +81,26 @@ class Parts:
 
   @property
   def dtypes(self) -> dict[str, str]:
-    """What each tower computes in: "float32" if it has no such argument."""
+    """Compute dtype of each tower; "float32" if the tower has no `dtype` argument."""
     with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
       return {name: computed_in(getattr(self.config.model[name], "dtype", "float32"))
               for name in ("image", "text")}
 
   @functools.cached_property
   def compute(self) -> compute_lib.Compute:
-    """What an example costs."""
+    """Compute cost of one example."""
     return compute_lib.count(self.learner, self.batch)
 
 
 def prepare(config: ConfigDict, *, mesh: jax.sharding.Mesh | None = None) -> Parts:
-  """Builds and checks everything that can be checked without a device doing anything.
+  """Builds a config and checks all that can be checked without running anything on a device.
 
   Args:
-    mesh: in place of the config's, of devices that need not be there.
+    config: config of a training run.
+    mesh: replaces the config's mesh; its devices need not be attached.
 
   Raises:
-    UserError: parts do not fit each other or the devices; says which and what to set.
+    UserError: parts do not fit each other or the devices; the message names them and what to set.
   """
   check_sections(config)
   data, training = build(config.data), build(config.train)
@@ -108,7 +109,7 @@ def prepare(config: ConfigDict, *, mesh: jax.sharding.Mesh | None = None) -> Par
                            microbatches=training.microbatches)
   total_steps = training.total_steps(batch_size=data.batch_size, examples=len(data.source))
 
-  # Towers ask what devices they are for.
+  # Towers read the target platform from the current mesh.
   with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
     learner = abstract_learner(config)
   check_inputs(learner.objective, data.views.outputs, config.augment)
@@ -130,21 +131,21 @@ def prepare(config: ConfigDict, *, mesh: jax.sharding.Mesh | None = None) -> Par
 
 
 def explanation(parts: Parts) -> str:
-  """A table of where each array of the train state lies, and what it takes of each device."""
+  """Returns a table of the sharding of each array of the train state and its bytes per device."""
   rows = sharding.explained(parts.state)
   mesh = " x ".join(f"{axis}={n}" for axis, n in parts.mesh.shape.items())
-  return (table(rows, header=("array", "shape", f"on mesh {mesh}", "bytes a device"))
-          + f"\n\n{sum(row[-1] for row in rows):,} bytes a device in all, of "
+  return (table(rows, header=("array", "shape", f"on mesh {mesh}", "bytes per device"))
+          + f"\n\n{sum(row[-1] for row in rows):,} bytes per device in total; the whole state has "
           f"{sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(parts.state)):,}.")
 
 
 def make_learner(config: ConfigDict, key: jax.Array) -> model_lib.Learner:
-  """The model and the objective of a config, with their initial values."""
+  """Builds the model and the objective of a config, with initial values."""
   rngs = nnx.Rngs(key)
   model = build(config.model, rngs=rngs)
   return model_lib.Learner(model, build(config.objective, model=model, rngs=rngs))
 
 
 def abstract_learner(config: ConfigDict) -> model_lib.Learner:
-  """The same with shapes for arrays."""
+  """Builds the learner of a config with ShapeDtypeStructs in place of arrays."""
   return jax.eval_shape(lambda key: make_learner(config, key), jax.random.key(0))

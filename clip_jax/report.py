@@ -1,4 +1,4 @@
-"""What a run says while it runs: metrics.jsonl, TensorBoard, and the lines that a person reads."""
+"""Metrics of a run, in metrics.jsonl, TensorBoard and Weights & Biases, and its console output."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import json
@@ -14,42 +14,42 @@ from typing import Any, TextIO
 
 from clip_jax.errors import UserError
 
-_WIDTH = 100  # Of lines that go to a file.
+_WIDTH = 100  # Columns at which lines of metrics wrap.
 
 
 class Report:
-  """Writes the metrics of a run, each once, whatever restarts it goes through.
+  """Writes the metrics of a run, each exactly once even if the run is restarted.
 
-  `workdir/metrics.jsonl` has one object a line, `{"step": 12, "train/loss": 3.2}`. A metric that is
-  not finite is null there, because JSON has no NaN; TensorBoard and the console show what it was.
-  On the console, a metric of the training step moves the progress line on, which a terminal shows
-  in place and a file gets every few seconds; the others (`<evaluator>/...`) get lines of their own.
+  `workdir/metrics.jsonl` has one object per line, `{"step": 12, "train/loss": 3.2}`. A metric that
+  is not finite is null there, because JSON has no NaN; TensorBoard and the console show its value.
+  On the console, metrics of the training step update the progress line, in place on a terminal and
+  every few seconds in a file; other metrics (`<evaluator>/...`) are printed on separate lines.
   """
 
   def __init__(self, workdir: Path | str, total_steps: int, start_step: int = 0, *,
                writes: bool = True, wandb: str | None = None, every_seconds: float = 10.0,
                stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic):
-    """Opens the report, and forgets what was written after `start_step`: it will be made again.
+    """Opens the files, and drops metrics after `start_step`, because those steps will be rerun.
 
     Args:
-      workdir: the run's folder; made if missing.
-      total_steps: how long the whole run is.
-      start_step: how many steps were made before, by the run that this one continues.
-      writes: whether this process is the one that writes; the others' reports do nothing.
-      wandb: Weights & Biases project that metrics go to as well.
-      every_seconds: between two progress lines where they do not replace each other.
+      workdir: the run's folder; created if missing.
+      total_steps: length of the whole run in steps.
+      start_step: step that the run resumes from.
+      writes: whether this process writes anything; only one process of a run should.
+      wandb: Weights & Biases project to log to in addition.
+      every_seconds: interval between progress lines if the console is not a terminal.
       stream: the console; standard output by default.
-      clock: seconds, for the time left.
+      clock: returns the time in seconds, to estimate the time left.
 
     Raises:
-      UserError: the workdir cannot be written to, or `wandb` is asked for and not installed.
+      UserError: the workdir cannot be written to, or `wandb` is set and not installed.
     """
     self._total, self._start, self._writes = total_steps, start_step, writes
     self._every, self._clock = every_seconds, clock
     self._stream = stream or sys.stdout
-    self._first: tuple[int, float] | None = None  # Step and seconds of the first line.
-    self._shown: float | None = None  # Seconds of the last line shown.
-    self._line = ""  # The progress line that stands on the terminal.
+    self._first: tuple[int, float] | None = None  # Step and time of the first line.
+    self._shown: float | None = None  # Time of the last line shown.
+    self._line = ""  # The progress line currently on the terminal.
     self._file = self._tensorboard = self._wandb = None
     if not writes:
       return
@@ -69,20 +69,21 @@ class Report:
     try:
       import tensorboardX
     except ImportError:
-      self.note("No TensorBoard events, as tensorboardX is missing: pip install tensorboardX.")
+      self.note("TensorBoard logging is off because tensorboardX is missing: pip install "
+                "tensorboardX.")
       return None
-    # TensorBoard hides what an earlier, interrupted process wrote at this step or later.
+    # Make TensorBoard hide what an interrupted process wrote at this step or later.
     return tensorboardX.SummaryWriter(
         str(path), purge_step=self._start + 1 if self._start else 0, flush_secs=10)
 
   def log(self, step: int, metrics: Mapping[str, float], *, show: bool = True) -> None:
-    """Writes metrics, each at most once a step.
+    """Logs metrics; each may be logged at most once per step.
 
     Args:
-      step: steps made so far.
-      metrics: numbers by name. `train/loss`, `train/images_per_second` and `train/data_wait` (the
-        share of the time spent waiting for data) appear in the progress line.
-      show: whether evaluations are printed, too.
+      step: number of steps made so far.
+      metrics: values by name. `train/loss`, `train/images_per_second` and `train/data_wait` (the
+        fraction of the time spent waiting for data) appear in the progress line.
+      show: whether to print metrics of evaluators.
     """
     if not self._writes:
       return
@@ -111,7 +112,7 @@ class Report:
     self._stream.flush()
 
   def close(self) -> None:
-    """Ends the progress line and the files; lines can still be printed by `note`."""
+    """Ends the progress line and closes the files; `note` can still print lines."""
     if self._line:
       self._stream.write("\n")
       self._stream.flush()
@@ -131,11 +132,11 @@ class Report:
 
   def _progress(self, step, values):
     now = self._clock()
-    # From the first line on: what is before it (compilation) is not coming again.
+    # Measure from the first line on, to exclude compilation, which happens before it.
     self._first = self._first or (step, now)
     line = progress_line(step, self._total, values, self._time_left(step, now))
     if self._stream.isatty():
-      # A line that wraps could not be replaced.
+      # Truncate the line, because a wrapped one could not be overwritten.
       self._line = line[:shutil.get_terminal_size().columns - 1]
       self._stream.write(f"\r\x1b[K{self._line}")
       self._shown = now
@@ -151,7 +152,7 @@ class Report:
 
 def progress_line(step: int, total: int, values: Mapping[str, float],
                   seconds_left: float | None) -> str:
-  """One line: how far, how well, how fast, how long still; None is not known yet."""
+  """Formats the progress line; `seconds_left` is None if not known yet."""
   parts = [f"step {step:,}/{total:,}", f"{100 * step // max(total, 1)}%"]
   if "train/loss" in values:
     parts.append(f"loss {values['train/loss']:.3f}")
@@ -165,7 +166,7 @@ def progress_line(step: int, total: int, values: Mapping[str, float],
 
 
 def _evaluation(step, values):
-  """The lines of one evaluation: each evaluator's metrics together."""
+  """Formats the metrics of an evaluation, grouped by evaluator."""
   groups = {}
   for name, value in values.items():
     evaluator, _, metric = name.rpartition("/")
@@ -175,11 +176,11 @@ def _evaluation(step, values):
     head = f"step {step:,}" + (f"  {evaluator}" if evaluator else "")
     lines.append(textwrap.fill("  ".join(parts), _WIDTH, initial_indent=f"{head}  ",
                                subsequent_indent="    ", break_on_hyphens=False))
-  return "\n".join(lines).replace("\0", " ")  # A name and its number stay on one line.
+  return "\n".join(lines).replace("\0", " ")  # Keeps a name and its value on the same line.
 
 
 def table(rows: Iterable[Sequence[Any]], header: Sequence[str]) -> str:
-  """Rows under a header, numbers (and what reads as one) to the right, a line in between."""
+  """Formats a table with a header; columns of numbers, or text that parses as one, align right."""
   rows = [[number(x) if isinstance(x, (int, float)) else str(x) for x in row] for row in rows]
   right = [bool(rows) and all(_reads_as_number(row[k]) for row in rows) for k in range(len(header))]
   widths = [max(len(row[k]) for row in [list(header), *rows]) for k in range(len(header))]
@@ -189,7 +190,7 @@ def table(rows: Iterable[Sequence[Any]], header: Sequence[str]) -> str:
 
 
 def evaluations(values: Mapping[str, float]) -> str:
-  """Tables of `evaluator/metric` values: a column for each evaluator, those alike side by side."""
+  """Formats `evaluator/metric` values as tables; evaluators with the same metrics share a table."""
   evaluators, alike = {}, {}
   for name, value in values.items():
     evaluator, _, metric = name.rpartition("/")
@@ -210,14 +211,14 @@ def _reads_as_number(text):
 
 
 def number(value: float) -> str:
-  """Four digits, or all before the point, in groups of three: 0.001235, 22.66, 1,234, 5,393."""
+  """Formats a number with four significant digits, or as an integer from 1,000: 22.66, 5,393."""
   if math.isfinite(value) and abs(value) >= 999.95:
     return f"{value:,.0f}"
   return f"{value:.4g}"
 
 
 def duration(seconds: float) -> str:
-  """The two largest units: 45 s, 3 min 20 s, 2 h 5 min, 3 d 4 h."""
+  """Formats a duration in its two largest units: 45 s, 3 min 20 s, 2 h 5 min, 3 d 4 h."""
   whole = round(seconds)
   for unit, size, next_unit, next_size in (
       ("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
@@ -228,25 +229,25 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-  """A line every so often, and at the end: how far, how fast, how long still, how many damaged."""
+  """Reports progress at intervals and at the end: count, rate, time left, damaged items."""
 
   def __init__(self, total: int, say: Callable[[str], None], unit: str, *, every: float = 10.0,
                last: bool = True):
-    """Begins.
+    """Starts the clock.
 
     Args:
-      total: of `unit` to be done.
-      say: takes the lines.
-      unit: what is counted, as "images".
+      total: number of items to process.
+      say: function that is called with each line.
+      unit: name of the items, such as "images".
       every: seconds between two lines.
-      last: whether there is a line at the end even of what took less than that.
+      last: whether to print a line at the end even if less than `every` seconds have passed.
     """
     self.total, self.say, self.unit, self.every, self.last = total, say, unit, every, last
     self.done = self.damaged = 0
     self.begun = self.shown = time.monotonic()
 
   def add(self, done: int, damaged: int = 0) -> None:
-    """So many more are done, so many of them damaged."""
+    """Adds `done` processed items, `damaged` ones included, and may print a line."""
     self.done, self.damaged = self.done + done, self.damaged + damaged
     now = time.monotonic()
     if now - self.shown < self.every and (self.done < self.total or not self.last):
@@ -261,17 +262,17 @@ class Progress:
 
 
 def curves(workdir: Path | str) -> dict[str, tuple[list[int], list[float]]]:
-  """What a run has written so far: (steps, values) of each metric, NaN where it was not finite.
+  """Reads the metrics of a run: (steps, values) by name, NaN where a value was not finite.
 
   Raises:
-    UserError: there is no run.
+    UserError: there is no metrics.jsonl in `workdir`.
   """
   path = Path(workdir) / "metrics.jsonl"
   if not path.is_file():
-    raise UserError(f"There is no {path}, so no run has written there.")
+    raise UserError(f"There is no {path}. Check the folder: every run creates this file.")
   found = {}
   for line in path.read_bytes().splitlines():
-    if (step := _step(line)) is not None:  # Not so of a line that is being written.
+    if (step := _step(line)) is not None:  # A line that is still being written has none.
       for name, value in json.loads(line).items():
         if name != "step":
           steps, values = found.setdefault(name, ([], []))
@@ -281,14 +282,14 @@ def curves(workdir: Path | str) -> dict[str, tuple[list[int], list[float]]]:
 
 
 def _forget(path, step):
-  """Drops the lines of `path` after `step`, and a half-written last one; all of them at step 0."""
+  """Drops lines of `path` after `step` and incomplete ones; at step 0, drops all lines."""
   if not path.exists():
     return
   keep = [line for line in path.read_bytes().splitlines()
           if step > 0 and _step(line) is not None and _step(line) <= step]
   temporary = path.with_name(path.name + ".new")
   temporary.write_bytes(b"".join(line + b"\n" for line in keep))
-  os.replace(temporary, path)  # Killed before it, the old file is whole; after it, the new one.
+  os.replace(temporary, path)  # Atomic, so that a kill cannot leave an incomplete file.
 
 
 def _step(line):
@@ -303,10 +304,10 @@ def _wandb_run(project, workdir):
     import wandb
   except ImportError as error:
     raise UserError(
-        f"Logging to the Weights & Biases project {project!r} was asked for, and wandb is not "
-        "installed. Install it (pip install wandb), or leave the project out of the config."
+        f"The config sets the Weights & Biases project {project!r}, but wandb is not installed. "
+        "Install it (pip install wandb), or remove the project from the config."
     ) from error
-  identity = workdir / "wandb_id.txt"  # So that a resumed run continues its curves there.
+  identity = workdir / "wandb_id.txt"  # Stored so that a resumed run continues the same W&B run.
   if not identity.exists():
     identity.write_text(secrets.token_hex(4))
   return wandb.init(project=project, name=workdir.name, dir=str(workdir),

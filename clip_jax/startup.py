@@ -1,4 +1,4 @@
-"""What is checked and said before the first step."""
+"""Checks and the printed summary at the start of a run."""
 
 import os
 from pathlib import Path
@@ -16,10 +16,10 @@ from clip_jax.report import number
 
 
 def writable(workdir: Path) -> Path:
-  """`workdir`, made if missing.
+  """Creates `workdir` if missing, and returns its absolute path.
 
   Raises:
-    UserError: nothing can be written there.
+    UserError: `workdir` is not writable.
   """
   try:
     workdir.mkdir(parents=True, exist_ok=True)
@@ -27,13 +27,13 @@ def writable(workdir: Path) -> Path:
     probe.touch()
     probe.unlink()
   except OSError as e:
-    raise UserError(f"Nothing can be written to --workdir={workdir}: {e.strerror}. Name a folder "
-                    "that you may write to.") from e
+    raise UserError(f"Cannot write to --workdir={workdir}: {e.strerror}. Choose a folder that you "
+                    "may write to.") from e
   return workdir.absolute()
 
 
 def precision(parts: Parts) -> list[str]:
-  """What towers compute in, and what to set if a CPU was told to use bfloat16."""
+  """Returns lines about the towers' compute dtypes, with a hint if a CPU is to use bfloat16."""
   of = parts.dtypes
   same = of["image"] == of["text"]
   lines = [f"computes   in {of['image']}" + ("" if same else f" (image) and {of['text']} (text)")]
@@ -45,23 +45,23 @@ def precision(parts: Parts) -> list[str]:
 
 
 def huge_pages(setting: Path = Path("/sys/kernel/mm/transparent_hugepage/enabled")) -> list[str]:
-  """What makes a CPU a fifth faster, where Linux gives large pages to programs that ask for them.
+  """Returns a hint to enable huge pages, if this is a CPU and Linux grants them on request.
 
-  A step gets gigabytes from the system and gives them back, 4 KiB at a time if nobody asks.
+  A step allocates and frees gigabytes, in pages of 4 KiB by default.
 
   Args:
-    setting: the file that says so.
+    setting: file with the kernel's setting.
   """
   asks = setting.exists() and "[madvise]" in setting.read_text()
   asked = "hugetlb" in os.environ.get("GLIBC_TUNABLES", "")
   if jax.default_backend() != "cpu" or not asks or asked:
     return []
-  return ["           faster by a fifth (docs/speed.md) with GLIBC_TUNABLES=glibc.malloc.hugetlb=1 "
-          "before the command"]
+  return ["           20% faster with GLIBC_TUNABLES=glibc.malloc.hugetlb=1 before the command "
+          "(docs/speed.md)"]
 
 
 def summary(parts: Parts, workdir: Path, start: int) -> list[str]:
-  """What is about to be done, a few lines for a person."""
+  """Returns the lines that describe the run, printed before it starts."""
   data, config, model = parts.data, parts.config, parts.learner.model
   samples = parts.total_steps * data.batch_size
   selections = [one.describe() for one in levels(data.source) if hasattr(one, "describe")]
@@ -77,9 +77,9 @@ def summary(parts: Parts, workdir: Path, start: int) -> list[str]:
       *([f"           from {parts.training.start_from}"]
         if parts.training.start_from and not start else []),
       f"objective  {config.objective.fn.rpartition(':')[2]} on batches of {data.batch_size}",
-      f"compute    {number(compute.forward / 1e9)} G multiply-adds forward an example (image "
+      f"compute    {number(compute.forward / 1e9)} G multiply-adds per example, forward (image "
       f"{number(compute.image / 1e9)}, text {number(compute.text / 1e9)}, loss "
-      f"{number(compute.loss / 1e9)}), {compute.flops * samples:.1e} FLOP in all",
+      f"{number(compute.loss / 1e9)}), {compute.flops * samples:.1e} FLOP in total",
       f"devices    {len(devices)} x {devices[0].device_kind}, mesh "
       + " x ".join(f"{name}={n}" for name, n in parts.mesh.shape.items()),
       *precision(parts),
@@ -90,7 +90,7 @@ def summary(parts: Parts, workdir: Path, start: int) -> list[str]:
 
 
 def facts(parts: Parts) -> dict[str, str | dict[str, str]]:
-  """What must be the same on all processes."""
+  """Returns the facts that must agree on all processes."""
   kinds = {device.device_kind for device in jax.local_devices()}
   return {"config": config_lib.entries(parts.config),
           "data": data_version(parts.data.source),

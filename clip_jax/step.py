@@ -1,4 +1,4 @@
-"""One step of training: embed, loss, gradient, update; all of it one jitted function of a state."""
+"""The train step: embeddings, loss, gradients and update in a single jitted function."""
 
 from collections.abc import Callable
 import dataclasses
@@ -19,15 +19,15 @@ from clip_jax.sharding import on_rows
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-  """Everything that changes from step to step, and all of it that a checkpoint holds.
+  """Everything that changes from step to step; saved in full by every checkpoint.
 
   Attributes:
-    step: int32 [], updates made so far.
-    params: trained variables, float32, a plain nested dict {"model": ..., "objective": ...}.
-    stats: variables that are not trained: what the forward pass itself updates (BatchNorm
-      averages) and fixed arrays; empty for a ViT with learned positions and a plain objective.
+    step: int32 [], steps made so far, including skipped ones within the allowance.
+    params: trained variables, float32, as a plain nested dict {"model": ..., "objective": ...}.
+    stats: variables that are not trained: those that the forward pass updates (BatchNorm averages)
+      and fixed arrays; empty for a ViT with learned position embeddings and a plain objective.
     opt_state: state of the optimizer.
-    skipped: int32 [], steps that changed nothing, because a loss or a gradient was not finite.
+    skipped: int32 [], steps that were skipped because the loss or a gradient was not finite.
   """
   step: jax.Array
   params: dict
@@ -37,34 +37,34 @@ class TrainState:
 
 
 def create(learner: Learner, optimizer: optax.GradientTransformation) -> TrainState:
-  """The state before the first step; traceable, so that it can be made sharded or abstract."""
+  """Returns the initial train state; traceable, so that it can be created sharded or abstract."""
   _, params, stats = split(learner)
   return TrainState(jnp.int32(0), params, stats, optimizer.init(params), jnp.int32(0))
 
 
 def example_keys(seed: int, step: jax.Array, B: int) -> jax.Array:
-  """One key per row of the global batch, [B]: a function of (seed, step, row) and nothing else."""
-  # Threefry draws the same numbers however the batch is sliced or split over devices; rbg does not.
+  """Returns one key per row of the global batch, [B], depending only on (seed, step, row)."""
+  # Threefry draws the same numbers however the batch is sliced or sharded; rbg does not.
   key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), step)
   return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(B))
 
 
 def entry_keys(keys: jax.Array, name: str) -> jax.Array:
-  """Keys of one batch entry, [B], so that two views of an image are not augmented alike."""
+  """Returns keys for one batch entry, [B], so that two views of an image are augmented apart."""
   return jax.vmap(jax.random.fold_in, (0, None))(keys, zlib.crc32(name.encode()))
 
 
 def by_piece(embed: Callable, pieces: int) -> Callable:
-  """`embed`, one piece of the rows after the other: same values and gradients, 1/pieces the memory.
+  """Wraps `embed` to process the rows in pieces: same gradients, 1/pieces of the memory.
 
-  The backward pass embeds each piece again and the loss between sees every row, so this is
-  GradCache (Gao et al. 2021) as one transform. A tower with BatchNorm normalises over a piece, and
-  its averages are the mean of the pieces'.
+  The loss sees the embeddings of all rows, and the backward pass recomputes those of each piece.
+  This is GradCache (Gao et al. 2021) as a single transform. BatchNorm normalises over a piece, and
+  its running averages are the mean over the pieces.
 
   Args:
     embed: (params, stats, batch, keys) -> (stats, embeddings).
-    pieces: how many. Piece i is the rows i, i + pieces, ...: each device keeps its own rows, and
-      the pieces are the same on any mesh.
+    pieces: number of pieces. Piece i holds the rows i, i + pieces, ..., so that each device keeps
+      its own rows and the pieces are the same on any mesh.
   """
   if pieces == 1:
     return embed
@@ -85,16 +85,17 @@ def by_piece(embed: Callable, pieces: int) -> Callable:
 
 def make_gradients(graphdef: Any, *, seed: int, augment: dict[str, DeviceAugment] | None = None,
                    microbatches: int = 1) -> Callable[[TrainState, Batch], tuple]:
-  """The function (state, batch) -> (loss, metrics, next stats, gradients) inside of a step.
+  """Returns the function (state, batch) -> (loss, metrics, next stats, gradients) of a step.
 
-  Args: as those of `make_train_step`.
+  Args:
+    graphdef, seed, augment, microbatches: see `make_train_step`.
   """
   augment = augment or {}
 
   def embed(params, stats, batch, keys):
     pairs = jax.vmap(jax.random.split)(keys)                                # [B, 2]
     augment_keys, model_keys = pairs[:, 0], pairs[:, 1]
-    # In here, not before: outside, the whole batch would be live as floats.
+    # Augment inside `embed`, because outside the whole batch would be in memory as floats.
     with jax.named_scope("augmentation"):
       batch = {name: augment[name](x, entry_keys(augment_keys, name)) if name in augment else x
                for name, x in batch.items()}
@@ -121,21 +122,23 @@ def make_train_step(graphdef: Any, optimizer: optax.GradientTransformation, *, s
                     augment: dict[str, DeviceAugment] | None = None, microbatches: int = 1,
                     skip_nonfinite: int = 0) -> Callable[[TrainState, Batch],
                                                          tuple[TrainState, Metrics]]:
-  """The function (state, batch) -> (next state, metrics), to be jitted once.
+  """Returns the function (state, batch) -> (next state, metrics), to be jitted once.
 
-  A step whose loss or gradient is not finite changes nothing but the counts. The one of these that
-  is more than `skip_nonfinite` does not count as a step, and none after it changes anything: the
-  state stays the last good one, `state.skipped > skip_nonfinite` says so whenever somebody looks,
-  and `state.step` says which step it was. The learning rate's schedule counts updates, so a run
-  ends as many updates before its end as steps were left out.
+  A step with a loss or gradient that is not finite is skipped: it changes only the counters. Once
+  there is one more of these than `skip_nonfinite` allows, the state is frozen: that step is not
+  counted, and later steps change nothing. The caller may therefore check
+  `state.skipped > skip_nonfinite` at any later time and still find the last good state, with
+  `state.step + 1` as the number of the failed step. The learning rate schedule counts updates, so
+  every skipped step leaves the schedule one update short of its end.
 
   Args:
     graphdef: structure of the learner, from `split`.
-    optimizer: bounds of learned scalars included.
-    seed: of everything random on the device.
-    augment: what happens to a batch entry on the device, by its name.
-    microbatches: pieces that the batch is embedded in; the loss and its gradient are of the whole.
-    skip_nonfinite: steps that may be left out, in all.
+    optimizer: the optimizer, which also keeps learned scalars within their bounds.
+    seed: seed of all randomness on the device.
+    augment: on-device augmentations by the name of the batch entry.
+    microbatches: number of pieces that the batch is embedded in; the loss is that of the whole
+      batch.
+    skip_nonfinite: number of steps that may be skipped in total.
   """
   gradients = make_gradients(graphdef, seed=seed, augment=augment, microbatches=microbatches)
 
@@ -152,7 +155,7 @@ def make_train_step(graphdef: Any, optimizer: optax.GradientTransformation, *, s
     running = state.skipped <= skip_nonfinite
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     skipped = state.skipped + (running & ~finite)
-    # A choice between arrays, not a branch: it becomes a part of the loops that make the update.
+    # jnp.where rather than lax.cond, so that XLA fuses the selection into the update.
     keep = lambda new, old: jax.tree.map(
         lambda n, o: jnp.where(running & finite, n, o), new, old)
     with jax.named_scope("optimizer"):
@@ -166,14 +169,14 @@ def make_train_step(graphdef: Any, optimizer: optax.GradientTransformation, *, s
 
 
 def make_diagnosis(graphdef: Any, **options: Any) -> Callable[[TrainState, Batch], Metrics]:
-  """The function (state, batch) -> the loss, and the norm of the gradient of each part.
+  """Returns the function (state, batch) -> the loss and the gradient norm of each part.
 
-  Parts are the towers and projections by their names in the model, and `objective`; to find out
-  what was not finite in a step that changed nothing.
+  Used to find out what was not finite in a skipped step. Parts are the towers and projections, by
+  their names in the model, and `objective`.
 
   Args:
     graphdef: structure of the learner.
-    **options: `seed`, `augment`, `microbatches`, as for `make_train_step`.
+    **options: `seed`, `augment` and `microbatches`, as for `make_train_step`.
   """
   gradients = make_gradients(graphdef, **options)
 

@@ -1,25 +1,25 @@
-"""Trains: python -m clip_jax.train --config=FILE --workdir=DIR [--config.a.b=value ...]."""
+"""Train a model: python -m clip_jax.train --config=FILE --workdir=DIR [--config.a.b=value ...]."""
 
 from clip_jax import cli
 
-HELP = """Trains the model that a config file describes.
+HELP = """Trains the model described by a config file.
 
   python -m clip_jax.train --config=configs/quickstart.py --workdir=DIR [--config.a.b=value ...]
 
-  --config=FILE[:ARGUMENT]   a Python file with get_config(), and a string for it
-  --config.a.b=VALUE         replaces a value of the config; --print shows all there are
-  --workdir=DIR              everything is written here; a run that lies here is gone on with
-  --print                    prints the complete config and does nothing
-  --explain                  prints where each array of the train state lies and does nothing
+  --config=FILE[:ARGUMENT]   Python file with get_config(), and an optional string argument for it
+  --config.a.b=VALUE         overrides a value of the config; --print shows all of them
+  --workdir=DIR              folder for all output; a run that is already there is resumed
+  --print                    prints the complete config and exits
+  --explain                  prints the sharding of each array of the train state and exits
   --coordinator=HOST:PORT --processes=N --process=I
-                             one of N processes, of which number 0 listens there; SLURM, Google
-                             Kubernetes Engine and TPU VMs say so themselves
+                             runs process I of N, where process 0 listens at HOST:PORT; detected
+                             automatically on SLURM, Google Kubernetes Engine and TPU VMs
 
-Ctrl-C saves after the step under way; a second one does not wait. What was compiled is kept in
-~/.cache/clip_jax, or where JAX_COMPILATION_CACHE_DIR says.
+Ctrl-C saves after the current step and stops; a second one stops at once. Compiled programs are
+cached in ~/.cache/clip_jax, or in JAX_COMPILATION_CACHE_DIR if that is set.
 
-Exit codes: 0 done, 2 a mistake in what was asked for, 130 stopped by Ctrl-C, 1 anything else,
-75 saved after SIGTERM: start it again.
+Exit codes: 0 done, 2 a mistake in the command, 130 stopped by Ctrl-C, 1 any other error,
+75 saved after SIGTERM: rerun the command to resume.
 """
 
 
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
     return 0
   from clip_jax.errors import UserError
   if not flags.workdir:
-    raise UserError("Where should the run be written? Set --workdir=DIR.")
+    raise UserError("No output folder is given. Set --workdir=DIR.")
   from clip_jax import distributed
   distributed.start(flags.coordinator, flags.processes, flags.process)
   from jax.errors import JaxRuntimeError
@@ -49,10 +49,10 @@ def main(arguments: list[str]) -> int:
   except JaxRuntimeError as e:
     from clip_jax.bringup import silent
     if others := silent():
-      # A lost connection is the loss of those; anything else happened to this process alone.
-      e.add_note(f"{distributed.counted(others)} did not fail with this one. If this is about a "
-                 "connection, look at the end of their logs: they are gone. Started again, all go "
-                 "on from the last checkpoint.")
+      # If the error is a lost connection, these died; otherwise this process failed by itself.
+      e.add_note(f"{distributed.counted(others)} did not report a failure. If this error is about "
+                 "a connection, they have died: look at the end of their logs. Restart all "
+                 "processes to resume from the last checkpoint.")
     raise
 
 
