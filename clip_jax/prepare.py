@@ -1,4 +1,4 @@
-"""Makes what training reads: python -m clip_jax.prepare --from=GLOB --format=F --out=DIR."""
+"""Prepares training data: python -m clip_jax.prepare --from=GLOB --format=F --out=DIR."""
 
 from collections.abc import Iterator
 import concurrent.futures
@@ -20,42 +20,42 @@ from clip_jax.interfaces import Source
 from clip_jax.interrupts import deaf
 from clip_jax.report import duration
 
-HELP = """Makes what training reads: ArrayRecord shards with a manifest, or a tokenizer.
+HELP = """Converts data to ArrayRecord shards for training, or trains a tokenizer.
 
   python -m clip_jax.prepare --from="cc3m/*.tar" --format=webdataset --out=DIR --processes=16
   python -m clip_jax.prepare --from=openclipart --format=source --tokenizer=OUT.model --pieces=4096
   python -m clip_jax.prepare --verify --out=DIR
 
-  --from=WHERE           files, a folder, or a pattern in quotes; tars and Parquet may be gs://
-  --format=FORMAT        webdataset: tars as img2dataset writes them; each makes one shard
-                         parquet: a column of encoded images and one of texts
-                         folder: images, and a table of captions or a folder for each class
-                         source: --from is openclipart, ArrayRecord files, or a config file whose
-                         get_config() calls a source
-  --out=DIR              the folder of the shards; read it with clip_jax.data.ArrayRecord(DIR)
-  --processes=N          that work at the same time (default 1)
-  --shard=I/N            does the I-th of N parts, I from 0; N machines with one DIR do them all
-  --max_side=N           larger images are reduced to N pixels on the longer side (default: none)
-  --quality=N            of the JPEGs that are written (default 92)
-  --max_text=N           characters that longer texts are cut to (default 2000)
-  --records_per_shard=N  for parquet, folder and source (default 10000)
-  --image=NAME           column or entry that is the image (default image)
-  --text=NAME            column or entry that is the text (default caption)
+  --from=WHERE           input: files, a folder, or a quoted pattern; tars and Parquet may be gs://
+  --format=FORMAT        webdataset: tars as img2dataset writes them; each becomes one shard
+                         parquet: a column of encoded images and a column of texts
+                         folder: images, with a caption table or one subfolder per class
+                         source: --from is openclipart, ArrayRecord files, or a config file with a
+                         get_config() that returns the call of a source
+  --out=DIR              folder for the shards; clip_jax.data.ArrayRecord(DIR) reads them
+  --processes=N          number of parallel processes (default 1)
+  --shard=I/N            process only part I of N, counting from 0, to split the work between N
+                         machines that share DIR
+  --max_side=N           downscale images to at most N pixels on the longer side (default: no limit)
+  --quality=N            quality of the JPEGs that are written, 1 to 100 (default 92)
+  --max_text=N           truncate texts to N characters (default 2000)
+  --records_per_shard=N  shard size for parquet, folder and source (default 10000)
+  --image=NAME           column with the image (default image)
+  --text=NAME            column with the text (default caption)
   --captions=FILE        table in the folder, .jsonl, .csv or .tsv (default captions.jsonl)
-  --classes              there is no table but a folder for each class
-  --fields=A,B           further columns or entries to keep (default: those of key, url, license,
-                         licence, source and author that there are)
-  --licence=TEXT         noted in the manifest
-  --source=TEXT          noted in the manifest
-  --verify               compares the shards in DIR with their checksums
-  --tokenizer=OUT.model  trains a SentencePiece model on the texts of a source instead
-  --pieces=N             its vocabulary (default 4096)
+  --classes              the folder has one subfolder per class instead of a table
+  --fields=A,B           further columns to keep (default: those of key, url, license, licence,
+                         source and author that exist)
+  --licence=TEXT         licence to record in the manifest
+  --source=TEXT          origin of the data to record in the manifest
+  --verify               compare the shards in DIR with their checksums
+  --tokenizer=OUT.model  train a SentencePiece model on the texts of a source instead
+  --pieces=N             vocabulary size of the tokenizer (default 4096)
 
-The same command goes on where it was stopped: finished shards stay, half-written ones are made
-again. What is left out or changed is counted by reason in DIR/manifest.json, which is written when
-the last shard is.
+Rerun an interrupted command to resume it: finished shards are kept. DIR/manifest.json is written
+after the last shard and counts the dropped and changed records by reason.
 
-Exit codes: 0 done, 2 a mistake in what was asked for, 130 stopped by Ctrl-C, 1 anything else.
+Exit codes: 0 done, 2 a mistake in the command, 130 stopped by Ctrl-C, 1 any other error.
 """
 _TEXTS = ("from", "format", "out", "shard", "image", "text", "captions", "fields", "licence",
           "source", "tokenizer")
@@ -70,25 +70,25 @@ def main(arguments: list[str]) -> None:
             for name, default in _NUMBERS.items()}
   if flags.verify:
     if not flags.out:
-      raise UserError("Which shards? Set --out=DIR to the folder that holds them.")
-    print(f"{flags.out}: {ArrayRecord(flags.out).verify():,} shards are as they were written.")
+      raise UserError("Which shards? Set --out=DIR to their folder.")
+    print(f"{flags.out}: {ArrayRecord(flags.out).verify():,} shards match their checksums.")
     return
   where = getattr(flags, "from")
   if not where:
-    raise UserError("What should be prepared? Set --from, as in --from='tars/*.tar'.")
+    raise UserError("What should be prepared? Set --from, for example --from='tars/*.tar'.")
   if flags.tokenizer:
     _tokenizer(where, flags, number["pieces"])
     return
   if flags.format not in inputs.FORMATS:
-    raise UserError(f"--format={flags.format or ''} is none of {', '.join(inputs.FORMATS)}.")
+    raise UserError(f"--format={flags.format or ''} is not one of {', '.join(inputs.FORMATS)}.")
   if not flags.out:
     raise UserError("Where should the shards be written? Set --out=DIR.")
   if "://" in flags.out:
-    raise UserError(f"--out={flags.out}: shards are written to this machine's files only. Set a "
-                    "folder of a disk, or of a mounted bucket, or copy them afterwards.")
+    raise UserError(f"--out={flags.out}: shards can be written to local folders only. Set a local "
+                    "folder or a mounted bucket, or copy the shards afterwards.")
   if flags.format == "webdataset" and flags.records_per_shard:
-    raise UserError("--records_per_shard is not for webdataset, where each tar makes one shard. "
-                    "Leave it out.")
+    raise UserError("--records_per_shard does not apply to webdataset, where each tar becomes one "
+                    "shard. Remove it.")
   if number["quality"] > 100:
     raise UserError(f"--quality={flags.quality} is not between 1 and 100.")
   job = inputs.Job(
@@ -97,11 +97,11 @@ def main(arguments: list[str]) -> None:
       None if flags.fields is None else tuple(filter(None, flags.fields.split(","))),
       *(number[name] for name in ("records_per_shard", "max_side", "quality", "max_text")))
   part, parts = shard(flags.shard)
-  inputs.opened.cache_clear()  # There may be other files now than at the last call.
+  inputs.opened.cache_clear()  # The files may have changed since an earlier call.
   _write(job, flags.out, part, parts, number["processes"])
   manifest = shards.write_manifest(job, flags.out, licence=flags.licence, source=flags.source)
   if manifest is None:
-    print(f"Part {part} of {parts} is done, others are not; who is last writes manifest.json.")
+    print(f"Part {part} of {parts} is done; the last part to finish writes manifest.json.")
     return
   print(f"{flags.out}: {manifest['records']:,} records, {manifest['bytes'] / 1e6:,.1f} MB, "
         f"{len(manifest['shards']):,} shards.")
@@ -111,20 +111,20 @@ def main(arguments: list[str]) -> None:
 
 
 def _write(job, out, part, parts, processes):
-  """Makes those shards of this part that are not there yet."""
+  """Writes the unfinished shards of this part."""
   pieces = len(inputs.opened(job))
   shards.check_folder(out, pieces)
   todo = [piece for piece in range(part, pieces, parts) if not shards.finished(job, piece, out)]
   if not todo:
     return
-  # What it says will not be so any more.
+  # It is about to become out of date.
   (Path(out) / "manifest.json").unlink(missing_ok=True)
   progress = _Progress(len(todo))
   if processes == 1:
     for piece in todo:
       progress.show(shards.write_shard(job, piece, out))
     return
-  # Not forked: threads of libraries that are loaded already would not be there.
+  # Spawn, because forked processes would lack the threads of libraries that are already loaded.
   with concurrent.futures.ProcessPoolExecutor(
       min(processes, len(todo)), multiprocessing.get_context("spawn"), _end_with_parent,
       (os.getpid(),)) as pool:
@@ -132,7 +132,7 @@ def _write(job, out, part, parts, processes):
     try:
       for task in concurrent.futures.as_completed(tasks):
         progress.show(task.result())
-    except KeyboardInterrupt:  # What they are at will be made again.
+    except KeyboardInterrupt:  # A rerun repeats the unfinished shards.
       for worker in multiprocessing.active_children():
         worker.terminate()
       raise
@@ -141,7 +141,7 @@ def _write(job, out, part, parts, processes):
 
 
 def _end_with_parent(parent):
-  """Ends this process soon after its parent, which may be killed without a word."""
+  """Ends this process soon after its parent, which may be killed without cleaning up."""
 
   def watch():
     while os.getppid() == parent:
@@ -152,14 +152,14 @@ def _end_with_parent(parent):
 
 
 class _Progress:
-  """The line that says how far it is: in place on a terminal, every ten seconds elsewhere."""
+  """Progress line, updated in place on a terminal and printed every ten seconds elsewhere."""
 
   def __init__(self, total: int):
     self._total, self._done, self._read, self._kept = total, 0, 0, 0
     self._start = self._shown = time.monotonic()
 
   def show(self, note):
-    """Counts one more shard."""
+    """Adds a finished shard and shows the line if it is due."""
     self._done += 1
     self._read += note["read"]
     self._kept += note["records"]
@@ -179,23 +179,23 @@ def _number(name, written, default):
   if written is None:
     return default
   if not re.fullmatch(r"[\d_]+", written) or int(written) < 1:
-    raise UserError(f"--{name}={written} is not a whole number from 1 on.")
+    raise UserError(f"--{name}={written} is not a positive integer.")
   return int(written)
 
 
 def _tokenizer(where, flags, pieces):
   if flags.format not in (None, "source"):
-    raise UserError(f"--tokenizer reads a source, not --format={flags.format}. Write the shards "
-                    "first, then set --from to their folder and --format=source.")
+    raise UserError(f"--tokenizer works with --format=source only, not {flags.format}. Write "
+                    "shards first, then set --from to their folder.")
   folder = Path(flags.tokenizer).parent
   if not folder.is_dir():
-    raise UserError(f"--tokenizer={flags.tokenizer}: there is no folder {folder}. Make it first.")
+    raise UserError(f"--tokenizer={flags.tokenizer}: there is no folder {folder}. Create it first.")
   vocabulary = train_sentencepiece(texts(inputs.named_source(where)), flags.tokenizer, pieces)
   print(f"{flags.tokenizer}: {vocabulary:,} pieces")
 
 
 def texts(source: Source) -> Iterator[str]:
-  """Every text of every record, in lower case."""
+  """Yields every text of every record, in lower case."""
   for i in range(len(source)):
     text = source[i].get("text", [])
     yield from (t.lower() for t in ([text] if isinstance(text, str) else text))

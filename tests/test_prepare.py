@@ -1,4 +1,4 @@
-"""The command that makes what training reads: shards with a manifest, and tokenizers."""
+"""Tests of the prepare command: shards, manifest, resuming, and tokenizers."""
 
 import hashlib
 import io
@@ -62,7 +62,7 @@ def run(*arguments):
 
 
 def content(folder):
-  """Every byte of a folder."""
+  """Returns the bytes of all files in a folder, by name."""
   return {p.name: p.read_bytes() for p in Path(folder).iterdir()}
 
 
@@ -89,7 +89,7 @@ def test_tars_become_shards_with_notes_and_a_manifest(tars, tmp_path, capsys):
   assert "40 records" in printed.out and "4/4 shards  40 records  0 dropped" in printed.err
 
 
-def test_everything_read_is_kept_or_counted(tmp_path):
+def test_every_record_is_kept_or_counted_as_dropped(tmp_path):
   exif = Image.Exif()
   exif[0x0112] = 6
   turned, cmyk = io.BytesIO(), io.BytesIO()
@@ -126,7 +126,7 @@ def test_everything_read_is_kept_or_counted(tmp_path):
   assert not list(tmp_path.parent.glob("x.jpg"))
 
 
-def test_processes_and_machines_make_the_same_bytes(tars, tmp_path, capsys):
+def test_the_bytes_do_not_depend_on_processes_or_machines(tars, tmp_path, capsys):
   common = (f"--from={tars}/*.tar", "--format=webdataset")
   run(*common, f"--out={tmp_path}/one")
   run(*common, f"--out={tmp_path}/two", "--processes=2")
@@ -136,10 +136,10 @@ def test_processes_and_machines_make_the_same_bytes(tars, tmp_path, capsys):
     run(*common, f"--out={tmp_path}/three", f"--shard={part}/3")
   assert content(tmp_path / "one") == content(tmp_path / "three")
   out = capsys.readouterr().out
-  assert "Part 2 of 3 is done, others are not" in out and out.count("others are not") == 2
+  assert "Part 2 of 3 is done; " in out and out.count("the last part to finish") == 2
 
 
-def test_a_rerun_makes_only_what_is_missing_cut_or_changed(tars, tmp_path, monkeypatch):
+def test_a_rerun_writes_only_missing_truncated_or_changed_shards(tars, tmp_path, monkeypatch):
   out = tmp_path / "out"
   again = (f"--from={tars}", "--format=webdataset", f"--out={out}")
   run(*again)
@@ -160,7 +160,7 @@ def test_a_rerun_makes_only_what_is_missing_cut_or_changed(tars, tmp_path, monke
 
 
 def runs(pid):
-  """Whether a process is there, and not only its memory."""
+  """Whether a process is running, that is, exists and is not a zombie."""
   try:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
   except OSError:
@@ -168,7 +168,7 @@ def runs(pid):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_run_killed_halfway_and_run_again_leaves_the_bytes_of_an_unbroken_one(
+def test_a_killed_and_resumed_run_writes_the_same_bytes(
     tmp_path, processes):
   rng = np.random.default_rng(0)
   images = []
@@ -190,8 +190,8 @@ def test_a_run_killed_halfway_and_run_again_leaves_the_bytes_of_an_unbroken_one(
     assert process.poll() is None and time.monotonic() - started < 120
     time.sleep(0.005)
   children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-  assert len(children) == (processes > 1) * (processes + 1)  # And the one that keeps count.
-  os.kill(process.pid, signal.SIGKILL)  # Its own processes are left to notice.
+  assert len(children) == (processes > 1) * (processes + 1)  # Plus the resource tracker.
+  os.kill(process.pid, signal.SIGKILL)  # Its workers must notice by themselves.
   process.wait()
   started = time.monotonic()
   while any(map(runs, children)):
@@ -205,8 +205,8 @@ def test_a_run_killed_halfway_and_run_again_leaves_the_bytes_of_an_unbroken_one(
   assert len(ArrayRecord(out)) == 360
 
 
-def test_ctrl_c_ends_every_process_and_says_so_once(tmp_path):
-  before = signal.signal(signal.SIGINT, signal.default_int_handler)  # Perhaps it was ignored.
+def test_ctrl_c_ends_all_processes_with_a_single_message(tmp_path):
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)  # It may have been ignored.
   process = subprocess.Popen(
       [sys.executable, "-m", "clip_jax.prepare", "--from=openclipart", "--format=source",
        "--records_per_shard=5", "--processes=2", f"--out={tmp_path}"], cwd=ROOT, text=True,
@@ -216,10 +216,10 @@ def test_ctrl_c_ends_every_process_and_says_so_once(tmp_path):
   while not list(tmp_path.glob("records*.json")):
     assert process.poll() is None and time.monotonic() - started < 120
     time.sleep(0.005)
-  os.killpg(process.pid, signal.SIGINT)  # As a terminal does.
+  os.killpg(process.pid, signal.SIGINT)  # As a terminal would.
   _, said = process.communicate(timeout=60)
   assert process.returncode == 130 and "Traceback" not in said
-  assert said.strip().splitlines()[-1].startswith("Stopped. What was saved is saved")
+  assert said.strip().splitlines()[-1].startswith("Stopped. ")
   assert not (tmp_path / "manifest.json").exists()
 
 
@@ -242,7 +242,7 @@ def test_parquet_becomes_shards(tmp_path):
   assert set(ArrayRecord(tmp_path / "two")[0]) == {"image", "text", "width"}
 
 
-def test_bytes_that_are_no_text_are_counted(tmp_path):
+def test_texts_with_invalid_utf8_are_counted(tmp_path):
   table = pa.table({"image": [jpeg(1), jpeg(2)], "caption": [b"\xc3\xa9", b"\xc3"]})
   pq.write_table(table, tmp_path / "a.parquet")
   run(f"--from={tmp_path}", "--format=parquet", f"--out={tmp_path}/out")
@@ -296,11 +296,11 @@ def get_config(size="5"):
   assert ArrayRecord(tmp_path / "again").manifest["changed"] == {"resized": 7}
 
 
-def test_a_damaged_set_is_an_error_at_once_or_when_verified(tars, tmp_path, capsys):
+def test_opening_detects_truncated_shards_and_verify_changed_bytes(tars, tmp_path, capsys):
   out = tmp_path / "out"
   run(f"--from={tars}", "--format=webdataset", f"--out={out}")
   run("--verify", f"--out={out}")
-  assert "4 shards are as they were written" in capsys.readouterr().out
+  assert "4 shards match their checksums" in capsys.readouterr().out
   shard = out / "records-00001-of-00004.array_record"
   data = bytearray(shard.read_bytes())
   data[5000] ^= 1
@@ -318,61 +318,61 @@ def test_a_damaged_set_is_an_error_at_once_or_when_verified(tars, tmp_path, caps
     ArrayRecord(out).verify()
 
 
-def test_other_settings_or_another_set_in_the_same_place_are_refused(tars, tmp_path):
+def test_a_folder_with_other_settings_or_another_set_is_rejected(tars, tmp_path):
   out = tmp_path / "out"
   again = (f"--from={tars}", "--format=webdataset", f"--out={out}")
   run(*again)
-  with pytest.raises(UserError, match="was made with other settings: max_side None, not 8. Use the "
-                     "same ones, or another --out"):
+  with pytest.raises(UserError, match="written with other settings: max_side None, not 8. "
+                     ".*another --out"):
     run(*again, "--max_side=8")
   tar(tars / "9.tar", pair(7))
-  with pytest.raises(UserError, match="holds records-00000-of-00004.array_record, and the input "
-                     "now makes 5 shards"):
+  with pytest.raises(UserError, match="contains records-00000-of-00004.array_record, but the "
+                     "input gives 5 shards"):
     run(*again)
 
 
-def test_a_set_of_which_nothing_is_left_is_refused(tmp_path):
+def test_a_set_without_usable_records_is_rejected(tmp_path):
   tar(tmp_path / "a.tar", [("1.jpg", jpeg(1)), ("2.txt", b"x"), ("3.txt", b"x")])
   with pytest.raises(UserError, match="None of the 3 records of .* can be used: 2 no image, 1 no "
-                     "text. Check the format and the names"):
+                     "text. Check --format"):
     run(f"--from={tmp_path}", "--format=webdataset", f"--out={tmp_path}/out")
 
 
 @pytest.mark.parametrize("arguments, message", [
     (("--form=x",), "There is no flag --form; .*Did you mean --from|Did you mean --format"),
     ((), "What should be prepared. Set --from"),
-    (("--from=x", "--out=y"), "--format= is none of webdataset, parquet, folder, source"),
-    (("--from=x", "--format=tar", "--out=y"), "--format=tar is none of webdataset"),
+    (("--from=x", "--out=y"), "--format= is not one of webdataset, parquet, folder, source"),
+    (("--from=x", "--format=tar", "--out=y"), "--format=tar is not one of webdataset"),
     (("--from=x", "--format=parquet"), "Where should the shards be written"),
-    (("--from=x", "--format=parquet", "--out=gs://b/c"), "--out=gs://b/c: shards are written to "),
+    (("--from=x", "--format=parquet", "--out=gs://b/c"), "--out=gs://b/c: .* local folders"),
     (("--from=none/*.tar", "--format=webdataset", "--out=y"), "no files at none/"),
     (("--from=x", "--format=webdataset", "--out=y", "--records_per_shard=5"),
-     "--records_per_shard is not for webdataset"),
-    (("--from=x", "--processes=0"), "--processes=0 is not a whole number from 1 on"),
-    (("--from=x", "--max_side=big"), "--max_side=big is not a whole number"),
+     "--records_per_shard does not apply to webdataset"),
+    (("--from=x", "--processes=0"), "--processes=0 is not a positive integer"),
+    (("--from=x", "--max_side=big"), "--max_side=big is not a positive integer"),
     (("--from=x", "--format=folder", "--out=y", "--quality=101"), "--quality=101 is not between"),
     (("--from=x", "--format=folder", "--out=y", "--shard=3/3"), "--shard=3/3 is not I/N with I fr"),
     (("--from=x", "--format=folder", "--out=y", "--shard=a"), "--shard=a is not I/N"),
     (("--from=x", "--format=folder", "--out=y"), "There is no folder x"),
-    (("--from=laion", "--format=source", "--out=y"), "--from=laion is not a source; there"),
+    (("--from=laion", "--format=source", "--out=y"), "--from=laion is not a source; expected"),
     (("--verify",), "Which shards. Set --out=DIR"),
-    (("--from=x", "--format=folder", "--tokenizer=y"), "--tokenizer reads a source, not --f"),
+    (("--from=x", "--format=folder", "--tokenizer=y"), "--tokenizer works with --format=source"),
     (("--from=laion", "--tokenizer=a.model"),
-     "--from=laion is not a source; there are openclipart, a config file .*: No records at laion"),
-    (("--from=openclipart", "--tokenizer=missing/a.model"), "there is no folder missing. Make it")])
-def test_a_wrong_flag_is_said(arguments, message):
+     "--from=laion is not a source; expected openclipart, a config file .*: No records at laion"),
+    (("--from=openclipart", "--tokenizer=missing/a.model"), "there is no folder missing")])
+def test_an_invalid_flag_is_rejected(arguments, message):
   with pytest.raises(UserError, match=message):
     run(*arguments)
 
 
-def test_an_empty_input_is_said(tmp_path):
+def test_an_empty_input_is_rejected(tmp_path):
   none = pa.table({"image": pa.array([], pa.binary()), "caption": pa.array([], pa.string())})
   pq.write_table(none, tmp_path / "a.parquet")
   with pytest.raises(UserError, match="a.parquet has no records"):
     run(f"--from={tmp_path}/a.parquet", "--format=parquet", f"--out={tmp_path}/out")
 
 
-def test_the_shipped_tokenizer_is_what_the_command_makes(tmp_path, capsys):
+def test_the_command_reproduces_the_packaged_tokenizer(tmp_path, capsys):
   path = tmp_path / "new.model"
   run("--from=openclipart", "--format=source", f"--tokenizer={path}", "--pieces=4096")
   assert "4,096 pieces" in capsys.readouterr().out
@@ -382,7 +382,7 @@ def test_the_shipped_tokenizer_is_what_the_command_makes(tmp_path, capsys):
   assert mine == theirs
 
 
-def test_a_tokenizer_is_trained_on_prepared_shards(tmp_path, capsys):
+def test_a_tokenizer_can_be_trained_on_prepared_shards(tmp_path, capsys):
   write([{"image": b"", "text": [f"The {w} walks", f"a {w}"]} for w in ("cat", "dog", "ox") * 50],
         str(tmp_path / "a.array_record"))
   run(f"--from={tmp_path}", f"--tokenizer={tmp_path}/a.model", "--pieces=40")

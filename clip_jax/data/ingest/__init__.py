@@ -1,1 +1,1 @@
-"""How `prepare` makes shards of what there is."""
+"""Converts raw data into the shards that `prepare` writes."""

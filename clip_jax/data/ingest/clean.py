@@ -1,4 +1,4 @@
-"""One raw record to a clean one, and what was changed about it; or why it is dropped."""
+"""Cleans a raw record and lists the changes, or gives a reason to drop it."""
 
 import io
 from typing import Any
@@ -10,40 +10,42 @@ import simplejpeg
 
 from clip_jax.data.decode import MAX_PIXELS, Picture, UnreadableImage
 
-# Pillow reads more, some by running other programs; those have no business in a training set.
+# Pillow reads more formats, some by running other programs, which is unsafe for untrusted files.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-_KEPT = ("JPEG", "MPO", "PNG", "WEBP")  # MPO is a JPEG with more of them behind it.
+_KEPT = ("JPEG", "MPO", "PNG", "WEBP")  # MPO is a JPEG followed by further JPEGs.
 _ORIENTATION = 0x0112
 
 
 class Dropped(Exception):
-  """Why a record is left out; its only argument is the reason, by which it is counted."""
+  """Raised to drop a record; its only argument is the reason, under which it is counted."""
 
   @property
   def reason(self) -> str:
-    """Why, in words."""
+    """Why the record is dropped."""
     return self.args[0]
 
 
 def clean(raw: dict[str, Any], *, max_side: int | None = None, quality: int = 92,
           max_text: int = 2000) -> tuple[dict[str, Any], list[str]]:
-  """A record that every part of training can read.
+  """Returns a valid training record, with its image re-encoded only if necessary.
 
-  The image is decoded once, so that a damaged one is noticed now. Its bytes stay as they are if
-  they are JPEG, PNG or WebP that needs no thought. What is animated, CMYK, of 16 bits, turned by
-  EXIF, of another format or larger than `max_side` becomes a JPEG of its first picture, in RGB, the
-  right way up. EXIF is removed from JPEGs: it may say where and by whom, and decoding is slower.
+  Decodes every image once to detect damaged ones. Ordinary JPEG, PNG and WebP images keep their
+  bytes. Images that are animated, CMYK, 16-bit, rotated by EXIF, in another format or larger than
+  `max_side` are converted to a JPEG of the first frame, in RGB and with the rotation applied.
+  Pixel arrays are stored as PNG. EXIF is removed from JPEGs, because it may contain personal data
+  and makes decoding slower.
 
   Args:
-    raw: "image" (encoded bytes or uint8 [H, W, 3]), "text" (str, UTF-8 bytes, or a list), and
-      fields that stay as they are. A record with a "label" needs no text.
-    max_side: pixels that the longer side is reduced to; None for no limit.
-    quality: of JPEGs that are written.
-    max_text: characters that a longer text is cut to, at a word's end: what begins an endless
-      caption still describes the image, and no tokenizer here reads as far.
+    raw: "image" (encoded bytes or uint8 [H, W, 3]), "text" (str, UTF-8 bytes, or a list of these),
+      and further fields, which are kept unchanged. A record with a "label" needs no text.
+    max_side: maximum length of the longer side in pixels; larger images are downscaled. None for no
+      limit.
+    quality: quality of the JPEGs that are written, 1 to 100.
+    max_text: maximum number of characters; longer texts are truncated at a word boundary. The
+      default is more than any tokenizer here reads.
 
   Returns:
-    The record, and what was changed about it, a word or two each.
+    (the record, list of the changes, one or two words each).
 
   Raises:
     Dropped: "no image", "no text", "empty text", "invalid UTF-8", "too many pixels" or "unreadable
@@ -64,7 +66,7 @@ def clean(raw: dict[str, Any], *, max_side: int | None = None, quality: int = 92
 
 
 def _texts(given, most, changes):
-  """str, or list of at least one str, none of them empty."""
+  """Returns a non-empty str, or a list of at least one non-empty str."""
   texts = [_text(text, most, changes) for text in (given if isinstance(given, list) else [given])]
   texts = [text for text in texts if text]
   if not texts:
@@ -75,7 +77,7 @@ def _texts(given, most, changes):
 def _text(text, most, changes):
   try:
     text = bytes(text).decode("utf-8") if isinstance(text, (bytes, bytearray)) else str(text)
-    text.encode("utf-8")  # A string out of JSON may hold half a character.
+    text.encode("utf-8")  # Strings from JSON may contain lone surrogates.
   except UnicodeError as error:
     raise Dropped("invalid UTF-8") from error
   text = text.replace("\0", "").strip()
@@ -87,7 +89,7 @@ def _text(text, most, changes):
 
 
 def _image(image, max_side, quality, changes):
-  """Encoded bytes."""
+  """Returns the encoded bytes to store."""
   if isinstance(image, np.ndarray):
     changes.append("encoded")
     out = io.BytesIO()
@@ -98,7 +100,7 @@ def _image(image, max_side, quality, changes):
   picture = _try(Picture, image)
   longest, shrink = max(picture.height, picture.width), 1
   if max_side and picture.can_shrink:
-    # With half as many again as are wanted, nothing of the decoder's shrinking is seen.
+    # Decode to at least 1.5 times the final size, so that the decoder's scaling is not visible.
     shrink = max(k for k in (1, 2, 4, 8) if k == 1 or longest >= 1.5 * k * max_side)
   pixels = _reduced(_try(picture.pixels, shrink), max_side, ours)
   changes.extend(ours)
@@ -111,10 +113,10 @@ def _image(image, max_side, quality, changes):
 
 
 def _unusual(image):
-  """What about an image keeps it from being read by everything in the same way."""
+  """Lists the properties of an image that some decoders handle differently."""
   try:
     with warnings.catch_warnings():
-      warnings.simplefilter("ignore")  # Of the bomb, which is dealt with here.
+      warnings.simplefilter("ignore")  # The size is checked below instead.
       header = Image.open(io.BytesIO(image), formats=_FORMATS)
     if header.width * header.height > MAX_PIXELS:
       raise Dropped("too many pixels")
@@ -123,7 +125,7 @@ def _unusual(image):
       unusual.append("animated")
     if header.mode == "CMYK":
       unusual.append("CMYK")
-    # Of 16-bit PNGs in colour Pillow gives 8 bits, and no word of it.
+    # Pillow silently reads 16-bit colour PNGs as 8-bit, so look at the bit depth in the header.
     if header.mode.startswith("I") or (header.format == "PNG" and image[24] == 16):
       unusual.append("16 bits")
     if header.getexif().get(_ORIENTATION, 1) in range(2, 9):
@@ -133,7 +135,7 @@ def _unusual(image):
     raise Dropped("too many pixels") from error
   except Dropped:
     raise
-  except Exception as error:  # Whatever a decoder throws at broken bytes.
+  except Exception as error:  # Decoders raise many kinds of errors for damaged files.
     raise Dropped("unreadable image") from error
 
 
@@ -145,7 +147,7 @@ def _try(read, *args):
 
 
 def _reduced(pixels, max_side, changes):
-  """uint8 [H, W, 3] of which the longer side is at most `max_side`."""
+  """Downscales uint8 [H, W, 3] so that the longer side is at most `max_side`."""
   height, width = pixels.shape[:2]
   if not max_side or max(height, width) <= max_side:
     return pixels
@@ -156,9 +158,9 @@ def _reduced(pixels, max_side, changes):
 
 
 def _without_exif(jpeg):
-  """A JPEG without its EXIF segments; the pixels are the same."""
+  """Removes the EXIF segments of a JPEG without changing the pixels."""
   kept, at = [jpeg[:2]], 2
-  while jpeg[at:at + 1] == b"\xff" and jpeg[at + 1] != 0xDA:  # From there on there are pixels.
+  while jpeg[at:at + 1] == b"\xff" and jpeg[at + 1] != 0xDA:  # SOS: start of the pixel data.
     end = at + 2 + int.from_bytes(jpeg[at + 2:at + 4], "big")
     if end <= at + 3:
       break

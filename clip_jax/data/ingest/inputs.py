@@ -1,4 +1,4 @@
-"""What is prepared, cut into pieces of which each becomes one shard."""
+"""Opens the input of `prepare` and divides it into pieces, one per output shard."""
 
 from collections.abc import Iterator
 import dataclasses
@@ -20,23 +20,24 @@ from clip_jax.errors import UserError
 from clip_jax.interfaces import Source
 
 FORMATS = ("webdataset", "parquet", "folder", "source")
-# Kept without being asked for, where there are any: whose it is, and under which terms.
+# Fields kept by default if present, because they document origin and licence.
 FIELDS = ("key", "url", "license", "licence", "source", "author")
-# name: makes the source with every text that a vocabulary should cover.
+# Built-in sources by name, with all texts that the vocabulary of a tokenizer should cover.
 SOURCES = {"openclipart": lambda: OpenClipart("train", ("caption", "caption_long", "keywords"))}
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """What is read, and what is done to each record; all that the shards depend on.
+  """The input and all settings that determine the contents of the shards.
 
   Attributes:
-    where: of the input: files, a folder or a pattern; for the format "source" see `named_source`.
+    where: files, a folder or a pattern; for the format "source" see `named_source`.
     format: one of FORMATS.
-    image, text: column or entry names, for "parquet" and "folder".
-    captions: the table, for "folder"; None for folders of classes.
-    fields: that records keep; None for those of FIELDS that there are.
-    records_per_shard: for all formats but "webdataset", where a tar becomes a shard.
+    image, text: names of the columns, for "parquet" and "folder".
+    captions: name of the table, for "folder"; None for class folders.
+    fields: names of further fields to keep; None for those of FIELDS that exist.
+    records_per_shard: number of records per shard. Not used for "webdataset", where each tar
+      becomes one shard.
     max_side, quality, max_text: see `clean`.
   """
   where: str
@@ -52,13 +53,13 @@ class Job:
 
   @property
   def settings(self) -> dict[str, Any]:
-    """All but the place, which may change between two runs."""
+    """All attributes except `where`, because the input may move between runs."""
     return {k: list(v) if isinstance(v, tuple) else v
             for k, v in dataclasses.asdict(self).items() if k != "where"}
 
 
 class Tars:
-  """A tar a piece."""
+  """WebDataset input: each tar is one piece."""
 
   def __init__(self, where: str, fields: tuple[str, ...]):
     self._filesystem, self._files = matching(where, (".tar",))
@@ -68,19 +69,19 @@ class Tars:
     return len(self._files)
 
   def describe(self, piece: int) -> dict[str, Any]:
-    """Name and bytes, by which a tar that has changed is recognised."""
+    """Returns the name and size of the tar, which show whether it has changed."""
     file = self._files[piece]
     return {"input": os.path.basename(file),
             "input_bytes": self._filesystem.get_file_info(file).size}
 
   def read(self, piece: int) -> Iterator[dict[str, Any] | Dropped]:
-    """Raw records of the piece, and reasons for those that there are not."""
+    """Yields the raw records of a piece, or a `Dropped` for each unreadable one."""
     with self._filesystem.open_input_stream(self._files[piece], compression=None) as file:
       yield from samples(file, self._fields)
 
 
 class Ranges:
-  """So many records of a source a piece."""
+  """Input from a source: each piece is a range of `size` records."""
 
   def __init__(self, source: Source, size: int):
     self._source, self._size = source, size
@@ -89,12 +90,12 @@ class Ranges:
     return (len(self._source) + self._size - 1) // self._size
 
   def describe(self, piece: int) -> dict[str, Any]:
-    """Its first and its last record, and how many there are in all."""
+    """Returns the range of records and the length of the source, which show any change."""
     end = min(len(self._source), (piece + 1) * self._size)
     return {"input": f"{piece * self._size}-{end - 1} of {len(self._source)}"}
 
   def read(self, piece: int) -> Iterator[dict[str, Any] | Dropped]:
-    """Raw records of the piece, and reasons for those that there are not."""
+    """Yields the raw records of a piece, or a `Dropped` for each unreadable one."""
     for i in range(piece * self._size, min(len(self._source), (piece + 1) * self._size)):
       try:
         yield self._source[i]
@@ -104,16 +105,16 @@ class Ranges:
         yield Dropped("no image")
       except UnicodeDecodeError:
         yield Dropped("invalid UTF-8")
-      except Exception:  # Whatever a reader throws at broken bytes.
+      except Exception:  # Readers raise many kinds of errors for damaged data.
         yield Dropped("unreadable record")
 
 
 @functools.lru_cache(1)
 def opened(job: Job) -> Tars | Ranges:
-  """The input of a job, opened once in each process.
+  """Opens the input of a job, once per process.
 
   Raises:
-    UserError: it is not there, or not as the job says.
+    UserError: the input is missing, empty or does not match the job.
   """
   if job.format == "webdataset":
     return Tars(job.where, FIELDS if job.fields is None else job.fields)
@@ -132,14 +133,14 @@ def opened(job: Job) -> Tars | Ranges:
 
 
 def named_source(where: str) -> Source:
-  """The source that --from means.
+  """Builds the source that --from names, for --format=source.
 
   Args:
-    where: "openclipart"; a config file whose get_config() is the call of a source, or a whole
-      experiment, of which data.source counts; or ArrayRecord files.
+    where: "openclipart"; a config file whose get_config() returns the call of a source, or an
+      experiment with a data.source; or ArrayRecord files.
 
   Raises:
-    UserError: it is none of these.
+    UserError: `where` is none of these.
   """
   if where in SOURCES:
     return SOURCES[where]()
@@ -154,5 +155,5 @@ def named_source(where: str) -> Source:
     return ArrayRecord(where)
   except UserError as error:
     raise UserError(
-        f"--from={where} is not a source; there are {', '.join(SOURCES)}, a config file (.py) "
-        f"whose get_config() makes a source, and ArrayRecord files: {error}") from error
+        f"--from={where} is not a source; expected {', '.join(SOURCES)}, a config file (.py) "
+        f"with a get_config() that returns a source, or ArrayRecord files: {error}") from error

@@ -1,4 +1,4 @@
-"""Shards, each with a note beside it, and the manifest of them all."""
+"""Writes shards, a JSON note for each shard, and a manifest for the whole set."""
 
 from collections import Counter
 import hashlib
@@ -17,19 +17,19 @@ from clip_jax.data.records import write
 from clip_jax.errors import UserError
 
 SCHEMA = 1
-_COUNTED = ("license", "licence", "source")  # Fields whose values the manifest counts.
+_COUNTED = ("license", "licence", "source")  # Fields whose values are counted in the manifest.
 _MOST_VALUES = 50
 
 
 def shard_name(piece: int, pieces: int) -> str:
-  """Name of a shard, without its ending."""
+  """Returns the file name of a shard without extension."""
   return f"records-{piece:05d}-of-{pieces:05d}"
 
 
 def write_shard(job: Job, piece: int, out: str) -> dict[str, Any]:
-  """Makes one shard and its note, each whole or not at all, the note last.
+  """Writes one shard and then its note, each atomically.
 
-  The shard's bytes depend on the job and its input only: no times, no names of machines.
+  The bytes of both depend only on the job and its input, not on the time or the machine.
 
   Returns:
     The note: file, records, bytes, sha256, input, read, dropped and changed records by reason,
@@ -59,7 +59,7 @@ def write_shard(job: Job, piece: int, out: str) -> dict[str, Any]:
       yield record
 
   path = Path(out) / f"{shard_name(piece, len(source))}.array_record"
-  # Its own name in every process: one that was left behind by a killed run may still be writing.
+  # Name the partial file after the process, as one left by a killed run may still be writing.
   partial = path.with_name(f".{path.stem}.{socket.gethostname()}-{os.getpid()}")
   for left in path.parent.glob(f".{path.stem}.*"):
     left.unlink(missing_ok=True)
@@ -77,15 +77,15 @@ def write_shard(job: Job, piece: int, out: str) -> dict[str, Any]:
 def _check_writable(record):
   try:
     msgpack.packb(record)
-  except (TypeError, ValueError, OverflowError) as error:  # A date; half a character; 2**64.
+  except (TypeError, ValueError, OverflowError) as error:  # A date, 2**64 ...
     raise Dropped("unwritable field") from error
 
 
 def finished(job: Job, piece: int, out: str) -> dict[str, Any] | None:
-  """The note of a shard that is there, whole, and made of this input; None if it is to be made.
+  """Returns the note of a shard if it is complete and up to date, else None.
 
   Raises:
-    UserError: it was made with other settings.
+    UserError: the shard was written with other settings.
   """
   source = opened(job)
   path = _note_path(out, piece, len(source))
@@ -98,39 +98,39 @@ def finished(job: Job, piece: int, out: str) -> dict[str, Any] | None:
   different = [name for name in given if note.get("settings", {}).get(name) != given[name]]
   if different:
     raise UserError(
-        f"{path} was made with other settings: "
+        f"{path} was written with other settings: "
         + ", ".join(f"{n} {note.get('settings', {}).get(n)!r}, not {given[n]!r}" for n in different)
-        + ". Use the same ones, or another --out.")
+        + ". Use the same settings, or another --out.")
   described = source.describe(piece)
   same = all(note.get(name) == value for name, value in described.items())
   return note if same and size == note["bytes"] else None
 
 
 def check_folder(out: str, pieces: int) -> None:
-  """Makes the folder of the output.
+  """Creates the output folder if necessary.
 
   Raises:
-    UserError: it holds shards of another set.
+    UserError: it contains shards of another set.
   """
   Path(out).mkdir(parents=True, exist_ok=True)
   for path in sorted(Path(out).glob("*.array_record")):
     number = re.fullmatch(r"records-\d+-of-(\d+)\.array_record", path.name)
     if not number or int(number[1]) != pieces:
-      raise UserError(f"{out} holds {path.name}, and the input now makes {pieces} shards. Remove "
-                      "it if the input has changed, or use another --out.")
+      raise UserError(f"{out} contains {path.name}, but the input gives {pieces} shards. Delete it "
+                      "if the input has changed, or use another --out.")
 
 
 def write_manifest(job: Job, out: str, *, licence: str | None = None,
                    source: str | None = None) -> dict[str, Any] | None:
-  """Writes manifest.json if every shard is there; None if some are not.
+  """Writes and returns manifest.json if all shards are finished; otherwise returns None.
 
   Args:
-    job: what was prepared.
-    out: the folder.
-    licence, source: that the whole set is under, and comes from, where the user says so.
+    job: the job that wrote the shards.
+    out: the output folder.
+    licence, source: licence and origin of the whole set, as stated by the user.
 
   Raises:
-    UserError: not one record is left.
+    UserError: all records were dropped.
   """
   notes = [finished(job, piece, out) for piece in range(len(opened(job)))]
   if not all(notes):
@@ -145,7 +145,7 @@ def write_manifest(job: Job, out: str, *, licence: str | None = None,
   if not records:
     raise UserError(f"None of the {read:,} records of {job.where} can be used: "
                     + ", ".join(f"{n:,} {reason}" for reason, n in dropped.most_common())
-                    + ". Check the format and the names of image and text.")
+                    + ". Check --format, --image and --text.")
   kept = ("file", "records", "bytes", "sha256", "input", "input_bytes")
   manifest = {
       "schema": SCHEMA, "records": records, "bytes": sum(note["bytes"] for note in notes),
@@ -159,7 +159,7 @@ def write_manifest(job: Job, out: str, *, licence: str | None = None,
 
 
 def sha256(path: Path) -> str:
-  """Checksum of a file."""
+  """Returns the SHA-256 checksum of a file, in hexadecimal."""
   with open(path, "rb") as f:
     return hashlib.file_digest(f, "sha256").hexdigest()
 
@@ -179,7 +179,7 @@ def _sorted(counter):
 
 
 def _most(counter):
-  """The most frequent values, in a fixed order, and the sum of the others."""
+  """Returns the most frequent values in a deterministic order, and the total of the others."""
   ranked = sorted(counter.items(), key=lambda item: (-item[1], item[0]))
   others = sum(n for _, n in ranked[_MOST_VALUES:])
   return dict(ranked[:_MOST_VALUES]) | ({"(others)": others} if others else {})

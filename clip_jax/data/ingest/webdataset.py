@@ -1,4 +1,4 @@
-"""The samples of a WebDataset tar, as img2dataset writes them. Nothing is unpacked to the disk."""
+"""Streams the samples of a WebDataset tar as img2dataset writes it, without unpacking to disk."""
 
 from collections.abc import Iterator
 import json
@@ -10,30 +10,31 @@ import zlib
 from clip_jax.data.ingest.clean import Dropped
 
 _IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
-_LARGEST = 100_000_000  # Bytes of a member; a compressed or sparse one can pretend to any size.
+_LARGEST = 100_000_000  # Bytes; limits memory, as compressed or sparse members can claim any size.
 _BROKEN = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError, ValueError)
 
 
 def samples(file: BinaryIO, fields: tuple[str, ...]) -> Iterator[dict[str, Any] | Dropped]:
-  """What the members of each key make: KEY.jpg (.png, .webp ...), KEY.txt and KEY.json.
+  """Groups the members of each key into a sample: KEY.jpg (.png, .webp ...), KEY.txt and KEY.json.
 
-  Without a .txt the text is the .json's "caption". Members of other endings are passed over.
+  Without a .txt, the text is the "caption" in the .json. Other extensions are ignored.
 
   Args:
-    file: the tar, compressed or not; read once, from its beginning.
-    fields: entries of the .json that the sample keeps.
+    file: the tar, compressed or not; read once, sequentially.
+    fields: names of the entries of the .json to keep.
 
   Yields:
-    {"key": str, "image": bytes, "text": bytes, ...}, without what there is none of. Or, in place of
-    what cannot be used, why: "unsafe path", "not a file", "file too large"; at the end perhaps
-    "truncated tar", for the sample that was begun and whatever came after it.
+    {"key": str, "image": bytes, "text": bytes, ...}, without the parts that are missing. A member
+    that cannot be used gives a `Dropped` instead: "unsafe path", "not a file" or "file too large".
+    The last item is "truncated tar" if the tar is damaged; it stands for the incomplete sample and
+    all that may have followed.
   """
   key, members = None, {}
   try:
-    # The file is the caller's to close.
+    # The caller closes the file.
     archive = tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member)  # noqa: SIM115
     while (member := archive.next()) is not None:
-      archive.members.clear()  # type: ignore[attr-defined]  # It would remember them all.
+      archive.members.clear()  # type: ignore[attr-defined]  # Otherwise it keeps all of them.
       if member.isdir():
         continue
       fault = _fault(member)
@@ -58,11 +59,11 @@ def samples(file: BinaryIO, fields: tuple[str, ...]) -> Iterator[dict[str, Any] 
 
 
 class _Member(tarfile.TarInfo):
-  """A member, for whose lack there must be a reason."""
+  """A tar member that raises an error for a damaged header instead of ending the archive."""
 
   @classmethod
   def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
-    # `tarfile` takes a damaged header, or a file that ends without the mark of an end, for the end.
+    # By default `tarfile` treats a damaged header or a missing end marker as the end of the file.
     try:
       return super().fromtarfile(archive)
     except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
@@ -75,7 +76,7 @@ def _fault(member):
   if member.name.startswith(("/", "\\")) or ".." in member.name.replace("\\", "/").split("/"):
     return "unsafe path"
   if not member.isfile():
-    return "not a file"  # A link, a device, a pipe.
+    return "not a file"  # A link, device or pipe.
   return "file too large" if member.size > _LARGEST else None
 
 

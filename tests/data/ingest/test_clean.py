@@ -1,4 +1,4 @@
-"""Records made clean: what must be re-encoded is, what cannot be used is dropped and counted."""
+"""Tests of cleaning: which images are re-encoded, and which records are dropped and why."""
 
 import io
 import struct
@@ -13,7 +13,7 @@ from clip_jax.data.ingest.clean import Dropped, clean
 
 
 def scene(height=48, width=64):
-  """uint8 [H, W, 3], smooth, without symmetries."""
+  """Returns a smooth test image without symmetries, uint8 [H, W, 3]."""
   y, x = np.mgrid[:height, :width]
   return np.stack([200 * x // width, 250 * y // height, 80 + 0 * x], -1).astype(np.uint8)
 
@@ -30,7 +30,7 @@ def image_of(data, **settings):
 
 
 def bomb(width, height):
-  """A PNG of 70 bytes that says it has so many pixels."""
+  """Returns a PNG of 70 bytes that claims the given size."""
   def chunk(kind, content):
     return (struct.pack(">I", len(content)) + kind + content
             + struct.pack(">I", zlib.crc32(kind + content)))
@@ -65,7 +65,7 @@ def unusual():
 
 
 @pytest.mark.parametrize("what", unusual())
-def test_unusual_images_become_plain_jpegs_of_the_same_look(what):
+def test_unusual_images_become_plain_jpegs_with_the_same_pixels(what):
   data = unusual()[what]
   image, changes = image_of(data, quality=95)
   assert what.split()[0] in " ".join(changes) and changes[0].split()[0] in what
@@ -77,7 +77,7 @@ def test_unusual_images_become_plain_jpegs_of_the_same_look(what):
   assert image_of(image) == (image, [])
 
 
-def test_sixteen_bits_of_colour_are_noticed_too():
+def test_16_bit_colour_pngs_are_detected():
   rows = b"".join(b"\0" + (scene()[y].astype(">u2") * 257).tobytes() for y in range(48))
   plain = bomb(64, 48)
   head = plain[:24] + b"\x10" + plain[25:29]
@@ -90,7 +90,7 @@ def test_sixteen_bits_of_colour_are_noticed_too():
 
 
 @pytest.mark.parametrize("size", [(48, 64), (400, 300), (3000, 2000)])
-def test_large_images_are_reduced_and_look_the_same(size):
+def test_large_images_are_downscaled_accurately(size):
   data = encoded(Image.fromarray(scene(*size)), "JPEG", quality=95)
   image, changes = image_of(data, max_side=40, quality=95)
   height, width = (round(40 * side / max(size)) for side in size)
@@ -100,7 +100,7 @@ def test_large_images_are_reduced_and_look_the_same(size):
   assert abs(decode(image) - np.asarray(expected).astype(int)).mean() < 2.5
 
 
-def test_exif_is_taken_out_of_jpegs_and_nothing_else():
+def test_only_exif_is_removed_from_jpegs():
   exif = Image.Exif()
   exif[0x010F] = "a camera"
   data = encoded(Image.fromarray(scene()), "JPEG", exif=exif, icc_profile=b"a profile", comment="c")
@@ -110,7 +110,7 @@ def test_exif_is_taken_out_of_jpegs_and_nothing_else():
   assert len(data) - len(image) > 20
 
 
-def test_pixels_are_stored_as_they_are():
+def test_pixel_arrays_are_stored_losslessly():
   image, changes = image_of(scene())
   assert changes == ["encoded"]
   np.testing.assert_array_equal(decode(image), scene())
@@ -138,14 +138,14 @@ def text_of(text, **settings):
   return record["text"], changes
 
 
-def test_texts_are_unicode_without_edges():
+def test_texts_are_decoded_and_stripped():
   assert text_of("  a café\n") == ("a café", [])
   assert text_of("a café".encode()) == ("a café", [])
   assert text_of(["a", b"b ", "", " "]) == (["a", "b"], [])
   assert text_of("a\0b") == ("ab", [])
 
 
-def test_a_long_text_is_cut_at_a_words_end():
+def test_long_texts_are_truncated_at_a_word_boundary():
   text, changes = text_of("word " * 20_000)
   assert changes == ["text cut"] and len(text) == 1999 and text.endswith("word")
   assert text_of("x" * 100_000)[0] == "x" * 2000
@@ -163,7 +163,7 @@ def test_texts_that_cannot_be_used_are_dropped(text, reason):
   assert caught.value.reason == reason
 
 
-def test_a_label_stands_in_for_a_text_and_other_fields_stay():
+def test_a_labeled_record_needs_no_text_and_keeps_its_other_fields():
   data = encoded(Image.fromarray(scene()), "PNG")
   raw = {"image": data, "label": 0, "url": "u"}
   assert clean(raw) == (raw, [])

@@ -1,4 +1,4 @@
-"""WebDataset tars: samples by key, and faults told apart."""
+"""Tests of WebDataset tars: grouping by key, and handling of damaged or unsafe members."""
 
 import gzip
 import io
@@ -12,7 +12,7 @@ from clip_jax.data.ingest.clean import Dropped
 
 
 def tar(members):
-  """Bytes of a tar; a member is (name, content), or a TarInfo."""
+  """Returns the bytes of a tar; a member is (name, content) or a TarInfo."""
   out = io.BytesIO()
   with tarfile.open(fileobj=out, mode="w") as archive:
     for member in members:
@@ -37,12 +37,12 @@ SAMPLES = [{"key": f"{i:05d}", "image": b"J%d" % i, "text": b"T%d" % i, "url": f
            for i in range(3)]
 
 
-def test_members_of_a_key_are_a_sample():
+def test_members_with_the_same_key_form_a_sample():
   assert read(tar(PAIRS)) == SAMPLES
   assert read(gzip.compress(tar(PAIRS))) == SAMPLES
 
 
-def test_other_images_endings_and_folders_are_understood():
+def test_folders_other_image_types_and_other_extensions_are_handled():
   folder = tarfile.TarInfo("d")
   folder.type = tarfile.DIRTYPE
   assert read(tar([folder, ("d/1.PNG", b"P"), ("d/1.txt", b"T"), ("d/1.npy", b"?"),
@@ -50,41 +50,41 @@ def test_other_images_endings_and_folders_are_understood():
       {"key": "d/1", "image": b"P", "text": b"T"}, {"key": "e/1", "image": b"W", "text": b"U"}]
 
 
-def test_the_json_has_the_text_where_there_is_no_txt():
+def test_the_text_comes_from_the_json_if_there_is_no_txt():
   assert read(tar([("1.jpg", b"J"), ("1.json", b'{"caption": "c"}')])) == [
       {"key": "1", "image": b"J", "text": "c"}]
 
 
 @pytest.mark.parametrize("notes", [b"{", b"7", b"\xff", b"[" * 100_000])
-def test_a_damaged_json_is_noted(notes):
+def test_a_damaged_json_is_reported(notes):
   assert read(tar([("1.jpg", b"J"), ("1.txt", b"T"), ("1.json", notes)])) == [
       {"key": "1", "image": b"J", "text": b"T", "unreadable JSON": True}]
 
 
-def test_a_key_without_its_image_or_text_lacks_them():
+def test_a_sample_may_lack_its_image_or_text():
   assert read(tar([("1.txt", b"T"), ("2.jpg", b"J"), ("3.jpg", b"A"), ("3.jpg", b"B")])) == [
       {"key": "1", "text": b"T"}, {"key": "2", "image": b"J"}, {"key": "3", "image": b"A"},
       {"key": "3", "image": b"B"}]
 
 
 @pytest.mark.parametrize("name", ["../x.jpg", "a/../../x.jpg", "/etc/x.jpg", "..\\x.jpg", ".."])
-def test_a_member_that_would_escape_is_refused(name):
+def test_a_path_outside_the_tar_is_rejected(name):
   assert read(tar([(name, b"!"), *PAIRS[:3]])) == ["unsafe path", SAMPLES[0]]
 
 
-def test_links_and_devices_are_refused():
+def test_links_and_devices_are_rejected():
   for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE):
     member = tarfile.TarInfo("1.jpg")
     member.type, member.linkname = kind, "/etc/passwd"
     assert read(tar([member, *PAIRS[:3]])) == ["not a file", SAMPLES[0]]
 
 
-def test_a_huge_member_is_passed_over(monkeypatch):
+def test_a_member_that_is_too_large_is_skipped(monkeypatch):
   monkeypatch.setattr(webdataset, "_LARGEST", 1000)
   assert read(tar([("0.jpg", bytes(1001)), *PAIRS[:3]])) == ["file too large", SAMPLES[0]]
 
 
-def test_a_tar_cut_anywhere_gives_what_is_whole_and_says_so():
+def test_a_truncated_tar_yields_the_complete_samples_and_an_error():
   data = tar(PAIRS)
   end = data.rstrip(b"\0")
   end = -(-len(end) // 512) * 512
@@ -96,7 +96,7 @@ def test_a_tar_cut_anywhere_gives_what_is_whole_and_says_so():
   assert read(data[:end + 512]) == SAMPLES
 
 
-def test_what_is_no_tar_and_a_damaged_header_are_said():
+def test_other_files_and_damaged_headers_are_reported():
   assert read(b"hello" * 500) == ["truncated tar"] == read(b"")
   data = bytearray(tar(PAIRS))
   data[3 * 1024:3 * 1024 + 200] = b"x" * 200
