@@ -32,7 +32,7 @@ HELP = """Evaluates a model and records the settings, counts and standard errors
   --coordinator=HOST:PORT --processes=N --process=I
                              run as process I of N, as for clip_jax.train
 
-Exit codes: 0 success, 2 invalid flags or input, 130 stopped by Ctrl-C, 1 any other error.
+Exit codes: 0 done, 2 a mistake in the command, 130 stopped by Ctrl-C, 1 any other error.
 """
 
 
@@ -176,7 +176,7 @@ def report(answers: dict[str, Any], shared: Any, where: str, out: str | None) ->
   print("\n" + table(rows, header=("", "", "%", "±", "examples")))
   print(f"\nmodel {where}, fingerprint {fingerprint}\n{shared.speed()}")
   if out:
-    told = {
+    record = {
         "model": {"from": str(where), "fingerprint": fingerprint},
         "clip_jax": clip_jax.__version__, "jax": jax.__version__,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
@@ -186,7 +186,7 @@ def report(answers: dict[str, Any], shared: Any, where: str, out: str | None) ->
         "results": {name: {"metrics": answer.metrics, **answer.detail,
                            "model_fingerprint": fingerprint} for name, answer in answers.items()}}
     with open(out, "w", encoding="utf-8") as f:
-      json.dump(_plain(told), f, indent=2, allow_nan=False)
+      json.dump(_plain(record), f, indent=2, allow_nan=False)
       f.write("\n")
     print(f"details in {out}")
 

@@ -87,9 +87,9 @@ def places(source: Source, limit: int | None) -> np.ndarray:
 
 def origin(source: Source) -> str:
   """Describes a source by its type and its name, path and split, where it has them."""
-  told = [f"{name}={getattr(source, name)!r}" for name in ("name", "path", "split")
+  parts = [f"{name}={getattr(source, name)!r}" for name in ("name", "path", "split")
           if isinstance(getattr(source, name, None), str)]
-  return f"{type(source).__name__}({', '.join(told)})"
+  return f"{type(source).__name__}({', '.join(parts)})"
 
 
 def told(source: Source, images: Images, **more: Any) -> dict[str, Any]:

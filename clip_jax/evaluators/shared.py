@@ -103,9 +103,9 @@ class Shared:
       UserError: a record cannot be read or lacks a field, or more than `UNREADABLE_SHARE` of the
         images cannot be read.
     """
-    prepare, told = preprocessing(self.embedder, resize)
-    table = self._tables.setdefault(told, {})
-    key = (id(source), np.asarray(at).tobytes(), tuple(fields), told)
+    prepare, description = preprocessing(self.embedder, resize)
+    table = self._tables.setdefault(description, {})
+    key = (id(source), np.asarray(at).tobytes(), tuple(fields), description)
     if key not in self._read:
       begun = time.perf_counter()
       # Keep a reference to the source, so that its id is not reused.
@@ -119,7 +119,7 @@ class Shared:
     known = next(table[digest] for digest in digests if digest is not None)
     nothing = tuple(np.full_like(x, np.nan) for x in known)
     features, z = zip(*(nothing if digest is None else table[digest] for digest in digests))
-    return Images(np.stack(z), np.stack(features), records, unreadable, told)
+    return Images(np.stack(z), np.stack(features), records, unreadable, description)
 
   def texts(self, texts: Sequence[str]) -> np.ndarray:
     """Embeds texts, float32 [n, E]; each distinct text once, so that equal texts tie exactly."""
