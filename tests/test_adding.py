@@ -1,4 +1,4 @@
-"""The parts that docs/adding.md shows: from the page, put into a run, and each checked alone."""
+"""The parts in docs/adding.md: taken from the page, used in a run, and each tested alone."""
 
 import importlib
 import json
@@ -33,7 +33,7 @@ PARTS = {"PatchMlp": "patch_mlp", "Triplet": "triplet", "Table": "table", "WordO
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-  """The classes of the page by name, each from a file as the page has it."""
+  """The page's classes by name, each imported from a file with the page's code."""
   folder = tmp_path_factory.mktemp("parts")
   for block in PAGE:
     if name := re.match(r"# clip_jax/\S*?(\w+)\.py\n", block):
@@ -45,7 +45,7 @@ def parts(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def lines(parts):
-  """What the page writes into a config: the section, and the call or calls in it."""
+  """The page's config lines: calls by the name of the section."""
   known = {**parts, "call": call, "OpenClipart": OpenClipart, "HorizontalFlip": HorizontalFlip}
   return {section: made for block in PAGE if re.match(r"\w+=", block)
           for section, made in eval(f"dict({block})", known).items()}
@@ -53,7 +53,7 @@ def lines(parts):
 
 @pytest.fixture(scope="module")
 def table(parts, tmp_path_factory):
-  """A CSV file of 64 pairs, as the page's source reads it; the call of the source."""
+  """A call of the page's source, for a CSV file of 64 pairs."""
   folder, clipart = tmp_path_factory.mktemp("table"), OpenClipart(split="val")
   rows = ["file,caption"]
   for i in range(64):
@@ -64,12 +64,12 @@ def table(parts, tmp_path_factory):
   return call(parts["Table"], path=str(folder / "pairs.csv"))
 
 
-def test_the_page_has_all_of_the_parts_and_its_lines_for_a_config(parts, lines):
+def test_page_has_all_parts_and_their_config_lines(parts, lines):
   assert set(lines) == {"image", "objective", "source", "evaluators", "augment"}
   assert max(len(block.splitlines()) for block in PAGE) <= 22
 
 
-def test_a_run_of_nothing_but_new_parts_trains_evaluates_and_is_loaded(
+def test_run_of_custom_parts_trains_evaluates_and_loads(
     parts, lines, table, tmp_path):
   config = get_config("12")
   config.model.image, config.objective = lines["image"], lines["objective"]
@@ -79,10 +79,10 @@ def test_a_run_of_nothing_but_new_parts_trains_evaluates_and_is_loaded(
   config.final_evaluators = {"retrieval": call(Retrieval, source=table)}
   config.model.text.depth, config.train.log_every, config.train.eval_every = 0, 1, 0
   assert loop.run(config, tmp_path) == 0
-  told = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-  losses = [line["train/loss"] for line in told if "train/loss" in line]
+  logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  losses = [line["train/loss"] for line in logged if "train/loss" in line]
   assert len(losses) == 12 and losses[-1] < losses[0]
-  numbers = {name: value for line in told for name, value in line.items()}
+  numbers = {name: value for line in logged for name, value in line.items()}
   assert 0 <= numbers["word_order/top1"] <= 100 and numbers["own/examples"] == 64
   with pytest.raises(clip_jax.errors.UserError, match="--trust="):
     clip_jax.load(tmp_path)
@@ -91,7 +91,7 @@ def test_a_run_of_nothing_but_new_parts_trains_evaluates_and_is_loaded(
 
 
 def trained(spec, objective, *, microbatches=1, mesh=None, optimizer=None, steps=2):
-  """The parameters and losses of some steps on one batch."""
+  """Trains some steps on one batch; returns the parameters and the losses."""
   made = learner(objective, image=spec, text=text_tower(depth=0, pool="mean"))
   optimizer = optimizer or optax.sgd(0.1)
   step = step_lib.make_train_step(split(made)[0], optimizer, seed=0, microbatches=microbatches)
@@ -107,7 +107,7 @@ def trained(spec, objective, *, microbatches=1, mesh=None, optimizer=None, steps
   return jax.device_get(state.params), losses
 
 
-def test_the_tower_and_the_objective_are_the_same_in_pieces_and_on_eight_devices(parts):
+def test_tower_and_objective_match_with_microbatches_and_on_eight_devices(parts):
   spec = call(parts["PatchMlp"], width=32, patch=8, image_size=16, dtype="float32")
   objective = call(parts["Triplet"])
   params, losses = trained(spec, objective)
@@ -117,19 +117,19 @@ def test_the_tower_and_the_objective_are_the_same_in_pieces_and_on_eight_devices
     assert largest_difference(theirs, params) < 2e-6
 
 
-def test_the_tower_and_the_objective_learn_a_batch_by_heart(parts):
+def test_tower_and_objective_overfit_a_batch(parts):
   spec = call(parts["PatchMlp"], width=32, patch=8, image_size=16, dtype="float32")
   _, losses = trained(spec, call(parts["Triplet"]), optimizer=optax.adam(3e-3), steps=60)
   assert losses[-1] < 0.2 * losses[0]
 
 
-def test_the_tower_refuses_to_drop_patches(parts):
+def test_tower_refuses_to_drop_patches(parts):
   tower = build(call(parts["PatchMlp"], patch=8, image_size=16), rngs=nnx.Rngs(0))
-  with pytest.raises(clip_jax.errors.UserError, match="Set keep_patches=1 of the objective"):
+  with pytest.raises(clip_jax.errors.UserError, match="Set the objective.s keep_patches=1"):
     tower(jnp.zeros((1, 16, 16, 3)), keep=0.5)
 
 
-def test_the_objective_is_what_a_loop_over_triplets_says(parts):
+def test_objective_matches_a_loop_over_triplets(parts):
   rng = np.random.default_rng(0)
   z = {name: rng.normal(size=(6, 4)) / 3 for name in ("image", "text")}
   loss = 0
@@ -142,7 +142,7 @@ def test_the_objective_is_what_a_loop_over_triplets_says(parts):
   np.testing.assert_allclose(found, loss, rtol=1e-5)
 
 
-def test_the_source_is_pickled_and_read_in_the_same_order_again(table):
+def test_pickled_source_reads_the_same_records(table):
   source = build(table)
   again = pickle.loads(pickle.dumps(source))
   assert len(again) == 64 and again[5] == source[5]
@@ -153,7 +153,7 @@ def test_the_source_is_pickled_and_read_in_the_same_order_again(table):
 
 
 class Letters:
-  """An embedder that knows a text by its first word, and an image by its brightness."""
+  """An embedder that encodes a text by its first word, and an image by its brightness."""
 
   def encode_image(self, images):
     return np.float32([[image.mean() > 100, image.mean() <= 100] for image in images])
@@ -162,16 +162,16 @@ class Letters:
     return np.float32([[text.startswith("light"), text.startswith("dark")] for text in texts])
 
 
-def test_the_evaluator_counts_what_it_says(parts):
+def test_evaluator_counts_correct_word_orders(parts):
   picture = lambda brightness: np.full((4, 4, 3), brightness, np.uint8)
-  # Right; the wrong way round; a tie, because backwards is the same.
+  # Correct, wrong, and a tie because the text is the same backwards.
   source = [{"image": picture(200), "text": "light sky"}, {"image": picture(0), "text": "sky dark"},
             {"image": picture(200), "text": "light"}]
   found = parts["WordOrder"](source)(Letters())
   assert found == {"top1": pytest.approx(100 / 3), "examples": 3.0}
 
 
-def test_the_augmentation_paints_a_square_and_leaves_its_input_alone(parts):
+def test_augmentation_paints_a_square_and_does_not_modify_its_input(parts):
   image = np.zeros((20, 30, 3), np.uint8)
   cutout, counts = parts["Cutout"](side=8), []
   for seed in range(50):
