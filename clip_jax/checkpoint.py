@@ -134,8 +134,8 @@ def stopped_when_full(workdir: Path) -> Iterator[None]:
 def _is_full(error: BaseException) -> bool:
   codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
   # Arrays are written by native code, which gives the error code only in its message.
-  told = re.search(r"os_error_code='(\d+)'", str(error))
-  return (getattr(error, "errno", None) in codes or (told is not None and int(told[1]) in codes)
+  code = re.search(r"os_error_code='(\d+)'", str(error))
+  return (getattr(error, "errno", None) in codes or (code is not None and int(code[1]) in codes)
           or "RESOURCE_EXHAUSTED: Error writing" in str(error))
 
 

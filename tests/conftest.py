@@ -1,4 +1,4 @@
-"""Eight devices for every test, made of the CPU there is; set before JAX looks for any."""
+"""Gives every test eight CPU devices; set before JAX initialises its backend."""
 
 import os
 
@@ -7,5 +7,5 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 
 jax.config.update("jax_num_cpu_devices", 8)
-# What is compiled here runs once or twice, so compiling takes the time: half of it this way.
+# Tests run each compiled program once or twice, so compile time dominates: this halves it.
 jax.config.update("jax_disable_most_optimizations", True)

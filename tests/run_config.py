@@ -1,4 +1,4 @@
-"""A run of seconds: the smallest towers on the embedded pairs. The argument: how many steps."""
+"""A run of a few seconds: the smallest towers on the bundled pairs. Argument: number of steps."""
 
 from clip_jax.config import call
 from clip_jax.data.crops import RandomResizedCrop

@@ -1,6 +1,6 @@
-"""Tiny stand-ins of the data sets that the study's evaluations want, made by TFDS itself.
+"""Tiny stand-ins for the data sets of the study's evaluations, written by TFDS itself.
 
-An image is one colour that says which class it shows; `seen` reads it again.
+Each image is a single colour that encodes its class, which `seen` decodes.
 """
 
 import csv
@@ -18,18 +18,18 @@ _ASSETS = Path(__file__).parent.parent / "clip_jax/data/assets/imagenet"
 WNIDS = [row["wnid"] for row in csv.DictReader(
     (_ASSETS / "classes.tsv").read_text().splitlines(), delimiter="\t")]
 FOLDERS = tuple(classes.published("objectnet"))
-# What a picture of ImageNet-A or -R shows that shows a class outside of the 200 -> its own class.
+# (data set, label) -> class that the picture shows instead, outside of the data set's 200 classes.
 HIDDEN = {}
 for _name, _first in (("imagenet_a", 0), ("imagenet_r", -1)):
   _outside = [c for c in range(1000) if str(c) not in classes.published(_name)]
   for _k, _key in enumerate(list(classes.published(_name))[::5]):
     if _k % 2:
       HIDDEN[_name, int(_key)] = _outside[_k if _first == 0 else -1 - _k]
-_STEP = 20  # Between two values of a channel: a JPEG changes it by less than half of that.
+_STEP = 20  # Between values of a channel; JPEG compression changes one by less than half of this.
 
 
 def jpeg(number, noise=0):
-  """A picture of `number`, below 1,331; others of the same number have another `noise`."""
+  """Returns a JPEG that encodes `number`, below 1,331; `noise` makes files of one number differ."""
   colour = [20 + _STEP * (number // 11**k % 11) for k in range(3)]
   out = io.BytesIO()
   Image.new("RGB", (8 + noise, 8), tuple(colour)).save(out, "JPEG", quality=95, subsampling=0)
@@ -37,17 +37,17 @@ def jpeg(number, noise=0):
 
 
 def seen(encoded):
-  """The number that a picture shows."""
+  """Decodes the number that a picture encodes."""
   colour = np.rint((decode(encoded).mean((0, 1)) - 20) / _STEP).astype(int)
   return int(colour @ [1, 11, 121])
 
 
 def make(folder, name, features, splits, config=None):
-  """Lets TFDS write a data set; `splits` are lists of records by split."""
+  """Writes a data set with TFDS; `splits` are lists of records by split."""
   class StandIn(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config, version="1.0.0")] if config else []
-    code_path = None  # Not looked for: TFDS would want a package for it, when pytest imports this.
+    code_path = None  # Skips TFDS's search for the builder's package, which fails under pytest.
 
     def _info(self):
       return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
@@ -65,16 +65,16 @@ def make(folder, name, features, splits, config=None):
 
 
 def objectnet_names():
-  """Of 313 classes, the 113 that count among them."""
+  """Returns 313 class names: the 113 that are in ImageNet and 200 others."""
   return sorted([*FOLDERS, *(f"other_{k}" for k in range(200))], reverse=True)
 
 
 def study(folder):
-  """All sets of configs/evaluations/study.py, with the features that TFDS gives them.
+  """Writes all data sets of configs/evaluations/study.py, with the features that TFDS gives them.
 
-  Pictures show their own class, but for every second one of ImageNet-A and -R (`HIDDEN`), and for
-  every third one of V2, which shows the next class. Every second one of ReaL has another label
-  before its own, and every tenth has none.
+  Pictures show their labeled class, except every second one of ImageNet-A and -R (`HIDDEN`), and
+  every third one of V2, which shows the next class. Every second record of ReaL has another label
+  before its own, and every tenth has no label.
   """
   image = tfds.features.Image(encoding_format="jpeg")
   text, label = tfds.features.Text(), tfds.features.ClassLabel(names=WNIDS)

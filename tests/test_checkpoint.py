@@ -1,4 +1,4 @@
-"""Saving and restoring, on this mesh and on another."""
+"""Saving and restoring checkpoints, on the same mesh and on another."""
 
 import errno
 import resource
@@ -27,7 +27,7 @@ def new_state(**changes):
   return step_lib.create(learner(**changes), optax.adam(1e-3))
 
 
-def test_what_was_saved_on_one_device_is_restored_on_eight_bit_for_bit(tmp_path):
+def test_restore_from_one_device_to_eight_is_bit_exact(tmp_path):
   state, config = new_state(), ConfigDict({"objective": call(Clip)})
   checkpoints = Checkpoints(tmp_path)
   assert checkpoints.latest() is None
@@ -44,16 +44,16 @@ def test_what_was_saved_on_one_device_is_restored_on_eight_bit_for_bit(tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_disk_that_is_full_stops_with_a_message_and_loses_nothing_saved(tmp_path):
+def test_full_disk_raises_and_keeps_earlier_checkpoints(tmp_path):
   state = new_state()
   checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
   checkpoints.save(1, state, ConfigDict({}))
   checkpoints.wait()
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # As a quota does it.
+  resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # Simulates a quota.
   try:
-    with pytest.raises(UserError, match=r"(?s)no room left to write in .*What was saved is whole, "
-                       r"the newest of it the checkpoint of step 1\. Make room"):
+    with pytest.raises(UserError, match=r"(?s)No space left to write in .* intact, the "
+                       r"newest is of step 1\. Free some space"):
       with stopped_when_full(tmp_path):
         checkpoints.save(2, new_state(seed=1), ConfigDict({}))
         checkpoints.save(3, new_state(seed=1), ConfigDict({}))
@@ -65,10 +65,10 @@ def test_a_disk_that_is_full_stops_with_a_message_and_loses_nothing_saved(tmp_pa
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_save_that_failed_in_the_background_is_noticed_before_the_next_one(tmp_path):
+def test_check_raises_the_error_of_a_background_save(tmp_path):
   checkpoints = Checkpoints(tmp_path)
   checkpoints.save(1, new_state(), ConfigDict({}))
-  checkpoints.check()  # Nothing is wrong with one under way, or done.
+  checkpoints.check()  # Does not raise for a save in progress or completed.
   checkpoints.wait()
   checkpoints.check()
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -83,20 +83,20 @@ def test_a_save_that_failed_in_the_background_is_noticed_before_the_next_one(tmp
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_disk_that_is_full_before_the_first_save_says_so(tmp_path):
-  with pytest.raises(UserError, match="no room left.*quota exceeded\nNothing was saved yet"):
+def test_full_disk_before_the_first_save_is_reported(tmp_path):
+  with pytest.raises(UserError, match="No space left.*quota exceeded\nNo checkpoint was saved yet"):
     with stopped_when_full(tmp_path):
       raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
 
-def test_other_errors_stay_what_they_are(tmp_path):
+def test_other_errors_are_not_converted(tmp_path):
   for error in (OSError(errno.EIO, "broken"), ValueError("os_error_code='5'")):
     with pytest.raises(type(error)) as caught, stopped_when_full(tmp_path):
       raise error
     assert caught.value is error
 
 
-def test_only_the_newest_are_kept(tmp_path):
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
   checkpoints = Checkpoints(tmp_path, keep=2)
   for step in (1, 2, 3):
     checkpoints.save(step, new_state(), ConfigDict({}))
@@ -104,19 +104,19 @@ def test_only_the_newest_are_kept(tmp_path):
   assert sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()) == [2, 3]
 
 
-def test_a_checkpoint_of_another_model_says_what_differs(tmp_path):
+def test_checkpoint_of_a_different_model_error_lists_differences(tmp_path):
   checkpoints = Checkpoints(tmp_path)
   checkpoints.save(1, new_state(), ConfigDict({}))
   other = new_state(image=image_tower(width=64))
-  with pytest.raises(UserError, match=r"of another model; .* arrays differ:\n.*there, .*here"):
+  with pytest.raises(UserError, match=r"different model; .* arrays differ:\n.*saved .*, expected"):
     checkpoints.restore(abstract(other, sharding.make_mesh()))
   checkpoints.close()
 
 
-def test_differences_are_named_by_kind_and_the_rest_counted():
+def test_differences_are_listed_up_to_a_maximum():
   saved = {"a": (1,), "b": (2,), "c": (3,)}
   wanted = {"a": (1,), "b": (4,), "d": (5,)}
-  with pytest.raises(UserError, match=r"(?s)3 arrays differ:\n  b: \(2,\) there, \(4,\) here\n"
-                     r"  d: not there.*and 1 more"):
+  with pytest.raises(UserError, match=r"(?s)3 arrays differ:\n  b: saved \(2,\), expected \(4,\)\n"
+                     r"  d: not saved.*and 1 more"):
     check_same(saved, wanted, "x", most=2)
   check_same(saved, dict(reversed(saved.items())), "x")

@@ -1,4 +1,4 @@
-"""The house as DESIGN draws it: layers point down, imports are cheap, nothing is left out."""
+"""Structure of the package: layers of imports, cheap imports, a docstring in every module."""
 
 import ast
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "clip_jax"
-# A module imports only from lower layers; a folder's files are all of its layer.
+# A module imports only from lower layers; all files of a folder belong to one layer.
 LAYERS = [
     ("errors",),
     ("config", "interfaces", "distributed", "target"),
@@ -34,7 +34,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
 def part(path):
-  """The first part of a module's name below the package."""
+  """Returns the first component of a module's name below the package."""
   return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -47,11 +47,11 @@ def imported(tree):
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_point_down(path):
+def test_imports_only_from_lower_layers(path):
   if path == PACKAGE / "__init__.py":
     return
   layer = {name: i for i, names in enumerate(LAYERS) for name in names}
-  assert part(path) in layer, f"{part(path)} has no place in the layers"
+  assert part(path) in layer, f"{part(path)} is missing from LAYERS"
   for name in imported(ast.parse(path.read_text())):
     root, _, rest = name.partition(".")
     assert root not in ("tensorflow", "torch", "configs"), name
@@ -64,23 +64,23 @@ def test_imports_point_down(path):
     assert same or layer[other] < layer[part(path)], f"{path.name} imports {name}"
 
 
-def test_importing_touches_no_device_and_no_tensorflow():
+def test_importing_initialises_no_backend_and_no_tensorflow():
   names = [".".join(("clip_jax", *p.relative_to(PACKAGE).with_suffix("").parts))
            for p in MODULES if p.name != "__init__.py"]
   code = "\n".join(f"import {name}" for name in names) + """
 import sys
 from jax._src import xla_bridge
-assert not xla_bridge._backends, "a device was touched"
+assert not xla_bridge._backends, "importing initialised a JAX backend"
 assert not {"tensorflow", "torch"} & set(sys.modules)
 """
   subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-def test_every_module_says_what_it_is_for():
+def test_every_module_has_a_docstring():
   for path in MODULES:
     text = path.read_text()
     assert not text or ast.get_docstring(ast.parse(text)), path
 
 
-def test_there_is_no_drawer_for_everything():
+def test_there_is_no_catch_all_module():
   assert not [p for p in MODULES if p.stem in ("utils", "util", "helpers", "common", "misc")]

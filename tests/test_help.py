@@ -1,4 +1,4 @@
-"""--help of every command: it names every flag that there is, and what the exit codes mean."""
+"""--help of every command lists all of its flags and its exit codes."""
 
 import importlib
 import re
@@ -15,7 +15,7 @@ COMMANDS = [("train", CONFIG), ("evaluate",), ("score",), ("prepare",), ("export
 
 
 @pytest.mark.parametrize("name, arguments", [(name, given) for name, *given in COMMANDS])
-def test_help_names_every_flag_and_the_exit_codes(name, arguments, capsys):
+def test_help_lists_every_flag_and_the_exit_codes(name, arguments, capsys):
   module = importlib.import_module(f"clip_jax.{name}")
   with pytest.raises(SystemExit) as end:
     module.main([*arguments, "--help"])
@@ -26,4 +26,4 @@ def test_help_names_every_flag_and_the_exit_codes(name, arguments, capsys):
   flags = re.findall(r"--(\w[\w-]*)", str(mistake.value).partition("there are")[2])
   assert flags
   assert not [flag for flag in flags if not re.search(rf"--{flag}\b", text)]
-  assert re.search(r"Exit codes: 0 done, 2 a mistake .*, 130 stopped by Ctrl-C, 1 ", text)
+  assert re.search(r"Exit codes: 0 .*, 2 .*, 130 .*Ctrl-C.*, 1 ", text)

@@ -1,4 +1,4 @@
-"""The quickstart learns what a test can wait for, and in full what its header says."""
+"""The quickstart learns: briefly in a fast test, and to the result in its header in a slow one."""
 
 import json
 import os
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def last_line(workdir, *arguments):
-  """The last metrics of the quickstart, trained by the command."""
+  """Runs the quickstart with the command; returns its last line of metrics."""
   subprocess.run(
       [sys.executable, "-m", "clip_jax.train", "--config=configs/quickstart.py",
        f"--workdir={workdir}", *arguments],
@@ -20,7 +20,7 @@ def last_line(workdir, *arguments):
   return json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
 
 
-def test_the_beginning_of_the_quickstart_is_far_above_chance(tmp_path):
+def test_start_of_the_quickstart_is_far_above_chance(tmp_path):
   metrics = last_line(tmp_path, "--config.train.steps=70", "--config.train.eval_every=0")
   chance = 100 * 10 / 459
   assert metrics["retrieval/image_to_text_r10"] > 2 * chance
@@ -28,6 +28,6 @@ def test_the_beginning_of_the_quickstart_is_far_above_chance(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_quickstart_reaches_what_it_promises(tmp_path):
+def test_quickstart_reaches_its_documented_recall(tmp_path):
   metrics = last_line(tmp_path)
   assert metrics["retrieval/image_to_text_r10"] >= 16

@@ -1,4 +1,4 @@
-"""The loop in this process: errors before anything expensive, damaged records, other meshes."""
+"""The training loop, run in this process: early errors, damaged records, resuming, interrupts."""
 
 import errno
 import json
@@ -27,7 +27,7 @@ from tiny import largest_difference
 
 
 class Damaged:
-  """A source some of whose records are cut off."""
+  """A source with a share of truncated records."""
 
   def __init__(self, share: float = 0.0):
     self.source, self.share = OpenClipart(), share
@@ -44,7 +44,7 @@ class Damaged:
 
 
 class Hungry:
-  """An objective that reads what nobody makes."""
+  """An objective that reads an entry that the pipeline does not produce."""
   inputs = ("image", "view_a", "tokens")
 
 
@@ -59,29 +59,29 @@ def small(steps=6, seed=0, **changes):
   return config
 
 
-def test_damaged_records_are_replaced_counted_and_reported(tmp_path, capsys):
+def test_damaged_records_are_replaced_and_reported(tmp_path, capsys):
   config = small(45)
   config.data.source = call(Damaged, share=0.003)
   assert loop.run(config, tmp_path) == 0
   printed = capsys.readouterr().out
   assert "damaged records were replaced by others" in printed
-  named = printed.split("they are number ")[1].split(" of the source")[0].split(", ")
-  assert all(Damaged(0.003).broken(int(n)) for n in named)
+  reported = printed.split("indices in the source: ")[1].split(".")[0].split(", ")
+  assert all(Damaged(0.003).broken(int(n)) for n in reported)
 
 
-def test_too_many_damaged_records_stop_the_run_with_a_list(tmp_path):
+def test_too_many_damaged_records_stop_the_run(tmp_path):
   config = small(45)
   config.data.source = call(Damaged, share=0.05)
-  with pytest.raises(UserError, match=r"could not be read, more than 1%; they are number \d+, "):
+  with pytest.raises(UserError, match=r"could not be read, more than 1%; their .* source: \d+, "):
     loop.run(config, tmp_path)
 
 
-def test_a_run_resumed_on_another_mesh_is_trained_straight_through(tmp_path):
+def test_run_resumed_on_another_mesh_has_the_same_losses(tmp_path):
   losses = {}
   for name, lengths in {"straight": [(6, 1)], "resumed": [(3, 1), (6, 4)]}.items():
     for steps, fsdp in lengths:
       config = small(steps, mesh__fsdp=fsdp, train__log_every=1)
-      # A schedule that does not know the end, so that the first part is that of the whole run.
+      # This schedule does not depend on the length of the run, so both runs start alike.
       config.optimizer.schedule = call(warmup_constant, warmup=2)
       loop.run(config, tmp_path / name)
     lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
@@ -90,21 +90,21 @@ def test_a_run_resumed_on_another_mesh_is_trained_straight_through(tmp_path):
   np.testing.assert_allclose(losses["resumed"], losses["straight"], rtol=1e-4)
 
 
-def test_mistakes_in_a_config_are_said_before_anything_is_compiled(tmp_path):
+def test_config_mistakes_raise_before_compiling(tmp_path):
   cases = [
       (dict(data__batch_size=100), "batch_size 100 is not divisible by 8 devices; nearest that "
        "are: 96, 104. Set --config.data.batch_size"),
-      (dict(data__batch_size=0), "batch_size 0 is not a number of examples from 1 on"),
-      (dict(data__batch_size=None), "batch_size None is not a number of examples"),
+      (dict(data__batch_size=0), "batch_size 0 is not a positive integer"),
+      (dict(data__batch_size=None), "batch_size None is not a positive integer"),
       (dict(train__microbatches=8), "32 is not divisible by 8 devices x 8 microbatches"),
       (dict(mesh__data=3), "mesh data=3 fsdp=1 tensor=1 does not match the number of devices, 8"),
-      (dict(objective=call(Hungry)), r"Hungry reads image, view_a, tokens and the pipeline makes "
+      (dict(objective=call(Hungry)), r"Hungry reads image, view_a, tokens, .* produces only "
        r"image, tokens\. Add to config.data.views.images: view_a"),
-      (dict(augment__view_a=call(SimclrColours)), "config.augment has view_a, and Clip reads only "
-       "image, tokens. Augment one of these, or leave it out"),
+      (dict(augment__view_a=call(SimclrColours)), "config.augment has view_a, but Clip reads only "
+       "image, tokens"),
       (dict(train__samples=10), "Set exactly one"),
       (dict(train__steps=None), "given are none"),
-      (dict(train__steps=0), "does nothing"),
+      (dict(train__steps=0), "a run of 0 steps"),
   ]
   for changes, message in cases:
     objective = changes.pop("objective", None)
@@ -126,25 +126,25 @@ def test_towers_and_tokenizer_must_agree():
     parts.prepare(config)
 
 
-def test_a_workdir_that_cannot_be_written_is_an_error(tmp_path):
+def test_unwritable_workdir_is_an_error(tmp_path):
   (tmp_path / "file").touch()
-  with pytest.raises(UserError, match="Nothing can be written to --workdir=.*Name a folder"):
+  with pytest.raises(UserError, match="Cannot write to --workdir=.*Choose a folder"):
     loop.run(small(), tmp_path / "file" / "run")
 
 
-def test_a_workdir_of_another_model_is_an_error_that_names_the_arrays(tmp_path):
+def test_workdir_of_a_different_model_is_an_error_that_lists_the_arrays(tmp_path):
   loop.run(small(2), tmp_path)
   before = {name: (tmp_path / name).read_text() for name in ("config.json", "metrics.jsonl")}
   config = small(4)
   config.model.embed = 16
-  with pytest.raises(UserError, match=r"of another model; .*\n.*kernel: \(32, 32\) there, "
-                     r"\(32, 16\) here"):
+  with pytest.raises(UserError, match=r"of a different model; .*\n.*kernel: saved \(32, 32\), "
+                     r"expected \(32, 16\)"):
     loop.run(config, tmp_path)
   assert before == {name: (tmp_path / name).read_text() for name in before}
 
 
 def larger(workdir, steps=2, **changes):
-  """A config that starts from a run of `small`, with larger images and longer texts."""
+  """A config initialised from a run of `small`, with larger images and longer texts."""
   config = small(steps, train__start_from=str(workdir), **changes)
   config.model.image.image_size = config.data.views.images.image.crop.size = 48
   config.model.text.length = config.data.views.tokenizer.length = 12
@@ -152,7 +152,7 @@ def larger(workdir, steps=2, **changes):
 
 
 def saved(config, workdir):
-  """Leaves a run of one step in `workdir`, as the loop would, with its initial values."""
+  """Saves the initial values of a run to `workdir` as if it had made one step."""
   made = parts.prepare(config)
   checkpoints = Checkpoints(workdir / "checkpoints")
   checkpoints.save(1, jax.jit(made.make, static_argnums=0)(config.seed), config)
@@ -160,9 +160,9 @@ def saved(config, workdir):
   (workdir / "config.json").write_text(to_json(config))
 
 
-def test_a_run_starts_from_the_model_of_another_and_goes_on_from_itself(tmp_path):
+def test_run_initialises_from_another_model_and_resumes_from_itself(tmp_path):
   config = small(seed=1)
-  config.objective = call(Siglip)  # The objective may be another: only the model is taken.
+  config.objective = call(Siglip)  # The objective may differ, because only the model is loaded.
   saved(config, tmp_path / "first")
   theirs = split(load(tmp_path / "first").model)[1]
   config = larger(tmp_path / "first")
@@ -184,11 +184,11 @@ def test_a_run_starts_from_the_model_of_another_and_goes_on_from_itself(tmp_path
   assert largest_difference(ours.opt_state, fresh.opt_state) == 0 and ours.step == 0
 
   assert loop.run(config, tmp_path / "second") == 0
-  assert loop.run(larger("nowhere any more"), tmp_path / "second") == 0  # It is not looked at.
+  assert loop.run(larger("deleted"), tmp_path / "second") == 0  # start_from is ignored on resuming.
   assert load(tmp_path / "second").model.image.image_size == (48, 48)
 
 
-def test_a_run_cannot_start_from_nothing_or_from_another_architecture(tmp_path):
+def test_run_cannot_start_from_a_missing_or_different_model(tmp_path):
   with pytest.raises(UserError, match="No model found in .*nowhere"):
     loop.run(larger(tmp_path / "nowhere"), tmp_path / "run")
   saved(small(), tmp_path / "first")
@@ -201,67 +201,67 @@ def test_a_run_cannot_start_from_nothing_or_from_another_architecture(tmp_path):
 
 
 def diverging(**changes):
-  """A run whose second step, and every one after it, is not finite."""
+  """A config for which the second step and all later ones are not finite."""
   config = small(12, **changes)
   config.optimizer = call(optax.sgd, learning_rate=1e30)
   return config
 
 
-def test_a_step_that_is_not_finite_stops_the_run_and_is_named(tmp_path):
+def test_nonfinite_step_stops_the_run_with_a_diagnosis(tmp_path):
   config = diverging(train__log_every=4, train__save_every=1)
   with pytest.raises(UserError, match=r"Step 2 was not finite: loss nan; gradient norms: image nan,"
-                     r" .*text nan, .*\. Its 32 records are number \d+, .* and 22 more of the "
-                     r"source;.*newest checkpoint is that of step 1\."):
+                     r" .*text nan, .*\. Indices of its 32 records in the source: \d+, .* and 22 "
+                     r"more; .*Newest checkpoint: step 1\."):
     loop.run(config, tmp_path)
-  told = json.loads((tmp_path / "nonfinite.json").read_text())
+  written = json.loads((tmp_path / "nonfinite.json").read_text())
   data = build(config.data)
-  positions = np.arange(32, 64)  # Of the second batch.
-  assert told["step"] == 2 and told["loss"] == "nan" and set(told["gradient_norms"]) == {
+  positions = np.arange(32, 64)  # The second batch.
+  assert written["step"] == 2 and written["loss"] == "nan" and set(written["gradient_norms"]) == {
       "image", "text", "image_projection", "text_projection", "objective"}
-  assert sorted(told["records"]) == sorted(
+  assert sorted(written["records"]) == sorted(
       Examples(data.source, data.views, seed=0).indices(positions).tolist())
   assert [int(p.name) for p in (tmp_path / "checkpoints").iterdir()] == [1]
 
 
-def test_no_more_steps_are_left_out_than_allowed(tmp_path):
+def test_nonfinite_steps_are_skipped_up_to_the_allowance(tmp_path):
   config = diverging(train__log_every=2, train__skip_nonfinite=4)
-  with pytest.raises(UserError, match="Step 6 was not finite.*newest checkpoint is none yet"):
+  with pytest.raises(UserError, match="Step 6 was not finite.*Newest checkpoint: none"):
     loop.run(config, tmp_path)
   lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
   assert {line["step"]: line["train/skipped_steps"] for line in lines} == {1: 0, 2: 1, 4: 3}
 
 
-def test_a_run_that_left_out_steps_keeps_being_allowed_to():
+def test_resuming_checks_the_number_of_skipped_steps():
   loop.check_skipped(3, 3)
-  with pytest.raises(UserError, match="left out 3 steps .*skip_nonfinite=0. Set .* to 3 or more"):
+  with pytest.raises(UserError, match="skipped 3 steps .*skip_nonfinite=0. Set .* to 3 or more"):
     loop.check_skipped(3, 0)
 
 
-def test_a_step_that_is_finite_when_made_again_speaks_against_the_hardware(tmp_path):
+def test_step_that_is_finite_when_recomputed_suggests_faulty_hardware(tmp_path):
   loop.run(small(2), tmp_path)
   made = parts.prepare(small(4))
   checkpoints = loop.Checkpoints(tmp_path / "checkpoints")
-  with pytest.raises(UserError, match=r"Step 3 was not finite: loss [\d.]+; .*Made again, .* it is "
-                     "finite: the hardware may be at fault.*that of step 2"):
+  with pytest.raises(UserError, match=r"Step 3 was not finite: loss [\d.]+; .*recomputed and are "
+                     "finite, .*hardware may be faulty.*Newest checkpoint: step 2"):
     raise loop.nonfinite(made, checkpoints.restore(made.state), checkpoints)
 
 
-def test_a_full_disk_stops_a_run_with_a_message(tmp_path, monkeypatch):
+def test_full_disk_stops_the_run_with_a_message(tmp_path, monkeypatch):
   def full(*_, **__):
     raise OSError(errno.ENOSPC, "No space left on device")
   monkeypatch.setattr(loop.Report, "log", full)
-  with pytest.raises(UserError, match="no room left to write.*No space left on device"):
+  with pytest.raises(UserError, match="No space left to write.*No space left on device"):
     loop.run(small(2), tmp_path)
 
 
-def test_lengths_are_interchangeable():
+def test_steps_samples_and_epochs_are_interchangeable():
   for length in (dict(steps=100), dict(samples=3200), dict(samples="3.2k"),
                  dict(epochs=3200 / 4562)):
     training = build(call(Training, **length))
     assert training.total_steps(batch_size=32, examples=4562) == 100
 
 
-def test_a_size_is_the_first_records_of_one_order_whatever_the_seed():
+def test_data_size_selects_the_same_records_for_every_seed():
   for size, n in ((1000, 1000), ("1k", 1000), ("10%", 456), (None, 4562)):
     for seed in (0, 1):
       config = small(data__size=size)
@@ -273,7 +273,7 @@ def test_a_size_is_the_first_records_of_one_order_whatever_the_seed():
         assert data.source[n - 1]["key"] == expected[n - 1]["key"]
 
 
-def test_it_is_told_how_often_each_example_is_seen(tmp_path):
+def test_summary_says_how_often_each_example_is_seen(tmp_path):
   config = small(data__size="1k", train__samples="3.2k", train__steps=None)
   made = parts.prepare(config)
   lines = startup.summary(made, tmp_path, 0)
@@ -283,7 +283,7 @@ def test_it_is_told_how_often_each_example_is_seen(tmp_path):
       "           Subset: 1,000 of 4,562 records at random, seed 0"]
 
 
-def test_it_is_told_that_a_cpu_is_slower_in_bfloat16(tmp_path):
+def test_summary_warns_that_bfloat16_is_slower_on_a_cpu(tmp_path):
   config = small()
   assert startup.precision(parts.prepare(config)) == ["computes   in float32"]
   config.model.text.dtype = "bfloat16"
@@ -292,7 +292,7 @@ def test_it_is_told_that_a_cpu_is_slower_in_bfloat16(tmp_path):
   assert [line for line in lines if line.endswith(": --config.model.text.dtype=auto")]
 
 
-def test_it_is_told_of_large_pages_where_they_are_to_be_asked_for(tmp_path, monkeypatch):
+def test_summary_suggests_huge_pages_where_they_are_opt_in(tmp_path, monkeypatch):
   setting = tmp_path / "enabled"
   monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
   assert startup.huge_pages(setting) == []
@@ -308,7 +308,7 @@ def test_it_is_told_of_large_pages_where_they_are_to_be_asked_for(tmp_path, monk
   assert startup.huge_pages(setting) == []
 
 
-def test_a_size_that_is_not_there_is_said_before_anything_is_compiled():
+def test_impossible_data_size_raises_before_compiling():
   with pytest.raises(UserError, match="Subset size 5k is not between 1 and 4,562"):
     parts.prepare(small(data__size="5k"))
   with pytest.raises(UserError, match="size 'many' is not a number of records"):
@@ -316,7 +316,7 @@ def test_a_size_that_is_not_there_is_said_before_anything_is_compiled():
 
 
 class Interrupted:
-  """Asks nothing; Ctrl-C comes while it is asked, as often as said."""
+  """An evaluator without metrics that raises SIGINT `times` times."""
 
   def __init__(self, times: int):
     self.times = times
@@ -327,12 +327,12 @@ class Interrupted:
     return {}
 
 
-def told_of(workdir):
+def losses_of(workdir):
   return [(line["step"], line["train/loss"]) for line in map(json.loads, (
       workdir / "metrics.jsonl").read_text().splitlines()) if "train/loss" in line]
 
 
-def test_an_interrupted_run_is_saved_and_goes_on_as_if_nothing_had_been(tmp_path, capsys):
+def test_interrupted_run_is_saved_and_resumes_with_the_same_losses(tmp_path, capsys):
   handlers = lambda: [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
   before = handlers()
   config = small(train__log_every=1)
@@ -340,20 +340,20 @@ def test_an_interrupted_run_is_saved_and_goes_on_as_if_nothing_had_been(tmp_path
   config.train.eval_every, config.evaluators = 4, {"none": call(Interrupted, times=1)}
   with pytest.raises(KeyboardInterrupt):
     loop.run(config, tmp_path / "run")
-  assert "Ctrl-C: saved at step 5; the same command goes on" in capsys.readouterr().out
+  assert "Ctrl-C: saved at step 5; rerun" in capsys.readouterr().out
   assert Checkpoints(tmp_path / "run" / "checkpoints").latest() == 5 and handlers() == before
   config.train.eval_every, config.evaluators = 0, {}
   assert loop.run(config, tmp_path / "run") == 0
-  assert told_of(tmp_path / "run") == told_of(tmp_path / "straight")
+  assert losses_of(tmp_path / "run") == losses_of(tmp_path / "straight")
 
 
-def test_a_second_interrupt_does_not_wait_and_leaves_things_in_order(tmp_path):
+def test_second_interrupt_stops_at_once_and_leaves_valid_checkpoints(tmp_path):
   config = small(train__log_every=1, train__save_every=2, train__eval_every=5)
   config.evaluators = {"none": call(Interrupted, times=2)}
   with pytest.raises(KeyboardInterrupt):
     loop.run(config, tmp_path)
   names = [path.name for path in (tmp_path / "checkpoints").iterdir()]
-  assert sorted(names) == ["2", "4"]  # Whole: nothing is still being saved.
+  assert sorted(names) == ["2", "4"]  # Both are complete: no temporary folder is left.
   config.train.eval_every, config.evaluators = 0, {}
   assert loop.run(config, tmp_path) == 0
-  assert [step for step, _ in told_of(tmp_path)] == [1, 2, 3, 4, 5, 6]
+  assert [step for step, _ in losses_of(tmp_path)] == [1, 2, 3, 4, 5, 6]

@@ -1,4 +1,4 @@
-"""The report: the same file whatever happens to the run, and lines that a person can read."""
+"""The report: metrics files that survive restarts, and readable console output."""
 
 import io
 import json
@@ -19,7 +19,7 @@ class Terminal(io.StringIO):
 
 
 class Clock:
-  """Seconds that pass when told."""
+  """A clock that the test advances."""
 
   def __init__(self):
     self.now = 100.0
@@ -40,7 +40,7 @@ def lines(workdir):
 
 
 def events(workdir):
-  """(step, name, value) of every scalar, and the steps at which a restart purges."""
+  """Reads (step, name, value) of every scalar, and the steps at which a restart purges."""
   from tensorboardX.proto.event_pb2 import Event
   scalars, purges = [], []
   for path in sorted((workdir / "tensorboard").iterdir()):
@@ -55,7 +55,7 @@ def events(workdir):
   return scalars, purges
 
 
-def test_each_log_is_one_json_object_a_line(tmp_path):
+def test_each_log_is_a_json_object_on_one_line(tmp_path):
   with quiet(tmp_path / "new" / "folder") as report:
     report.log(12, {"train/loss": 3.5, "train/images_per_second": 10})
     report.log(20, {"retrieval/text_to_image_r1": 1.5})
@@ -64,20 +64,20 @@ def test_each_log_is_one_json_object_a_line(tmp_path):
       {"step": 20, "retrieval/text_to_image_r1": 1.5}]
 
 
-def test_a_line_is_on_disk_as_soon_as_it_is_logged(tmp_path):
+def test_line_is_on_disk_as_soon_as_it_is_logged(tmp_path):
   report = quiet(tmp_path)
   report.log(1, {"train/loss": 3.5})
   assert lines(tmp_path) == [{"step": 1, "train/loss": 3.5}]
   report.close()
 
 
-def test_a_number_that_is_none_is_null(tmp_path):
+def test_nonfinite_values_are_null(tmp_path):
   with quiet(tmp_path) as report:
     report.log(1, {"train/loss": math.nan, "train/scale": math.inf, "train/a": 1})
   assert lines(tmp_path) == [{"step": 1, "train/loss": None, "train/scale": None, "train/a": 1}]
 
 
-def test_a_resumed_run_has_the_file_of_an_unbroken_one(tmp_path):
+def test_resumed_run_has_the_metrics_of_an_uninterrupted_one(tmp_path):
   with quiet(tmp_path / "unbroken") as report:
     for step in range(1, 11):
       report.log(step, {"train/loss": 1 / step})
@@ -85,7 +85,7 @@ def test_a_resumed_run_has_the_file_of_an_unbroken_one(tmp_path):
     for step in range(1, 9):
       report.log(step, {"train/loss": 1 / step})
   with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
-    file.write('{"step": 4, "train/lo')  # Killed while it wrote a line.
+    file.write('{"step": 4, "train/lo')  # Killed while writing a line.
   with quiet(tmp_path / "killed", start_step=6) as report:  # The last checkpoint is at step 6.
     for step in range(7, 11):
       report.log(step, {"train/loss": 1 / step})
@@ -94,7 +94,7 @@ def test_a_resumed_run_has_the_file_of_an_unbroken_one(tmp_path):
   assert {path.name for path in (tmp_path / "killed").iterdir()} == {"metrics.jsonl", "tensorboard"}
 
 
-def test_a_run_that_was_killed_before_its_first_checkpoint_starts_over(tmp_path):
+def test_run_killed_before_its_first_checkpoint_starts_over(tmp_path):
   with quiet(tmp_path) as report:
     report.log(0, {"zero_shot/top1": 1})
     report.log(5, {"train/loss": 1})
@@ -103,13 +103,13 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_over(tmp_path)
   assert lines(tmp_path) == [{"step": 0, "zero_shot/top1": 2}]
 
 
-def test_lines_that_are_no_metrics_are_dropped(tmp_path):
+def test_lines_without_metrics_are_dropped(tmp_path):
   (tmp_path / "metrics.jsonl").write_bytes(b'[1]\n{"a": 1}\n\n3\n\xff\n{"step": 2}\n{"step": nul')
   quiet(tmp_path, start_step=2).close()
   assert lines(tmp_path) == [{"step": 2}]
 
 
-def test_tensorboard_gets_every_number_and_forgets_what_is_made_again(tmp_path):
+def test_tensorboard_gets_every_value_and_purges_steps_that_are_rerun(tmp_path):
   with quiet(tmp_path) as report:
     report.log(3, {"train/loss": 0.5, "retrieval/image_to_text_r1": 25})
     report.log(4, {"train/loss": math.nan})
@@ -120,7 +120,7 @@ def test_tensorboard_gets_every_number_and_forgets_what_is_made_again(tmp_path):
   assert events(tmp_path)[1][-1] == 4  # Step 3 stays.
 
 
-def test_without_tensorboardx_the_run_goes_on_and_says_so(tmp_path, monkeypatch):
+def test_missing_tensorboardx_is_reported_and_not_fatal(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "tensorboardX", None)
   stream = io.StringIO()
   with Report(tmp_path, 10, stream=stream) as report:
@@ -137,7 +137,7 @@ def test_only_one_process_writes(tmp_path):
   assert stream.getvalue() == "" and not (tmp_path / "none").exists()
 
 
-def test_a_resumed_run_continues_its_weights_and_biases_run(tmp_path, monkeypatch):
+def test_resumed_run_continues_its_weights_and_biases_run(tmp_path, monkeypatch):
   begun, logged, finished = [], [], []
 
   def init(**kwargs):
@@ -156,32 +156,31 @@ def test_a_resumed_run_continues_its_weights_and_biases_run(tmp_path, monkeypatc
   assert len(finished) == 2
 
 
-def test_weights_and_biases_is_asked_for_but_not_installed(tmp_path, monkeypatch):
+def test_missing_wandb_is_an_error(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "wandb", None)
-  with pytest.raises(UserError, match="project 'clips' was asked for, and wandb is not installed. "
-                                      r"Install it \(pip install wandb\)"):
+  with pytest.raises(UserError, match=r"project 'clips', .* Install it \(pip install wandb\)"):
     quiet(tmp_path, wandb="clips")
 
 
-def test_a_workdir_that_cannot_be_written_to_says_so(tmp_path):
+def test_unwritable_workdir_is_an_error(tmp_path):
   (tmp_path / "file").write_text("in the way")
   with pytest.raises(UserError, match="workdir .*file.* cannot be written to: .*--workdir"):
     quiet(tmp_path / "file")
 
 
-def test_the_progress_line_says_how_far_how_fast_and_how_long():
+def test_progress_line_has_step_loss_throughput_and_time_left():
   line = progress_line(1200, 5600, {
       "train/loss": 3.21449, "train/images_per_second": 1234.4, "train/data_wait": .0213}, 200)
   assert line == ("step 1,200/5,600  21%  loss 3.214  images/s 1,234  data wait 2%  "
                   "time left 3 min 20 s")
 
 
-def test_the_progress_line_shows_what_is_known():
+def test_progress_line_omits_missing_values():
   assert progress_line(1, 10, {"train/loss": math.nan}, None) == "step 1/10  10%  loss nan"
   assert progress_line(10, 10, {}, 0) == "step 10/10  100%"
 
 
-def test_a_file_gets_a_line_every_few_seconds_and_the_last_one(tmp_path):
+def test_file_gets_a_line_every_few_seconds_and_the_last_one(tmp_path):
   clock, stream = Clock(), io.StringIO()
   report = Report(tmp_path, 100, stream=stream, clock=clock, every_seconds=10)
   for step in range(4, 101, 4):
@@ -195,7 +194,7 @@ def test_a_file_gets_a_line_every_few_seconds_and_the_last_one(tmp_path):
   assert len(lines(tmp_path)) == 25  # The metrics are all in the file.
 
 
-def test_the_time_left_leaves_the_first_line_with_its_compilation_out(tmp_path):
+def test_time_left_excludes_compilation(tmp_path):
   clock, stream = Clock(), io.StringIO()
   report = Report(tmp_path, 60, start_step=10, stream=stream, clock=clock, every_seconds=0)
   clock.now += 1000  # Compiles.
@@ -208,7 +207,7 @@ def test_the_time_left_leaves_the_first_line_with_its_compilation_out(tmp_path):
   assert second.endswith("time left 1 min 20 s")  # 40 steps of 2 s.
 
 
-def test_a_terminal_gets_one_line_that_is_rewritten(tmp_path, monkeypatch):
+def test_terminal_gets_one_line_that_is_overwritten(tmp_path, monkeypatch):
   monkeypatch.setenv("COLUMNS", "30")
   stream = Terminal()
   report = Report(tmp_path, 100, stream=stream)
@@ -222,7 +221,7 @@ def test_a_terminal_gets_one_line_that_is_rewritten(tmp_path, monkeypatch):
       "\r\x1b[Ksaved\nstep 2/100  2%  loss 2.000  i" "\n" "done\n")
 
 
-def test_evaluations_get_lines_of_their_own(tmp_path):
+def test_evaluations_are_printed_on_separate_lines(tmp_path):
   stream = io.StringIO()
   with Report(tmp_path, 100, stream=stream) as report:
     report.log(50, {"test/text_to_image_r1": 12.3456, "test/examples": 5393, "flags/top1": 50})
@@ -230,7 +229,7 @@ def test_evaluations_get_lines_of_their_own(tmp_path):
                                "step 50  flags  top1 50\n")
 
 
-def test_many_numbers_wrap_between_them(tmp_path):
+def test_long_evaluations_wrap_between_metrics(tmp_path):
   stream = io.StringIO()
   with Report(tmp_path, 100, stream=stream) as report:
     report.log(50, {f"retrieval/text_to_image_r{k}": k for k in range(12)})
@@ -239,7 +238,7 @@ def test_many_numbers_wrap_between_them(tmp_path):
   assert all(line.startswith("    text_to_image_r") for line in shown[1:])
 
 
-def test_a_table_is_aligned():
+def test_table_is_aligned():
   assert table([("retrieval/r1", 12.345), ("zero_shot/examples", 5393)],
                ("metric", "value")).splitlines() == [
                    "metric              value",
@@ -254,7 +253,7 @@ def test_a_table_is_aligned():
 @pytest.mark.parametrize("value, text", [
     (0, "0"), (1234.4, "1,234"), (999.99, "1,000"), (22.6579, "22.66"), (0.0012345, "0.001234"),
     (5393, "5,393"), (1e-7, "1e-07"), (-4321, "-4,321"), (math.nan, "nan"), (math.inf, "inf")])
-def test_numbers_have_four_digits_or_groups_of_three(value, text):
+def test_numbers_have_four_digits_or_thousands_separators(value, text):
   assert number(value) == text
 
 
@@ -265,7 +264,7 @@ def test_durations_have_their_two_largest_units(seconds, text):
   assert duration(seconds) == text
 
 
-def test_evaluations_that_are_alike_stand_side_by_side():
+def test_evaluators_with_the_same_metrics_share_a_table():
   text = evaluations({"val/r1": 1.0, "val/r5": 5.5, "test/r1": 2.0, "test/r5": 7.0,
                              "zero/top1": 22.66})
   assert [line.split() for line in text.splitlines()] == [
@@ -273,15 +272,15 @@ def test_evaluations_that_are_alike_stand_side_by_side():
       ["zero"], ["----", "-----"], ["top1", "22.66"]]
 
 
-def test_curves_are_what_was_logged(tmp_path):
+def test_curves_returns_what_was_logged(tmp_path):
   with quiet(tmp_path) as report:
     report.log(1, {"train/loss": 3.5})
     report.log(2, {"train/loss": math.inf, "val/r10": 4.0})
   with (tmp_path / "metrics.jsonl").open("a") as file:
-    file.write('{"step": 3, "train/l')  # Somebody is just writing.
+    file.write('{"step": 3, "train/l')  # A line that is still being written.
   found = curves(tmp_path)
   assert found["val/r10"] == ([2], [4.0])
   steps, values = found["train/loss"]
   assert steps == [1, 2] and values[0] == 3.5 and math.isnan(values[1]) and len(found) == 2
-  with pytest.raises(UserError, match="There is no .*nothing/metrics.jsonl, so no run has written"):
+  with pytest.raises(UserError, match="There is no .*nothing/metrics.jsonl"):
     curves(tmp_path / "nothing")

@@ -1,4 +1,4 @@
-"""The step beyond what objectives show: keys, augmentation, what is kept."""
+"""The train step: random keys, augmentation, skipped steps and diagnosis."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ class Darker:
     return image / 255.0 * jnp.where(half, 0.5, 1.0)[:, None, None, None]
 
 
-def test_keys_depend_on_seed_step_and_row_alone():
+def test_keys_depend_only_on_seed_step_and_row():
   keys = lambda seed, step, B: np.asarray(jax.random.key_data(
       step_lib.example_keys(seed, jnp.int32(step), B)))
   np.testing.assert_array_equal(keys(0, 5, 16)[:4], keys(0, 5, 4))
@@ -29,7 +29,7 @@ def test_keys_depend_on_seed_step_and_row_alone():
   assert len({tuple(key) for key in drawn}) == 32
 
 
-def test_augmentation_is_the_same_in_pieces():
+def test_augmentation_does_not_depend_on_microbatches():
   made, optimizer = learner(), optax.sgd(0.1)
   after = []
   for microbatches in (1, 4):
@@ -42,8 +42,8 @@ def test_augmentation_is_the_same_in_pieces():
   assert largest_difference(after[0], plain) > 1e-3
 
 
-def test_two_views_of_an_image_are_not_augmented_alike():
-  """The same class on both, and the same image in both: they must still become different."""
+def test_two_views_of_an_image_are_augmented_differently():
+  """Both views hold the same image and use the same augmentation."""
   seen = []
 
   class Seeing(Darker):
@@ -64,7 +64,7 @@ def test_two_views_of_an_image_are_not_augmented_alike():
   assert len(darker) == 2 and 0 < (darker[0] != darker[1]).sum() < 16
 
 
-def test_a_step_counts_itself_and_keeps_the_other_arrays():
+def test_step_counts_itself_and_returns_metrics():
   made, optimizer = learner(), optax.sgd(0.0)
   state = step_lib.create(made, optimizer)
   after, metrics = jax.jit(step_lib.make_train_step(split(made)[0], optimizer, seed=0))(
@@ -84,7 +84,7 @@ def finite(seed):
   return {**batch(8, seed), "image": batch(8, seed)["image"] / np.float32(255)}
 
 
-def test_a_step_that_is_not_finite_freezes_the_state_before_it():
+def test_nonfinite_step_freezes_the_last_good_state():
   made, optimizer = learner(), optax.adam(1e-2)
   step = jax.jit(step_lib.make_train_step(split(made)[0], optimizer, seed=0))
   good, _ = step(step_lib.create(made, optimizer), finite(0))
@@ -97,7 +97,7 @@ def test_a_step_that_is_not_finite_freezes_the_state_before_it():
     assert largest_difference(getattr(state, name), getattr(good, name)) == 0
 
 
-def test_as_many_steps_as_allowed_are_left_out_as_if_they_had_never_been():
+def test_skipped_steps_have_no_effect_up_to_the_allowance():
   made, optimizer = learner(), optax.adam(1e-2)
   step = jax.jit(step_lib.make_train_step(split(made)[0], optimizer, seed=0, skip_nonfinite=2))
   after = {}
@@ -116,29 +116,29 @@ def test_as_many_steps_as_allowed_are_left_out_as_if_they_had_never_been():
   assert largest_difference(frozen.params, after["with"].params) == 0
 
 
-def test_the_learning_rate_told_is_the_one_used_after_steps_were_left_out():
+def test_logged_learning_rate_is_the_one_used_after_skipped_steps():
   made, rates = learner(), np.float32([0.3, 0.2, 0.1])
   schedule = lambda step: jnp.asarray(rates)[step]
   optimizer = Optimizer(*optax.sgd(schedule), schedule)
   step = jax.jit(step_lib.make_train_step(split(made)[0], optimizer, seed=0, skip_nonfinite=1))
-  state, told = step_lib.create(made, optimizer), []
+  state, logged = step_lib.create(made, optimizer), []
   for one in (finite(0), nonfinite(1), finite(2)):
     before = state
     state, metrics = step(state, one)
-    told.append(float(metrics["learning_rate"]))
-  np.testing.assert_allclose(told, rates[[0, 1, 1]])
-  # A step of gradient descent is the gradient times the rate.
+    logged.append(float(metrics["learning_rate"]))
+  np.testing.assert_allclose(logged, rates[[0, 1, 1]])
+  # The update of gradient descent is the gradient times the learning rate.
   moved = optax.global_norm(jax.tree.map(lambda a, b: a - b, state.params, before.params))
-  np.testing.assert_allclose(moved / metrics["gradient_norm"], told[-1], rtol=1e-3)
+  np.testing.assert_allclose(moved / metrics["gradient_norm"], logged[-1], rtol=1e-3)
 
 
-def test_a_diagnosis_has_the_norm_of_each_part_of_the_gradient():
+def test_diagnosis_has_the_gradient_norm_of_each_part():
   made, optimizer = learner(), optax.sgd(1.0)
   state = step_lib.create(made, optimizer)
   found = jax.jit(step_lib.make_diagnosis(split(made)[0], seed=0))(state, batch(8))
   after, metrics = jax.jit(step_lib.make_train_step(split(made)[0], optimizer, seed=0))(
       state, batch(8))
-  # A step of gradient descent of length 1 is the gradient.
+  # With a learning rate of 1, the update of gradient descent is the gradient.
   gradient = jax.tree.map(lambda a, b: np.asarray(a - b), state.params, after.params)
   norm = lambda tree: float(np.sqrt(sum((x**2).sum() for x in jax.tree.leaves(tree))))
   assert found.keys() == {"loss", "objective", *gradient["model"]}
@@ -149,7 +149,7 @@ def test_a_diagnosis_has_the_norm_of_each_part_of_the_gradient():
   np.testing.assert_allclose(norm(parts), metrics["gradient_norm"], rtol=1e-4)
 
 
-def test_the_step_is_compiled_once():
+def test_step_compiles_once():
   made, optimizer = learner(), optax.adam(1e-3)
   step = jax.jit(step_lib.make_train_step(split(made)[0], optimizer, seed=0), donate_argnums=0)
   state = step_lib.create(made, optimizer)

@@ -1,4 +1,4 @@
-"""Layout, lint and types: what pyproject.toml says of them holds in every file."""
+"""Layout, lint and types of every file, as configured in pyproject.toml."""
 
 from pathlib import Path
 import subprocess
@@ -13,16 +13,16 @@ def run(*command):
   assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
-def test_layout_imports_and_lint_are_as_the_rules_say():
+def test_ruff_passes():
   run("ruff", "check", "--no-cache", ".")
 
 
-def test_the_types_that_are_written_are_true(tmp_path):
+def test_mypy_passes(tmp_path):
   run("mypy", f"--cache-dir={tmp_path}")
 
 
-def test_a_block_is_indented_by_two_more_spaces():
-  """ruff's own rule of this knows only four."""
+def test_indentation_is_two_spaces():
+  """ruff's own rule supports only four."""
   files = [p for p in ROOT.rglob("*.py") if not {".venv", "build", "dist"} & set(p.parts)]
   assert len(files) > 200
   for path in files:

@@ -1,4 +1,4 @@
-"""The command, as a person uses it: trained, continued, killed, mistyped."""
+"""The train command end to end: complete, resumed, killed and mistyped runs."""
 
 import json
 import os
@@ -20,7 +20,7 @@ CONFIG = "tests/run_config.py"
 
 def start(*arguments, **changes):
   """Starts the training command."""
-  # One thread's order of sums is not another's: the same number of threads for every run.
+  # The order of sums depends on the number of threads, so use the same number for every run.
   environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
   return subprocess.Popen([sys.executable, "-m", "clip_jax.train", *arguments], cwd=ROOT, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment,
@@ -28,7 +28,7 @@ def start(*arguments, **changes):
 
 
 def train(*arguments, code=0):
-  """Runs the training command to its end; what it printed."""
+  """Runs the training command to its end; returns its output."""
   process = start(*arguments)
   out, err = process.communicate(timeout=300)
   assert process.returncode == code, out + err
@@ -36,7 +36,7 @@ def train(*arguments, code=0):
 
 
 def parameters(workdir, step):
-  """What a checkpoint holds, read without this package."""
+  """Returns the arrays of a checkpoint by path, read without this package."""
   tree = ocp.StandardCheckpointer().restore(workdir / "checkpoints" / str(step) / "state")
   flat, _ = __import__("jax").tree.flatten_with_path(tree)
   return {str(path): np.asarray(x) for path, x in flat}
@@ -52,12 +52,12 @@ def metrics(workdir):
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
-  """A run from start to end, and what it printed."""
+  """The workdir and the output of an uninterrupted run."""
   workdir = tmp_path_factory.mktemp("unbroken")
   return workdir, train(f"--config={CONFIG}", f"--workdir={workdir}")
 
 
-def test_a_run_leaves_everything_that_is_promised(unbroken):
+def test_run_writes_all_documented_files(unbroken):
   workdir, printed = unbroken
   lines = metrics(workdir)
   assert [line["step"] for line in lines] == [1, 10, 20, 20, 30, 30]
@@ -76,7 +76,7 @@ def test_a_run_leaves_everything_that_is_promised(unbroken):
   assert "Warning" not in printed and "Traceback" not in printed
 
 
-def test_a_run_that_is_done_says_so_and_evaluates_again(unbroken):
+def test_finished_run_is_evaluated_again(unbroken):
   workdir, _ = unbroken
   before = (workdir / "metrics.jsonl").read_text(), parameters(workdir, 30)
   printed = train(f"--config={CONFIG}", f"--workdir={workdir}")
@@ -85,11 +85,11 @@ def test_a_run_that_is_done_says_so_and_evaluates_again(unbroken):
   assert same(parameters(workdir, 30), before[1])
 
 
-def test_a_killed_run_ends_where_the_unbroken_one_did(unbroken, tmp_path):
+def test_killed_and_resumed_run_ends_like_an_uninterrupted_one(unbroken, tmp_path):
   rng = random.Random(0)
   for attempt in range(3):
     process = start(f"--config={CONFIG}", f"--workdir={tmp_path}")
-    # From the first checkpoint on, at any moment: in a step, in a save, in an evaluation.
+    # Kill at any moment after a checkpoint: during a step, a save or an evaluation.
     first = 4 * (attempt + 1)
     while process.poll() is None and not any(
         p.name.isdigit() and int(p.name) >= first for p in (tmp_path / "checkpoints").glob("*")):
@@ -105,7 +105,7 @@ def test_a_killed_run_ends_where_the_unbroken_one_did(unbroken, tmp_path):
   assert steady(tmp_path) == steady(unbroken[0])
 
 
-def test_sigterm_saves_and_asks_to_be_started_again(unbroken, tmp_path):
+def test_sigterm_saves_and_exits_with_the_preemption_code(unbroken, tmp_path):
   process = start(f"--config={CONFIG}", f"--workdir={tmp_path}", "--config.train.save_every=0")
   while not (tmp_path / "metrics.jsonl").exists() or not metrics(tmp_path):
     assert process.poll() is None, process.communicate()
@@ -119,13 +119,13 @@ def test_sigterm_saves_and_asks_to_be_started_again(unbroken, tmp_path):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    ((), "Which config? Set --config=FILE"),
+    ((), "No config is given. Set --config=FILE"),
     (("--config=configs/quikstart.py",), "no config file configs/quikstart.py. Did you mean "
      "configs/quickstart.py?"),
-    (("--config=nowhere/x.py",), "In nowhere there are: none"),
+    (("--config=nowhere/x.py",), "Files in nowhere: none"),
     ((f"--config={CONFIG}",), "Set --workdir=DIR"),
-    (("--config=configs/study/shapes.py", "--workdir=x"), "The file of --config=configs/study/"
-     "shapes.py has no get_config(), by which a config is made. If it is a grid"),
+    (("--config=configs/study/shapes.py", "--workdir=x"), "The file in --config=configs/study/"
+     "shapes.py does not define get_config(). If it is a grid"),
     (("--config=configs/evaluations/openclipart.py", "--workdir=x"), "This config has no data, "
      "model, objective, optimizer, train"),
     ((f"--config={CONFIG}", "--workdri=x"), "no flag --workdri; there are "
@@ -138,21 +138,21 @@ def test_sigterm_saves_and_asks_to_be_started_again(unbroken, tmp_path):
     ((f"--config={CONFIG}", "--workdir=x", "--config.train.steps=many"), "many"),
     ((f"--config={CONFIG}", "--workdir=x", "left-over"), "'left-over' is not a flag"),
 ])
-def test_a_mistyped_command_is_told_what_was_meant(arguments, message):
+def test_mistyped_command_error_names_the_fix(arguments, message):
   printed = train(*arguments, code=2)
   assert message in printed and "Traceback" not in printed
 
 
-def test_the_config_can_be_printed():
+def test_print_writes_the_config_as_json():
   printed = train(f"--config={CONFIG}", "--print", "--config.objective.block=8")
   assert json.loads(printed)["objective"]["block"] == 8
 
 
-def test_where_arrays_lie_can_be_explained():
+def test_explain_prints_the_sharding_of_arrays():
   printed = train(f"--config={CONFIG}", "--explain")
   assert "params/model/image/stack/blocks/mlp/up/kernel" in printed
-  assert "on mesh data=1 x fsdp=1 x tensor=1" in printed and "bytes a device in all" in printed
+  assert "on mesh data=1 x fsdp=1 x tensor=1" in printed and "bytes per device in total" in printed
 
 
-def test_help_says_how():
+def test_help_lists_workdir():
   assert "--workdir=DIR" in train("--help")

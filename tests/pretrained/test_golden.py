@@ -119,9 +119,9 @@ def test_the_error_lists_missing_extra_and_misshapen_arrays_and_counts_the_rest(
     clip_jax.load(folder)
   message = str(e.value)
   assert "8 arrays differ" in message and "and 3 more" in message
-  assert r"ln_final.weight: (7,) there, (32,) here" in message
-  assert "visual.proj: not there, (32, 24) here" in message
-  assert "other.0: () there, not here" in message
+  assert r"ln_final.weight: saved (7,), expected (32,)" in message
+  assert "visual.proj: not saved, expected (32, 24)" in message
+  assert "other.0: saved (), not expected" in message
   assert "The config does not match the weights" in message
 
 
