@@ -1,4 +1,4 @@
-"""A folder of pictures as unit vectors, made once and kept."""
+"""Embeds the images of a folder and caches the embeddings."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,61 +16,63 @@ from clip_jax.embedder import Embedder
 from clip_jax.errors import UserError
 from clip_jax.report import Progress
 
-_BLOCK = 1024  # Pictures between two saves: what a kill can cost.
+_BLOCK = 1024  # Images between two saves, the most that an interrupted run has to recompute.
 
 
 class Index:
-  """The pictures of a folder, embedded by a model.
+  """The embedded images of a folder.
 
   Attributes:
-    folder: where the pictures lie.
-    names: of the pictures, paths inside the folder, sorted.
-    z: float32 [n, E], unit length.
-    unreadable: names of files that look like pictures and cannot be read.
+    folder: the folder.
+    names: paths of the images relative to the folder, sorted.
+    z: embeddings, float32 [n, E], of unit length.
+    unreadable: names of image files that cannot be read.
   """
 
   def __init__(self, folder: Path, names: list[str], z: np.ndarray, unreadable: list[str]):
     self.folder, self.names, self.z, self.unreadable = folder, names, z, unreadable
 
   def nearest(self, z: np.ndarray, top: int) -> list[tuple[int, float]]:
-    """(number of the picture, cosine) of the `top` pictures nearest to float32 [E], best first."""
+    """Returns (index, cosine) of the `top` images nearest to float32 [E], best first."""
     scores = self.z @ z
     best = np.argsort(-scores, kind="stable")[:top]
     return [(int(k), float(scores[k])) for k in best]
 
   def paths(self) -> list[str]:
-    """Where the pictures lie, in the order of their numbers."""
+    """Returns the paths of the images in the order of `names`."""
     return [str(self.folder / name) for name in self.names]
 
 
 def index(embedder: Embedder, fingerprint: str, folder: Path | str,
           say: Callable[[str], None]) -> Index:
-  """The index of a folder: what was embedded before is read, what is new or changed is embedded.
+  """Returns the index of a folder, embedding only images that are new or changed.
 
-  It is kept under `cli.caches()`, one file for each folder and model, and saved on the way.
+  Embeddings are cached under `cli.caches()` in one file per folder and model, which is saved every
+  `_BLOCK` images.
 
   Args:
-    fingerprint: of the model.
-    folder: with pictures in it, at any depth; hidden files and folders are left out.
-    say: takes lines about the progress.
+    embedder: the model.
+    fingerprint: hash of the model, part of the cache key.
+    folder: searched recursively for images, except for hidden files and folders.
+    say: receives progress messages.
 
   Raises:
-    UserError: no such folder, or no picture in it that can be read.
+    UserError: there is no such folder, or it has no readable images.
   """
   folder = Path(folder).absolute()
   if not folder.is_dir():
-    raise UserError(f"There is no folder {folder}. Set --images to one with pictures.")
+    raise UserError(f"There is no folder {folder}. Set --images to a folder of images.")
   there = _pictures(folder)
   if not there:
-    raise UserError(f"{folder} has no pictures; looked for {', '.join(IMAGES)}, in folders inside "
-                    "it as well.")
+    raise UserError(f"{folder} and its subfolders have no images; looked for "
+                    f"{', '.join(IMAGES)}.")
   name = hashlib.sha256(f"{folder}\n{fingerprint}".encode()).hexdigest()[:16]
   file = caches() / "indexes" / f"{name}.npz"
   known = _read(file)
   new = [name for name, stamp in there.items() if known.get(name, (None,))[0] != stamp]
   known = {name: known[name] for name in there if name not in set(new)}
   if new:
-    progress = Progress(len(new), say, "pictures")
+    progress = Progress(len(new), say, "images")
     for start in range(0, len(new), _BLOCK):
       block = new[start:start + _BLOCK]
       for name, z in zip(block, _embedded(embedder, folder, block)):
@@ -80,13 +82,13 @@ def index(embedder: Embedder, fingerprint: str, folder: Path | str,
   good = [name for name in there if known[name][1] is not None]
   unreadable = [name for name in there if known[name][1] is None]
   if not good:
-    raise UserError(f"None of the {len(there):,} pictures in {folder} can be read: "
+    raise UserError(f"None of the {len(there):,} images in {folder} can be read: "
                     f"{', '.join(unreadable[:5])}{', ...' if len(unreadable) > 5 else ''}.")
   return Index(folder, good, np.stack([known[name][1] for name in good]), unreadable)
 
 
 def _pictures(folder: Path) -> dict[str, tuple[int, int]]:
-  """(bytes, time of the last change) of each picture by its path inside the folder."""
+  """Returns (bytes, modification time in ns) of each image by its path relative to the folder."""
   found = {}
   for at, folders, files in os.walk(folder):
     folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -95,14 +97,14 @@ def _pictures(folder: Path) -> dict[str, tuple[int, int]]:
         path = Path(at, name)
         try:
           stat = path.stat()
-        except OSError:  # A link to nowhere, or gone since it was listed.
+        except OSError:  # A dangling link, or deleted since it was listed.
           continue
         found[str(path.relative_to(folder))] = (stat.st_size, stat.st_mtime_ns)
   return dict(sorted(found.items()))
 
 
 def _embedded(embedder, folder, names):
-  """A vector for each picture, None where it cannot be read."""
+  """Returns an embedding for each image, None for those that cannot be read."""
   def read(name):
     try:
       return embedder.preprocess((folder / name).read_bytes())
@@ -120,7 +122,7 @@ def _embedded(embedder, folder, names):
 
 
 def _read(file: Path) -> dict[str, tuple]:
-  """(stamp, vector or None) by name, as `_write` wrote them; nothing of a file that is damaged."""
+  """Reads (stamp, embedding or None) by name as written by `_write`; {} if the file is damaged."""
   try:
     with np.load(file) as stored:
       names, stamps, z = (stored[key] for key in ("names", "stamps", "z"))
@@ -131,7 +133,7 @@ def _read(file: Path) -> dict[str, tuple]:
 
 
 def _write(file: Path, known: dict[str, tuple]) -> None:
-  """Replaces the file in one go."""
+  """Writes the cache file atomically; a row of NaN stands for an unreadable image."""
   file.parent.mkdir(parents=True, exist_ok=True)
   width = next((len(z) for _, z in known.values() if z is not None), 1)
   missing = np.full(width, np.nan, np.float32)

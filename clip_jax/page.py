@@ -1,4 +1,4 @@
-"""A page in the browser to search pictures with: words, or a picture dropped on it."""
+"""Web page that searches images by text or by a dropped image."""
 
 from collections.abc import Callable
 from http import HTTPStatus
@@ -15,32 +15,33 @@ from PIL import Image
 from clip_jax.data.decode import UnreadableImage, decode
 from clip_jax.errors import UserError
 
-MOST_BYTES = 32 * 2**20  # Of a picture that is dropped on the page.
-THUMBNAIL = 320          # Pixels of the longer side.
+MOST_BYTES = 32 * 2**20  # Maximum size of an uploaded image.
+THUMBNAIL = 320          # Longer side in pixels.
 
 
 class Page:
-  """A server on this machine alone, until `close`.
+  """HTTP server for the search page, reachable from this machine only.
 
   Attributes:
-    address: what to open in the browser.
+    address: URL to open in a browser.
   """
 
   def __init__(self, title: str, paths: list[str],
                by_text: Callable[[str], list[tuple[int, float]]],
                by_image: Callable[[bytes], list[tuple[int, float]]], *, port: int = 8000):
-    """Opens the port.
+    """Binds the port.
 
     Args:
-      title: over the search box.
-      paths: of the pictures, by number.
-      by_text, by_image: (number, score) of the pictures found for a text, for an encoded image.
-      port: 0 for any that is free.
+      title: title of the page.
+      paths: paths of the images.
+      by_text, by_image: functions that return (index in `paths`, score) of the images found for a
+        text, or for an encoded image.
+      port: TCP port; 0 for any free port.
 
     Raises:
-      UserError: the port is taken.
+      UserError: the port is not available.
     """
-    lock = threading.Lock()  # One question to the model at a time.
+    lock = threading.Lock()  # Run one search at a time.
 
     class Handler(_Handler):
       def html(self):
@@ -58,29 +59,29 @@ class Page:
     try:
       self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     except OSError as e:
-      raise UserError(f"Port {port} cannot be served: {e.strerror}. Set --port to another, or to 0 "
-                      "for any that is free.") from e
+      raise UserError(f"Port {port} is not available: {e.strerror}. Set --port to another port, or "
+                      "to 0 for any free port.") from e
     self.address = f"http://127.0.0.1:{self._server.server_port}/"
 
   def serve(self) -> None:
-    """Answers until `close` is called or Ctrl-C is pressed."""
+    """Handles requests until `close` is called or Ctrl-C is pressed."""
     self._server.serve_forever()
 
   def close(self) -> None:
-    """Ends `serve`."""
+    """Stops `serve` and closes the port."""
     self._server.shutdown()
     self._server.server_close()
 
 
 class _Handler(BaseHTTPRequestHandler):
-  """/ is the page, /find?text=... and POST /find say what is found, /picture/3 is a thumbnail."""
+  """Serves the page at /, results as JSON at /find (GET or POST), thumbnails at /picture/N."""
 
   html: Callable[[], str]
   find: Callable[[Any], list[dict[str, Any]]]
   picture: Callable[[int], str]
 
   def do_GET(self):
-    """Answers a question that is all in its address."""
+    """Sends the page, the results for a text, or a thumbnail."""
     url = urlsplit(self.path)
     if url.path == "/":
       self._send(self.html().encode(), "text/html; charset=utf-8")
@@ -92,7 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
       self.send_error(HTTPStatus.NOT_FOUND)
 
   def do_POST(self):
-    """Finds pictures like the one sent."""
+    """Sends the images similar to the one in the request body."""
     length = int(self.headers.get("Content-Length") or 0)
     if urlsplit(self.path).path != "/find":
       self.send_error(HTTPStatus.NOT_FOUND)
@@ -103,18 +104,18 @@ class _Handler(BaseHTTPRequestHandler):
 
   def _find(self, question):
     if not question:
-      self.send_error(HTTPStatus.BAD_REQUEST, "Nothing was asked for.")
+      self.send_error(HTTPStatus.BAD_REQUEST, "The query is empty.")
       return
     try:
       found = self.find(question)
     except UnreadableImage as e:
-      self.send_error(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"No readable picture: {e}"[:200])
+      self.send_error(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"Not a readable image: {e}"[:200])
       return
     self._send(json.dumps(found).encode(), "application/json")
 
   def _thumbnail(self, number):
     try:
-      with open(self.picture(number), "rb") as f:  # By number: no other file can be asked for.
+      with open(self.picture(number), "rb") as f:  # An index, so no other file is reachable.
         image = Image.fromarray(decode(f.read()))
     except (UnreadableImage, IndexError, OSError):
       self.send_error(HTTPStatus.NOT_FOUND)
@@ -132,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
     self.wfile.write(content)
 
   def log_message(self, *_):
-    """Says nothing."""
+    """Suppresses the request log."""
 
 
 def _escaped(text):
@@ -162,9 +163,9 @@ _PAGE = """<!doctype html>
   figcaption { font-size: .8rem; color: #5b6270; overflow-wrap: anywhere }
 </style>
 <h1>TITLE</h1>
-<p>COUNT pictures. Describe one, or drop one here to find others like it.</p>
-<form><input type="search" autofocus aria-label="What to look for" placeholder="a red car">
-<button>Search</button><label>Picture<input type="file" accept="image/*"></label></form>
+<p>COUNT images. Describe what you are looking for, or drop an image here to find similar ones.</p>
+<form><input type="search" autofocus aria-label="Search text" placeholder="a red car">
+<button>Search</button><label>Image<input type="file" accept="image/*"></label></form>
 <p id="says" role="status"></p><div id="found"></div>
 <script>
   const box = document.querySelector("input[type=search]");
@@ -173,7 +174,7 @@ _PAGE = """<!doctype html>
   let asked = 0;
   async function find(request, what) {
     const mine = ++asked;
-    says.textContent = "Looking for " + what + " ...";
+    says.textContent = "Searching for " + what + " ...";
     try {
       const answer = await request();
       if (mine !== asked) return;
@@ -187,7 +188,7 @@ _PAGE = """<!doctype html>
         figure.append(image, caption);
         return figure;
       }));
-      says.textContent = all.length + " nearest to " + what;
+      says.textContent = all.length + " best matches for " + what;
     } catch (error) { if (mine === asked) says.textContent = error.message; }
   }
   document.querySelector("form").onsubmit = event => {

@@ -1,32 +1,32 @@
-"""Scores records: python -m clip_jax.score --from=MODEL --source=S --out=FILE.npz."""
+"""Scores records with a model: python -m clip_jax.score --from=MODEL --source=S --out=F.npz."""
 
 from typing import Any
 
 from clip_jax import cli
 
-HELP = """Writes how well image and text of each record go together, by a model, for Quality to cut.
+HELP = """Writes the image-text similarity of each record according to a model, for use by Quality.
 
   python -m clip_jax.score --from=MODEL --out=FILE.npz [--source=S | --config=F ...]
 
-  --from=MODEL         the workdir of a training run, an exported model, or another library's
-                       checkpoint
-  --out=FILE.npz       one cosine similarity a record, in their order; NaN where one is damaged
-  --source=S           what to score:
-                         openclipart or shapes       what comes with the package
+  --from=MODEL         workdir of a training run, exported model, or checkpoint of another library
+  --out=FILE.npz       output: one cosine similarity per record, in order; NaN for damaged records
+  --source=S           records to score; by default those that the model was trained on:
+                         openclipart or shapes       data included in the package
                          DIR, FILE or "DIR/name-*"   ArrayRecord or Parquet files
-                         FILE.py                     a Python file with get_source(), or with
-                                                     get_config(), of which data.source counts
-                       without it, what a run was trained on
-  --config=FILE        or the data.source of a config, with --config.data.source.x=y as in training
-  --captions=mean      of a record with several captions: the mean of their similarities, or max
-  --shard=I/N          this machine's part, I from 0 to N - 1, in a folder that all machines share;
-                       whoever finishes last puts the parts together
-  --trust=MODULE,...   modules beyond clip_jax that the model's config may call
+                         FILE.py                     Python file with a get_source(), or with a
+                                                     get_config() that has a data.source
+  --config=FILE        score the data.source of a config instead; --config.data.source.x=y overrides
+                       its settings as in training
+  --captions=mean      score of a record with several captions: mean (default) or max of their
+                       similarities
+  --shard=I/N          score only part I of N, counting from 0, to split the work between machines
+                       that share the folder; the last one to finish merges the parts
+  --trust=MODULE,...   modules besides clip_jax that the config of the model may call
 
-A run that was killed goes on when it is started again. Then, in a config:
+Rerun an interrupted command to resume it. To train on the best records, put this in a config:
   source=call(Quality, source=..., scores="FILE.npz", keep="top 40%")
 
-Exit codes: 0 done, 2 a mistake in what was asked for, 130 stopped by Ctrl-C, 1 anything else.
+Exit codes: 0 done, 2 a mistake in the command, 130 stopped by Ctrl-C, 1 any other error.
 """
 
 
@@ -39,11 +39,11 @@ def main(arguments: list[str]) -> int:
                 strings=("from", "source", "out", "captions", "shard", "trust"))
   where = getattr(flags, "from")
   if not where:
-    raise UserError("Which model? Set --from=MODEL, the workdir of a training run.")
+    raise UserError("Which model? Set --from=MODEL, for example the workdir of a training run.")
   if not flags.out:
     raise UserError("Where should the scores be written? Set --out=FILE.npz.")
   if has_config and flags.source:
-    raise UserError("--source and --config both say what to score; give one of them.")
+    raise UserError("--source and --config exclude each other; set only one of them.")
   part = shard(flags.shard)
   trust = tuple(filter(None, (flags.trust or "").split(",")))
   if has_config:
@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
 
 
 def source_of(name: str) -> Any:
-  """The source that --source names."""
+  """Returns the source that --source names."""
   import os
 
   from clip_jax.errors import UserError
@@ -73,13 +73,13 @@ def source_of(name: str) -> Any:
     return Shapes(10_000)
   if name.endswith(".py"):
     if not os.path.isfile(name):
-      raise UserError(f"--source={name}: there is no such file.")
+      raise UserError(f"--source={name}: no such file.")
     import runpy
     made = runpy.run_path(name)
     if "get_source" in made:
       return made["get_source"]()
     if "get_config" not in made:
-      raise UserError(f"--source={name} has neither get_source() nor get_config(). Write a "
+      raise UserError(f"--source={name} has neither get_source() nor get_config(). Add a "
                       "get_source() that returns the source.")
     from clip_jax.config import build
     config = made["get_config"]()
@@ -93,15 +93,15 @@ def source_of(name: str) -> Any:
 
 
 def trained_on(where: str, *, trust: tuple[str, ...]) -> Any:
-  """The source that a run was trained on, without its data.size."""
+  """Returns the whole source that a run was trained on, regardless of its data.size."""
   from pathlib import Path
 
   from clip_jax.config import build, from_json
   from clip_jax.errors import UserError
   file = Path(where) / "config.json"
   if not file.is_file():
-    raise UserError(f"{where} does not tell what it was trained on (there is no config.json). Say "
-                    "what to score: --source=S.")
+    raise UserError(f"{where} has no config.json, so its training data is unknown. Set --source=S "
+                    "to the records to score.")
   return build(from_json(file.read_text(), trust=trust).data.source)
 
 

@@ -1,30 +1,31 @@
-"""Searches pictures: python -m clip_jax.search --from=MODEL --images=DIR "a red car"."""
+"""Searches images: python -m clip_jax.search --from=MODEL --images=DIR "a red car"."""
 
 from collections.abc import Callable
 from typing import Any
 
 from clip_jax import cli
 
-HELP = """Finds the pictures of a folder that go best with a text, or with another picture.
+HELP = """Searches a folder for the images that best match a text or another image.
 
   python -m clip_jax.search --from=MODEL --images=DIR "a red car" [--top=20] [--sheet=F.png]
-  python -m clip_jax.search --from=MODEL --images=DIR --like=PICTURE
+  python -m clip_jax.search --from=MODEL --images=DIR --like=FILE
   python -m clip_jax.search --from=MODEL --images=DIR --serve [--port=8000]
 
-  --from=MODEL    the workdir of a training run, an exported model, or another library's checkpoint
-  --images=DIR    pictures, in folders inside it as well; each is embedded once, and the vectors are
-                  kept for the next search
-  --top=20        how many to find
-  --sheet=F.png   draws what was found
-  --like=PICTURE  a file to find others like
-  --serve         a page with a search box, on this machine alone; pictures can be dropped on it
-  --port=8000     of that page
+  --from=MODEL    workdir of a training run, exported model, or checkpoint of another library
+  --images=DIR    folder of images, searched recursively; each image is embedded once, and the
+                  embeddings are cached for the next search
+  --top=20        number of results
+  --sheet=F.png   save a contact sheet of the results
+  --like=FILE     search with an image instead of a text
+  --serve         serve a web page with a search box, which also accepts dropped images; reachable
+                  from this machine only
+  --port=8000     port of the web page; 0 for any free port
   --trust=MODULE,...
-                  modules beyond clip_jax that the model's config may call
+                  modules besides clip_jax that the config of the model may call
 
-Prints a line for each picture: the cosine, and the path.
+Prints one line per result: the cosine similarity and the path.
 
-Exit codes: 0 done, 2 a mistake in what was asked for, 130 stopped by Ctrl-C, 1 anything else.
+Exit codes: 0 done, 2 a mistake in the command, 130 stopped by Ctrl-C, 1 any other error.
 """
 
 
@@ -37,12 +38,12 @@ def main(arguments: list[str]) -> int:
                 strings=("from", "images", "top", "sheet", "like", "port", "trust"))
   where = getattr(flags, "from")
   if not where:
-    raise UserError("Which model? Set --from=MODEL, as the workdir of a training run.")
+    raise UserError("Which model? Set --from=MODEL, for example the workdir of a training run.")
   if not flags.images:
-    raise UserError("Which pictures? Set --images=DIR.")
+    raise UserError("Which images? Set --images=DIR.")
   if bool(words) + bool(flags.like) + flags.serve != 1:
-    raise UserError("Look for what? Give a text, as in \"a red car\", or --like=PICTURE, or "
-                    "--serve for a page to ask on; one of them.")
+    raise UserError("Search for what? Give exactly one of a text such as \"a red car\", "
+                    "--like=FILE, or --serve for a web page.")
   top, port = whole(flags.top, "--top", 20), whole(flags.port, "--port", 8000, at_least=0)
   like = read(flags.like) if flags.like else None
 
@@ -52,7 +53,7 @@ def main(arguments: list[str]) -> int:
   embedder = load(where, trust=tuple(filter(None, (flags.trust or "").split(","))))
   found = index(embedder, model_fingerprint(embedder.model), flags.images, print)
   if found.unreadable:
-    print(f"{len(found.unreadable):,} files cannot be read and are left out: "
+    print(f"{len(found.unreadable):,} files cannot be read and are skipped: "
           f"{', '.join(found.unreadable[:5])}{', ...' if len(found.unreadable) > 5 else ''}")
   by_text = lambda text: found.nearest(embedder.encode_text([text])[0], top)
   by_image = lambda image: found.nearest(embedder.encode_image([image])[0], top)
@@ -69,15 +70,15 @@ def main(arguments: list[str]) -> int:
     contact_sheet([Path(paths[k]).read_bytes() for k, _ in best],
                   [f"{score:.3f}" for _, score in best],
                   title=" ".join(words) or f"like {flags.like}").save(flags.sheet)
-    print(f"drawn in {flags.sheet}")
+    print(f"Saved the contact sheet to {flags.sheet}.")
   return 0
 
 
 def read(path: str) -> bytes:
-  """The bytes of a picture that can be read.
+  """Returns the bytes of an image file after checking that it can be decoded.
 
   Raises:
-    UserError: it is not there, or cannot be.
+    UserError: the file is missing or not a readable image.
   """
   from clip_jax.data.decode import UnreadableImage, decode
   from clip_jax.errors import UserError
@@ -88,19 +89,19 @@ def read(path: str) -> bytes:
   except OSError as e:
     raise UserError(f"--like={path} cannot be opened: {e.strerror}.") from e
   except UnreadableImage as e:
-    raise UserError(f"--like={path} is no picture that can be read: {e}") from e
+    raise UserError(f"--like={path} is not a readable image: {e}") from e
   return content
 
 
 def serve(found: Any, where: str, by_text: Callable, by_image: Callable, port: int) -> int:
-  """Answers questions in the browser until Ctrl-C."""
+  """Serves the search page until Ctrl-C."""
   from clip_jax.page import Page
   page = Page(f"{found.folder.name}, by {where}", found.paths(), by_text, by_image, port=port)
-  print(f"Open {page.address} in a browser on this machine. Ctrl-C ends it.", flush=True)
+  print(f"Open {page.address} in a browser on this machine. Press Ctrl-C to stop.", flush=True)
   try:
     page.serve()
   except KeyboardInterrupt:
-    print("\nEnded.")
+    print("\nStopped.")
   return 0
 
 

@@ -1,4 +1,4 @@
-"""What contact sheets are drawn with, and one of pictures with a text under each."""
+"""Draws contact sheets: a grid of images, each with a text below it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,12 +17,13 @@ GREEN, AMBER = "#16a34a", "#d97706"
 
 def contact_sheet(images: Sequence[Any], texts: Sequence[str], *, title: str,
                   columns: int = 5) -> Image.Image:
-  """Pictures in rows, best first, each with its text.
+  """Draws images row by row, each with its text below it.
 
   Args:
-    images: whatever `decode` takes.
-    texts: under the pictures, in at most three lines.
-    title: above them all.
+    images: images in any form that `decode` accepts.
+    texts: text below each image, wrapped to at most three lines.
+    title: title of the sheet, truncated to one line.
+    columns: maximum number of images per row.
 
   Returns:
     An RGB image.
@@ -47,7 +48,7 @@ def contact_sheet(images: Sequence[Any], texts: Sequence[str], *, title: str,
 
 def card(sheet: Image.Image, image: np.ndarray, corner: tuple[int, int], colour: str,
          line: int) -> None:
-  """A white card with a coloured frame, the whole image, uint8 [H, W, 3], centred in it."""
+  """Draws a card with a frame of width `line` and the image, uint8 [H, W, 3], scaled to fit."""
   x, y = corner
   draw = ImageDraw.Draw(sheet)
   draw.rounded_rectangle((x, y, x + CELL - 1, y + CELL - 1), 8, CARD, colour, line)
@@ -60,14 +61,14 @@ def card(sheet: Image.Image, image: np.ndarray, corner: tuple[int, int], colour:
 
 def wrapped(draw: ImageDraw.ImageDraw, text: str, font: Font, width: int,
             most: int) -> list[str]:
-  """`text` in at most `most` lines that fit into `width` pixels; what does not fit ends in dots."""
+  """Wraps `text` to at most `most` lines of `width` pixels; truncated text ends in "..."."""
   lines, rest = [], " ".join(text.split())
   while rest and len(lines) < most:
     count = len(rest)
     while count > 1 and draw.textlength(rest[:count], font) > width:
       count -= 1
     if count < len(rest) and " " in rest[:count + 1].strip():
-      count = rest[:count + 1].rindex(" ")  # At a word's end, unless one word fills the line.
+      count = rest[:count + 1].rindex(" ")  # Break at a space, unless one word fills the line.
     lines.append(rest[:count].strip())
     rest = rest[count:].strip()
   if rest:

@@ -1,4 +1,4 @@
-"""What the pages say: their fenced blocks, commands, spans of code, links and headings."""
+"""Parses the documentation pages: fenced blocks, commands, inline code, links and headings."""
 
 from pathlib import Path
 import re
@@ -9,10 +9,10 @@ ROOT = Path(__file__).parent.parent
 
 
 def pages():
-  """The Markdown files of the repository, README.md first."""
+  """Returns the Markdown files of the repository, README.md first."""
   listed = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"],
                           cwd=ROOT, capture_output=True, text=True)
-  # Without git, as in an unpacked archive, all there are; but for those of what is installed.
+  # Without git, as in an unpacked archive, take all files except those of installed packages.
   names = listed.stdout.split() or [
       str(path.relative_to(ROOT)) for path in ROOT.rglob("*.md")
       if not any(part.startswith(".") or part in ("build", "venv") for part in path.parts)]
@@ -20,7 +20,7 @@ def pages():
 
 
 def _taken_apart(text):
-  """The lines outside of fences, and (language, lines) of each fenced block."""
+  """Returns the lines outside fences, and (language, lines) of each fenced block."""
   outside, fenced, inside = [], [], False
   for line in text.splitlines(keepends=True):
     if line.startswith("```"):
@@ -34,37 +34,37 @@ def _taken_apart(text):
 
 
 def blocks(text, language=""):
-  """The fenced blocks in a language; those without a language are shell."""
+  """Returns the fenced blocks in a language; blocks without a language are shell."""
   return ["".join(lines) for name, lines in _taken_apart(text)[1] if name == language]
 
 
 def prose(text):
-  """The page without its fenced blocks."""
+  """Returns the page without its fenced blocks."""
   return "".join(_taken_apart(text)[0])
 
 
 def spans(text):
-  """Inline code, a line break in it read as a space."""
+  """Returns all inline code, with line breaks replaced by spaces."""
   return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose(text))]
 
 
 def commands(text):
-  """Every command of the shell blocks and of inline code, as lists of words."""
+  """Returns each command in shell blocks and inline code as a list of words."""
   shell = "\n".join(blocks(text)).replace("\\\n", " ")
   lines = [line for block in shell.splitlines() for line in block.split(" && ")]
   lines += [span for span in spans(text) if re.match(r"(python -m clip_jax|launch/\S+\.sh) ", span)]
-  # Brackets are around what may be left out; it is a flag all the same.
+  # Remove the brackets around optional flags, so that the flags are checked too.
   found = [shlex.split(re.sub(r"[\[\]](?= |$)|(?<= )\[", "", line), comments=True)
            for line in lines]
   return [words for words in found if words]
 
 
 def links(text):
-  """The targets of links and images."""
+  """Returns the targets of links and images."""
   return re.findall(r"\]\(([^)\s]+)\)", prose(text))
 
 
 def anchors(text):
-  """What #... may follow the page's address: headings as GitHub names them."""
+  """Returns the anchors of the headings, as GitHub generates them."""
   titles = re.findall(r"^#+ +(.+)$", prose(text), re.M)
   return {re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-") for title in titles}

@@ -1,4 +1,4 @@
-"""A search page that answers while a test asks."""
+"""Serves a search page during a test."""
 
 from collections.abc import Iterator
 import contextlib
@@ -9,7 +9,7 @@ from clip_jax.page import Page
 
 @contextlib.contextmanager
 def served(page: Page) -> Iterator[Page]:
-  """The page, until the end of the `with`."""
+  """Serves the page in a thread until the end of the `with` block."""
   thread = threading.Thread(target=page.serve)
   thread.start()
   try:

@@ -1,4 +1,4 @@
-"""The search page as a person has it: in a browser, typing, choosing a file, dropping one."""
+"""Tests of the search page in a browser: typing a text, choosing a file, dropping a file."""
 
 import shutil
 
@@ -56,7 +56,7 @@ def browser():
   """Headless Chromium."""
   driver, chromium = shutil.which("chromedriver"), shutil.which("chromium")
   if not (driver and chromium):
-    pytest.skip("no chromium and chromedriver here; on Debian, apt-get install chromium-driver")
+    pytest.skip("needs chromium and chromedriver; on Debian: apt-get install chromium-driver")
   options = webdriver.ChromeOptions()
   options.binary_location = chromium
   for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
@@ -71,41 +71,41 @@ def browser():
 def opened(browser, page):
   browser.get(page.address)
   yield browser
-  assert browser.get_log("browser") == []  # Nothing missing, no script that failed.
+  assert browser.get_log("browser") == []  # No missing files or failed scripts.
 
 
 def found(browser, what):
-  """The captions under the pictures, once the page says that it found them."""
+  """Waits for the results and returns the captions below the images."""
   says = browser.find_element(By.ID, "says")
-  WebDriverWait(browser, SECONDS).until(lambda _: says.text == f"3 nearest to {what}")
+  WebDriverWait(browser, SECONDS).until(lambda _: says.text == f"3 best matches for {what}")
   return [caption.text for caption in browser.find_elements(By.TAG_NAME, "figcaption")]
 
 
-def test_words_find_pictures_best_first(opened, pictures):
-  box = opened.switch_to.active_element  # One types without a click.
+def test_search_by_text_shows_the_best_first(opened, pictures):
+  box = opened.switch_to.active_element  # The search box has the focus.
   box.send_keys("a blue thing\n")
   captions = found(opened, "“a blue thing”")
-  assert captions[0] == f"1.000 {pictures[1]}"  # A name with markup in it is text.
+  assert captions[0] == f"1.000 {pictures[1]}"  # Markup in a file name is escaped.
   assert len(captions) == 3 and captions[1].startswith("0.000")
   images = opened.find_elements(By.CSS_SELECTOR, "figure img")
   WebDriverWait(opened, SECONDS).until(lambda _: all(
       opened.execute_script("return arguments[0].naturalWidth", image) == 60 for image in images))
 
 
-def test_a_file_that_is_chosen_finds_others_like_it(opened, pictures):
+def test_search_by_chosen_file(opened, pictures):
   opened.find_element(By.CSS_SELECTOR, "input[type=file]").send_keys(pictures[2])
   assert found(opened, "lime.png")[0] == f"1.000 {pictures[2]}"
 
 
-def test_a_picture_that_is_dropped_finds_others_like_it(opened, pictures):
+def test_search_by_dropped_image(opened, pictures):
   with open(pictures[0], "rb") as f:
     opened.execute_script(DROP, list(f.read()))
   assert found(opened, "dropped.png")[0] == f"1.000 {pictures[0]}"
 
 
-def test_a_dropped_file_that_is_no_picture_is_said(browser, page):
+def test_a_dropped_file_that_is_not_an_image_is_reported(browser, page):
   browser.get(page.address)
   browser.execute_script(DROP, list(b"no picture"))
   says = browser.find_element(By.ID, "says")
-  WebDriverWait(browser, SECONDS).until(lambda _: "No readable picture" in says.text)
-  assert [entry["source"] for entry in browser.get_log("browser")] == ["network"]  # The refusal.
+  WebDriverWait(browser, SECONDS).until(lambda _: "Not a readable image" in says.text)
+  assert [entry["source"] for entry in browser.get_log("browser")] == ["network"]  # The HTTP error.

@@ -1,4 +1,4 @@
-"""The search page: what it answers, and what it refuses."""
+"""Tests of the HTTP server of the search page."""
 
 import io
 import json
@@ -42,13 +42,13 @@ def status(page, path, data=None):
   return raised.value.code
 
 
-def test_the_page_names_the_folder_and_counts_its_pictures(page):
+def test_the_page_shows_the_title_and_the_number_of_images(page):
   kind, html = get(page, "")
   assert kind == "text/html; charset=utf-8"
-  assert "pictures &amp; &lt;more&gt;" in html.decode() and "2 pictures" in html.decode()
+  assert "pictures &amp; &lt;more&gt;" in html.decode() and "2 images" in html.decode()
 
 
-def test_a_text_finds_pictures_best_first(page):
+def test_search_by_text_returns_the_best_first(page):
   kind, answer = get(page, "find?text=" + parse.quote("a red car"))
   found = json.loads(answer)
   assert kind == "application/json"
@@ -57,13 +57,13 @@ def test_a_text_finds_pictures_best_first(page):
   assert found[1]["path"].endswith("blue <1>.png")
 
 
-def test_a_picture_finds_others_like_it(page):
+def test_search_by_image(page):
   content = io.BytesIO()
   Image.new("RGB", (8, 8), "red").save(content, "PNG")
   assert json.loads(get(page, "find", content.getvalue())[1])[0]["picture"] == "/picture/0"
 
 
-def test_a_thumbnail_is_the_picture_made_small(page):
+def test_a_thumbnail_is_a_downscaled_image(page):
   kind, content = get(page, "picture/1")
   image = Image.open(io.BytesIO(content))
   assert kind == "image/jpeg" and image.size == (320, 80)
@@ -74,11 +74,11 @@ def test_a_thumbnail_is_the_picture_made_small(page):
     ("picture/2", None, 404), ("picture/../secret.txt", None, 404), ("secret.txt", None, 404),
     ("picture/-1", None, 404), ("find?text=", None, 400), ("find", b"no picture", 415),
     ("find", b"", 413), ("elsewhere", b"x", 404)])
-def test_what_is_not_there_or_no_question_is_refused(page, path, data, code):
+def test_unknown_addresses_and_invalid_queries_are_rejected(page, path, data, code):
   assert status(page, path, data) == code
 
 
-def test_what_is_too_large_is_refused_unread(page):
+def test_a_request_that_is_too_large_is_rejected_unread(page):
   host = parse.urlsplit(page.address)
   import http.client
   connection = http.client.HTTPConnection(host.hostname, host.port)
@@ -89,7 +89,7 @@ def test_what_is_too_large_is_refused_unread(page):
   connection.close()
 
 
-def test_a_port_that_is_taken_is_an_error(page):
+def test_a_port_in_use_is_an_error(page):
   port = parse.urlsplit(page.address).port
-  with pytest.raises(UserError, match=f"Port {port} cannot be served.*Set --port"):
+  with pytest.raises(UserError, match=f"Port {port} is not available.*Set --port"):
     Page("again", [], None, None, port=port)

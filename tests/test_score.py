@@ -1,4 +1,4 @@
-"""Scores of records: each its own cosine, whatever is damaged, killed or shared among machines."""
+"""Tests of scoring: similarities, damaged records, resuming, sharding, and the command."""
 
 from pathlib import Path
 import sys
@@ -39,7 +39,7 @@ quiet = lambda line: None
 
 
 def expected(source, join):
-  """One record after the other."""
+  """Scores one record at a time."""
   made = []
   for i in range(len(source)):
     record = source[i]
@@ -50,7 +50,7 @@ def expected(source, join):
 
 
 class Damaged:
-  """A source of which some records cannot be read, decoded or have no text."""
+  """A source with records that cannot be read or decoded, or have no valid text."""
 
   def __len__(self):
     return len(SOURCE)
@@ -63,7 +63,7 @@ class Damaged:
 
 
 @pytest.mark.parametrize("captions, join", [("mean", np.mean), ("max", max)])
-def test_a_score_is_the_cosine_of_image_and_captions(tmp_path, captions, join):
+def test_a_score_is_the_cosine_similarity_of_image_and_captions(tmp_path, captions, join):
   got = score(EMBEDDER, SOURCE, tmp_path / "s.npz", captions=captions, chunk=20, say=quiet)
   assert got.dtype == np.float32
   np.testing.assert_allclose(got, expected(SOURCE, join), atol=1e-5)
@@ -73,7 +73,7 @@ def test_a_score_is_the_cosine_of_image_and_captions(tmp_path, captions, join):
   assert [p.name for p in tmp_path.iterdir()] == ["s.npz"]
 
 
-def test_one_text_a_record_needs_no_list(tmp_path):
+def test_a_single_text_need_not_be_a_list(tmp_path):
   source = Subset(OpenClipart("val"), 9)
   got = score(EMBEDDER, source, tmp_path / "s.npz", say=quiet)
   np.testing.assert_allclose(got, expected(source, np.mean), atol=1e-5)
@@ -88,7 +88,7 @@ def test_records_may_have_different_numbers_of_captions():
     assert one == pytest.approx(each.mean(), abs=1e-5)
 
 
-def test_damaged_records_get_nan_are_counted_and_never_kept(tmp_path):
+def test_damaged_records_get_nan_and_are_counted_and_dropped(tmp_path):
   said = []
   got = score(EMBEDDER, Damaged(), tmp_path / "s.npz", chunk=20, say=said.append)
   assert np.flatnonzero(np.isnan(got)).tolist() == [3, 7, 21, 22]
@@ -96,7 +96,7 @@ def test_damaged_records_get_nan_are_counted_and_never_kept(tmp_path):
   good = ~np.isnan(got)
   np.testing.assert_allclose(got[good], np.array(whole)[good], atol=1e-5)
   assert read_scores(tmp_path / "s.npz")[1]["damaged"] == 4
-  assert "4 records could not be read and have none (NaN); they are number 3, 7, 21, 22" in said[-1]
+  assert "4 records could not be read and have no score (NaN): number 3, 7, 21, 22" in said[-1]
   assert "damaged 4" in said[0]
   kept = Quality(Damaged(), str(tmp_path / "s.npz"), keep="top 100%")
   assert len(kept) == 46 and not {3, 7, 21, 22} & set(kept.indices().tolist())
@@ -107,7 +107,7 @@ class Killed(Exception):
 
 
 class Mortal(Embedder):
-  """An embedder that is killed at its call number `last`, and counts its calls."""
+  """An embedder that counts its calls and raises `Killed` after `last` of them."""
 
   def __init__(self, last=10**9):
     self.__dict__.update(EMBEDDER.__dict__)
@@ -120,7 +120,7 @@ class Mortal(Embedder):
     return super().encode_image(images)
 
 
-def test_a_killed_run_goes_on_where_it_was(tmp_path):
+def test_a_killed_run_resumes(tmp_path):
   straight = score(EMBEDDER, SOURCE, tmp_path / "a.npz", chunk=8, say=quiet)
   for last in (2, 1):
     with pytest.raises(Killed):
@@ -129,30 +129,30 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
   said, rest = [], Mortal()
   resumed = score(rest, SOURCE, tmp_path / "b.npz", chunk=8, say=said.append)
   np.testing.assert_array_equal(resumed, straight)
-  assert rest.calls == 7 - 3 and "3 of 7 chunks are there already" in said[0]
+  assert rest.calls == 7 - 3 and "3 of 7 chunks are already done" in said[0]
   assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
 
-def test_what_is_complete_is_not_made_again(tmp_path):
+def test_a_complete_file_is_not_recomputed(tmp_path):
   first = np.array(score(EMBEDDER, SOURCE, tmp_path / "s.npz", say=quiet))
   said = []
   np.testing.assert_array_equal(
       score(Mortal(0), SOURCE, tmp_path / "s.npz", say=said.append), first)
-  assert "is complete already" in said[0]
+  assert "is already complete" in said[0]
 
 
-def test_machines_share_the_work_and_the_last_puts_it_together(tmp_path):
+def test_machines_share_the_work_and_the_last_one_merges_it(tmp_path):
   straight = score(EMBEDDER, SOURCE, tmp_path / "a.npz", chunk=8, say=quiet)
   said = []
   for i in (2, 0):
     made = score(EMBEDDER, SOURCE, tmp_path / "b.npz", shard=(i, 3), chunk=8, say=said.append)
     assert made is None
-  assert "Shard 0/3 is done. 2 of 7 chunks are still to be made" in said[-1]
+  assert "Shard 0/3 is done. 2 of 7 chunks of other shards are missing" in said[-1]
   made = score(EMBEDDER, SOURCE, tmp_path / "b.npz", shard=(1, 3), chunk=8, say=quiet)
   np.testing.assert_array_equal(made, straight)
 
 
-def test_another_machine_may_put_it_together_first(tmp_path, monkeypatch):
+def test_another_machine_may_merge_the_chunks_first(tmp_path, monkeypatch):
   straight = np.array(score(EMBEDDER, SOURCE, tmp_path / "a.npz", chunk=8, say=quiet))
 
   def beaten(*arguments, **facts):
@@ -163,10 +163,10 @@ def test_another_machine_may_put_it_together_first(tmp_path, monkeypatch):
   said = []
   made = score(EMBEDDER, SOURCE, tmp_path / "b.npz", chunk=8, say=said.append)
   np.testing.assert_array_equal(made, straight)
-  assert "put together by another machine" in said[-1]
+  assert "was written by another machine" in said[-1]
 
 
-def test_chunks_that_somebody_removed_are_missed(tmp_path, monkeypatch):
+def test_a_chunk_deleted_by_somebody_else_raises(tmp_path, monkeypatch):
   def removed(*arguments, **facts):
     raise FileNotFoundError("000002.npy")
 
@@ -175,12 +175,12 @@ def test_chunks_that_somebody_removed_are_missed(tmp_path, monkeypatch):
     score(EMBEDDER, SOURCE, tmp_path / "s.npz", chunk=8, say=quiet)
 
 
-def test_a_model_is_known_by_its_parameters():
+def test_the_model_fingerprint_depends_on_the_parameters():
   assert model_fingerprint(embedder().model) == model_fingerprint(EMBEDDER.model)
   assert model_fingerprint(embedder(seed=1).model) != model_fingerprint(EMBEDDER.model)
 
 
-def test_progress_tells_how_long_it_will_take(monkeypatch):
+def test_progress_estimates_the_time_left(monkeypatch):
   now = [0.0]
   monkeypatch.setattr("time.monotonic", lambda: now[0])
   said = []
@@ -192,20 +192,20 @@ def test_progress_tells_how_long_it_will_take(monkeypatch):
   assert said[-1] == "1,000/1,000 records  100%  25 records/s  damaged 10" and len(said) == 4
 
 
-def test_scores_of_something_else_are_not_touched(tmp_path):
+def test_scores_of_another_task_are_not_overwritten(tmp_path):
   path = tmp_path / "s.npz"
   score(EMBEDDER, SOURCE, path, say=quiet)
   for model, source, options, message in (
-      (embedder(1), SOURCE, {}, "s.npz is there already, and it holds scores by another model"),
+      (embedder(1), SOURCE, {}, "s.npz exists and contains scores of another model"),
       (EMBEDDER, SOURCE, dict(captions="max"), "scores with another --captions"),
       (EMBEDDER, Subset(SOURCE, 40), {}, r"of another source \(50 records, here 40\)"),
-      (embedder(1), Damaged(), {}, "by another model and of another source")):
+      (embedder(1), Damaged(), {}, "of another model and of another source")):
     with pytest.raises(UserError, match=message):
       score(model, source, path, say=quiet, **options)
   score(EMBEDDER, SOURCE, tmp_path / "t.npz", shard=(0, 3), chunk=8, say=quiet)
-  with pytest.raises(UserError, match="lies what was begun before, and it holds scores by another"):
+  with pytest.raises(UserError, match="from an earlier run and contains scores of another"):
     score(embedder(1), SOURCE, tmp_path / "t.npz", chunk=8, say=quiet)
-  with pytest.raises(UserError, match="in chunks of another size"):
+  with pytest.raises(UserError, match="with another chunk size"):
     score(EMBEDDER, SOURCE, tmp_path / "t.npz", chunk=9, say=quiet)
 
 
@@ -217,16 +217,16 @@ class Diverged(Embedder):
     return np.where(np.arange(len(images))[:, None] == 4, np.nan, super().encode_image(images))
 
 
-def test_a_model_that_gives_nan_is_not_taken_for_damage(tmp_path):
-  with pytest.raises(UserError, match=r"gives 1 of 14 readable records .* is record 5\)"):
+def test_nan_from_the_model_is_not_mistaken_for_a_damaged_record(tmp_path):
+  with pytest.raises(UserError, match=r"for 1 of 14 readable records .* is record 5\)"):
     score(Diverged(), Damaged(), tmp_path / "s.npz", say=quiet)
 
 
-def test_a_mistake_is_said(tmp_path):
-  with pytest.raises(UserError, match="captions 'last' is not mean or max"):
+def test_invalid_arguments_are_rejected(tmp_path):
+  with pytest.raises(UserError, match="captions is 'last'; expected mean or max"):
     score(EMBEDDER, SOURCE, tmp_path / "s.npz", captions="last")
   (tmp_path / "file").touch()
-  with pytest.raises(UserError, match="Nothing can be written to .*s.npz.parts.*by --out"):
+  with pytest.raises(UserError, match="Cannot write to .*s.npz.parts.*Set --out"):
     score(EMBEDDER, SOURCE, tmp_path / "file" / "s.npz")
   with pytest.raises(UserError, match="Record 0 has no 'image'; it has 'jpg', 'text'"):
     score(EMBEDDER, [{"jpg": b"", "text": "x"}], tmp_path / "s.npz", say=quiet)
@@ -234,7 +234,7 @@ def test_a_mistake_is_said(tmp_path):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-  """A run of two steps on a part of the drawings."""
+  """Workdir of a run of two steps on a small split."""
   workdir = tmp_path_factory.mktemp("run")
   config = get_config("2")
   config.evaluators = config.final_evaluators = {}
@@ -250,7 +250,7 @@ def scores_of(monkeypatch, *arguments):
   return read_scores(out.partition("=")[2])
 
 
-def test_the_command_scores_what_the_model_was_trained_on(run, tmp_path, monkeypatch, capsys):
+def test_the_command_scores_the_training_data_by_default(run, tmp_path, monkeypatch, capsys):
   trained, header = scores_of(monkeypatch, f"--from={run}", f"--out={tmp_path}/a.npz")
   assert header["source"] == "OpenClipart" and header["records"] == 372
   assert "372 scores, mean" in capsys.readouterr().out
@@ -269,7 +269,7 @@ def test_the_command_scores_what_the_model_was_trained_on(run, tmp_path, monkeyp
   assert len(chosen) == 149 and np.sort(trained)[-149] == np.float32(chosen.threshold)
 
 
-def test_a_source_may_be_a_name_a_config_or_files(tmp_path):
+def test_the_source_may_be_a_name_a_config_or_files(tmp_path):
   assert len(command.source_of("openclipart")) == 4562
   assert len(command.source_of("shapes")) == 10_000
   assert len(command.source_of(str(Path(__file__).parent / "run_config.py"))) == 4562
@@ -284,7 +284,7 @@ def test_a_source_may_be_a_name_a_config_or_files(tmp_path):
     assert len(source) == 5 and source[3]["text"] == "d"
 
 
-def test_a_config_can_train_on_the_best_and_says_so(run, tmp_path, monkeypatch):
+def test_a_config_can_select_the_best_records(run, tmp_path, monkeypatch):
   scores_of(monkeypatch, f"--from={run}", f"--out={tmp_path}/a.npz")
   config = get_config("2")
   config.evaluators = config.final_evaluators = {}
@@ -301,16 +301,16 @@ def test_a_config_can_train_on_the_best_and_says_so(run, tmp_path, monkeypatch):
 @pytest.mark.parametrize("arguments, message", [
     ((), "Which model. Set --from=MODEL"),
     (("--from=x",), "Where should the scores be written"),
-    (("--from=x", "--out=y", "--source=s", "--config=tests/run_config.py"), "give one of them"),
-    (("--from=x", "--out=y", "--shard=2/2"), "--shard=2/2 is not I/N with I from 0 to N - 1"),
+    (("--from=x", "--out=y", "--source=s", "--config=tests/run_config.py"), "set only one of them"),
+    (("--from=x", "--out=y", "--shard=2/2"), "--shard=2/2 is not I/N"),
     (("--from=x", "--out=y", "--shard=two"), "--shard=two is not I/N"),
-    (("--from=nowhere", "--out=y"), "nowhere does not tell what it was trained on"),
-    (("--from=x", "--out=y", "--source=nothing.py"), "nothing.py: there is no such file"),
+    (("--from=nowhere", "--out=y"), "nowhere has no config.json"),
+    (("--from=x", "--out=y", "--source=nothing.py"), "nothing.py: no such file"),
     (("--from=x", "--out=y", "--source=tests/tiny.py"), "tiny.py has neither get_source"),
     (("--from=x", "--out=y", "--source=nowhere"), "No records at nowhere"),
     (("--from=x", "--out=y", "--source=openclipart"), "No model found in x"),
 ])
-def test_a_mistyped_command_is_told_what_was_meant(arguments, message, monkeypatch):
+def test_an_invalid_command_is_rejected(arguments, message, monkeypatch):
   monkeypatch.chdir(Path(__file__).parent.parent)
   monkeypatch.setattr(sys, "argv", ["score", *arguments])
   with pytest.raises(UserError, match=message):

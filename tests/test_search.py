@@ -1,4 +1,4 @@
-"""The command: a folder of pictures, searched by words and by pictures, embedded only once."""
+"""Tests of image search: by text and by image, caching of the embeddings, and the web page."""
 
 import io
 import json
@@ -16,7 +16,7 @@ COLOURS = {"red.png": (255, 0, 0), "deep/green.jpg": (0, 255, 0), "blue.webp": (
 
 
 class Colours:
-  """An embedder that knows colours: a picture is its mean colour, a text the colour it names."""
+  """An embedder of colours: the mean colour of an image, and the colour that a text names."""
 
   batch_size, threads, model = 2, 2, None
 
@@ -61,16 +61,16 @@ def colours(monkeypatch):
   return embedder
 
 
-def test_words_find_the_picture(pictures, colours, capsys):
+def test_search_by_text(pictures, colours, capsys):
   assert search.main(["--from=m", f"--images={pictures}", "something", "red", "--top=2"]) == 0
   lines = capsys.readouterr().out.splitlines()
-  assert "1 files cannot be read and are left out: broken.png" in lines
+  assert "1 files cannot be read and are skipped: broken.png" in lines
   scores = [line.split("  ", 1) for line in lines if line.endswith((".png", ".jpg", ".webp"))][1:]
   assert len(scores) == 2 and scores[0][1] == str(pictures / "red.png")
   assert float(scores[0][0]) > 0.99 > float(scores[1][0])
 
 
-def test_a_picture_finds_its_like(pictures, colours, tmp_path, capsys):
+def test_search_by_image_and_contact_sheet(pictures, colours, tmp_path, capsys):
   Image.new("RGB", (9, 9), (10, 240, 10)).save(tmp_path / "like.png")
   search.main(["--from=m", f"--images={pictures}", f"--like={tmp_path}/like.png", "--top=1",
                f"--sheet={tmp_path}/sheet.png"])
@@ -79,7 +79,7 @@ def test_a_picture_finds_its_like(pictures, colours, tmp_path, capsys):
   assert (np.abs(sheet.astype(int) - (0, 255, 0)).sum(-1) < 30).sum() > 1000
 
 
-def test_what_was_embedded_is_not_embedded_again(pictures, colours):
+def test_only_new_and_changed_images_are_embedded(pictures, colours):
   find = lambda: index_lib.index(colours, "colours", pictures, lambda line: None)
   first = find()
   assert colours.seen == 3 and first.unreadable == ["broken.png"]
@@ -87,7 +87,7 @@ def test_what_was_embedded_is_not_embedded_again(pictures, colours):
   assert colours.seen == 3 and again.names == first.names == sorted(COLOURS)
   np.testing.assert_array_equal(again.z, first.z)
 
-  Image.new("RGB", (41, 20), (0, 0, 9)).save(pictures / "red.png")  # Another picture by that name.
+  Image.new("RGB", (41, 20), (0, 0, 9)).save(pictures / "red.png")  # Replaces the image.
   (pictures / "blue.webp").unlink()
   changed = find()
   assert colours.seen == 4 and changed.names == ["deep/green.jpg", "red.png"]
@@ -96,7 +96,7 @@ def test_what_was_embedded_is_not_embedded_again(pictures, colours):
   assert colours.seen == 6
 
 
-def test_an_index_that_is_damaged_is_made_again(pictures, colours, tmp_path):
+def test_a_damaged_cache_is_recomputed(pictures, colours, tmp_path):
   find = lambda: index_lib.index(colours, "colours", pictures, lambda line: None)
   find()
   file, = (tmp_path / "cache").rglob("*.npz")
@@ -104,7 +104,7 @@ def test_an_index_that_is_damaged_is_made_again(pictures, colours, tmp_path):
   assert find().names == sorted(COLOURS) and colours.seen == 6
 
 
-def test_a_kill_costs_no_more_than_a_block(pictures, colours, monkeypatch):
+def test_an_interrupted_run_loses_at_most_one_block(pictures, colours, monkeypatch):
   monkeypatch.setattr(index_lib, "_BLOCK", 1)
   calls = []
 
@@ -122,7 +122,7 @@ def test_a_kill_costs_no_more_than_a_block(pictures, colours, monkeypatch):
   assert find().names == sorted(COLOURS) and len(calls) == 1
 
 
-def test_the_page_answers_from_the_index(pictures, colours, monkeypatch, capsys):
+def test_the_web_page_searches_the_index(pictures, colours, monkeypatch, capsys):
   pages = []
   serve = page_lib.Page.serve
 
@@ -148,26 +148,26 @@ def test_the_page_answers_from_the_index(pictures, colours, monkeypatch, capsys)
 
 @pytest.mark.parametrize("arguments, message", [
     (["a car"], "Which model\\? Set --from"),
-    (["--from=m", "a car"], "Which pictures\\? Set --images"),
-    (["--from=m", "--images=x"], "Look for what\\?.*one of them"),
-    (["--from=m", "--images=x", "a car", "--serve"], "Look for what\\?"),
-    (["--from=m", "--images=x", "a car", "--top=many"], "--top=many is not a whole number from 1"),
-    (["--from=m", "--images=x", "a car", "--top=0"], "--top=0 is not a whole number from 1"),
+    (["--from=m", "a car"], "Which images\\? Set --images"),
+    (["--from=m", "--images=x"], "Search for what\\?.*exactly one"),
+    (["--from=m", "--images=x", "a car", "--serve"], "Search for what\\?"),
+    (["--from=m", "--images=x", "a car", "--top=many"], "--top=many is not "),
+    (["--from=m", "--images=x", "a car", "--top=0"], "--top=0 is not "),
     (["--from=m", "--images=x", "--like=nowhere.png"],
      "--like=nowhere.png cannot be opened: No such"),
-    (["--from=m", "--images=x", f"--like={__file__}"], "is no picture that can be read"),
+    (["--from=m", "--images=x", f"--like={__file__}"], "is not a readable image"),
     (["--from=m", "--images=nowhere", "a car"], "There is no folder .*nowhere")])
-def test_mistakes_are_told(colours, arguments, message):
+def test_an_invalid_command_is_rejected(colours, arguments, message):
   with pytest.raises(UserError, match=message):
     search.main(arguments)
 
 
-def test_a_folder_needs_a_picture_that_can_be_read(colours, tmp_path, monkeypatch):
+def test_a_folder_without_readable_images_is_rejected(colours, tmp_path, monkeypatch):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
   folder = tmp_path / "empty"
   folder.mkdir()
-  with pytest.raises(UserError, match="empty has no pictures; looked for .jpg"):
+  with pytest.raises(UserError, match="empty and its subfolders have no images; looked for .jpg"):
     index_lib.index(colours, "colours", folder, print)
   (folder / "broken.jpg").write_bytes(b"no")
-  with pytest.raises(UserError, match="None of the 1 pictures in .* can be read: broken.jpg"):
+  with pytest.raises(UserError, match="None of the 1 images in .* can be read: broken.jpg"):
     index_lib.index(colours, "colours", folder, print)

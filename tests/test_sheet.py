@@ -1,4 +1,4 @@
-"""Contact sheets: every picture is there, and every text stays under its own."""
+"""Tests of contact sheets: images, and placement of the texts below them."""
 
 import io
 
@@ -21,7 +21,7 @@ def pixels(sheet, colour):
   return (np.asarray(sheet) == colour).all(-1)
 
 
-def test_pictures_may_be_bytes_arrays_or_images():
+def test_images_may_be_bytes_arrays_or_pillow_images():
   of = lambda image: contact_sheet([image], [""], title="one")
   first = of(encoded(RED))
   assert pixels(first, RED).sum() > 10_000
@@ -29,12 +29,12 @@ def test_pictures_may_be_bytes_arrays_or_images():
     np.testing.assert_array_equal(of(image), first)
 
 
-def test_a_long_text_stays_between_its_picture_and_the_next_row():
+def test_a_long_text_is_wrapped_between_its_image_and_the_next_row():
   images = [encoded(c) for c in (RED, RED, BLUE, BLUE)]
   sheet = contact_sheet(images, [SENTENCE, "", "", SENTENCE], title=SENTENCE, columns=2)
   red, blue = (np.nonzero(pixels(sheet, c).any(1))[0] for c in (RED, BLUE))
   bare = contact_sheet(images, [""] * 4, title=SENTENCE, columns=2)
-  assert np.nonzero(pixels(bare, BLUE).any(1))[0][0] < blue[0]  # Room is made where it is needed.
+  assert np.nonzero(pixels(bare, BLUE).any(1))[0][0] < blue[0]  # Long texts make room.
   paper = np.asarray(Image.new("RGB", (1, 1), PAPER))[0, 0]
   ink = (np.asarray(sheet) != paper).any(-1)
   between = ink[red[-1] + GAP:blue[0] - GAP]
