@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from clip_jax import cli
+from clip_jax.cli.command import run_command
 
 HELP = """Measures how fast a config trains here, and how close that is to what the machine can do.
 
@@ -33,8 +33,9 @@ BENCHES = ("step", "loss", "data", "checkpoint")
 
 def main(arguments: list[str]) -> int:
   """Runs the command and returns its exit code."""
+  from clip_jax.cli.flags import parse
   from clip_jax.errors import UserError
-  from clip_jax.flags import parse
+
   if not arguments or arguments[0].startswith("-"):
     arguments = ["", *arguments]
   what, *rest = arguments
@@ -42,11 +43,14 @@ def main(arguments: list[str]) -> int:
     rest = ["--config=configs/quickstart.py", *rest]
   flags = parse(rest, HELP, config=True, strings=("json", "profile"))
   if what not in (*BENCHES, "all"):
-    raise UserError(f"Unknown bench {what!r}. Expected one of {', '.join(BENCHES)}, all, as in "
-                    "python -m clip_jax.bench step.")
+    raise UserError(
+      f"Unknown bench {what!r}. Expected one of {', '.join(BENCHES)}, all, as in "
+      "python -m clip_jax.bench step."
+    )
   if flags.profile and what not in ("step", "all"):
     raise UserError(f"--profile applies to bench step, not to bench {what}. Leave it out.")
   from clip_jax.benches.machine import machine
+
   print(f"machine: {machine()}\n")
   numbers = {}
   for name in BENCHES if what == "all" else (what,):
@@ -54,37 +58,49 @@ def main(arguments: list[str]) -> int:
     print(shown(name, numbers[name]) + "\n")
   if flags.json:
     with open(flags.json, "w") as f:
-      json.dump({"machine": machine(), **(numbers if what == "all" else numbers[what])}, f,
-                indent=2)
+      json.dump(
+        {"machine": machine(), **(numbers if what == "all" else numbers[what])}, f, indent=2
+      )
   return 0
 
 
 def measure(name: str, flags: Any) -> dict[str, Any]:
   """Runs one benchmark and returns its numbers."""
   if name == "loss":
-    from clip_jax.benches.loss import bench_loss
+    from clip_jax.benches.bench_loss import bench_loss
+
     return bench_loss()
-  from clip_jax.parts import prepare
-  parts = prepare(flags.config)
+  from clip_jax.training.setup import build_setup
+
+  parts = build_setup(flags.config)
   if name == "step":
-    from clip_jax.benches.step import bench_step
+    from clip_jax.benches.bench_step import bench_step
+
     return bench_step(parts, flags.profile)
   if name == "data":
-    from clip_jax.benches.data import bench_data
+    from clip_jax.benches.bench_data import bench_data
+
     return bench_data(parts)
-  from clip_jax.benches.checkpoint import bench_checkpoint
+  from clip_jax.benches.bench_checkpoint import bench_checkpoint
+
   return bench_checkpoint(parts)
 
 
 def shown(name: str, numbers: dict) -> str:
   """Formats the numbers as a table: one row per number, or per dict of numbers."""
-  from clip_jax.report import table
+  from clip_jax.cli.formatting import table
+
   first = next(iter(numbers.values()))
   if not isinstance(first, dict):
     return table(numbers.items(), header=(f"bench {name}", ""))
-  return table([(row, *("-" if value is None else value for value in columns.values()))
-                for row, columns in numbers.items()], header=(f"bench {name}", *first))
+  return table(
+    [
+      (row, *("-" if value is None else value for value in columns.values()))
+      for row, columns in numbers.items()
+    ],
+    header=(f"bench {name}", *first),
+  )
 
 
 if __name__ == "__main__":
-  cli.command(main)
+  run_command(main)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from clip_jax import cli
+from clip_jax.cli.command import run_command
 
 HELP = """Evaluates a model and records the settings, counts and standard errors of each result.
 
@@ -38,32 +38,52 @@ Exit codes: 0 done, 2 a mistake in the command, 130 stopped by Ctrl-C, 1 any oth
 
 def main(arguments: list[str]) -> int:
   """Runs the command and returns its exit code."""
+  from clip_jax.cli.flags import parse
   from clip_jax.errors import UserError
-  from clip_jax.flags import parse
+
   has_suite = any(a.startswith(("--suite=", "--suite.")) for a in arguments)
-  flags = parse(arguments, HELP, config="suite" if has_suite else False,
-                strings=("from", "only", "classification", "templates", "retrieval", "resize",
-                         "out", "trust", "coordinator", "processes", "process"))
+  flags = parse(
+    arguments,
+    HELP,
+    config="suite" if has_suite else False,
+    strings=(
+      "from",
+      "only",
+      "classification",
+      "templates",
+      "retrieval",
+      "resize",
+      "out",
+      "trust",
+      "coordinator",
+      "processes",
+      "process",
+    ),
+  )
   where = getattr(flags, "from")
   if not where:
     raise UserError("Which model? Set --from=MODEL, such as the workdir of a training run.")
   suite = evaluators(flags, has_suite)
   if not suite:
-    raise UserError("Nothing to evaluate. Set --suite=FILE, --classification=DIR or "
-                    "--retrieval=F.jsonl, as in --suite=configs/evaluations/openclipart.py.")
+    raise UserError(
+      "Nothing to evaluate. Set --suite=FILE, --classification=DIR or "
+      "--retrieval=F.jsonl, as in --suite=configs/evaluations/openclipart.py."
+    )
   if flags.out:
     _writable(flags.out)
-  from clip_jax import distributed
-  distributed.start(flags.coordinator, flags.processes, flags.process)
+  from clip_jax.parallel import rendezvous
+
+  rendezvous.start(flags.coordinator, flags.processes, flags.process)
   import jax
 
-  from clip_jax.evaluators.answers import ask
-  from clip_jax.evaluators.shared import Shared
-  from clip_jax.loading import load
+  from clip_jax.evaluators.embedding_cache import EmbeddingCache
+  from clip_jax.evaluators.results import evaluate_all
+  from clip_jax.inference.loading import load
+
   say = print if jax.process_index() == 0 else lambda line: None
   embedder = load(where, trust=tuple(filter(None, (flags.trust or "").split(","))))
-  shared = Shared(embedder, say)
-  answers = ask(suite, shared, lambda name: say(f"{name}:"))
+  shared = EmbeddingCache(embedder, say)
+  answers = evaluate_all(suite, shared, lambda name: say(f"{name}:"))
   if jax.process_index() == 0:
     report(answers, shared, where, flags.out)
   return 0
@@ -74,6 +94,7 @@ def evaluators(flags: Any, has_suite: bool) -> dict[str, Any]:
   from clip_jax.errors import UserError
   from clip_jax.evaluators.retrieval import Retrieval
   from clip_jax.evaluators.zero_shot import ZeroShot
+
   made, only = {}, list(filter(None, (flags.only or "").split(",")))
   unknown = [name for name in only if not has_suite or name not in flags.suite]
   if unknown:
@@ -81,30 +102,36 @@ def evaluators(flags: Any, has_suite: bool) -> dict[str, Any]:
     raise UserError(f"--only={flags.only}: the suite has no {unknown[0]!r}; {has}.")
   if has_suite:
     from clip_jax.config import build
+
     for name, call in flags.suite.items():
       if only and name not in only:
         continue
       if "fn" not in call:
-        raise UserError(f"The suite's {name} is not a call of an evaluator; expected, for example, "
-                        "call(ZeroShot, ...).")
+        raise UserError(
+          f"The suite's {name} is not a call of an evaluator; expected, for example, "
+          "call(ZeroShot, ...)."
+        )
       made[name] = build(call)
   for flag in ("templates", "resize"):
     asking = [n for n in ("classification", "retrieval") if getattr(flags, n)]
     if getattr(flags, flag) and (not asking or (flag == "templates" and not flags.classification)):
-      raise UserError(f"--{flag} applies only to --classification"
-                      f"{' and --retrieval' if flag == 'resize' else ''}; for a suite, set "
-                      f"--suite.NAME.{flag}=VALUE.")
+      raise UserError(
+        f"--{flag} applies only to --classification"
+        f"{' and --retrieval' if flag == 'resize' else ''}; for a suite, set "
+        f"--suite.NAME.{flag}=VALUE."
+      )
   if flags.classification:
     source, classes = classification(flags.classification)
-    made["classification"] = ZeroShot(source, classes, templates=flags.templates or "none",
-                                      resize=flags.resize)
+    made["classification"] = ZeroShot(
+      source, classes, templates=flags.templates or "none", resize=flags.resize
+    )
   if flags.retrieval:
     from pathlib import Path
 
     from clip_jax.data.sources.folder import Folder
+
     file = Path(flags.retrieval)
-    made["retrieval"] = Retrieval(Folder(str(file.parent), captions=file.name),
-                                  resize=flags.resize)
+    made["retrieval"] = Retrieval(Folder(str(file.parent), captions=file.name), resize=flags.resize)
   return made
 
 
@@ -120,13 +147,18 @@ def classification(folder: str) -> tuple[Any, dict[str, Any]]:
 
   from clip_jax.data.sources.folder import IMAGES, Folder
   from clip_jax.errors import UserError
+
   source = Folder(folder, captions=None)
-  empty = [name for name in source.classes if not any(
-      file.suffix.lower() in IMAGES for file in (Path(folder) / name).iterdir())]
+  empty = [
+    name
+    for name in source.classes
+    if not any(file.suffix.lower() in IMAGES for file in (Path(folder) / name).iterdir())
+  ]
   if empty:
     raise UserError(
-        f"{len(empty)} of the {len(source.classes)} classes in {folder} have no images: "
-        f"{_some(empty)}. Add images, or remove these folders.")
+      f"{len(empty)} of the {len(source.classes)} classes in {folder} have no images: "
+      f"{_some(empty)}. Add images, or remove these folders."
+    )
   file = Path(folder) / "classnames.json"
   if not file.is_file():
     return source, {name: name.replace("_", " ") for name in source.classes}
@@ -135,14 +167,19 @@ def classification(folder: str) -> tuple[Any, dict[str, Any]]:
     if not isinstance(names, dict):
       raise ValueError("it is not an object")
   except ValueError as error:
-    raise UserError(f"{file} cannot be read: {error}. Expected {{\"folder\": \"name\", ...}}, "
-                    "where a name may also be a list of names.") from error
-  for one, other, said in ((names, source.classes, "names without a folder"),
-                           (source.classes, names, "folders without a name")):
+    raise UserError(
+      f'{file} cannot be read: {error}. Expected {{"folder": "name", ...}}, '
+      "where a name may also be a list of names."
+    ) from error
+  for one, other, said in (
+    (names, source.classes, "names without a folder"),
+    (source.classes, names, "folders without a name"),
+  ):
     extra = [name for name in one if name not in other]
     if extra:
-      raise UserError(f"{file} does not match the folders next to it: {len(extra)} {said}: "
-                      f"{_some(extra)}.")
+      raise UserError(
+        f"{file} does not match the folders next to it: {len(extra)} {said}: {_some(extra)}."
+      )
   return source, {name: names[name] for name in source.classes}
 
 
@@ -158,33 +195,52 @@ def report(answers: dict[str, Any], shared: Any, where: str, out: str | None) ->
   import jax
 
   import clip_jax
-  from clip_jax.evaluators.answers import metrics
-  from clip_jax.report import number, table
-  from clip_jax.scoring import model_fingerprint
+  from clip_jax.cli.formatting import number, table
+  from clip_jax.evaluators.results import metrics
+  from clip_jax.inference.similarity import model_fingerprint
+
   rows = []
   for name, answer in answers.items():
     errors = answer.detail.get("standard_error", {})
-    counts = [metric for metric in ("examples", "captions", "classes", "train_examples")
-              if metric in answer.metrics]
+    counts = [
+      metric
+      for metric in ("examples", "captions", "classes", "train_examples")
+      if metric in answer.metrics
+    ]
     for metric in answer.metrics:
       if metric in errors:
-        rows.append((name, metric, number(answer.metrics[metric]), number(errors[metric]),
-                     f"{answer.metrics.get('examples', float('nan')):,.0f}"))
-    rows += [(name, metric, number(answer.metrics[metric]), "", "") for metric in answer.metrics
-             if not errors and metric not in counts]
+        rows.append(
+          (
+            name,
+            metric,
+            number(answer.metrics[metric]),
+            number(errors[metric]),
+            f"{answer.metrics.get('examples', float('nan')):,.0f}",
+          )
+        )
+    rows += [
+      (name, metric, number(answer.metrics[metric]), "", "")
+      for metric in answer.metrics
+      if not errors and metric not in counts
+    ]
   fingerprint = model_fingerprint(shared.model)
   print("\n" + table(rows, header=("", "", "%", "±", "examples")))
   print(f"\nmodel {where}, fingerprint {fingerprint}\n{shared.speed()}")
   if out:
     record = {
-        "model": {"from": str(where), "fingerprint": fingerprint},
-        "clip_jax": clip_jax.__version__, "jax": jax.__version__,
-        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "images_embedded": shared.embedded, "seconds": shared.seconds,
-        "images_per_second": shared.embedded / max(shared.seconds, 1e-9),
-        "metrics": metrics(answers),
-        "results": {name: {"metrics": answer.metrics, **answer.detail,
-                           "model_fingerprint": fingerprint} for name, answer in answers.items()}}
+      "model": {"from": str(where), "fingerprint": fingerprint},
+      "clip_jax": clip_jax.__version__,
+      "jax": jax.__version__,
+      "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+      "images_embedded": shared.embedded,
+      "seconds": shared.seconds,
+      "images_per_second": shared.embedded / max(shared.seconds, 1e-9),
+      "metrics": metrics(answers),
+      "results": {
+        name: {"metrics": answer.metrics, **answer.detail, "model_fingerprint": fingerprint}
+        for name, answer in answers.items()
+      },
+    }
     with open(out, "w", encoding="utf-8") as f:
       json.dump(_plain(record), f, indent=2, allow_nan=False)
       f.write("\n")
@@ -194,6 +250,7 @@ def report(answers: dict[str, Any], shared: Any, where: str, out: str | None) ->
 def _plain(value):
   """Makes a value strict JSON: non-finite numbers become null, and tuples become lists."""
   import math
+
   if isinstance(value, dict):
     return {str(k): _plain(v) for k, v in value.items()}
   if isinstance(value, (list, tuple)):
@@ -204,13 +261,15 @@ def _plain(value):
 def _writable(out: str) -> None:
   """Raises a UserError unless `out` is writable, before an evaluation that may take hours."""
   from clip_jax.errors import UserError
+
   try:
     with open(out, "a", encoding="utf-8"):
       pass
   except OSError as error:
     raise UserError(
-        f"--out={out} cannot be written: {error.strerror}. Choose another file.") from error
+      f"--out={out} cannot be written: {error.strerror}. Choose another file."
+    ) from error
 
 
 if __name__ == "__main__":
-  cli.command(main)
+  run_command(main)

@@ -1,6 +1,6 @@
 """Exports a model: python -m clip_jax.export --from=MODEL --format=F --out=DIR."""
 
-from clip_jax import cli
+from clip_jax.cli.command import run_command
 
 HELP = """Exports a model to a format that other libraries load.
 
@@ -27,8 +27,9 @@ def main(arguments: list[str]) -> int:
   """Runs the command; returns its exit code."""
   from pathlib import Path
 
+  from clip_jax.cli.flags import parse
   from clip_jax.errors import UserError
-  from clip_jax.flags import parse
+
   flags = parse(arguments, HELP, strings=("from", "format", "out", "trust"))
   where = getattr(flags, "from")
   if not where:
@@ -38,17 +39,24 @@ def main(arguments: list[str]) -> int:
   if not flags.out:
     raise UserError("No output given. Set --out=DIR.")
   if (flags.format == "big_vision") != flags.out.endswith(".npz"):
-    raise UserError(f"--out={flags.out}: --format=big_vision writes a FILE.npz, the other formats "
-                    "write a directory.")
-  from clip_jax.loading import read
+    raise UserError(
+      f"--out={flags.out}: --format=big_vision writes a FILE.npz, the other formats "
+      "write a directory."
+    )
+  from clip_jax.inference.loading import load_bundle
   from clip_jax.pretrained import big_vision, hugging_face, open_clip, stablehlo
-  write = {"open_clip": open_clip.write, "huggingface": hugging_face.write,
-           "big_vision": big_vision.write, "stablehlo": stablehlo.write}[flags.format]
+
+  write = {
+    "open_clip": open_clip.write,
+    "huggingface": hugging_face.write,
+    "big_vision": big_vision.write,
+    "stablehlo": stablehlo.write,
+  }[flags.format]
   trust = tuple(filter(None, (flags.trust or "").split(",")))
-  write(read(where, trust=trust), Path(flags.out))
+  write(load_bundle(where, trust=trust), Path(flags.out))
   print(f"Wrote {where} to {flags.out} in {flags.format} format.")
   return 0
 
 
 if __name__ == "__main__":
-  cli.command(main)
+  run_command(main)

@@ -30,11 +30,12 @@ Metrics = dict[str, jax.Array]
 class ImageTower(Protocol):
   """Maps images to features."""
 
-  width: int                   # D
+  width: int  # D
   image_size: tuple[int, int]  # (H, W) that it is built for, or that its images are resized to.
 
-  def __call__(self, image: jax.Array, *, train: bool = False, keep: float = 1.0,
-               key: jax.Array | None = None) -> jax.Array:
+  def __call__(
+    self, image: jax.Array, *, train: bool = False, keep: float = 1.0, key: jax.Array | None = None
+  ) -> jax.Array:
     """Maps normalised float [B, H, W, 3] to [B, D].
 
     With `keep` < 1, all but that fraction of the patches are dropped at random, using `key` [B].
@@ -44,9 +45,9 @@ class ImageTower(Protocol):
 class TextTower(Protocol):
   """Maps texts to features."""
 
-  width: int       # D
-  length: int      # L
-  vocabulary: int  # Token IDs are below this.
+  width: int  # D
+  context_length: int  # L
+  vocab_size: int  # Token IDs are below this.
 
   def __call__(self, tokens: jax.Array, *, train: bool = False) -> jax.Array:
     """Maps int32 [B, L], where 0 is padding, to [B, D]."""
@@ -57,8 +58,9 @@ class Objective(Protocol):
 
   inputs: tuple[str, ...]  # Batch entries that it reads; checked before anything is compiled.
 
-  def embed(self, model: Any, batch: Batch, *, train: bool,
-            key: jax.Array | None) -> dict[str, jax.Array]:
+  def embed(
+    self, model: Any, batch: Batch, *, train: bool, key: jax.Array | None
+  ) -> dict[str, jax.Array]:
     """Computes per-example vectors, each [B, ...]; `key` [B] is one key per example."""
 
   def loss(self, embeddings: dict[str, jax.Array]) -> tuple[jax.Array, Metrics]:
@@ -85,10 +87,10 @@ class Tokenizer(Protocol):
   ways than by truncating the end: see `data.shorten`.
   """
 
-  length: int  # L
+  context_length: int  # L
 
   @property
-  def vocabulary(self) -> int:
+  def vocab_size(self) -> int:
     """Vocabulary size: token IDs are below it, and 0 is padding."""
 
   def __call__(self, texts: Sequence[str]) -> np.ndarray:

@@ -24,8 +24,9 @@ from clip_jax.errors import UserError
 _NEVER = -1e30
 
 
-def info_nce(z_a: jax.Array, z_b: jax.Array, scale: jax.Array | float, *,
-             block: int | None = None) -> jax.Array:
+def info_nce(
+  z_a: jax.Array, z_b: jax.Array, scale: jax.Array | float, *, chunk_size: int | None = None
+) -> jax.Array:
   """InfoNCE, the symmetric cross-entropy of matching row i of `z_a` with row i of `z_b`.
 
   Args:
@@ -41,22 +42,30 @@ def info_nce(z_a: jax.Array, z_b: jax.Array, scale: jax.Array | float, *,
 
   Source: Radford et al. 2021, fig. 3.
   """
-  z_a, z_b, scale = _checked(z_a, z_b, block), _float32(z_b), _float32(scale)
-  positive = (z_a * z_b).sum(1)                                             # [B]
+  z_a, z_b, scale = _checked(z_a, z_b, chunk_size), _float32(z_b), _float32(scale)
+  positive = (z_a * z_b).sum(1)  # [B]
 
   # -log(e^p / (e^p + sum_j e^n_j)) = softplus(logsumexp_j(n_j - p)). Subtracting p first avoids the
   # cancellation between two numbers near 100 that would occur with a well-trained model.
   def one(a, own, row):
-    similarity, other = _product(a, z_b), _others(row, len(z_b))            # [b, B]
-    return (logsumexp(jnp.where(other, scale * (similarity - own[:, None]), _NEVER), axis=1),
-            logsumexp(jnp.where(other, scale * (similarity - positive), _NEVER), axis=0))
+    similarity, other = _product(a, z_b), _others(row, len(z_b))  # [b, B]
+    return (
+      logsumexp(jnp.where(other, scale * (similarity - own[:, None]), _NEVER), axis=1),
+      logsumexp(jnp.where(other, scale * (similarity - positive), _NEVER), axis=0),
+    )
 
-  by_row, by_column = _by_block(one, block, z_a, positive, _indices(z_a))   # [B/b, b], [B/b, B]
+  by_row, by_column = _by_block(one, chunk_size, z_a, positive, _indices(z_a))  # [B/b, b], [B/b, B]
   return (softplus(by_row).mean() + softplus(logsumexp(by_column, axis=0)).mean()) / 2
 
 
-def sigmoid_pairs(z_image: jax.Array, z_text: jax.Array, scale: jax.Array | float,
-                  bias: jax.Array | float, *, block: int | None = None) -> jax.Array:
+def sigmoid_pairs(
+  z_image: jax.Array,
+  z_text: jax.Array,
+  scale: jax.Array | float,
+  bias: jax.Array | float,
+  *,
+  chunk_size: int | None = None,
+) -> jax.Array:
   """SigLIP's loss: binary classification of every image-text pair as matching or not.
 
   Args:
@@ -73,18 +82,19 @@ def sigmoid_pairs(z_image: jax.Array, z_text: jax.Array, scale: jax.Array | floa
 
   Source: Zhai et al. 2023 (SigLIP), algorithm 1.
   """
-  z_image, z_text = _checked(z_image, z_text, block), _float32(z_text)
+  z_image, z_text = _checked(z_image, z_text, chunk_size), _float32(z_text)
   scale, bias = _float32(scale), _float32(bias)
 
   def one(image, row):
-    logits = scale * _product(image, z_text) + bias                         # [b, B]
+    logits = scale * _product(image, z_text) + bias  # [b, B]
     return softplus(jnp.where(_others(row, len(z_text)), logits, -logits)).sum(1)
 
-  return _by_block(one, block, z_image, _indices(z_image)).sum() / len(z_image)
+  return _by_block(one, chunk_size, z_image, _indices(z_image)).sum() / len(z_image)
 
 
-def nt_xent(z_a: jax.Array, z_b: jax.Array, temperature: jax.Array | float, *,
-            block: int | None = None) -> jax.Array:
+def nt_xent(
+  z_a: jax.Array, z_b: jax.Array, temperature: jax.Array | float, *, chunk_size: int | None = None
+) -> jax.Array:
   """SimCLR's loss: identify a view's partner among the 2B - 1 other views in the batch.
 
   Args:
@@ -100,25 +110,30 @@ def nt_xent(z_a: jax.Array, z_b: jax.Array, temperature: jax.Array | float, *,
 
   Source: Chen et al. 2020 (SimCLR), eq. 1; Mu et al. 2021 (SLIP), sec. 3.
   """
-  z_a, z_b = _checked(z_a, z_b, block), _float32(z_b)
+  z_a, z_b = _checked(z_a, z_b, chunk_size), _float32(z_b)
   scale = 1 / _float32(temperature)
-  positive = (z_a * z_b).sum(1)                                             # [B]
+  positive = (z_a * z_b).sum(1)  # [B]
 
   def one(a, b, own, row):
-    ab, aa, bb = _product(a, z_b), _product(a, z_a), _product(b, z_b)       # [b, B] each
+    ab, aa, bb = _product(a, z_b), _product(a, z_a), _product(b, z_b)  # [b, B] each
     other = _others(row, len(z_b))
     from_own = lambda similarity: logsumexp(
-        jnp.where(other, scale * (similarity - own[:, None]), _NEVER), axis=1)
-    return (jnp.logaddexp(from_own(ab), from_own(aa)), from_own(bb),
-            logsumexp(jnp.where(other, scale * (ab - positive), _NEVER), axis=0))
+      jnp.where(other, scale * (similarity - own[:, None]), _NEVER), axis=1
+    )
+    return (
+      jnp.logaddexp(from_own(ab), from_own(aa)),
+      from_own(bb),
+      logsumexp(jnp.where(other, scale * (ab - positive), _NEVER), axis=0),
+    )
 
-  a, bb, ba = _by_block(one, block, z_a, z_b, positive, _indices(z_a))
-  b = jnp.logaddexp(logsumexp(ba, axis=0), _rows(bb))                       # [B]
+  a, bb, ba = _by_block(one, chunk_size, z_a, z_b, positive, _indices(z_a))
+  b = jnp.logaddexp(logsumexp(ba, axis=0), _rows(bb))  # [B]
   return (softplus(a).mean() + softplus(b).mean()) / 2
 
 
-def accuracies(z_a: jax.Array, z_b: jax.Array, *,
-               block: int | None = None) -> tuple[jax.Array, jax.Array]:
+def accuracies(
+  z_a: jax.Array, z_b: jax.Array, *, chunk_size: int | None = None
+) -> tuple[jax.Array, jax.Array]:
   """Computes the in-batch retrieval accuracy in both directions; ties count as errors.
 
   It is cheap enough to log at every step, because it takes one matrix product more than the loss,
@@ -136,19 +151,21 @@ def accuracies(z_a: jax.Array, z_b: jax.Array, *,
   Raises:
     UserError: `block` does not divide B, or the shapes differ.
   """
-  z_a, z_b = lax.stop_gradient((_checked(z_a, z_b, block), _float32(z_b)))
+  z_a, z_b = lax.stop_gradient((_checked(z_a, z_b, chunk_size), _float32(z_b)))
 
   def one(a, row):
-    similarity, other = _product(a, z_b), _others(row, len(z_b))            # [b, B]
+    similarity, other = _product(a, z_b), _others(row, len(z_b))  # [b, B]
     negative = jnp.where(other, similarity, -jnp.inf)
     return _own(similarity, other), negative.max(1), negative.max(0)
 
-  positive, by_row, by_column = _by_block(one, block, z_a, _indices(z_a))
-  return ((positive > by_row).mean(dtype=jnp.float32),
-          (_rows(positive) > by_column.max(0)).mean(dtype=jnp.float32))
+  positive, by_row, by_column = _by_block(one, chunk_size, z_a, _indices(z_a))
+  return (
+    (positive > by_row).mean(dtype=jnp.float32),
+    (_rows(positive) > by_column.max(0)).mean(dtype=jnp.float32),
+  )
 
 
-def nt_xent_accuracy(z_a: jax.Array, z_b: jax.Array, *, block: int | None = None) -> jax.Array:
+def nt_xent_accuracy(z_a: jax.Array, z_b: jax.Array, *, chunk_size: int | None = None) -> jax.Array:
   """Computes how often a view's nearest among the 2B - 1 others is its partner; ties are errors.
 
   Args:
@@ -161,19 +178,23 @@ def nt_xent_accuracy(z_a: jax.Array, z_b: jax.Array, *, block: int | None = None
   Raises:
     UserError: `block` does not divide B, or the shapes differ.
   """
-  z_a, z_b = lax.stop_gradient((_checked(z_a, z_b, block), _float32(z_b)))
+  z_a, z_b = lax.stop_gradient((_checked(z_a, z_b, chunk_size), _float32(z_b)))
 
   def one(a, b, row):
-    ab, other = _product(a, z_b), _others(row, len(z_b))                    # [b, B]
+    ab, other = _product(a, z_b), _others(row, len(z_b))  # [b, B]
     negative = lambda similarity: jnp.where(other, similarity, -jnp.inf)
-    return (_own(ab, other),
-            jnp.maximum(negative(ab).max(1), negative(_product(a, z_a)).max(1)),
-            negative(_product(b, z_b)).max(1), negative(ab).max(0))
+    return (
+      _own(ab, other),
+      jnp.maximum(negative(ab).max(1), negative(_product(a, z_a)).max(1)),
+      negative(_product(b, z_b)).max(1),
+      negative(ab).max(0),
+    )
 
-  positive, a, bb, ba = _by_block(one, block, z_a, z_b, _indices(z_a))
-  b = jnp.maximum(ba.max(0), _rows(bb))                                     # [B]
-  return ((positive > a).mean(dtype=jnp.float32)
-          + (_rows(positive) > b).mean(dtype=jnp.float32)) / 2
+  positive, a, bb, ba = _by_block(one, chunk_size, z_a, z_b, _indices(z_a))
+  b = jnp.maximum(ba.max(0), _rows(bb))  # [B]
+  return (
+    (positive > a).mean(dtype=jnp.float32) + (_rows(positive) > b).mean(dtype=jnp.float32)
+  ) / 2
 
 
 def _float32(x):
@@ -183,15 +204,19 @@ def _float32(x):
 def _checked(z_a, z_b, block):
   """Returns `z_a` in float32; raises `UserError` if the shapes or `block` are invalid."""
   if z_a.ndim != 2 or z_a.shape != z_b.shape:
-    raise UserError(f"Embeddings of shapes {z_a.shape} and {z_b.shape} cannot be compared row by "
-                    "row: both must have the same shape [B, E].")
+    raise UserError(
+      f"Embeddings of shapes {z_a.shape} and {z_b.shape} cannot be compared row by "
+      "row: both must have the same shape [B, E]."
+    )
   B = len(z_a)
   if block is not None and (block < 1 or B % block):
     divisors = sorted(n for d in range(1, math.isqrt(B) + 1) if B % d == 0 for n in (d, B // d))
     near = [d for d in divisors if d < block][-1:] + [d for d in divisors if d > block][:1]
-    raise UserError(f"block {block} does not divide the batch of {B} rows. Nearest divisors: "
-                    f"{', '.join(map(str, near))}. Set the loss's block to one of them, or to None "
-                    "for all rows at once.")
+    raise UserError(
+      f"block {block} does not divide the batch of {B} rows. Nearest divisors: "
+      f"{', '.join(map(str, near))}. Set the loss's block to one of them, or to None "
+      "for all rows at once."
+    )
   return _float32(z_a)
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 
-from clip_jax import cli
+from clip_jax.cli.command import run_command
 
 HELP = """Plans a training run on chips that you may not have: does it fit, and how fast can it be?
 
@@ -32,22 +32,35 @@ Exit codes: 0 done, 2 a mistake in the command, 130 stopped by Ctrl-C, 1 any oth
 def main(arguments: list[str]) -> int:
   """Runs the command and returns its exit code."""
   os.environ["JAX_PLATFORMS"] = "cpu"  # Planning needs no accelerator, and must not reserve one.
+  from clip_jax.cli.flags import parse
   from clip_jax.errors import UserError
-  from clip_jax.flags import parse
-  flags = parse(arguments, HELP, config=True, switches=("explain",),
-                strings=("topology", "json", "images_per_core"))
+
+  flags = parse(
+    arguments,
+    HELP,
+    config=True,
+    switches=("explain",),
+    strings=("topology", "json", "images_per_core"),
+  )
   if not flags.topology:
-    raise UserError("--topology is missing. Set --topology=CHIP:SIDES, as in --topology=v5e:16x16, "
-                    "or --topology=all.")
+    raise UserError(
+      "--topology is missing. Set --topology=CHIP:SIDES, as in --topology=v5e:16x16, "
+      "or --topology=all."
+    )
   images = _number(flags.images_per_core)
   from clip_jax.planning.chips import COMPARED, topology
+
   topologies = [topology(t) for t in (COMPARED if flags.topology == "all" else [flags.topology])]
   if flags.explain:
     from clip_jax.planning.estimate import explained
+
     print(explained(flags.config, topologies[0]))
     return 0
-  plans = _compared(flags.config, topologies, images) if len(topologies) > 1 else _planned(
-      flags.config, topologies[0], images)
+  plans = (
+    _compared(flags.config, topologies, images)
+    if len(topologies) > 1
+    else _planned(flags.config, topologies[0], images)
+  )
   if flags.json:
     with open(flags.json, "w") as f:
       json.dump(plans, f, indent=2)
@@ -56,29 +69,36 @@ def main(arguments: list[str]) -> int:
 
 def _planned(config, topology, options):
   """Prints the plan for one topology, and settings to try if it does not fit; returns its JSON."""
-  from clip_jax.planning import knobs, lines
+  from clip_jax.planning import memory_options, plan_tables
   from clip_jax.planning.estimate import as_json, estimate
+
   plan = estimate(config, topology, **options)
-  print(lines.described(plan), flush=True)
+  print(plan_tables.describe_plan(plan), flush=True)
   numbers = as_json(plan)
   if plan.fits is False:
     print("\nIt does not fit. Compiling settings that need less memory ...", flush=True)
     shards = plan.mesh["data"] * plan.mesh["fsdp"]
-    attempts = list(knobs.tried(config, lambda c: estimate(c, topology, **options), shards=shards))
-    print(lines.compared([(knob, one) for knob, _, one in attempts], "with"))
+    attempts = list(
+      memory_options.tried(config, lambda c: estimate(c, topology, **options), shards=shards)
+    )
+    print(plan_tables.compare_plans([(knob, one) for knob, _, one in attempts], "with"))
     for knob, setting, one in attempts:
-      print(f"{knob}: {knobs.flags(setting)}" + ("" if one.fits else "  (does not fit either)"))
-    numbers["tried"] = [{"knob": knob, "setting": setting, **as_json(one)}
-                        for knob, setting, one in attempts]
+      print(
+        f"{knob}: {memory_options.flags(setting)}" + ("" if one.fits else "  (does not fit either)")
+      )
+    numbers["tried"] = [
+      {"knob": knob, "setting": setting, **as_json(one)} for knob, setting, one in attempts
+    ]
   return numbers
 
 
 def _compared(config, topologies, options):
   """Prints a table with one row per topology; returns its JSON."""
-  from clip_jax.planning import lines
+  from clip_jax.planning import plan_tables
   from clip_jax.planning.estimate import as_json, estimate
+
   plans = [(str(t), estimate(config, t, **options)) for t in topologies]
-  print(lines.compared(plans, "topology"))
+  print(plan_tables.compare_plans(plans, "topology"))
   for note in dict.fromkeys(note for _, plan in plans for note in plan.notes):
     print(f"note: {note}")
   return [as_json(plan) for _, plan in plans]
@@ -86,6 +106,7 @@ def _compared(config, topologies, options):
 
 def _number(text):
   from clip_jax.errors import UserError
+
   if text is None:
     return {}
   try:
@@ -93,10 +114,11 @@ def _number(text):
   except ValueError:
     value = 0
   if value <= 0:
-    raise UserError(f"--images_per_core={text} is not a number above 0, such as "
-                    "--images_per_core=200.")
+    raise UserError(
+      f"--images_per_core={text} is not a number above 0, such as --images_per_core=200."
+    )
   return {"images_per_core": value}
 
 
 if __name__ == "__main__":
-  cli.command(main)
+  run_command(main)

@@ -10,15 +10,15 @@ import sys
 import threading
 import time
 
-from clip_jax.cli import command
+from clip_jax.cli.command import run_command
+from clip_jax.cli.flags import parse, shard
+from clip_jax.cli.formatting import duration
 from clip_jax.data.ingest import inputs, shards
 from clip_jax.data.records import ArrayRecord
 from clip_jax.data.tokenizer import train_sentencepiece
 from clip_jax.errors import UserError
-from clip_jax.flags import parse, shard
 from clip_jax.interfaces import Source
-from clip_jax.interrupts import deaf
-from clip_jax.report import duration
+from clip_jax.parallel.signals import shield_from_sigint
 
 HELP = """Converts data to ArrayRecord shards for training, or trains a tokenizer.
 
@@ -57,17 +57,35 @@ after the last shard and counts the dropped and changed records by reason.
 
 Exit codes: 0 done, 2 a mistake in the command, 130 stopped by Ctrl-C, 1 any other error.
 """
-_TEXTS = ("from", "format", "out", "shard", "image", "text", "captions", "fields", "licence",
-          "source", "tokenizer")
-_NUMBERS = {"processes": 1, "max_side": None, "quality": 92, "max_text": 2000,
-            "records_per_shard": 10_000, "pieces": 4096}
+_TEXTS = (
+  "from",
+  "format",
+  "out",
+  "shard",
+  "image",
+  "text",
+  "captions",
+  "fields",
+  "licence",
+  "source",
+  "tokenizer",
+)
+_NUMBERS = {
+  "processes": 1,
+  "max_side": None,
+  "quality": 92,
+  "max_text": 2000,
+  "records_per_shard": 10_000,
+  "pieces": 4096,
+}
 
 
 def main(arguments: list[str]) -> None:
   """Runs the command."""
   flags = parse(arguments, HELP, strings=(*_TEXTS, *_NUMBERS), switches=("verify", "classes"))
-  number = {name: _number(name, getattr(flags, name), default)
-            for name, default in _NUMBERS.items()}
+  number = {
+    name: _number(name, getattr(flags, name), default) for name, default in _NUMBERS.items()
+  }
   if flags.verify:
     if not flags.out:
       raise UserError("Which shards? Set --out=DIR to their folder.")
@@ -84,27 +102,37 @@ def main(arguments: list[str]) -> None:
   if not flags.out:
     raise UserError("Where should the shards be written? Set --out=DIR.")
   if "://" in flags.out:
-    raise UserError(f"--out={flags.out}: shards can be written to local folders only. Set a local "
-                    "folder or a mounted bucket, or copy the shards afterwards.")
+    raise UserError(
+      f"--out={flags.out}: shards can be written to local folders only. Set a local "
+      "folder or a mounted bucket, or copy the shards afterwards."
+    )
   if flags.format == "webdataset" and flags.records_per_shard:
-    raise UserError("--records_per_shard does not apply to webdataset, where each tar becomes one "
-                    "shard. Remove it.")
+    raise UserError(
+      "--records_per_shard does not apply to webdataset, where each tar becomes one "
+      "shard. Remove it."
+    )
   if number["quality"] > 100:
     raise UserError(f"--quality={flags.quality} is not between 1 and 100.")
   job = inputs.Job(
-      where, flags.format, flags.image or "image", flags.text or "caption",
-      None if flags.classes else flags.captions or "captions.jsonl",
-      None if flags.fields is None else tuple(filter(None, flags.fields.split(","))),
-      *(number[name] for name in ("records_per_shard", "max_side", "quality", "max_text")))
+    where,
+    flags.format,
+    flags.image or "image",
+    flags.text or "caption",
+    None if flags.classes else flags.captions or "captions.jsonl",
+    None if flags.fields is None else tuple(filter(None, flags.fields.split(","))),
+    *(number[name] for name in ("records_per_shard", "max_side", "quality", "max_text")),
+  )
   part, parts = shard(flags.shard)
-  inputs.opened.cache_clear()  # The files may have changed since an earlier call.
+  inputs.open_inputs.cache_clear()  # The files may have changed since an earlier call.
   _write(job, flags.out, part, parts, number["processes"])
   manifest = shards.write_manifest(job, flags.out, licence=flags.licence, source=flags.source)
   if manifest is None:
     print(f"Part {part} of {parts} is done; the last part to finish writes manifest.json.")
     return
-  print(f"{flags.out}: {manifest['records']:,} records, {manifest['bytes'] / 1e6:,.1f} MB, "
-        f"{len(manifest['shards']):,} shards.")
+  print(
+    f"{flags.out}: {manifest['records']:,} records, {manifest['bytes'] / 1e6:,.1f} MB, "
+    f"{len(manifest['shards']):,} shards."
+  )
   for what in ("dropped", "changed"):
     if manifest[what]:
       print(f"  {what}: " + ", ".join(f"{n:,} {why}" for why, n in manifest[what].items()))
@@ -112,9 +140,9 @@ def main(arguments: list[str]) -> None:
 
 def _write(job, out, part, parts, processes):
   """Writes the unfinished shards of this part."""
-  pieces = len(inputs.opened(job))
+  pieces = len(inputs.open_inputs(job))
   shards.check_folder(out, pieces)
-  todo = [piece for piece in range(part, pieces, parts) if not shards.finished(job, piece, out)]
+  todo = [piece for piece in range(part, pieces, parts) if not shards.is_finished(job, piece, out)]
   if not todo:
     return
   # It is about to become out of date.
@@ -126,9 +154,14 @@ def _write(job, out, part, parts, processes):
     return
   # Spawn, because forked processes would lack the threads of libraries that are already loaded.
   with concurrent.futures.ProcessPoolExecutor(
-      min(processes, len(todo)), multiprocessing.get_context("spawn"), _end_with_parent,
-      (os.getpid(),)) as pool:
-    tasks = deaf(lambda: [pool.submit(shards.write_shard, job, piece, out) for piece in todo])
+    min(processes, len(todo)),
+    multiprocessing.get_context("spawn"),
+    _end_with_parent,
+    (os.getpid(),),
+  ) as pool:
+    tasks = shield_from_sigint(
+      lambda: [pool.submit(shards.write_shard, job, piece, out) for piece in todo]
+    )
     try:
       for task in concurrent.futures.as_completed(tasks):
         progress.show(task.result())
@@ -168,9 +201,11 @@ class _Progress:
       return
     self._shown, seconds = now, max(now - self._start, 1e-6)
     left = duration(seconds / self._done * (self._total - self._done))
-    line = (f"{self._done:,}/{self._total:,} shards  {self._kept:,} records  "
-            f"{self._read - self._kept:,} dropped  {self._read / seconds:,.0f}/s  "
-            + (f"took {duration(seconds)}" if last else f"{left} left"))
+    line = (
+      f"{self._done:,}/{self._total:,} shards  {self._kept:,} records  "
+      f"{self._read - self._kept:,} dropped  {self._read / seconds:,.0f}/s  "
+      + (f"took {duration(seconds)}" if last else f"{left} left")
+    )
     ends = "\n" if last or not sys.stderr.isatty() else ""
     print(f"\r\033[K{line}" if sys.stderr.isatty() else line, end=ends, file=sys.stderr, flush=True)
 
@@ -185,8 +220,10 @@ def _number(name, written, default):
 
 def _tokenizer(where, flags, pieces):
   if flags.format not in (None, "source"):
-    raise UserError(f"--tokenizer works with --format=source only, not {flags.format}. Write "
-                    "shards first, then set --from to their folder.")
+    raise UserError(
+      f"--tokenizer works with --format=source only, not {flags.format}. Write "
+      "shards first, then set --from to their folder."
+    )
   folder = Path(flags.tokenizer).parent
   if not folder.is_dir():
     raise UserError(f"--tokenizer={flags.tokenizer}: there is no folder {folder}. Create it first.")
@@ -202,4 +239,4 @@ def texts(source: Source) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-  command(main)
+  run_command(main)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from clip_jax import cli
+from clip_jax.cli.command import run_command
 
 HELP = """Writes the image-text similarity of each record according to a model, for use by Quality.
 
@@ -32,11 +32,16 @@ Exit codes: 0 done, 2 a mistake in the command, 130 stopped by Ctrl-C, 1 any oth
 
 def main(arguments: list[str]) -> int:
   """Runs the command; returns its exit code."""
+  from clip_jax.cli.flags import parse, shard
   from clip_jax.errors import UserError
-  from clip_jax.flags import parse, shard
+
   has_config = any(argument.startswith(("--config=", "--config.")) for argument in arguments)
-  flags = parse(arguments, HELP, config=has_config,
-                strings=("from", "source", "out", "captions", "shard", "trust"))
+  flags = parse(
+    arguments,
+    HELP,
+    config=has_config,
+    strings=("from", "source", "out", "captions", "shard", "trust"),
+  )
   where = getattr(flags, "from")
   if not where:
     raise UserError("Which model? Set --from=MODEL, for example the workdir of a training run.")
@@ -48,15 +53,16 @@ def main(arguments: list[str]) -> int:
   trust = tuple(filter(None, (flags.trust or "").split(",")))
   if has_config:
     from clip_jax.config import build
+
     source = build(flags.config.data.source)
   elif flags.source:
     source = source_of(flags.source)
   else:
     source = trained_on(where, trust=trust)
-  from clip_jax.loading import load
-  from clip_jax.scoring import score
-  score(load(where, trust=trust), source, flags.out, shard=part,
-        captions=flags.captions or "mean")
+  from clip_jax.inference.loading import load
+  from clip_jax.inference.similarity import score
+
+  score(load(where, trust=trust), source, flags.out, shard=part, captions=flags.captions or "mean")
   return 0
 
 
@@ -64,31 +70,32 @@ def source_of(name: str) -> Any:
   """Returns the source that --source names."""
   import os
 
-  from clip_jax.errors import UserError
   if name == "openclipart":
     from clip_jax.data.sources.openclipart import OpenClipart
+
     return OpenClipart()
   if name == "shapes":
     from clip_jax.data.sources.shapes import Shapes
+
     return Shapes(10_000)
   if name.endswith(".py"):
-    if not os.path.isfile(name):
-      raise UserError(f"--source={name}: no such file.")
-    import runpy
-    made = runpy.run_path(name)
-    if "get_source" in made:
-      return made["get_source"]()
-    if "get_config" not in made:
-      raise UserError(f"--source={name} has neither get_source() nor get_config(). Add a "
-                      "get_source() that returns the source.")
+    from clip_jax.cli.config_files import load_function, resolve
     from clip_jax.config import build
-    config = made["get_config"]()
+
+    if "def get_source" in resolve(name, "source")[0].read_text():
+      return load_function(name, "get_source", "source")()
+    config = load_function(
+      name, "get_config", "source", " Add a get_source() that returns the source."
+    )()
     return build(config.data.source if "data" in config else config)
-  if name.endswith(".parquet") or (os.path.isdir(name) and any(
-      file.endswith(".parquet") for file in os.listdir(name))):
+  if name.endswith(".parquet") or (
+    os.path.isdir(name) and any(file.endswith(".parquet") for file in os.listdir(name))
+  ):
     from clip_jax.data.sources.parquet import Parquet
+
     return Parquet(name)
   from clip_jax.data.records import ArrayRecord
+
   return ArrayRecord(name)
 
 
@@ -98,12 +105,15 @@ def trained_on(where: str, *, trust: tuple[str, ...]) -> Any:
 
   from clip_jax.config import build, from_json
   from clip_jax.errors import UserError
+
   file = Path(where) / "config.json"
   if not file.is_file():
-    raise UserError(f"{where} has no config.json, so its training data is unknown. Set --source=S "
-                    "to the records to score.")
+    raise UserError(
+      f"{where} has no config.json, so its training data is unknown. Set --source=S "
+      "to the records to score."
+    )
   return build(from_json(file.read_text(), trust=trust).data.source)
 
 
 if __name__ == "__main__":
-  cli.command(main)
+  run_command(main)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from clip_jax import cli
+from clip_jax.cli.command import run_command
 
 HELP = """Searches a folder for the images that best match a text or another image.
 
@@ -31,30 +31,40 @@ Exit codes: 0 done, 2 a mistake in the command, 130 stopped by Ctrl-C, 1 any oth
 
 def main(arguments: list[str]) -> int:
   """Runs the command; returns its exit code."""
+  from clip_jax.cli.flags import parse, whole
   from clip_jax.errors import UserError
-  from clip_jax.flags import parse, whole
+
   words = [a for a in arguments if not a.startswith("-")]
-  flags = parse([a for a in arguments if a.startswith("-")], HELP, switches=("serve",),
-                strings=("from", "images", "top", "sheet", "like", "port", "trust"))
+  flags = parse(
+    [a for a in arguments if a.startswith("-")],
+    HELP,
+    switches=("serve",),
+    strings=("from", "images", "top", "sheet", "like", "port", "trust"),
+  )
   where = getattr(flags, "from")
   if not where:
     raise UserError("Which model? Set --from=MODEL, for example the workdir of a training run.")
   if not flags.images:
     raise UserError("Which images? Set --images=DIR.")
   if bool(words) + bool(flags.like) + flags.serve != 1:
-    raise UserError("Search for what? Give exactly one of a text such as \"a red car\", "
-                    "--like=FILE, or --serve for a web page.")
+    raise UserError(
+      'Search for what? Give exactly one of a text such as "a red car", '
+      "--like=FILE, or --serve for a web page."
+    )
   top, port = whole(flags.top, "--top", 20), whole(flags.port, "--port", 8000, at_least=0)
   like = read(flags.like) if flags.like else None
 
-  from clip_jax.index import index
-  from clip_jax.loading import load
-  from clip_jax.scoring import model_fingerprint
+  from clip_jax.inference.image_index import build_index
+  from clip_jax.inference.loading import load
+  from clip_jax.inference.similarity import model_fingerprint
+
   embedder = load(where, trust=tuple(filter(None, (flags.trust or "").split(","))))
-  found = index(embedder, model_fingerprint(embedder.model), flags.images, print)
+  found = build_index(embedder, model_fingerprint(embedder.model), flags.images, print)
   if found.unreadable:
-    print(f"{len(found.unreadable):,} files cannot be read and are skipped: "
-          f"{', '.join(found.unreadable[:5])}{', ...' if len(found.unreadable) > 5 else ''}")
+    print(
+      f"{len(found.unreadable):,} files cannot be read and are skipped: "
+      f"{', '.join(found.unreadable[:5])}{', ...' if len(found.unreadable) > 5 else ''}"
+    )
   by_text = lambda text: found.nearest(embedder.encode_text([text])[0], top)
   by_image = lambda image: found.nearest(embedder.encode_image([image])[0], top)
   if flags.serve:
@@ -66,10 +76,13 @@ def main(arguments: list[str]) -> int:
   if flags.sheet:
     from pathlib import Path
 
-    from clip_jax.sheet import contact_sheet
-    contact_sheet([Path(paths[k]).read_bytes() for k, _ in best],
-                  [f"{score:.3f}" for _, score in best],
-                  title=" ".join(words) or f"like {flags.like}").save(flags.sheet)
+    from clip_jax.inference.contact_sheet import contact_sheet
+
+    contact_sheet(
+      [Path(paths[k]).read_bytes() for k, _ in best],
+      [f"{score:.3f}" for _, score in best],
+      title=" ".join(words) or f"like {flags.like}",
+    ).save(flags.sheet)
     print(f"Saved the contact sheet to {flags.sheet}.")
   return 0
 
@@ -82,6 +95,7 @@ def read(path: str) -> bytes:
   """
   from clip_jax.data.decode import UnreadableImage, decode
   from clip_jax.errors import UserError
+
   try:
     with open(path, "rb") as f:
       content = f.read()
@@ -95,8 +109,11 @@ def read(path: str) -> bytes:
 
 def serve(found: Any, where: str, by_text: Callable, by_image: Callable, port: int) -> int:
   """Serves the search page until Ctrl-C."""
-  from clip_jax.page import Page
-  page = Page(f"{found.folder.name}, by {where}", found.paths(), by_text, by_image, port=port)
+  from clip_jax.inference.web_ui import SearchServer
+
+  page = SearchServer(
+    f"{found.folder.name}, by {where}", found.paths(), by_text, by_image, port=port
+  )
   print(f"Open {page.address} in a browser on this machine. Press Ctrl-C to stop.", flush=True)
   try:
     page.serve()
@@ -106,4 +123,4 @@ def serve(found: Any, where: str, by_text: Callable, by_image: Callable, port: i
 
 
 if __name__ == "__main__":
-  cli.command(main)
+  run_command(main)

@@ -1,6 +1,6 @@
 """Train a model: python -m clip_jax.train --config=FILE --workdir=DIR [--config.a.b=value ...]."""
 
-from clip_jax import cli
+from clip_jax.cli.command import run_command
 
 HELP = """Trains the model described by a config file.
 
@@ -25,36 +25,50 @@ Exit codes: 0 done, 2 a mistake in the command, 130 stopped by Ctrl-C, 1 any oth
 
 def main(arguments: list[str]) -> int:
   """Runs the command; returns its exit code."""
-  from clip_jax.flags import parse
-  flags = parse(arguments, HELP, config=True, switches=("print", "explain"),
-                strings=("workdir", "coordinator", "processes", "process"))
+  from clip_jax.cli.flags import parse
+
+  flags = parse(
+    arguments,
+    HELP,
+    config=True,
+    switches=("print", "explain"),
+    strings=("workdir", "coordinator", "processes", "process"),
+  )
   if flags.print:
     from clip_jax.config import to_json
+
     print(to_json(flags.config))
     return 0
   if flags.explain:
-    from clip_jax.parts import explanation, prepare
-    print(explanation(prepare(flags.config)))
+    from clip_jax.training.setup import build_setup, sharding_table
+
+    print(sharding_table(build_setup(flags.config)))
     return 0
   from clip_jax.errors import UserError
+
   if not flags.workdir:
     raise UserError("No output folder is given. Set --workdir=DIR.")
-  from clip_jax import distributed
-  distributed.start(flags.coordinator, flags.processes, flags.process)
+  from clip_jax.parallel import rendezvous
+
+  rendezvous.start(flags.coordinator, flags.processes, flags.process)
   from jax.errors import JaxRuntimeError
 
-  from clip_jax.loop import run
+  from clip_jax.training.loop import run
+
   try:
     return run(flags.config, flags.workdir)
   except JaxRuntimeError as e:
-    from clip_jax.bringup import silent
-    if others := silent():
+    from clip_jax.parallel.agreement import unresponsive
+
+    if others := unresponsive():
       # If the error is a lost connection, these died; otherwise this process failed by itself.
-      e.add_note(f"{distributed.counted(others)} did not report a failure. If this error is about "
-                 "a connection, they have died: look at the end of their logs. Restart all "
-                 "processes to resume from the last checkpoint.")
+      e.add_note(
+        f"{rendezvous.list_processes(others)} did not report a failure. If this error is about "
+        "a connection, they have died: look at the end of their logs. Restart all "
+        "processes to resume from the last checkpoint."
+      )
     raise
 
 
 if __name__ == "__main__":
-  cli.command(main)
+  run_command(main)

@@ -21,34 +21,45 @@ from clip_jax.data.crops import Resize
 from clip_jax.data.records import ArrayRecord
 from clip_jax.data.tokenizer import SentencePiece
 from clip_jax.data.views import ImageView, Views
-from clip_jax.experiment import Data, Training, experiment
-from clip_jax.model import TwoTowers
+from clip_jax.model.two_towers import TwoTowers
 from clip_jax.objectives.clip import Clip
-from clip_jax.optim import scaling_vit_adafactor
-from clip_jax.schedules import warmup_cosine
 from clip_jax.towers.text import TextTransformer
 from clip_jax.towers.vit import Vit
+from clip_jax.training.experiment import Data, Training, experiment
+from clip_jax.training.optim import scaling_vit_adafactor
+from clip_jax.training.schedules import warmup_cosine
 
 
 def get_config():
   """Builds the config."""
   size, length = 224, 16
   return experiment(
-      data=call(
-          Data,
-          source=call(ArrayRecord, path="data/pairs"),
-          views=call(
-              Views,
-              images={"image": call(ImageView, crop=call(Resize, size=size, shrink=True))},
-              tokenizer=call(SentencePiece, model="data/32k.model", length=length,
-                             sticky_eos=True)),
-          batch_size=16_384, threads=32),
-      model=call(
-          TwoTowers,
-          image=call(Vit, size="B", patch=32, image_size=size, remat="full"),
-          text=call(TextTransformer, size="B", vocabulary=32_000, length=length, remat="full"),
-          embed=512),
-      objective=call(Clip, block=1024),
-      optimizer=call(scaling_vit_adafactor, learning_rate=1e-3,
-                     schedule=call(warmup_cosine, warmup=0.05), weight_decay=1e-4, clip=1.0),
-      train=call(Training, samples="3.4B", save_every=1000))
+    data=call(
+      Data,
+      source=call(ArrayRecord, path="data/pairs"),
+      views=call(
+        Views,
+        images={"image": call(ImageView, crop=call(Resize, size=size, jpeg_draft=True))},
+        tokenizer=call(
+          SentencePiece, model="data/32k.model", context_length=length, sticky_eos=True
+        ),
+      ),
+      batch_size=16_384,
+      threads=32,
+    ),
+    model=call(
+      TwoTowers,
+      image=call(Vit, size="B", patch=32, image_size=size, remat="full"),
+      text=call(TextTransformer, size="B", vocab_size=32_000, context_length=length, remat="full"),
+      embed_dim=512,
+    ),
+    objective=call(Clip, chunk_size=1024),
+    optimizer=call(
+      scaling_vit_adafactor,
+      learning_rate=1e-3,
+      schedule=call(warmup_cosine, warmup=0.05),
+      weight_decay=1e-4,
+      grad_clip_norm=1.0,
+    ),
+    train=call(Training, samples="3.4B", save_every=1000),
+  )

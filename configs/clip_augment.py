@@ -19,32 +19,34 @@ accuracy on ImageNet after 30 epochs on 10, 25, 50 and 100 million pairs: withou
 the accuracy.
 """
 
-from pathlib import Path
-import runpy
+from clip_jax.configs import clip as clip_config
 
-from clip_jax.augment.simclr import SimclrColours
 from clip_jax.config import call
+from clip_jax.data.augment.horizontal_flip import HorizontalFlip
+from clip_jax.data.augment.randaugment import RandAugment
+from clip_jax.data.augment.simclr import SimclrColors
 from clip_jax.data.crops import RandomResizedCrop
-from clip_jax.data.flip import HorizontalFlip
-from clip_jax.data.randaugment import RandAugment
 from clip_jax.data.views import ImageView
 from clip_jax.errors import UserError
 
-BASE = runpy.run_path(str(Path(__file__).with_name("clip.py")))  # Works from any folder.
-HOST = {"crop_flip": (call(HorizontalFlip),),
-        "randaugment": (call(HorizontalFlip), call(RandAugment)),
-        "stacked": (call(RandAugment),)}
+HOST = {
+  "crop_flip": (call(HorizontalFlip),),
+  "randaugment": (call(HorizontalFlip), call(RandAugment)),
+  "stacked": (call(RandAugment),),
+}
 
 
 def get_config(kind="stacked"):
   """Builds the config with one of the three augmentations."""
   if kind not in HOST:
-    raise UserError(f"configs/clip_augment.py:{kind} does not exist; choose from "
-                    f"{', '.join(HOST)}.")
-  config = BASE["get_config"]()
+    raise UserError(
+      f"configs/clip_augment.py:{kind} does not exist; choose from {', '.join(HOST)}."
+    )
+  config = clip_config.get_config()
   size = config.model.image.image_size
   config.data.views.images.image = call(
-      ImageView, crop=call(RandomResizedCrop, size=size, scale=(0.08, 1.0)), augment=HOST[kind])
+    ImageView, crop=call(RandomResizedCrop, size=size, scale=(0.08, 1.0)), augment=HOST[kind]
+  )
   if kind == "stacked":
-    config.augment = {"image": call(SimclrColours)}
+    config.augment = {"image": call(SimclrColors)}
   return config

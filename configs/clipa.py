@@ -18,34 +18,37 @@ Expect: paper reaches 59.7% zero-shot accuracy on ImageNet before tuning and 63.
 days on 8 A100.
 """
 
-from pathlib import Path
-import runpy
+from clip_jax.configs import clip as clip_config
 
 from clip_jax.config import call
 from clip_jax.data.crops import RandomResizedCrop
 from clip_jax.data.views import ImageView
 from clip_jax.errors import UserError
-from clip_jax.optim import adamw
-from clip_jax.schedules import warmup_cosine
-
-BASE = runpy.run_path(str(Path(__file__).with_name("clip.py")))  # Works from any folder.
+from clip_jax.training.optim import adamw
+from clip_jax.training.schedules import warmup_cosine
 
 
 def get_config(settings="study"):
   """Builds the config with the settings of the study or the paper."""
   if settings not in ("study", "paper"):
     raise UserError(f"configs/clipa.py:{settings} does not exist; choose from study, paper.")
-  config = BASE["get_config"]()
+  config = clip_config.get_config()
   if settings == "study":
     return resized(config, size=160, length=8, shorten="block")
   config.data.batch_size = 32_768
   config.data.views.images.image = call(
-      ImageView, crop=call(RandomResizedCrop, size=112, scale=(0.4, 1.0)))
+    ImageView, crop=call(RandomResizedCrop, size=112, scale=(0.4, 1.0))
+  )
   config.model.image.update(patch=16, positions="sincos2d")
-  config.model.text.update(width=512, heads=8, mask_padding=False)
+  config.model.text.update(width=512, num_heads=8, mask_padding=False)
   config.optimizer = call(
-      adamw, learning_rate=8e-6 * 32_768 / 256, b2=0.95, weight_decay=0.2, decayed=(".*/kernel",),
-      schedule=call(warmup_cosine, warmup=1600))
+    adamw,
+    learning_rate=8e-6 * 32_768 / 256,
+    b2=0.95,
+    weight_decay=0.2,
+    decay_params=(".*/kernel",),
+    schedule=call(warmup_cosine, warmup=1600),
+  )
   config.train.samples = "2.8B"
   return resized(config, size=112, length=16, shorten="first")
 
@@ -53,6 +56,6 @@ def get_config(settings="study"):
 def resized(config, *, size, length, shorten):
   """Changes the config's image size, context length and way of shortening texts."""
   config.model.image.image_size = config.data.views.images.image.crop.size = size
-  config.model.text.length = config.data.views.tokenizer.length = length
+  config.model.text.context_length = config.data.views.tokenizer.context_length = length
   config.data.views.shorten = shorten
   return config

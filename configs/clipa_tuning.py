@@ -1,7 +1,7 @@
 """Short training on full-size images and texts, initialised from a run of configs/clipa.py.
 
   python -m clip_jax.train --config=configs/clipa_tuning.py --workdir=DIR \
-      --config.train.start_from=runs/clipa --config.data.source.path=data/pairs \
+      --config.train.init_from=runs/clipa --config.data.source.path=data/pairs \
       --config.data.views.tokenizer.model=data/32k.model
 
 The argument is study (the default) or paper, the same as for the initial run. Learned position
@@ -16,23 +16,21 @@ starts at the value that CLIP's training ends with, because the run is too short
 Expect: paper reaches 63.2% zero-shot accuracy on ImageNet.
 """
 
-from pathlib import Path
-import runpy
+from clip_jax.configs import clipa as clipa_config
 
 from clip_jax.config import call
 from clip_jax.objectives.clip import Clip
-from clip_jax.schedules import warmup_cosine
-
-CLIPA = runpy.run_path(str(Path(__file__).with_name("clipa.py")))  # Works from any folder.
+from clip_jax.training.schedules import warmup_cosine
 
 
 def get_config(settings="study"):
   """Builds the config that tunes the run with the same settings."""
-  config = CLIPA["get_config"](settings)
-  config = CLIPA["resized"](config, size=224, length=32 if settings == "paper" else 16,
-                            shorten="first")
-  config.objective = call(Clip, temperature=0.01, block=1024)
+  config = clipa_config.get_config(settings)
+  config = clipa_config.resized(
+    config, size=224, length=32 if settings == "paper" else 16, shorten="first"
+  )
+  config.objective = call(Clip, temperature=0.01, chunk_size=1024)
   config.optimizer.learning_rate /= 10
   config.optimizer.schedule = call(warmup_cosine, warmup=0.2)
-  config.train.update(start_from="runs/clipa", samples="131M")
+  config.train.update(init_from="runs/clipa", samples="131M")
   return config

@@ -21,39 +21,44 @@ which reaches 72.4%; study with 10, 100 and 3,400 million pairs reaches 10.4, 54
 compared with 14.8, 52.5 and 60.4 for CLIP (digitised from the study's fig. 17).
 """
 
-from pathlib import Path
-import runpy
+from clip_jax.configs import clip as clip_config
 
 from clip_jax.config import call
+from clip_jax.data.augment.horizontal_flip import HorizontalFlip
 from clip_jax.data.crops import RandomResizedCrop
-from clip_jax.data.flip import HorizontalFlip
 from clip_jax.data.views import ImageView
 from clip_jax.errors import UserError
 from clip_jax.objectives.flip import flip
-from clip_jax.optim import adamw
-from clip_jax.schedules import warmup_cosine
-
-BASE = runpy.run_path(str(Path(__file__).with_name("clip.py")))  # Works from any folder.
+from clip_jax.training.optim import adamw
+from clip_jax.training.schedules import warmup_cosine
 
 
 def get_config(settings="study"):
   """Builds the config with the settings of the study or the paper."""
   if settings not in ("study", "paper"):
     raise UserError(f"configs/flip.py:{settings} does not exist; choose from study, paper.")
-  config = BASE["get_config"]()
-  config.objective = call(flip, keep_patches=0.5, block=1024)
+  config = clip_config.get_config()
+  config.objective = call(flip, keep_patches=0.5, chunk_size=1024)
   config.data.batch_size = 32_768
   if settings == "paper":
     config.data.batch_size = 65_536
     config.data.views.images.image = call(
-        ImageView, crop=call(RandomResizedCrop, size=224, scale=(0.5, 1.0)),
-        augment=(call(HorizontalFlip),))
-    config.data.views.tokenizer.update(length=32, sticky_eos=True)
-    config.model.embed = 768
+      ImageView,
+      crop=call(RandomResizedCrop, size=224, scale=(0.5, 1.0)),
+      augment=(call(HorizontalFlip),),
+    )
+    config.data.views.tokenizer.update(context_length=32, sticky_eos=True)
+    config.model.embed_dim = 768
     config.model.image.update(size="L", patch=16, positions="sincos2d")
-    config.model.text.update(width=768, depth=12, heads=12, length=32, mask_padding=False)
+    config.model.text.update(
+      width=768, depth=12, num_heads=12, context_length=32, mask_padding=False
+    )
     config.optimizer = call(
-        adamw, learning_rate=4e-6 * 65_536 / 256, b2=0.95, weight_decay=0.2,
-        schedule=call(warmup_cosine, warmup=0.004))
+      adamw,
+      learning_rate=4e-6 * 65_536 / 256,
+      b2=0.95,
+      weight_decay=0.2,
+      schedule=call(warmup_cosine, warmup=0.004),
+    )
     config.train.samples = "12.8B"
   return config

@@ -1,7 +1,7 @@
 """Short training on whole images, initialised from a run of configs/flip.py.
 
   python -m clip_jax.train --config=configs/flip_tuning.py --workdir=DIR \
-      --config.train.start_from=runs/flip --config.data.source.path=data/pairs \
+      --config.train.init_from=runs/flip --config.data.source.path=data/pairs \
       --config.data.views.tokenizer.model=data/32k.model
 
 The argument is study (the default) or paper, the same as for the initial run. The optimizer and the
@@ -16,21 +16,18 @@ Expect: after training with half of the patches, tuning raises zero-shot accurac
 69.6% to 70.1% (ViT-L/16, 6.4 epochs).
 """
 
-from pathlib import Path
-import runpy
+from clip_jax.configs import flip as flip_config
 
 from clip_jax.config import call
 from clip_jax.objectives.clip import Clip
-from clip_jax.schedules import warmup_cosine
-
-FLIP = runpy.run_path(str(Path(__file__).with_name("flip.py")))  # Works from any folder.
+from clip_jax.training.schedules import warmup_cosine
 
 
 def get_config(settings="study"):
   """Builds the config that tunes the run with the same settings."""
-  config = FLIP["get_config"](settings)
-  config.objective = call(Clip, temperature=0.01, block=1024)
+  config = flip_config.get_config(settings)
+  config.objective = call(Clip, temperature=0.01, chunk_size=1024)
   config.optimizer.learning_rate /= 100
   config.optimizer.schedule = call(warmup_cosine, warmup=0.2)
-  config.train.update(start_from="runs/flip", samples="128M")
+  config.train.update(init_from="runs/flip", samples="128M")
   return config

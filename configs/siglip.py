@@ -18,26 +18,23 @@ frozen image tower; they are as in configs/clip.py. The public code initialises 
 Expect: paper reaches 71.0% zero-shot accuracy on ImageNet (16 TPU v4 chips, 3 days, on WebLI).
 """
 
-from pathlib import Path
-import runpy
+from clip_jax.configs import clip as clip_config
 
 from clip_jax.config import call
 from clip_jax.errors import UserError
 from clip_jax.objectives.siglip import Siglip
-
-BASE = runpy.run_path(str(Path(__file__).with_name("clip.py")))  # Works from any folder.
 
 
 def get_config(settings="study"):
   """Builds the config with the settings of the study or the paper."""
   if settings not in ("study", "paper"):
     raise UserError(f"configs/siglip.py:{settings} does not exist; choose from study, paper.")
-  config = BASE["get_config"]()
-  config.objective = call(Siglip, block=1024)
+  config = clip_config.get_config()
+  config.objective = call(Siglip, chunk_size=1024)
   config.optimizer.b2_cap = 0.95
   if settings == "paper":
     config.model.image.update(patch=16, pool="map")
     config.model.text.mask_padding = False
-    config.model.embed = 768
+    config.model.embed_dim = 768
     config.train.samples = "2.4B"
   return config

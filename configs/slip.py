@@ -24,41 +24,49 @@ Expect: paper reaches 42.8% zero-shot accuracy on ImageNet, compared with 37.6% 
 CLIP (digitised from the study's fig. 17).
 """
 
-from pathlib import Path
-import runpy
+from clip_jax.configs import clip as clip_config
 
-from clip_jax.augment.simclr import SimclrColours
 from clip_jax.config import call
+from clip_jax.data.augment.simclr import SimclrColors
 from clip_jax.data.crops import RandomResizedCrop
 from clip_jax.data.tokenizer import ClipBpe
 from clip_jax.data.views import ImageView
 from clip_jax.errors import UserError
 from clip_jax.objectives.slip import Slip
-from clip_jax.optim import adamw
-from clip_jax.schedules import warmup_cosine
-
-BASE = runpy.run_path(str(Path(__file__).with_name("clip.py")))  # Works from any folder.
+from clip_jax.training.optim import adamw
+from clip_jax.training.schedules import warmup_cosine
 
 
 def get_config(settings="study"):
   """Builds the config with the settings of the study or the paper."""
   if settings not in ("study", "paper"):
     raise UserError(f"configs/slip.py:{settings} does not exist; choose from study, paper.")
-  config = BASE["get_config"]()
-  config.objective = call(Slip, pairs=config.objective, block=1024)
+  config = clip_config.get_config()
+  config.objective = call(Slip, pairs=config.objective, chunk_size=1024)
   view = lambda least: call(ImageView, crop=call(RandomResizedCrop, size=224, scale=(least, 1.0)))
   config.data.views.images = {"image": view(0.5), "view_a": view(0.08), "view_b": view(0.08)}
-  config.augment = {"view_a": call(SimclrColours), "view_b": call(SimclrColours)}
+  config.augment = {"view_a": call(SimclrColors), "view_b": call(SimclrColors)}
   if settings == "paper":
-    config.data.views.tokenizer = call(ClipBpe, length=77)
+    config.data.views.tokenizer = call(ClipBpe, context_length=77)
     config.data.batch_size = 4096
     config.train.samples, config.train.epochs = None, 25.0
     config.model.mean, config.model.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     config.model.image.update(patch=16, pool="tok", activation="gelu")
-    config.model.text.update(width=512, heads=8, vocabulary=ClipBpe.vocabulary, length=77,
-                             causal=True, pool="eot", activation="quick_gelu")
+    config.model.text.update(
+      width=512,
+      num_heads=8,
+      vocab_size=ClipBpe.vocab_size,
+      context_length=77,
+      causal=True,
+      pool="eot",
+      activation="quick_gelu",
+    )
     config.optimizer = call(
-        adamw, learning_rate=3e-3, eps=1e-8, weight_decay=0.1,
-        schedule=call(warmup_cosine, warmup=1 / 25, end=1 / 300),
-        decayed=(".*/kernel", ".*/embedding", ".*/positions", ".*/class_token"))
+      adamw,
+      learning_rate=3e-3,
+      eps=1e-8,
+      weight_decay=0.1,
+      schedule=call(warmup_cosine, warmup=1 / 25, end=1 / 300),
+      decay_params=(".*/kernel", ".*/embedding", ".*/positions", ".*/class_token"),
+    )
   return config

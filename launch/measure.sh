@@ -52,7 +52,7 @@ step slip-b16 "--config=$config:slip-B/16" --config.data.batch_size=256 "$@"
 step clip-b32 "--config=$config:B/32" --config.data.batch_size=2048 "$@"
 step clip-b16-xla "${b16[@]}" --config.model.image.attention=xla "$@"
 step clip-b16-loop "${b16[@]}" --config.model.image.unroll=1 --config.model.text.unroll=1 "$@"
-if [ -n "${RECORDS:-}" ]; then  # train/data_wait in its log is the fraction of time spent waiting.
+if [ -n "${RECORDS:-}" ]; then  # train/data_wait_fraction in its log is the fraction of time spent waiting.
   run data-b32 clip_jax.train "--config=$config:B/32@$RECORDS" "--workdir=$out/data-b32" \
     --config.data.batch_size=2048 --config.train.samples=204800 --config.train.log_every=20 \
     --config.optimizer.schedule.warmup=10 "--config.data.workers=$(nproc)" "$@"

@@ -11,12 +11,24 @@ import clip_jax
 FOLDER = Path(__file__).parent / "golden"
 # Name -> (path of the checkpoint, path of the original outputs).
 GOLDENS = {
-    **{name: (FOLDER / name, FOLDER / name / "outputs.npz") for name in (
-        "open_clip_vit", "open_clip_quickgelu", "open_clip_resnet", "open_clip_siglip",
-        "huggingface_clip", "huggingface_siglip")},
-    **{f"big_vision_{name}": (FOLDER / f"big_vision/{name}.npz",
-                              FOLDER / f"big_vision/{name}_outputs.npz")
-       for name in ("siglip", "lit")},
+  **{
+    name: (FOLDER / name, FOLDER / name / "outputs.npz")
+    for name in (
+      "open_clip_vit",
+      "open_clip_quickgelu",
+      "open_clip_resnet",
+      "open_clip_siglip",
+      "huggingface_clip",
+      "huggingface_siglip",
+    )
+  },
+  **{
+    f"big_vision_{name}": (
+      FOLDER / f"big_vision/{name}.npz",
+      FOLDER / f"big_vision/{name}_outputs.npz",
+    )
+    for name in ("siglip", "lit")
+  },
 }
 TEXTS = ["a dog", "Two cats, sleeping on a RED sofa!", "a_photo of x & y"]
 
@@ -38,6 +50,7 @@ def unit(x):
 def encoded(embedder, name):
   """Encodes a golden's image and token inputs as unit vectors."""
   inputs = outputs(name)
-  encode = jax.jit(lambda model, image, tokens: (
-      model.encode_image(image), model.encode_text(tokens)))
+  encode = jax.jit(
+    lambda model, image, tokens: (model.encode_image(image), model.encode_text(tokens))
+  )
   return [np.asarray(z) for z in encode(embedder.model, inputs["image"], inputs["tokens"])]

@@ -10,12 +10,18 @@ ROOT = Path(__file__).parent.parent
 
 def pages():
   """Returns the Markdown files of the repository, README.md first."""
-  listed = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"],
-                          cwd=ROOT, capture_output=True, text=True)
+  listed = subprocess.run(
+    ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
   # Without git, as in an unpacked archive, take all files except those of installed packages.
   names = listed.stdout.split() or [
-      str(path.relative_to(ROOT)) for path in ROOT.rglob("*.md")
-      if not any(part.startswith(".") or part in ("build", "venv") for part in path.parts)]
+    str(path.relative_to(ROOT))
+    for path in ROOT.rglob("*.md")
+    if not any(part.startswith(".") or part in ("build", "venv") for part in path.parts)
+  ]
   return sorted((ROOT / name for name in names), key=lambda path: (path.name != "README.md", path))
 
 
@@ -54,8 +60,9 @@ def commands(text):
   lines = [line for block in shell.splitlines() for line in block.split(" && ")]
   lines += [span for span in spans(text) if re.match(r"(python -m clip_jax|launch/\S+\.sh) ", span)]
   # Remove the brackets around optional flags, so that the flags are checked too.
-  found = [shlex.split(re.sub(r"[\[\]](?= |$)|(?<= )\[", "", line), comments=True)
-           for line in lines]
+  found = [
+    shlex.split(re.sub(r"[\[\]](?= |$)|(?<= )\[", "", line), comments=True) for line in lines
+  ]
   return [words for words in found if words]
 
 

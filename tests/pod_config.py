@@ -7,7 +7,7 @@ devices, and shards the parameters, so that checkpoints have to reassemble them.
 import optax
 
 from clip_jax.config import call
-from clip_jax.sharding import make_mesh
+from clip_jax.parallel.mesh import make_mesh
 from run_config import get_config as run_config
 
 

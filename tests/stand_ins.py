@@ -15,8 +15,10 @@ from clip_jax.data.decode import decode
 from clip_jax.evaluators import classes
 
 _ASSETS = Path(__file__).parent.parent / "clip_jax/data/assets/imagenet"
-WNIDS = [row["wnid"] for row in csv.DictReader(
-    (_ASSETS / "classes.tsv").read_text().splitlines(), delimiter="\t")]
+WNIDS = [
+  row["wnid"]
+  for row in csv.DictReader((_ASSETS / "classes.tsv").read_text().splitlines(), delimiter="\t")
+]
 FOLDERS = tuple(classes.published("objectnet"))
 # (data set, label) -> class that the picture shows instead, outside of the data set's 200 classes.
 HIDDEN = {}
@@ -44,6 +46,7 @@ def seen(encoded):
 
 def make(folder, name, features, splits, config=None):
   """Writes a data set with TFDS; `splits` are lists of records by split."""
+
   class StandIn(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config, version="1.0.0")] if config else []
@@ -60,8 +63,9 @@ def make(folder, name, features, splits, config=None):
         yield i, {**record, "image": io.BytesIO(record["image"])}
 
   StandIn.name = name
-  StandIn(data_dir=str(folder), file_format="array_record",
-          **({"config": config} if config else {})).download_and_prepare()
+  StandIn(
+    data_dir=str(folder), file_format="array_record", **({"config": config} if config else {})
+  ).download_and_prepare()
 
 
 def objectnet_names():
@@ -79,33 +83,97 @@ def study(folder):
   image = tfds.features.Image(encoding_format="jpeg")
   text, label = tfds.features.Text(), tfds.features.ClassLabel(names=WNIDS)
   plain = {"image": image, "label": label, "file_name": text}
-  one = lambda shown, right, **more: {"image": jpeg(shown, noise=right % 3), "label": right,
-                                      "file_name": f"{right}.jpg", **more}
+  one = lambda shown, right, **more: {
+    "image": jpeg(shown, noise=right % 3),
+    "label": right,
+    "file_name": f"{right}.jpg",
+    **more,
+  }
   some = range(0, 1000, 25)
-  make(folder, "imagenet2012", plain, {
-      "train": [one(c, c) for c in range(1000)], "validation": [one(c, c) for c in some]})
-  make(folder, "imagenet_v2", plain, {"test": [
-      one(c if k % 3 else c + 1, c) for k, c in enumerate(some)]}, config="matched-frequency")
+  make(
+    folder,
+    "imagenet2012",
+    plain,
+    {"train": [one(c, c) for c in range(1000)], "validation": [one(c, c) for c in some]},
+  )
+  make(
+    folder,
+    "imagenet_v2",
+    plain,
+    {"test": [one(c if k % 3 else c + 1, c) for k, c in enumerate(some)]},
+    config="matched-frequency",
+  )
   for name in ("imagenet_a", "imagenet_r"):
-    make(folder, name, plain, {"test": [
-        one(HIDDEN.get((name, int(key)), int(key)), int(key))
-        for key in list(classes.published(name))[::5]]})
-  make(folder, "imagenet_sketch", {**plain, "image": tfds.features.Image()}, {"test": [
-      one(c, c) for c in some]})
-  make(folder, "imagenet2012_real", {
-      "image": image, "original_label": label, "real_label": tfds.features.Sequence(label),
-      "file_name": text}, {"validation": [
-          {"image": jpeg(c, noise=c % 3), "original_label": c, "file_name": f"{c}.jpg",
-           "real_label": [] if k % 10 == 9 else [(c + 1) % 1000, c] if k % 2 else [c]}
-          for k, c in enumerate(some)]})
+    make(
+      folder,
+      name,
+      plain,
+      {
+        "test": [
+          one(HIDDEN.get((name, int(key)), int(key)), int(key))
+          for key in list(classes.published(name))[::5]
+        ]
+      },
+    )
+  make(
+    folder,
+    "imagenet_sketch",
+    {**plain, "image": tfds.features.Image()},
+    {"test": [one(c, c) for c in some]},
+  )
+  make(
+    folder,
+    "imagenet2012_real",
+    {
+      "image": image,
+      "original_label": label,
+      "real_label": tfds.features.Sequence(label),
+      "file_name": text,
+    },
+    {
+      "validation": [
+        {
+          "image": jpeg(c, noise=c % 3),
+          "original_label": c,
+          "file_name": f"{c}.jpg",
+          "real_label": [] if k % 10 == 9 else [(c + 1) % 1000, c] if k % 2 else [c],
+        }
+        for k, c in enumerate(some)
+      ]
+    },
+  )
   names, rows = objectnet_names(), classes.in_imagenet("objectnet")
   objects = {"image": image, "label": tfds.features.ClassLabel(names=names)}
-  make(folder, "objectnet", objects, {"test": [
-      {"image": jpeg(int(rows[name][-1]) if name in rows else 5), "label": name}
-      for name in names[1::6]]})
-  make(folder, "coco_captions", {
-      "image": image, "image/filename": text, "image/id": np.int64,
-      "captions": tfds.features.Sequence({"id": np.int64, "text": text})}, {"test": [
-          {"image": jpeg(c), "image/filename": f"{c}.jpg", "image/id": c,
-           "captions": [{"id": k, "text": f"{c} {k}"} for k in range(5)]} for c in range(30)]},
-       config="2014")
+  make(
+    folder,
+    "objectnet",
+    objects,
+    {
+      "test": [
+        {"image": jpeg(int(rows[name][-1]) if name in rows else 5), "label": name}
+        for name in names[1::6]
+      ]
+    },
+  )
+  make(
+    folder,
+    "coco_captions",
+    {
+      "image": image,
+      "image/filename": text,
+      "image/id": np.int64,
+      "captions": tfds.features.Sequence({"id": np.int64, "text": text}),
+    },
+    {
+      "test": [
+        {
+          "image": jpeg(c),
+          "image/filename": f"{c}.jpg",
+          "image/id": c,
+          "captions": [{"id": k, "text": f"{c} {k}"} for k in range(5)],
+        }
+        for c in range(30)
+      ]
+    },
+    config="2014",
+  )

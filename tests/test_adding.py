@@ -14,21 +14,27 @@ from PIL import Image
 import pytest
 
 import clip_jax
-from clip_jax import loop, sharding, step as step_lib
 from clip_jax.config import build, call
+from clip_jax.data.augment.horizontal_flip import HorizontalFlip
 from clip_jax.data.decode import decode
-from clip_jax.data.flip import HorizontalFlip
 from clip_jax.data.pipeline import Examples
 from clip_jax.data.sources.openclipart import OpenClipart
 from clip_jax.evaluators.retrieval import Retrieval
-from clip_jax.model import split
+from clip_jax.model.learner import split_state
+from clip_jax.parallel import mesh as mesh_lib, partition, placement
+from clip_jax.training import loop as loop_lib, state as state_lib, step as step_lib
 from pages import ROOT, blocks
 from run_config import get_config
 from tiny import batch, largest_difference, learner, text_tower
 
 PAGE = blocks((ROOT / "docs/adding.md").read_text(), "python")
-PARTS = {"PatchMlp": "patch_mlp", "Triplet": "triplet", "Table": "table", "WordOrder": "word_order",
-         "Cutout": "cutout"}
+PARTS = {
+  "PatchMlp": "patch_mlp",
+  "Triplet": "triplet",
+  "Table": "table",
+  "WordOrder": "word_order",
+  "Cutout": "cutout",
+}
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +53,12 @@ def parts(tmp_path_factory):
 def lines(parts):
   """The page's config lines: calls by the name of the section."""
   known = {**parts, "call": call, "OpenClipart": OpenClipart, "HorizontalFlip": HorizontalFlip}
-  return {section: made for block in PAGE if re.match(r"\w+=", block)
-          for section, made in eval(f"dict({block})", known).items()}
+  return {
+    section: made
+    for block in PAGE
+    if re.match(r"\w+=", block)
+    for section, made in eval(f"dict({block})", known).items()
+  }
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +79,7 @@ def test_page_has_all_parts_and_their_config_lines(parts, lines):
   assert max(len(block.splitlines()) for block in PAGE) <= 22
 
 
-def test_run_of_custom_parts_trains_evaluates_and_loads(
-    parts, lines, table, tmp_path):
+def test_run_of_custom_parts_trains_evaluates_and_loads(parts, lines, table, tmp_path):
   config = get_config("12")
   config.model.image, config.objective = lines["image"], lines["objective"]
   config.data.source = table
@@ -78,7 +87,7 @@ def test_run_of_custom_parts_trains_evaluates_and_loads(
   config.evaluators = {**lines["evaluators"], "own": call(parts["WordOrder"], source=table)}
   config.final_evaluators = {"retrieval": call(Retrieval, source=table)}
   config.model.text.depth, config.train.log_every, config.train.eval_every = 0, 1, 0
-  assert loop.run(config, tmp_path) == 0
+  assert loop_lib.run(config, tmp_path) == 0
   logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   losses = [line["train/loss"] for line in logged if "train/loss" in line]
   assert len(losses) == 12 and losses[-1] < losses[0]
@@ -94,13 +103,15 @@ def trained(spec, objective, *, microbatches=1, mesh=None, optimizer=None, steps
   """Trains some steps on one batch; returns the parameters and the losses."""
   made = learner(objective, image=spec, text=text_tower(depth=0, pool="mean"))
   optimizer = optimizer or optax.sgd(0.1)
-  step = step_lib.make_train_step(split(made)[0], optimizer, seed=0, microbatches=microbatches)
-  mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
+  step = step_lib.make_train_step(
+    split_state(made)[0], optimizer, seed=0, microbatches=microbatches
+  )
+  mesh = mesh or mesh_lib.make_mesh(devices=jax.devices()[:1])
   losses = []
   with jax.set_mesh(mesh):
-    state = step_lib.create(made, optimizer)
-    state = jax.device_put(state, sharding.state_shardings(state, mesh, smallest=64))
-    data, step = sharding.to_device(batch(16), mesh), jax.jit(step)
+    state = state_lib.init_train_state(made, optimizer)
+    state = jax.device_put(state, partition.state_shardings(state, mesh, smallest=64))
+    data, step = placement.host_rows_to_global(batch(16), mesh), jax.jit(step)
     for _ in range(steps):
       state, metrics = step(state, data)
       losses.append(float(metrics["loss"]))
@@ -111,7 +122,7 @@ def test_tower_and_objective_match_with_microbatches_and_on_eight_devices(parts)
   spec = call(parts["PatchMlp"], width=32, patch=8, image_size=16, dtype="float32")
   objective = call(parts["Triplet"])
   params, losses = trained(spec, objective)
-  for options in (dict(microbatches=4), dict(mesh=sharding.make_mesh(2, 2, 2))):
+  for options in (dict(microbatches=4), dict(mesh=mesh_lib.make_mesh(2, 2, 2))):
     theirs, their_losses = trained(spec, objective, **options)
     np.testing.assert_allclose(their_losses, losses, rtol=1e-5)
     assert largest_difference(theirs, params) < 2e-6
@@ -165,8 +176,11 @@ class Letters:
 def test_evaluator_counts_correct_word_orders(parts):
   picture = lambda brightness: np.full((4, 4, 3), brightness, np.uint8)
   # Correct, wrong, and a tie because the text is the same backwards.
-  source = [{"image": picture(200), "text": "light sky"}, {"image": picture(0), "text": "sky dark"},
-            {"image": picture(200), "text": "light"}]
+  source = [
+    {"image": picture(200), "text": "light sky"},
+    {"image": picture(0), "text": "sky dark"},
+    {"image": picture(200), "text": "light"},
+  ]
   found = parts["WordOrder"](source)(Letters())
   assert found == {"top1": pytest.approx(100 / 3), "examples": 3.0}
 

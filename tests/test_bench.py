@@ -7,20 +7,22 @@ import sys
 import pytest
 
 from clip_jax import bench
-from clip_jax.benches import loss, machine
+from clip_jax.benches import bench_loss, machine, pipeline_speed
 from clip_jax.config import call
-from clip_jax.data import speed
 from clip_jax.errors import UserError
-from clip_jax.parts import prepare
 from clip_jax.towers.convnext import ConvNext
+from clip_jax.training.setup import build_setup
 from run_config import get_config
 
 
 def test_bench_data_measures_the_pipeline(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(machine, "SECONDS", 0.3)
-  compare = speed.compare
-  monkeypatch.setattr(speed, "compare", lambda seconds: compare(
-      seconds, sizes=((80, 60),), crop=32, pictures=2))
+  compare = pipeline_speed.compare
+  monkeypatch.setattr(
+    pipeline_speed,
+    "compare",
+    lambda seconds: compare(seconds, sizes=((80, 60),), crop=32, pictures=2),
+  )
   arguments = ["data", f"--config={Path(__file__).parent}/run_config.py", f"--json={tmp_path}/n"]
   monkeypatch.setattr(sys, "argv", ["bench", *arguments])
   assert bench.main(arguments) == 0
@@ -36,8 +38,12 @@ def test_bench_data_measures_the_pipeline(tmp_path, monkeypatch, capsys):
 
 def test_bench_step_measures_a_step(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(machine, "SECONDS", 0.3)
-  arguments = ["step", f"--config={Path(__file__).parent}/run_config.py", f"--json={tmp_path}/n",
-               f"--profile={tmp_path}/trace"]
+  arguments = [
+    "step",
+    f"--config={Path(__file__).parent}/run_config.py",
+    f"--json={tmp_path}/n",
+    f"--profile={tmp_path}/trace",
+  ]
   monkeypatch.setattr(sys, "argv", ["bench", *arguments])
   assert bench.main(arguments) == 0
   numbers = json.loads((tmp_path / "n").read_text())
@@ -45,15 +51,19 @@ def test_bench_step_measures_a_step(tmp_path, monkeypatch, capsys):
   assert 0 < share < 1
   assert numbers["images/s"] == pytest.approx(32 / numbers["seconds a step"])
   assert share == pytest.approx(
-      numbers["TFLOP a step (6 x forward multiply-adds)"] / numbers["seconds a step"]
-      / numbers["ceiling, TFLOP/s"])
+    numbers["TFLOP a step (6 x forward multiply-adds)"]
+    / numbers["seconds a step"]
+    / numbers["ceiling, TFLOP/s"]
+  )
   assert numbers["temporaries of the step, MB a device"] > 0
   for what in ("start a step", "put a batch on the devices"):
     assert 0 < numbers[f"host, ms of its processor to {what}"] < 1e3 * numbers["seconds a step"]
   shares = {name: n for name, n in numbers.items() if name.startswith("share of the device's time")}
   assert sum(shares.values()) == pytest.approx(1)
-  assert all(shares[f"share of the device's time: {part}"] > 0
-             for part in ("image tower", "text tower", "loss", "optimizer"))
+  assert all(
+    shares[f"share of the device's time: {part}"] > 0
+    for part in ("image tower", "text tower", "loss", "optimizer")
+  )
   assert list((tmp_path / "trace").rglob("perfetto_trace.json.gz"))
   printed = capsys.readouterr().out
   assert all(name in printed for name in numbers) and "instruction" in printed
@@ -63,15 +73,15 @@ def test_ceiling_has_the_dtype_of_the_image_tower():
   config = get_config()
   config.model.image = call(ConvNext, width=8, stages=(1, 1, 1, 1), image_size=32)
   config.objective.keep_patches = 1.0
-  assert prepare(config).dtypes == {"image": "float32", "text": "float32"}
+  assert build_setup(config).dtypes == {"image": "float32", "text": "float32"}
   config.model.image.dtype = "bfloat16"
-  assert prepare(config).dtypes == {"image": "bfloat16", "text": "float32"}
+  assert build_setup(config).dtypes == {"image": "bfloat16", "text": "float32"}
 
 
 def test_bench_loss_compares_chunks_with_dense(tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(loss, "ROWS", (64, 1024))
-  monkeypatch.setattr(loss, "BLOCK", 64)
-  monkeypatch.setattr(loss, "EMBED", 8)
+  monkeypatch.setattr(bench_loss, "ROWS", (64, 1024))
+  monkeypatch.setattr(bench_loss, "BLOCK", 64)
+  monkeypatch.setattr(bench_loss, "EMBED", 8)
   assert bench.main(["loss", f"--json={tmp_path}/n"]) == 0
   numbers = json.loads((tmp_path / "n").read_text())
   for name in ("info_nce", "sigmoid_pairs", "nt_xent"):
@@ -81,23 +91,27 @@ def test_bench_loss_compares_chunks_with_dense(tmp_path, monkeypatch, capsys):
 
 
 def test_loss_that_would_not_fit_is_compiled_but_not_run(monkeypatch, capsys):
-  monkeypatch.setattr(loss, "ROWS", (64,))
-  monkeypatch.setattr(loss, "MOST_MEMORY", 1)
+  monkeypatch.setattr(bench_loss, "ROWS", (64,))
+  monkeypatch.setattr(bench_loss, "MOST_MEMORY", 1)
   assert bench.main(["loss"]) == 0
-  assert loss.bench_loss()["nt_xent, 64 rows"]["time, dense / blocks"] is None
+  assert bench_loss.bench_loss()["nt_xent, 64 rows"]["time, dense / blocks"] is None
   assert " -" in capsys.readouterr().out
 
 
 def test_bench_checkpoint_measures_a_save(tmp_path, monkeypatch):
   monkeypatch.setattr(machine, "SECONDS", 0.3)
-  arguments = ["checkpoint", f"--config={Path(__file__).parent}/run_config.py",
-               f"--json={tmp_path}/n"]
+  arguments = [
+    "checkpoint",
+    f"--config={Path(__file__).parent}/run_config.py",
+    f"--json={tmp_path}/n",
+  ]
   monkeypatch.setattr(sys, "argv", ["bench", *arguments])
   assert bench.main(arguments) == 0
   numbers = json.loads((tmp_path / "n").read_text())
   assert 0 < numbers["stall, s"] <= numbers["until saved, s"]
   assert numbers["stall of the step that saves, steps"] == pytest.approx(
-      numbers["stall, s"] / numbers["seconds a step"])
+    numbers["stall, s"] / numbers["seconds a step"]
+  )
   assert numbers["size on disk, MB"] > 0.1 and numbers["restore, s"] > 0
 
 

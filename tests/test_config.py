@@ -6,9 +6,9 @@ import sys
 import pytest
 
 from clip_jax import config
+from clip_jax.cli.flags import parse
 from clip_jax.config import build, call
 from clip_jax.errors import UserError
-from clip_jax.flags import parse
 from clip_jax.objectives.clip import Clip
 from clip_jax.towers.vit import Vit
 
@@ -26,13 +26,20 @@ def seeded(seed):
 
 
 def test_call_records_every_default():
-  assert call(area, width=3).to_dict() == {"fn": f"{__name__}:area", "width": 3, "height": 2,
-                                           "depth": None}
+  assert call(area, width=3).to_dict() == {
+    "fn": f"{__name__}:area",
+    "width": 3,
+    "height": 2,
+    "depth": None,
+  }
 
 
 def test_build_executes_inner_calls_first():
   assert build(call(both, first=call(area, width=3), second=(call(area, width=5), 7), seed=1)) == (
-      6, (10, 7), 1)
+    6,
+    (10, 7),
+    1,
+  )
 
 
 def test_context_is_passed_to_every_call_that_lacks_the_argument():
@@ -50,8 +57,11 @@ def test_default_of_none_keeps_its_type():
     call(area, width=3).depth = "deep"
 
 
-def sized(size: int | str | None = None, scale: tuple[float, float] = (0, 1),
-          names: dict[str, float] | None = None):
+def sized(
+  size: int | str | None = None,
+  scale: tuple[float, float] = (0, 1),
+  names: dict[str, float] | None = None,
+):
   return size, scale, names
 
 
@@ -59,13 +69,14 @@ def shaped(size: int | tuple[int, int] = 224):
   return size
 
 
-@pytest.mark.parametrize("before, flag, after", [
-    (224, "(224,288)", (224, 288)), ((224, 288), "96", 96), (224, "96", 96)])
-def test_override_can_switch_between_one_side_and_two(
-    before, flag, after, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+  "before, flag, after", [(224, "(224,288)", (224, 288)), ((224, 288), "96", 96), (224, "96", 96)]
+)
+def test_override_can_switch_between_one_side_and_two(before, flag, after, tmp_path, monkeypatch):
   (tmp_path / "c.py").write_text(
-      f"from clip_jax.config import call\nfrom {__name__} import shaped\n"
-      f"def get_config():\n  return call(shaped, size={before!r})\n")
+    f"from clip_jax.config import call\nfrom {__name__} import shaped\n"
+    f"def get_config():\n  return call(shaped, size={before!r})\n"
+  )
   arguments = [f"--config={tmp_path}/c.py", f"--config.size={flag}"]
   monkeypatch.setattr("sys.argv", ["train", *arguments])
   spec = parse(arguments, "", config=True).config
@@ -73,14 +84,21 @@ def test_override_can_switch_between_one_side_and_two(
   assert build(config.from_json(config.to_json(spec), trust=(__name__,))) == after
 
 
-@pytest.mark.parametrize("before, flag, after", [
-    (None, "1000", 1000), (None, "10M", "10M"), (1000, "10%", "10%"), ("10M", "1000", 1000),
-    ("10M", "None", None)])
-def test_override_can_switch_between_number_and_string(
-    before, flag, after, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+  "before, flag, after",
+  [
+    (None, "1000", 1000),
+    (None, "10M", "10M"),
+    (1000, "10%", "10%"),
+    ("10M", "1000", 1000),
+    ("10M", "None", None),
+  ],
+)
+def test_override_can_switch_between_number_and_string(before, flag, after, tmp_path, monkeypatch):
   (tmp_path / "c.py").write_text(
-      f"from clip_jax.config import call\nfrom {__name__} import sized\n"
-      f"def get_config():\n  return call(sized, size={before!r})\n")
+    f"from clip_jax.config import call\nfrom {__name__} import sized\n"
+    f"def get_config():\n  return call(sized, size={before!r})\n"
+  )
   arguments = [f"--config={tmp_path}/c.py", f"--config.size={flag}"]
   monkeypatch.setattr("sys.argv", ["train", *arguments])
   spec = parse(arguments, "", config=True).config
@@ -116,8 +134,14 @@ def test_config_survives_json():
 def test_entries_are_named_as_on_the_command_line():
   spec = call(both, first=call(area, width=3), second=(1, None), seed=2)
   assert config.entries(spec) == {
-      "fn": f'"{__name__}:both"', "first.fn": f'"{__name__}:area"', "first.width": "3",
-      "first.height": "2", "first.depth": "null", "second": "[1, null]", "seed": "2"}
+    "fn": f'"{__name__}:both"',
+    "first.fn": f'"{__name__}:area"',
+    "first.width": "3",
+    "first.height": "2",
+    "first.depth": "null",
+    "second": "[1, null]",
+    "seed": "2",
+  }
 
 
 def test_loaded_config_may_call_only_this_package():
@@ -138,13 +162,18 @@ def test_loaded_config_cannot_hide_a_call_in_a_list():
 
 
 def test_trust_in_a_module_does_not_extend_to_its_imports(tmp_path):
-  """`clip_jax.startup` imports os, but a foreign checkpoint must not run commands through it."""
-  text = f'{{"fn": "clip_jax.startup:os.system", "command": "touch {tmp_path}/ran"}}'
-  with pytest.raises(UserError, match="clip_jax.startup:os.system, .* defined as posix:system"):
+  """`clip_jax.training.startup` imports os, but a checkpoint must not run commands through it."""
+  text = f'{{"fn": "clip_jax.training.startup:os.system", "command": "touch {tmp_path}/ran"}}'
+  with pytest.raises(
+    UserError, match="clip_jax.training.startup:os.system, .* defined as posix:system"
+  ):
     build(config.from_json(text))
   with pytest.raises(UserError, match=f"{__name__}:again, .* defined as {__name__}:area"):
-    build(config.from_json(config.to_json(call(area, width=1)).replace(":area", ":again"),
-                           trust=(__name__,)))
+    build(
+      config.from_json(
+        config.to_json(call(area, width=1)).replace(":area", ":again"), trust=(__name__,)
+      )
+    )
   assert not (tmp_path / "ran").exists()
 
 
@@ -154,6 +183,7 @@ again = area
 def test_function_from_a_notebook_cell_can_be_trusted_while_it_is_defined(monkeypatch):
   def cell(width):
     return 2 * width
+
   cell.__module__, cell.__qualname__ = "__main__", "cell"
   monkeypatch.setattr(sys.modules["__main__"], "cell", cell, raising=False)
   text = config.to_json(call(cell, width=3))
@@ -161,8 +191,11 @@ def test_function_from_a_notebook_cell_can_be_trusted_while_it_is_defined(monkey
     config.from_json(text)
   assert build(config.from_json(text, trust=("__main__",))) == 6
   monkeypatch.delattr(sys.modules["__main__"], "cell")
-  with pytest.raises(UserError, match="__main__:cell, which was not found: .*'cell'.* notebook cell"
-                     " or a script: run that first, or move the definition"):
+  with pytest.raises(
+    UserError,
+    match="__main__:cell, which was not found: .*'cell'.* notebook cell"
+    " or a script: run that first, or move the definition",
+  ):
     build(config.from_json(text, trust=("__main__",)))
 
 

@@ -6,23 +6,27 @@ from pathlib import Path
 import jax
 import pytest
 
-from clip_jax import parts
-from clip_jax.config import call, from_json, to_json
+from clip_jax.config import call, from_json, public_name, to_json
 from clip_jax.data.sources.openclipart import OpenClipart
 from clip_jax.errors import UserError
+from clip_jax.training import setup as setup_lib
 
 # The evaluation suites are tested in test_evaluate.py, and the study's grids in tests/study.
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 TRAINED = [path for path in CONFIGS if path.stem != "benchmark"]
 # The arguments of each config, given after the colon; configs without an entry take none.
-ARGUMENTS = {"benchmark": ("B/16", "resnet50", "convnext-T", "swin-T", "mixer-B/32",
-                           "slip-B/16", "B/32@DIR"),
-             "clip_augment": ("crop_flip", "randaugment", "stacked"),
-             **dict.fromkeys(("slip", "flip", "flip_tuning", "siglip", "clipa", "clipa_tuning"),
-                             ("study", "paper"))}
-CASES = [pytest.param(path, argument, id=":".join([path.stem, *argument]))
-         for path in CONFIGS for argument in (
-             [(a,) for a in ARGUMENTS[path.stem]] if path.stem in ARGUMENTS else [()])]
+ARGUMENTS = {
+  "benchmark": ("B/16", "resnet50", "convnext-T", "swin-T", "mixer-B/32", "slip-B/16", "B/32@DIR"),
+  "clip_augment": ("crop_flip", "randaugment", "stacked"),
+  **dict.fromkeys(
+    ("slip", "flip", "flip_tuning", "siglip", "clipa", "clipa_tuning"), ("study", "paper")
+  ),
+}
+CASES = [
+  pytest.param(path, argument, id=":".join([path.stem, *argument]))
+  for path in CONFIGS
+  for argument in ([(a,) for a in ARGUMENTS[path.stem]] if path.stem in ARGUMENTS else [()])
+]
 
 
 def module_of(path):
@@ -35,7 +39,7 @@ def module_of(path):
 def with_data(config):
   """Replaces a source and a tokenizer that are not in the package by ones that are."""
   config = from_json(to_json(config))
-  if not config.data.source.fn.startswith(OpenClipart.__module__):
+  if config.data.source.fn != public_name(OpenClipart):
     config.data.source = call(OpenClipart)
     if "model" in config.data.views.tokenizer:
       config.data.views.tokenizer.model = "openclipart-4k"
@@ -44,11 +48,12 @@ def with_data(config):
 
 @pytest.mark.parametrize("path, argument", CASES)
 def test_a_config_is_built_and_its_step_traced(path, argument):
-  made = parts.prepare(with_data(module_of(path).get_config(*argument)))
+  made = setup_lib.build_setup(with_data(module_of(path).get_config(*argument)))
   with jax.set_mesh(made.mesh):
     state, metrics = jax.eval_shape(made.train_step, made.state, made.batch)
   assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(
-      lambda x: (x.shape, x.dtype), made.state)
+    lambda x: (x.shape, x.dtype), made.state
+  )
   assert metrics["loss"].shape == ()
 
 
@@ -74,8 +79,11 @@ def test_the_tuned_model_matches_the_initial_run():
   """Compares the models' calls, except for the image size and context length."""
   for name in ("flip", "clipa"):
     for settings in ("study", "paper"):
-      first, tuned = (module_of(p).get_config(settings).model.to_dict() for p in CONFIGS
-                      if p.stem in (name, f"{name}_tuning"))
+      first, tuned = (
+        module_of(p).get_config(settings).model.to_dict()
+        for p in CONFIGS
+        if p.stem in (name, f"{name}_tuning")
+      )
       for config in (first, tuned):
         del config["image"]["image_size"], config["text"]["length"]
       assert first == tuned

@@ -1,7 +1,9 @@
-"""Structure of the package: layers of imports, cheap imports, a docstring in every module."""
+"""The plan of the package: layers of imports, cheap imports, names of modules, no catch-all module."""
 
 import ast
+from collections import defaultdict
 from pathlib import Path
+import re
 import subprocess
 import sys
 
@@ -9,32 +11,22 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "clip_jax"
-# A module imports only from lower layers; all files of a folder belong to one layer.
-LAYERS = [
-    ("errors",),
-    ("config", "interfaces", "distributed", "target"),
-    ("losses", "sharding", "report", "flops", "cli", "flags",
-     "schedules", "profiling", "bringup", "interrupts", "stop"),
-    ("remat", "shares", "convolution"),
-    ("attention",),
-    ("layers",),
-    ("data", "augment", "towers", "optim"),
-    ("model", "sheet", "page"),
-    ("embedder", "objectives"),
-    ("step", "compute"),
-    ("checkpoint", "evaluators", "index", "experiment", "positions", "scoring"),
-    ("parts", "pretrained"),
-    ("loading", "feed", "startup"),
-    ("loop", "benches", "planning"),
-    ("study",),
-    ("train", "evaluate", "prepare", "bench", "score", "export", "plan",
-     "search"),
-]
+# A room imports from the lines above its own, and on its own line from rooms to the left of it.
+LAYERS = (
+  ("errors", "files", "cli", "old_names", "config", "interfaces", "losses"),
+  ("parallel", "nn"),
+  ("towers", "data", "model", "objectives"),
+  ("costs", "pretrained", "inference", "evaluators"),
+  ("training",),
+  ("planning", "benches", "study"),
+  ("train", "evaluate", "score", "prepare", "export", "plan", "bench", "search", "__main__"),
+)
+ORDER = {room: (i, j) for i, rooms in enumerate(LAYERS) for j, room in enumerate(rooms)}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
-def part(path):
-  """Returns the first component of a module's name below the package."""
+def room(path):
+  """The top-level package or module that a file belongs to."""
   return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -47,32 +39,65 @@ def imported(tree):
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_only_from_lower_layers(path):
+def test_imports_point_down(path):
   if path == PACKAGE / "__init__.py":
     return
-  layer = {name: i for i, names in enumerate(LAYERS) for name in names}
-  assert part(path) in layer, f"{part(path)} is missing from LAYERS"
+  assert room(path) in ORDER, f"add {room(path)} to LAYERS"
   for name in imported(ast.parse(path.read_text())):
     root, _, rest = name.partition(".")
-    assert root not in ("tensorflow", "torch", "configs"), name
+    assert root not in ("tensorflow", "torch"), name
     if root == "tensorflow_datasets":
       assert path == PACKAGE / "data/sources/tfds.py"
-    if root != "clip_jax" or not rest:
+    if root != "clip_jax" or not rest or rest.startswith("__"):
       continue
     other = rest.split(".")[0]
-    same = other == part(path)
-    assert same or layer[other] < layer[part(path)], f"{path.name} imports {name}"
+    assert other != "configs", (
+      f"{path.name} imports {name}: configs use the package, not vice versa"
+    )
+    same = other == room(path)
+    assert same or ORDER[other] < ORDER[room(path)], f"{path.name} imports {name}"
 
 
-def test_importing_initialises_no_backend_and_no_tensorflow():
-  names = [".".join(("clip_jax", *p.relative_to(PACKAGE).with_suffix("").parts))
-           for p in MODULES if p.name != "__init__.py"]
-  code = "\n".join(f"import {name}" for name in names) + """
+def test_there_are_at_most_seven_layers_and_sixteen_files_at_the_top():
+  assert len(LAYERS) <= 7
+  assert len(list(PACKAGE.glob("*.py"))) <= 16
+
+
+def test_no_two_modules_share_a_name_or_differ_in_an_ending_only():
+  """`score`, `scoring` and `scores` are too easily confused; a command may share its room's stem."""
+  stems = defaultdict(set)
+  for path in MODULES:
+    if path.stem not in ("__init__", "__main__"):
+      stems[re.sub(r"(ings?|e?s|e)$", "", path.stem)].add(str(path.relative_to(PACKAGE)))
+  assert not [sorted(paths) for paths in stems.values() if len(paths) > 1]
+
+
+def test_no_module_shadows_a_library():
+  libraries = {*sys.stdlib_module_names, "tokenizers", "safetensors", "jax", "flax", "grain", "PIL"}
+  # A folder's own modules are imported by their full names; these are the field's words.
+  assert not {p.stem for p in MODULES} & libraries - {"__future__"}
+
+
+def test_private_parts_of_jax_are_used_in_one_file_only():
+  users = [p for p in MODULES if "jax._src" in p.read_text()]
+  assert users == [PACKAGE / "parallel/jax_private.py"]
+
+
+def test_importing_touches_no_device_and_no_tensorflow():
+  names = [
+    ".".join(("clip_jax", *p.relative_to(PACKAGE).with_suffix("").parts))
+    for p in MODULES
+    if p.name not in ("__init__.py", "__main__.py")
+  ]
+  code = (
+    "\n".join(f"import {name}" for name in names)
+    + """
 import sys
 from jax._src import xla_bridge
-assert not xla_bridge._backends, "importing initialised a JAX backend"
+assert not xla_bridge._backends, "a device was touched"
 assert not {"tensorflow", "torch"} & set(sys.modules)
 """
+  )
   subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 

@@ -12,12 +12,12 @@ from PIL import Image
 import pytest
 
 from clip_jax import evaluate
-from clip_jax.checkpoint import Checkpoints
 from clip_jax.config import build, from_json, to_json
 from clip_jax.errors import UserError
-from clip_jax.loading import load
-from clip_jax.parts import prepare
-from clip_jax.scoring import model_fingerprint
+from clip_jax.inference.loading import load
+from clip_jax.inference.similarity import model_fingerprint
+from clip_jax.training.checkpoint import Checkpoints
+from clip_jax.training.setup import build_setup
 from run_config import get_config
 
 ROOT = Path(__file__).parent.parent
@@ -43,7 +43,7 @@ def model(tmp_path_factory):
   """A workdir with an untrained model."""
   workdir = tmp_path_factory.mktemp("model")
   config = get_config()
-  parts = prepare(config)
+  parts = build_setup(config)
   checkpoints = Checkpoints(workdir / "checkpoints")
   checkpoints.save(1, jax.jit(parts.make)(0), config)
   checkpoints.close()
@@ -74,8 +74,16 @@ def test_a_suite_prints_a_table_and_writes_a_file(model, suite, tmp_path, capsys
   out = tmp_path / "out.json"
   assert evaluate.main([f"--from={model}", f"--suite={suite}", f"--out={out}"]) == 0
   printed = capsys.readouterr().out
-  for words in ("pairs", "image_to_text_r10", "mean_per_class", "±", "examples", "summary",
-                "images/s", str(out)):
+  for words in (
+    "pairs",
+    "image_to_text_r10",
+    "mean_per_class",
+    "±",
+    "examples",
+    "summary",
+    "images/s",
+    str(out),
+  ):
     assert words in printed
   report = json.loads(out.read_text())
   assert report["metrics"]["pairs/examples"] == 30 and report["metrics"]["subsets/examples"] == 25
@@ -96,8 +104,15 @@ def test_a_suite_prints_a_table_and_writes_a_file(model, suite, tmp_path, capsys
 
 def test_a_part_of_a_suite_with_overridden_values(model, suite, tmp_path):
   out = tmp_path / "out.json"
-  evaluate.main([f"--from={model}", f"--suite={suite}:20", "--only=pairs", f"--out={out}",
-                 "--suite.pairs.resize=crop"])
+  evaluate.main(
+    [
+      f"--from={model}",
+      f"--suite={suite}:20",
+      "--only=pairs",
+      f"--out={out}",
+      "--suite.pairs.resize=crop",
+    ]
+  )
   report = json.loads(out.read_text())
   assert list(report["results"]) == ["pairs"] and report["metrics"]["pairs/examples"] == 20
   assert report["results"]["pairs"]["resize"] == "crop to 32 x 32"
@@ -105,34 +120,51 @@ def test_a_part_of_a_suite_with_overridden_values(model, suite, tmp_path):
 
 def test_own_folders_of_classes(model, folders, tmp_path):
   out = tmp_path / "out.json"
-  run = lambda *more: (evaluate.main([f"--from={model}", f"--classification={folders}",
-                                      f"--out={out}", *more]),
-                       json.loads(out.read_text())["results"]["classification"])[1]
+  run = lambda *more: (
+    evaluate.main([f"--from={model}", f"--classification={folders}", f"--out={out}", *more]),
+    json.loads(out.read_text())["results"]["classification"],
+  )[1]
   plain = run()
   assert plain["metrics"]["examples"] == 9 and plain["metrics"]["classes"] == 3
   assert plain["sentences"] == ["{}"] and str(folders) in plain["source"]
-  (folders / "classnames.json").write_text(json.dumps(
-      {"big_cat": ["lion", "tiger"], "dog": "dog", "owl": "owl"}))
+  (folders / "classnames.json").write_text(
+    json.dumps({"big_cat": ["lion", "tiger"], "dog": "dog", "owl": "owl"})
+  )
   named = run("--templates=openai_7", "--resize=central_crop")
   assert len(named["sentences"]) == 7 and named["resize"] == "crop to 32 x 32, central 0.875"
   embedder = load(model)
   from clip_jax.data.crops import Resize
   from clip_jax.evaluators.templates import SETS
+
   names = (("lion", "tiger"), ("dog",), ("owl",))
-  z_class = np.stack([np.mean(embedder.encode_text(
-      [form.replace("{}", name) for name in own for form in SETS["openai_7"]]), 0)
-      for own in names])
+  z_class = np.stack(
+    [
+      np.mean(
+        embedder.encode_text(
+          [form.replace("{}", name) for name in own for form in SETS["openai_7"]]
+        ),
+        0,
+      )
+      for own in names
+    ]
+  )
   z_class /= np.linalg.norm(z_class, axis=1, keepdims=True)
-  prepare = Resize(32, mode="crop", central=.875)
-  images = np.stack([prepare((folders / name / f"{i}.png").read_bytes())
-                     for name in ("big_cat", "dog", "owl") for i in range(3)])
+  prepare = Resize(32, resize_mode="crop", center_crop=0.875)
+  images = np.stack(
+    [
+      prepare((folders / name / f"{i}.png").read_bytes())
+      for name in ("big_cat", "dog", "owl")
+      for i in range(3)
+    ]
+  )
   right = (embedder.encode_image(images) @ z_class.T).argmax(1) == np.repeat(range(3), 3)
   assert named["metrics"]["top1"] == pytest.approx(100 * right.mean())
 
 
 def test_own_captions(model, tmp_path):
-  rows = [{"image": f"in/{k}.png", "caption": ["a", f"b {k}"] if k % 2 else f"c {k}"}
-          for k in range(5)]
+  rows = [
+    {"image": f"in/{k}.png", "caption": ["a", f"b {k}"] if k % 2 else f"c {k}"} for k in range(5)
+  ]
   for k in range(5):
     write_image(tmp_path / f"in/{k}.png", 50 * k)
   table = tmp_path / "pairs.jsonl"
@@ -145,50 +177,74 @@ def test_own_captions(model, tmp_path):
 
 def test_the_error_for_missing_images_counts_and_names_them(model, tmp_path):
   table = tmp_path / "pairs.jsonl"
-  table.write_text("".join(
-      json.dumps({"image": f"{k}.png", "caption": "x"}) + "\n" for k in range(7)))
-  with pytest.raises(UserError, match="7 of the 7 images .*pairs.jsonl.*: "
-                                      "0.png, 1.png, 2.png, 3.png, 4.png, ..."):
+  table.write_text(
+    "".join(json.dumps({"image": f"{k}.png", "caption": "x"}) + "\n" for k in range(7))
+  )
+  with pytest.raises(
+    UserError, match="7 of the 7 images .*pairs.jsonl.*: 0.png, 1.png, 2.png, 3.png, 4.png, ..."
+  ):
     evaluate.main(["--from=nowhere", f"--retrieval={table}"])
 
 
-@pytest.mark.parametrize("arguments, message", [
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
     ((), "Set --from=MODEL"),
     (("--from=m",), "Nothing to evaluate. Set --suite=FILE"),
-    (("--from=m", "--suite=configs/evaluations/openclipert.py"),
-     "no suite file configs/evaluations/openclipert.py. Did you mean configs/evaluations/openc"),
+    (
+      ("--from=m", "--suite=configs/evaluations/openclipert.py"),
+      "no suite file configs/evaluations/openclipert.py. Did you mean configs/evaluations/openc",
+    ),
     (("--from=m", "--suite.a.b=3"), "Set --suite=FILE, as in --suite=configs/eval"),
-    (("--from=m", "--suite=SUITE", "--only=pears"),
-     "--only=pears: the suite has no 'pears'; choose from pairs, subsets, summary"),
+    (
+      ("--from=m", "--suite=SUITE", "--only=pears"),
+      "--only=pears: the suite has no 'pears'; choose from pairs, subsets, summary",
+    ),
     (("--from=m", "--only=pairs"), "no 'pairs'; set --suite=FILE"),
-    (("--from=m", "--suite=SUITE", "--templates=none"),
-     "--templates applies only to --classification; for a "),
-    (("--from=m", "--suite=SUITE", "--resize=crop"),
-     "--resize applies only to --classification and --retrieval; "),
+    (
+      ("--from=m", "--suite=SUITE", "--templates=none"),
+      "--templates applies only to --classification; for a ",
+    ),
+    (
+      ("--from=m", "--suite=SUITE", "--resize=crop"),
+      "--resize applies only to --classification and --retrieval; ",
+    ),
     (("--from=m", "--classification=FOLDERS", "--resize=crap"), "resize='crap'; .* squash"),
-    (("--from=m", "--classification=FOLDERS", "--out=/nowhere/x.json"),
-     "--out=/nowhere/x.json cannot "),
-    (("--from=m", "--classification=FOLDERS"), "No model found in m")])
+    (
+      ("--from=m", "--classification=FOLDERS", "--out=/nowhere/x.json"),
+      "--out=/nowhere/x.json cannot ",
+    ),
+    (("--from=m", "--classification=FOLDERS"), "No model found in m"),
+  ],
+)
 def test_mistakes_are_reported_before_anything_expensive(suite, folders, arguments, message):
   with pytest.raises(UserError, match=message):
-    evaluate.main([a.replace("SUITE", str(suite)).replace("FOLDERS", str(folders))
-                   for a in arguments])
+    evaluate.main(
+      [a.replace("SUITE", str(suite)).replace("FOLDERS", str(folders)) for a in arguments]
+    )
 
 
 def test_a_suite_entry_that_is_not_a_call_is_an_error(tmp_path):
   (tmp_path / "suite.py").write_text(
-      "from ml_collections.config_dict import ConfigDict\n"
-      "def get_config():\n  return ConfigDict({'a': {'b': 3}})\n")
+    "from ml_collections.config_dict import ConfigDict\n"
+    "def get_config():\n  return ConfigDict({'a': {'b': 3}})\n"
+  )
   with pytest.raises(UserError, match="The suite's a is not a call"):
     evaluate.main(["--from=m", f"--suite={tmp_path / 'suite.py'}"])
 
 
-@pytest.mark.parametrize("names, message", [
+@pytest.mark.parametrize(
+  "names, message",
+  [
     ("[", "classnames.json cannot be read: Expecting value"),
     ('["cat"]', "cannot be read: it is not an object. Expected"),
-    ('{"big_cat": "a", "dog": "b", "owl": "c", "elk": "d"}',
-     "does not match the folders .* 1 names without a folder: elk"),
-    ('{"big_cat": "a"}', "2 folders without a name: dog, owl")])
+    (
+      '{"big_cat": "a", "dog": "b", "owl": "c", "elk": "d"}',
+      "does not match the folders .* 1 names without a folder: elk",
+    ),
+    ('{"big_cat": "a"}', "2 folders without a name: dog, owl"),
+  ],
+)
 def test_class_names_that_do_not_match_the_folders_are_an_error(folders, names, message):
   (folders / "classnames.json").write_text(names)
   with pytest.raises(UserError, match=message):
@@ -201,22 +257,31 @@ def test_a_class_without_images_is_an_error(folders):
     evaluate.main(["--from=m", f"--classification={folders}"])
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs/evaluations").glob("*.py")),
-                         ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+  "path", sorted((ROOT / "configs/evaluations").glob("*.py")), ids=lambda path: path.stem
+)
 def test_a_suite_has_its_command_in_the_header_and_survives_a_json_round_trip(path):
   import runpy
+
   made = runpy.run_path(str(path))
-  assert f"python -m clip_jax.evaluate --from=DIR --suite=configs/evaluations/{path.name}" in (
-      made["__doc__"])
+  assert (
+    f"python -m clip_jax.evaluate --from=DIR --suite=configs/evaluations/{path.name}"
+    in (made["__doc__"])
+  )
   suite = made["get_config"]()
   assert to_json(from_json(to_json(suite))) == to_json(suite)
 
 
 def test_the_openclipart_suite_can_be_built():
   import runpy
+
   suite = runpy.run_path(str(ROOT / "configs/evaluations/openclipart.py"))["get_config"]()
   assert {type(build(call)).__name__ for call in suite.values()} == {
-      "Retrieval", "ZeroShot", "FewShot", "LinearProbe"}
+    "Retrieval",
+    "ZeroShot",
+    "FewShot",
+    "LinearProbe",
+  }
 
 
 POD = """
@@ -235,9 +300,9 @@ from clip_jax.config import call
 from clip_jax.data import Subset
 from clip_jax.data.sources.openclipart import OpenClipart
 from clip_jax.evaluators.few_shot import FewShot
-from clip_jax.evaluators.labelled import Labelled
+from clip_jax.evaluators.labeled_sets import LabeledSet
 from clip_jax.evaluators.linear_probe import LinearProbe
-from clip_jax.evaluators.regression import Lbfgs, Sgd
+from clip_jax.evaluators.linear_classifier import Lbfgs, Sgd
 from clip_jax.evaluators.retrieval import Retrieval
 from clip_jax.evaluators.zero_shot import ZeroShot
 
@@ -258,6 +323,7 @@ def get_config():
 @pytest.mark.slow
 def test_two_processes_give_the_same_results_as_one(model, tmp_path):
   import socket
+
   with socket.socket() as s:
     s.bind(("127.0.0.1", 0))
     port = s.getsockname()[1]
@@ -266,16 +332,30 @@ def test_two_processes_give_the_same_results_as_one(model, tmp_path):
   reports = {}
   for hosts in (1, 2):
     out = tmp_path / f"{hosts}.json"
-    processes = [subprocess.Popen(
-        [sys.executable, str(tmp_path / "pod.py"), str(hosts), str(k), f"--from={model}",
-         f"--suite={tmp_path / 'suite.py'}", f"--out={out}"],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for k in range(hosts)]
+    processes = [
+      subprocess.Popen(
+        [
+          sys.executable,
+          str(tmp_path / "pod.py"),
+          str(hosts),
+          str(k),
+          f"--from={model}",
+          f"--suite={tmp_path / 'suite.py'}",
+          f"--out={out}",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+      )
+      for k in range(hosts)
+    ]
     printed = [process.communicate(timeout=900)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * hosts, printed
     reports[hosts] = json.loads(out.read_text())
     assert ["images/s" in text for text in printed] == [True, False][:hosts]  # Only process 0.
   assert reports[2]["images_embedded"] == reports[1]["images_embedded"] == 97 + 151
   # Rounding may change the rank of one example.
-  assert reports[2]["metrics"] == pytest.approx(reports[1]["metrics"], abs=100 / 71 + .01)
+  assert reports[2]["metrics"] == pytest.approx(reports[1]["metrics"], abs=100 / 71 + 0.01)
   assert reports[2]["model"] == reports[1]["model"]

@@ -8,8 +8,8 @@ import pytest
 
 from clip_jax.config import build, from_json, to_json
 from clip_jax.evaluators import classes
-from clip_jax.evaluators.answers import ask
-from clip_jax.evaluators.shared import Shared
+from clip_jax.evaluators.embedding_cache import EmbeddingCache
+from clip_jax.evaluators.results import evaluate_all
 import stand_ins
 
 SUITE = Path(__file__).parent.parent / "configs/evaluations/study.py"
@@ -32,12 +32,13 @@ class Knowing:
     for row, image in zip(z, images):
       shown = stand_ins.seen(image)
       row[shown] = 1
-      row[self.hidden.get(shown, shown)] += .5
+      row[self.hidden.get(shown, shown)] += 0.5
     return z / np.linalg.norm(z, axis=1, keepdims=True)
 
   def encode_text(self, texts):
-    return np.eye(1000, dtype=np.float32)[[
-        int(text.split()[0]) if text[0].isdigit() else self.number[text] for text in texts]]
+    return np.eye(1000, dtype=np.float32)[
+      [int(text.split()[0]) if text[0].isdigit() else self.number[text] for text in texts]
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -53,24 +54,48 @@ def answers(tmp_path_factory):
   suite.few_shot.shots, suite.few_shot.train.split = (1,), "train"
   suite.probe.solver.update(epochs=2, batch_size=1000, rates=(0.1,))
   suite = from_json(to_json(suite))  # The suite survives a JSON round trip.
-  shared = Shared(Knowing())
-  return ask({name: build(call) for name, call in suite.items()}, shared), shared
+  shared = EmbeddingCache(Knowing())
+  return evaluate_all({name: build(call) for name, call in suite.items()}, shared), shared
 
 
 def test_zero_shot_is_restricted_to_the_classes_of_each_set(answers):
-  made = {name: answers[0][name].metrics for name in (
-      "imagenet", "imagenet_v2", "imagenet_a", "imagenet_r", "imagenet_sketch", "imagenet_real",
-      "objectnet")}
+  made = {
+    name: answers[0][name].metrics
+    for name in (
+      "imagenet",
+      "imagenet_v2",
+      "imagenet_a",
+      "imagenet_r",
+      "imagenet_sketch",
+      "imagenet_real",
+      "objectnet",
+    )
+  }
   # Half of the images of -A and -R show a class outside their 200, so that they would be classified
   # wrongly among all 1,000 classes.
-  assert {name: metrics["top1"] for name, metrics in made.items()} == pytest.approx({
-      "imagenet": 100, "imagenet_v2": 65, "imagenet_a": 100, "imagenet_r": 100,
-      "imagenet_sketch": 100, "imagenet_real": 100, "objectnet": 100})
+  assert {name: metrics["top1"] for name, metrics in made.items()} == pytest.approx(
+    {
+      "imagenet": 100,
+      "imagenet_v2": 65,
+      "imagenet_a": 100,
+      "imagenet_r": 100,
+      "imagenet_sketch": 100,
+      "imagenet_real": 100,
+      "objectnet": 100,
+    }
+  )
   assert {name: metrics["classes"] for name, metrics in made.items()} == {
-      "imagenet": 1000, "imagenet_v2": 1000, "imagenet_a": 200, "imagenet_r": 200,
-      "imagenet_sketch": 1000, "imagenet_real": 1000, "objectnet": 113}
+    "imagenet": 1000,
+    "imagenet_v2": 1000,
+    "imagenet_a": 200,
+    "imagenet_r": 200,
+    "imagenet_sketch": 1000,
+    "imagenet_real": 1000,
+    "objectnet": 113,
+  }
   assert made["objectnet"]["examples"] == sum(
-      name in stand_ins.FOLDERS for name in stand_ins.objectnet_names()[1::6])
+    name in stand_ins.FOLDERS for name in stand_ins.objectnet_names()[1::6]
+  )
   assert made["imagenet_real"]["examples"] == 36
   assert answers[0]["imagenet_real"].detail["left_out"] == 4
 
@@ -79,8 +104,13 @@ def test_the_probe_is_trained_on_imagenet_and_tested_on_all_sets(answers):
   metrics = answers[0]["probe"].metrics
   assert metrics["train_examples"] == 1000 and metrics["top1"] == 100
   assert metrics["imagenet_v2/top1"] == pytest.approx(65)
-  for name, count in (("imagenet_a", 200), ("imagenet_r", 200), ("imagenet_sketch", 1000),
-                      ("imagenet_real", 1000), ("objectnet", 125)):
+  for name, count in (
+    ("imagenet_a", 200),
+    ("imagenet_r", 200),
+    ("imagenet_sketch", 1000),
+    ("imagenet_real", 1000),
+    ("objectnet", 125),
+  ):
     assert metrics[f"{name}/top1"] == 100 and metrics[f"{name}/classes"] == count
   assert answers[0]["probe"].detail["fit"]["solver"] == "SGD"
 
@@ -95,7 +125,8 @@ def test_few_shot_accuracy_retrieval_and_robustness(answers):
 
 
 def test_every_image_is_embedded_once(answers):
-  asked = {name: answer.detail["asked"] for name, answer in answers[0].items()
-           if "asked" in answer.detail}
+  asked = {
+    name: answer.detail["asked"] for name, answer in answers[0].items() if "asked" in answer.detail
+  }
   # ReaL and Sketch have the same images as other sets, so they add none.
   assert answers[1].embedded < 1000 + asked["imagenet"] + asked["imagenet_a"] + asked["imagenet_r"]

@@ -11,18 +11,20 @@ import numpy as np
 import pytest
 
 import clip_jax
-from clip_jax import export, loop
+from clip_jax import export
 from clip_jax.config import call
 from clip_jax.errors import UserError
-from clip_jax.loading import read
-from clip_jax.model import TwoTowers, split
+from clip_jax.inference.loading import load_bundle
+from clip_jax.model.learner import split_state
+from clip_jax.model.two_towers import TwoTowers
+from clip_jax.nn.target import target_platform
 from clip_jax.pretrained import big_vision, hugging_face, open_clip, stablehlo
-from clip_jax.pretrained.saved import Saved
-from clip_jax.target import platform
+from clip_jax.pretrained.model_bundle import ModelBundle
 from clip_jax.towers.clip_resnet import ClipResnet
 from clip_jax.towers.resnet import BitResnet
 from clip_jax.towers.text import TextTransformer
 from clip_jax.towers.vit import Vit
+from clip_jax.training import loop as loop_lib
 from goldens import GOLDENS
 from run_config import get_config
 from tiny import SIZE, batch, image_tower, learner, model_call, text_tower
@@ -36,13 +38,30 @@ def trained(tmp_path_factory):
   config = get_config("2")
   config.evaluators = config.final_evaluators = {}
   config.model.image = call(
-      Vit, size="mu", patch=8, image_size=32, pool="tok", class_position=True, pre_norm=True,
-      patch_bias=False, epsilon=1e-5, activation="gelu", dtype="float32")
+    Vit,
+    size="mu",
+    patch=8,
+    image_size=32,
+    pool="tok",
+    class_position=True,
+    pre_norm=True,
+    patch_bias=False,
+    norm_eps=1e-5,
+    activation="gelu",
+    dtype="float32",
+  )
   config.model.text = call(
-      TextTransformer, size="mu", vocabulary=4096, length=8, pool="eot", causal=True,
-      activation="gelu", dtype="float32")
+    TextTransformer,
+    size="mu",
+    vocab_size=4096,
+    context_length=8,
+    pool="eot",
+    causal=True,
+    activation="gelu",
+    dtype="float32",
+  )
   workdir = tmp_path_factory.mktemp("run")
-  loop.run(config, workdir)
+  loop_lib.run(config, workdir)
   return workdir
 
 
@@ -60,20 +79,24 @@ def written(run, form, out):
 def test_an_exported_run_gives_the_same_embeddings(run, form, tmp_path):
   there, here = clip_jax.load(run), clip_jax.load(written(run, form, tmp_path / "out"))
   np.testing.assert_allclose(here.encode_text(TEXTS), there.encode_text(TEXTS), atol=1e-6)
-  np.testing.assert_allclose(here.encode_image(pictures()), there.encode_image(pictures()),
-                             atol=1e-6)
+  np.testing.assert_allclose(
+    here.encode_image(pictures()), there.encode_image(pictures()), atol=1e-6
+  )
   assert here.scale == pytest.approx(there.scale) and here.bias == there.bias == 0
 
 
 def test_a_run_is_exported_to_stablehlo(run, tmp_path):
   folder, there = written(run, "stablehlo", tmp_path), clip_jax.load(run)
   shapes = json.loads((folder / "shapes.json").read_text())
-  assert shapes["encode_image"] == {"input": {"shape": ["B", 32, 32, 3], "dtype": "uint8"},
-                                    "output": {"shape": ["B", 32], "dtype": "float32"}}
+  assert shapes["encode_image"] == {
+    "input": {"shape": ["B", 32, 32, 3], "dtype": "uint8"},
+    "output": {"shape": ["B", 32], "dtype": "float32"},
+  }
   assert shapes["encode_text"]["input"] == {"shape": ["B", 8], "dtype": "int32"}
   assert shapes["scale"] == pytest.approx(there.scale) and shapes["bias"] == 0
   program = lambda name: jax_export.deserialize(
-      bytearray((folder / f"{name}.stablehlo").read_bytes()))
+    bytearray((folder / f"{name}.stablehlo").read_bytes())
+  )
   image, text = program("encode_image"), program("encode_text")
   assert set(image.platforms) == {"cpu", "cuda", "tpu"}
   pixels = np.stack([there.preprocess(x) for x in pictures()])
@@ -83,12 +106,23 @@ def test_a_run_is_exported_to_stablehlo(run, tmp_path):
 
 
 def test_towers_that_other_libraries_lack_are_exported_to_stablehlo(tmp_path):
-  towers = dict(image=call(BitResnet, stages=(1,), width=4, groups=2, pool="flat", stem="small",
-                           block="basic", image_size=SIZE, dtype="float32"),
-                text=text_tower(pool="mean"))
+  towers = dict(
+    image=call(
+      BitResnet,
+      stages=(1,),
+      width=4,
+      groups=2,
+      pool="flat",
+      stem="small",
+      block="basic",
+      image_size=SIZE,
+      dtype="float32",
+    ),
+    text=text_tower(pool="mean"),
+  )
   made, spec = learner(**towers).model, model_call(**towers)
-  _, params, stats = split(made)
-  stablehlo.write(Saved(spec, params, stats, 10.0, 0.0, None, None), tmp_path)
+  _, params, stats = split_state(made)
+  stablehlo.write(ModelBundle(spec, params, stats, 10.0, 0.0, None, None), tmp_path)
   given = batch(3)
   for name, x in (("encode_image", given["image"]), ("encode_text", given["tokens"])):
     program = jax_export.deserialize(bytearray((tmp_path / f"{name}.stablehlo").read_bytes()))
@@ -98,29 +132,35 @@ def test_towers_that_other_libraries_lack_are_exported_to_stablehlo(tmp_path):
 
 def test_stablehlo_programs_do_not_depend_on_the_exporting_platform(monkeypatch, tmp_path):
   towers = dict(image=image_tower(dtype="auto"), text=text_tower(dtype="auto"))
-  _, params, stats = split(learner(**towers).model)
+  _, params, stats = split_state(learner(**towers).model)
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-  assert platform() == "gpu"
-  stablehlo.write(Saved(model_call(**towers), params, stats, 10.0, 0.0, None, None), tmp_path)
+  assert target_platform() == "gpu"
+  stablehlo.write(ModelBundle(model_call(**towers), params, stats, 10.0, 0.0, None, None), tmp_path)
   for name in ("encode_image", "encode_text"):
     program = jax_export.deserialize(bytearray((tmp_path / f"{name}.stablehlo").read_bytes()))
     assert "stablehlo" in program.mlir_module() and "bf16" not in program.mlir_module()
-  assert platform() == "gpu"
+  assert target_platform() == "gpu"
 
 
-@pytest.mark.parametrize("changes, form, message", [
-    ({"image.pool": "gap", "image.class_position": False}, "open_clip",
-     "from timm, which has none with|Vit's patch_bias is False, but must be True"),
+@pytest.mark.parametrize(
+  "changes, form, message",
+  [
+    (
+      {"image.pool": "gap", "image.class_position": False},
+      "open_clip",
+      "from timm, which has none with|Vit's patch_bias is False, but must be True",
+    ),
     ({"image.pre_norm": False}, "huggingface", "Vit's pre_norm is False, but must be True"),
     ({"text.pool": "mean"}, "open_clip", "pool is 'mean', but must be 'last' or 'eot'"),
     ({"text.causal": False}, "open_clip", "mask_padding is True, but must be False"),
     ({"text.causal": False}, "huggingface", "causal is False, but must be True"),
     ({"text.activation": "quick_gelu"}, "open_clip", "one quick_gelu for both towers.*'gelu' and"),
-    ({"image.epsilon": 1e-5}, "big_vision", "big_vision has no equivalent.*epsilon is 1e-05"),
+    ({"image.norm_eps": 1e-5}, "big_vision", "big_vision has no equivalent.*epsilon is 1e-05"),
     ({"image_projection": "affine"}, "huggingface", "image_projection is 'affine'"),
-])
+  ],
+)
 def test_models_that_a_format_lacks_are_refused(run, changes, form, message, tmp_path):
-  saved = read(run)
+  saved = load_bundle(run)
   saved.model.unlock()
   for path, value in changes.items():
     *sections, name = path.split(".")
@@ -136,8 +176,9 @@ def test_models_that_a_format_lacks_are_refused(run, changes, form, message, tmp
 
 def test_other_towers_a_logit_bias_and_a_missing_end_token_are_refused(run, tmp_path):
   from clip_jax.data.tokenizer import SentencePiece
-  saved = read(run)
-  saved.tokenizer = SentencePiece(length=8, eos=False)
+
+  saved = load_bundle(run)
+  saved.tokenizer = SentencePiece(context_length=8, eos=False)
   with pytest.raises(UserError, match="pools at a fixed end token.*adds an end token"):
     open_clip.write(saved, tmp_path / "out")
   saved.bias = -10.0
@@ -145,26 +186,31 @@ def test_other_towers_a_logit_bias_and_a_missing_end_token_are_refused(run, tmp_
     hugging_face.write(saved, tmp_path / "out")
   saved.model.unlock()
   saved.model.image = call(BitResnet)
-  for module, there in ((open_clip, "open_clip has"), (hugging_face, "SiglipModel have"),
-                        (big_vision, "big_vision has")):
+  for module, there in (
+    (open_clip, "open_clip has"),
+    (hugging_face, "SiglipModel have"),
+    (big_vision, "big_vision has"),
+  ):
     with pytest.raises(UserError, match=f"{there} no equivalent of BitResnet.*can export to"):
       module.write(saved, tmp_path / "out")
   saved.model.image = call(ClipResnet, stages=(1, 1, 1))
   with pytest.raises(UserError, match="has four stages, but this model has 3"):
     open_clip.write(saved, tmp_path / "out")
   saved.model.text = call(BitResnet)
-  saved.model.image = read(run).model.image
+  saved.model.image = load_bundle(run).model.image
   with pytest.raises(UserError, match="no equivalent of BitResnet"):
     open_clip.write(saved, tmp_path / "out")
 
 
 def test_wrong_flags_are_errors(tmp_path):
   for arguments, message in (
-      ([], "Which model"), (["--from=x"], "--format=None is not one of open_clip, huggingface"),
-      (["--from=x", "--format=onnx"], "--format=onnx is not one of"),
-      (["--from=x", "--format=open_clip"], "Set --out=DIR"),
-      (["--from=x", "--format=open_clip", "--out=y.npz"], "--format=big_vision writes a FILE.npz"),
-      ([f"--from={tmp_path}/x", "--format=open_clip", "--out=y"], "No model found in")):
+    ([], "Which model"),
+    (["--from=x"], "--format=None is not one of open_clip, huggingface"),
+    (["--from=x", "--format=onnx"], "--format=onnx is not one of"),
+    (["--from=x", "--format=open_clip"], "Set --out=DIR"),
+    (["--from=x", "--format=open_clip", "--out=y.npz"], "--format=big_vision writes a FILE.npz"),
+    ([f"--from={tmp_path}/x", "--format=open_clip", "--out=y"], "No model found in"),
+  ):
     with pytest.raises(UserError, match=message):
       export.main(arguments)
 
@@ -205,17 +251,34 @@ def foreign(tmp_path_factory):
     return os.environ["CLIP_JAX_FOREIGN_PYTHON"]
   folder = tmp_path_factory.mktemp("foreign")
   subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-  subprocess.run([folder / "bin/pip", "install", "--quiet", "torch", "torchvision",
-                  "open_clip_torch", "transformers"], check=True)
+  subprocess.run(
+    [
+      folder / "bin/pip",
+      "install",
+      "--quiet",
+      "torch",
+      "torchvision",
+      "open_clip_torch",
+      "transformers",
+    ],
+    check=True,
+  )
   return str(folder / "bin/python")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, form", [
-    ("open_clip_vit", "open_clip"), ("open_clip_quickgelu", "open_clip"),
-    ("open_clip_resnet", "open_clip"), ("open_clip_quickgelu", "huggingface"),
-    ("huggingface_clip", "huggingface"), ("huggingface_clip", "open_clip"),
-    ("huggingface_siglip", "huggingface")])
+@pytest.mark.parametrize(
+  "name, form",
+  [
+    ("open_clip_vit", "open_clip"),
+    ("open_clip_quickgelu", "open_clip"),
+    ("open_clip_resnet", "open_clip"),
+    ("open_clip_quickgelu", "huggingface"),
+    ("huggingface_clip", "huggingface"),
+    ("huggingface_clip", "open_clip"),
+    ("huggingface_siglip", "huggingface"),
+  ],
+)
 def test_the_other_library_gives_the_same_embeddings(python, name, form, tmp_path):
   folder = tmp_path / name
   written(GOLDENS[name][0], form, folder)
@@ -225,8 +288,9 @@ def test_the_other_library_gives_the_same_embeddings(python, name, form, tmp_pat
   subprocess.run([python, "-c", THEIRS, folder, form, out], check=True)
   theirs, here = np.load(out), clip_jax.load(folder)
   unit = lambda z: z / np.linalg.norm(z, axis=1, keepdims=True)
-  np.testing.assert_allclose(here.encode_image(theirs["image"][None]), unit(theirs["z_image"]),
-                             rtol=1e-4, atol=2e-6)
+  np.testing.assert_allclose(
+    here.encode_image(theirs["image"][None]), unit(theirs["z_image"]), rtol=1e-4, atol=2e-6
+  )
   encode = jax.jit(lambda model, x: model.encode_text(x))
   z_text = encode(here.model, theirs["tokens"].astype(np.int32))
   np.testing.assert_allclose(z_text, unit(theirs["z_text"]), rtol=1e-4, atol=2e-6)
@@ -253,24 +317,49 @@ def test_open_clip_gives_the_same_embeddings_for_a_full_size_siglip(python, tmp_
   from flax import nnx
 
   from clip_jax.config import build
-  from clip_jax.data.tokenizer_file import NoTokenizer
-  from clip_jax.data.two_step import TwoStep
-  spec = call(TwoTowers,
-              image=call(Vit, size="B", patch=32, image_size=256, pool="map", dtype="float32"),
-              text=call(TextTransformer, size="mu", vocabulary=64, length=8, mask_padding=False,
-                        dtype="float32"),
-              embed=768, image_projection="none", text_projection="affine")
-  _, params, stats = split(build(spec, rngs=nnx.Rngs(0)))
-  open_clip.write(Saved(spec, params, stats, 10.0, -5.0, TwoStep(256, "squash"),
-                        NoTokenizer("none", 8, 64)), tmp_path)
+  from clip_jax.data.checkpoint_tokenizer import MissingTokenizer
+  from clip_jax.data.resize_then_crop import ResizeThenCrop
+
+  spec = call(
+    TwoTowers,
+    image=call(Vit, size="B", patch=32, image_size=256, pool="map", dtype="float32"),
+    text=call(
+      TextTransformer,
+      size="mu",
+      vocab_size=64,
+      context_length=8,
+      mask_padding=False,
+      dtype="float32",
+    ),
+    embed_dim=768,
+    image_projection="none",
+    text_projection="affine",
+  )
+  _, params, stats = split_state(build(spec, rngs=nnx.Rngs(0)))
+  open_clip.write(
+    ModelBundle(
+      spec,
+      params,
+      stats,
+      10.0,
+      -5.0,
+      ResizeThenCrop(256, "squash"),
+      MissingTokenizer("none", 8, 64),
+    ),
+    tmp_path,
+  )
   rng, out = np.random.default_rng(0), tmp_path / "x.npz"
-  np.savez(out, image=rng.integers(0, 256, (2, 256, 256, 3)).astype(np.uint8),
-           tokens=rng.integers(0, 64, (2, 8)))
+  np.savez(
+    out,
+    image=rng.integers(0, 256, (2, 256, 256, 3)).astype(np.uint8),
+    tokens=rng.integers(0, 64, (2, 8)),
+  )
   subprocess.run([python, "-c", TIMM, tmp_path, out], check=True)
   made, here = np.load(out), clip_jax.load(tmp_path)
   unit = lambda z: z / np.linalg.norm(z, axis=1, keepdims=True)
-  np.testing.assert_allclose(here.encode_image(made["image"]), unit(made["z_image"]), rtol=1e-4,
-                             atol=1e-5)
+  np.testing.assert_allclose(
+    here.encode_image(made["image"]), unit(made["z_image"]), rtol=1e-4, atol=1e-5
+  )
   z_text = jax.jit(lambda model, x: model.encode_text(x))(here.model, np.int32(made["tokens"]))
   np.testing.assert_allclose(z_text, unit(made["z_text"]), rtol=1e-4, atol=1e-5)
   assert here.bias == float(made["bias"]) == -5

@@ -8,10 +8,17 @@ import pytest
 from clip_jax.errors import UserError
 
 CONFIG = "--config=configs/quickstart.py"
-COMMANDS = [("train", CONFIG), ("evaluate",), ("score",), ("prepare",), ("export",),
-            ("plan", CONFIG), ("bench", "step"), ("search",),
-            *(("study.__main__", what) for what in (
-                "run", "table", "figures", "fit", "advise", "verdicts"))]
+COMMANDS = [
+  ("train", CONFIG),
+  ("evaluate",),
+  ("score",),
+  ("prepare",),
+  ("export",),
+  ("plan", CONFIG),
+  ("bench", "step"),
+  ("search",),
+  *(("study.__main__", what) for what in ("run", "table", "figures", "fit", "advise", "verdicts")),
+]
 
 
 @pytest.mark.parametrize("name, arguments", [(name, given) for name, *given in COMMANDS])

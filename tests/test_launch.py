@@ -10,7 +10,7 @@ import subprocess
 import pytest
 import yaml
 
-from clip_jax.flags import parse
+from clip_jax.cli.flags import parse
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
@@ -44,8 +44,14 @@ esac
 
 
 def script(name, *arguments, code=0, **environment):
-  ran = subprocess.run([ROOT / "launch" / name, *arguments], text=True, capture_output=True,
-                       cwd=ROOT, env={**os.environ, "POLL": "0", **environment}, timeout=60)
+  ran = subprocess.run(
+    [ROOT / "launch" / name, *arguments],
+    text=True,
+    capture_output=True,
+    cwd=ROOT,
+    env={**os.environ, "POLL": "0", **environment},
+    timeout=60,
+  )
   assert ran.returncode == code, ran.stdout + ran.stderr
   return ran.stdout + ran.stderr
 
@@ -62,8 +68,16 @@ class Cloud:
       (folder / "state").write_text(state)
 
   def pod(self, *options, code=0, **environment):
-    return script("tpu_pod.sh", *TPU, *options, *TRAIN, code=code, STAND_IN=str(self.folder),
-                  PATH=f"{self.folder}:{os.environ['PATH']}", **environment)
+    return script(
+      "tpu_pod.sh",
+      *TPU,
+      *options,
+      *TRAIN,
+      code=code,
+      STAND_IN=str(self.folder),
+      PATH=f"{self.folder}:{os.environ['PATH']}",
+      **environment,
+    )
 
   def calls(self):
     """The verbs of all calls, without those that only read the state."""
@@ -93,8 +107,13 @@ def test_every_script_passes_shellcheck():
 
 
 def test_every_script_is_executable_and_prints_its_usage():
-  assert {path.name for path in SCRIPTS} == {"gke.sh", "gpu_slurm.sh", "local_pod.sh",
-                                            "measure.sh", "tpu_pod.sh"}
+  assert {path.name for path in SCRIPTS} == {
+    "gke.sh",
+    "gpu_slurm.sh",
+    "local_pod.sh",
+    "measure.sh",
+    "tpu_pod.sh",
+  }
   for path in SCRIPTS:
     assert path.stat().st_mode & stat.S_IXUSR
     said = script(path.name, code=2)
@@ -106,8 +125,10 @@ def test_tpu_is_created_used_and_deleted(tmp_path):
   printed = cloud.pod("--spot")
   assert cloud.calls() == [*NEW, "delete"] and "log of the training" in printed
   calls = (tmp_path / "calls").read_text()
-  assert ("compute tpus tpu-vm create pod --accelerator-type=v5litepod-16 "
-          "--version=v2-alpha-tpuv5-lite --spot --zone=us-west4-a") in calls
+  assert (
+    "compute tpus tpu-vm create pod --accelerator-type=v5litepod-16 "
+    "--version=v2-alpha-tpuv5-lite --spot --zone=us-west4-a"
+  ) in calls
 
 
 def test_preempted_tpu_is_replaced_and_training_resumes(tmp_path):
@@ -121,8 +142,10 @@ def test_suspended_queued_resource_is_requested_again(tmp_path):
   cloud.pod("--queued", GONE="SUSPENDED")
   assert cloud.calls() == [*NEW, "delete", *NEW, "delete"]
   calls = (tmp_path / "calls").read_text()
-  assert ("compute tpus queued-resources create pod --node-id=pod --accelerator-type=v5litepod-16 "
-          "--runtime-version=v2-alpha-tpuv5-lite --zone") in calls
+  assert (
+    "compute tpus queued-resources create pod --node-id=pod --accelerator-type=v5litepod-16 "
+    "--runtime-version=v2-alpha-tpuv5-lite --zone"
+  ) in calls
   assert "compute tpus queued-resources delete pod --force --quiet" in calls
 
 
@@ -170,15 +193,18 @@ def test_training_receives_its_arguments_unchanged(tmp_path):
   (tmp_path / "home" / "clip_jax").mkdir(parents=True)
   python = tmp_path / "home" / "env" / "bin" / "python"
   python.parent.mkdir(parents=True)
-  python.write_text("#!/bin/sh\nfor word; do echo \"<$word>\"; done\nexit 75\n")
+  python.write_text('#!/bin/sh\nfor word; do echo "<$word>"; done\nexit 75\n')
   python.chmod(0o755)
   home = tmp_path / "home"
   # Run it as a host would.
   command = command.removeprefix("--command=") + "; wait"
   subprocess.run(["bash", "-c", command], cwd=home, check=True)
   assert (home / "train.log").read_text().splitlines() == [
-      "<-m>", "<clip_jax.train>", "<--config=configs/openclipart.py>",
-      "<--workdir=/mnt/pod/it's here>"]
+    "<-m>",
+    "<clip_jax.train>",
+    "<--config=configs/openclipart.py>",
+    "<--workdir=/mnt/pod/it's here>",
+  ]
   assert (home / "train.code").read_text() == "75\n" and (home / "train.pid").read_text().strip()
 
 
@@ -200,8 +226,9 @@ def test_dry_run_prints_every_command_and_runs_none(tmp_path):
 
 def test_down_deletes_the_tpu(tmp_path):
   cloud = Cloud(tmp_path, [], state="READY")
-  script("tpu_pod.sh", *TPU, "--down", STAND_IN=str(tmp_path),
-         PATH=f"{tmp_path}:{os.environ['PATH']}")
+  script(
+    "tpu_pod.sh", *TPU, "--down", STAND_IN=str(tmp_path), PATH=f"{tmp_path}:{os.environ['PATH']}"
+  )
   assert cloud.calls() == ["delete"] and not (tmp_path / "state").exists()
 
 
@@ -212,11 +239,20 @@ def test_unknown_option_is_an_error():
 
 def test_slurm_submits_runs_and_requeues(tmp_path):
   for name in ("sbatch", "srun", "scontrol"):
-    (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/calls\n'
-                                 + ("exit $CODE\n" if name == "srun" else ""))
+    (tmp_path / name).write_text(
+      f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/calls\n'
+      + ("exit $CODE\n" if name == "srun" else "")
+    )
     (tmp_path / name).chmod(0o755)
-  run = lambda **changes: script("gpu_slurm.sh", "--", "--config=F", "--workdir=D", PYTHON="python",
-                                 PATH=f"{tmp_path}:{os.environ['PATH']}", **changes)
+  run = lambda **changes: script(
+    "gpu_slurm.sh",
+    "--",
+    "--config=F",
+    "--workdir=D",
+    PYTHON="python",
+    PATH=f"{tmp_path}:{os.environ['PATH']}",
+    **changes,
+  )
   run(NODES="4", SBATCH="--partition=gpu --account=me")
   run(SLURM_JOB_ID="77", CODE="0")
   run(SLURM_JOB_ID="77", CODE="75", code=75)
@@ -224,8 +260,9 @@ def test_slurm_submits_runs_and_requeues(tmp_path):
   train = "srun --wait=60 python -m clip_jax.train --config=F --workdir=D"
   calls = (tmp_path / "calls").read_text().splitlines()
   assert calls[0].startswith(
-      "sbatch --nodes=4 --ntasks-per-node=8 --gpus-per-node=8 --cpus-per-task=8 --time=24:00:00 "
-      "--partition=gpu --account=me ")
+    "sbatch --nodes=4 --ntasks-per-node=8 --gpus-per-node=8 --cpus-per-task=8 --time=24:00:00 "
+    "--partition=gpu --account=me "
+  )
   assert calls[0].endswith("gpu_slurm.sh -- --config=F --workdir=D")
   assert calls[1:] == [train, train, "scontrol requeue 77", train]
   text = (ROOT / "launch" / "gpu_slurm.sh").read_text()
@@ -246,15 +283,20 @@ def checked(job, *, hosts, chips, topology, accelerator="tpu-v5-lite-podslice", 
   (container,) = pod["containers"]
   assert replicated["replicas"] == slices
   assert spec["completions"] == spec["parallelism"] == hosts
-  assert pod["nodeSelector"] == {"cloud.google.com/gke-tpu-accelerator": accelerator,
-                                 "cloud.google.com/gke-tpu-topology": topology}
+  assert pod["nodeSelector"] == {
+    "cloud.google.com/gke-tpu-accelerator": accelerator,
+    "cloud.google.com/gke-tpu-topology": topology,
+  }
   for kind in ("requests", "limits"):
     assert container["resources"][kind] == {"google.com/tpu": chips}
   # Required for exit code policies: a user error (2) ends the job, anything else restarts it.
   assert pod["restartPolicy"] == "Never" and spec["backoffLimit"] == 0
   (rule,) = spec["podFailurePolicy"]["rules"]
   assert rule["action"] == "FailJob" and rule["onExitCodes"] == {
-      "containerName": container["name"], "operator": "In", "values": [2]}
+    "containerName": container["name"],
+    "operator": "In",
+    "values": [2],
+  }
   (rule,) = job["spec"]["failurePolicy"]["rules"]
   assert rule["action"] == "FailJobSet" and rule["onJobFailureReasons"] == ["PodFailurePolicy"]
   assert job["spec"]["failurePolicy"]["maxRestarts"] > 10
@@ -272,11 +314,17 @@ def test_gke_job_uses_one_whole_slice():
   assert (ROOT / config.partition("=")[2]).is_file()
 
 
-@pytest.mark.parametrize("options, expected", [
+@pytest.mark.parametrize(
+  "options, expected",
+  [
     (("--topology=16x16",), dict(hosts=64, chips=4, topology="16x16")),
     (("--topology=2x4", "--hosts=1"), dict(hosts=1, chips=8, topology="2x4")),
-    (("--topology=4x4x8", "--accelerator=tpu-v5p-slice", "--slices=2"),
-     dict(hosts=32, chips=4, topology="4x4x8", accelerator="tpu-v5p-slice", slices=2))])
+    (
+      ("--topology=4x4x8", "--accelerator=tpu-v5p-slice", "--slices=2"),
+      dict(hosts=32, chips=4, topology="4x4x8", accelerator="tpu-v5p-slice", slices=2),
+    ),
+  ],
+)
 def test_gke_job_is_filled_in(options, expected):
   printed = script("gke.sh", "--dry-run", "--name=mine", "--image=me/x:1", *options, *TRAIN)
   command, _, rest = printed.partition("\n")
@@ -294,7 +342,8 @@ def test_hosts_that_do_not_divide_the_chips_are_an_error():
 
 def test_gke_job_is_passed_to_kubectl(tmp_path):
   (tmp_path / "kubectl").write_text(
-      f'#!/bin/sh\necho "$@" > {tmp_path}/call\ncat > {tmp_path}/job\n')
+    f'#!/bin/sh\necho "$@" > {tmp_path}/call\ncat > {tmp_path}/job\n'
+  )
   (tmp_path / "kubectl").chmod(0o755)
   script("gke.sh", "--image=x", *TRAIN, PATH=f"{tmp_path}:{os.environ['PATH']}")
   assert (tmp_path / "call").read_text() == "apply -f -\n"
@@ -311,16 +360,20 @@ def test_local_pod_dry_run_prints_its_commands():
   assert len(coordinator) == 1
 
 
-@pytest.mark.parametrize("codes, starts, code", [
-    ("0 0", 1, 0), ("75 75", 3, 75), ("2 75", 1, 2), ("134 2", 1, 2), ("1 1", 1, 1)])
+@pytest.mark.parametrize(
+  "codes, starts, code",
+  [("0 0", 1, 0), ("75 75", 3, 75), ("2 75", 1, 2), ("134 2", 1, 2), ("1 1", 1, 1)],
+)
 def test_local_pod_restarts_unless_that_cannot_help(tmp_path, codes, starts, code):
   python = tmp_path / "python"
   python.write_text(
-      f"#!/bin/bash\necho start >> {tmp_path}/starts\ncodes=({codes})\n"
-      'for word; do case $word in --process=*) exit ${codes[${word#*=}]} ;; esac; done\n')
+    f"#!/bin/bash\necho start >> {tmp_path}/starts\ncodes=({codes})\n"
+    "for word; do case $word in --process=*) exit ${codes[${word#*=}]} ;; esac; done\n"
+  )
   python.chmod(0o755)
-  script("local_pod.sh", "2", "F", code=code, PYTHON=str(python), ATTEMPTS="3",
-         TMPDIR=str(tmp_path))
+  script(
+    "local_pod.sh", "2", "F", code=code, PYTHON=str(python), ATTEMPTS="3", TMPDIR=str(tmp_path)
+  )
   assert (tmp_path / "starts").read_text().count("start") == 2 * starts
 
 
@@ -335,8 +388,15 @@ def test_measure_commands_parse_and_extra_flags_come_last(tmp_path):
   python = tmp_path / "python"
   python.write_text(MEASURE)
   python.chmod(0o755)
-  said = script("measure.sh", str(tmp_path / "out"), "--config.data.batch_size=8", code=1,
-                PYTHON=str(python), CALLS=str(tmp_path / "calls"), RECORDS=str(tmp_path))
+  said = script(
+    "measure.sh",
+    str(tmp_path / "out"),
+    "--config.data.batch_size=8",
+    code=1,
+    PYTHON=str(python),
+    CALLS=str(tmp_path / "calls"),
+    RECORDS=str(tmp_path),
+  )
   assert "failed: clip-l16 flip-l16\n" in said
   calls = [shlex.split(line) for line in (tmp_path / "calls").read_text().splitlines()]
   assert [call[1] for call in calls] == ["clip_jax.bench"] * 7 + ["clip_jax.train"]

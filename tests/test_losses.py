@@ -11,13 +11,13 @@ import pytest
 from clip_jax import losses
 from clip_jax.errors import UserError
 
-jit = functools.partial(jax.jit, static_argnames="block")
+jit = functools.partial(jax.jit, static_argnames="chunk_size")
 
 # name: (function, the scalars to call it with, as in function(z_a, z_b, *scalars)).
 LOSSES = {
-    "info_nce": (jit(losses.info_nce), (14.3,)),
-    "sigmoid_pairs": (jit(losses.sigmoid_pairs), (10.0, -10.0)),
-    "nt_xent": (jit(losses.nt_xent), (0.1,)),
+  "info_nce": (jit(losses.info_nce), (14.3,)),
+  "sigmoid_pairs": (jit(losses.sigmoid_pairs), (10.0, -10.0)),
+  "nt_xent": (jit(losses.nt_xent), (0.1,)),
 }
 every_loss = pytest.mark.parametrize("name", LOSSES)
 
@@ -43,8 +43,9 @@ def info_nce_by_loops(z_a, z_b, scale):
   for x, y in ((z_a, z_b), (z_b, z_a)):
     for i in range(len(x)):
       positive = scale * math.fsum(x[i] * y[i])
-      rest = math.fsum(math.exp(scale * math.fsum(x[i] * y[j]) - positive)
-                       for j in range(len(y)) if j != i)
+      rest = math.fsum(
+        math.exp(scale * math.fsum(x[i] * y[j]) - positive) for j in range(len(y)) if j != i
+      )
       total.append(math.log1p(rest))
   return math.fsum(total) / len(total)
 
@@ -66,20 +67,27 @@ def nt_xent_by_loops(z_a, z_b, temperature):
   for i in range(2 * B):
     own = (i + B) % (2 * B)
     positive = math.fsum(views[i] * views[own]) / temperature
-    rest = math.fsum(math.exp(math.fsum(views[i] * views[k]) / temperature - positive)
-                     for k in range(2 * B) if k not in (i, own))
+    rest = math.fsum(
+      math.exp(math.fsum(views[i] * views[k]) / temperature - positive)
+      for k in range(2 * B)
+      if k not in (i, own)
+    )
     total.append(math.log1p(rest))
   return math.fsum(total) / len(total)
 
 
-BY_LOOPS = {"info_nce": info_nce_by_loops, "sigmoid_pairs": sigmoid_pairs_by_loops,
-            "nt_xent": nt_xent_by_loops}
+BY_LOOPS = {
+  "info_nce": info_nce_by_loops,
+  "sigmoid_pairs": sigmoid_pairs_by_loops,
+  "nt_xent": nt_xent_by_loops,
+}
 
 
 def slope(f, arguments, k, direction, h=1e-5):
   """Directional derivative of `f` in its k-th argument, by central differences in float64."""
-  moved = lambda sign: f(*(x + sign * h * direction if i == k else x
-                           for i, x in enumerate(arguments)))
+  moved = lambda sign: f(
+    *(x + sign * h * direction if i == k else x for i, x in enumerate(arguments))
+  )
   return (moved(1) - moved(-1)) / (2 * h)
 
 
@@ -88,8 +96,9 @@ def slope(f, arguments, k, direction, h=1e-5):
 def test_loss_matches_its_papers_equation(name, block):
   f, scalars = LOSSES[name]
   z_a, z_b = embeddings(12)
-  np.testing.assert_allclose(f(*float32(z_a, z_b), *scalars, block=block),
-                             BY_LOOPS[name](z_a, z_b, *scalars), rtol=1e-6)
+  np.testing.assert_allclose(
+    f(*float32(z_a, z_b), *scalars, chunk_size=block), BY_LOOPS[name](z_a, z_b, *scalars), rtol=1e-6
+  )
 
 
 @every_loss
@@ -97,19 +106,21 @@ def test_loss_matches_its_papers_equation(name, block):
 def test_gradient_matches_finite_differences_of_the_equation(name, block):
   f, scalars = LOSSES[name]
   arguments = (*embeddings(12), *map(np.float64, scalars))
-  gradients = jax.jit(jax.grad(functools.partial(f, block=block), range(len(arguments))))(
-      *float32(*arguments))
+  gradients = jax.jit(jax.grad(functools.partial(f, chunk_size=block), range(len(arguments))))(
+    *float32(*arguments)
+  )
   rng = np.random.default_rng(1)
   for k, gradient in enumerate(gradients):
     direction = rng.normal(size=np.shape(arguments[k]))
-    np.testing.assert_allclose(np.sum(gradient * direction),
-                               slope(BY_LOOPS[name], arguments, k, direction), rtol=2e-5)
+    np.testing.assert_allclose(
+      np.sum(gradient * direction), slope(BY_LOOPS[name], arguments, k, direction), rtol=2e-5
+    )
 
 
 def test_info_nce_with_scale_0_is_log_B():
   z_a, z_b = float32(*embeddings(24))
   np.testing.assert_allclose(losses.info_nce(z_a, z_b, 0.0), math.log(24), rtol=1e-6)
-  np.testing.assert_allclose(losses.info_nce(z_a, z_b, 0.0, block=6), math.log(24), rtol=1e-6)
+  np.testing.assert_allclose(losses.info_nce(z_a, z_b, 0.0, chunk_size=6), math.log(24), rtol=1e-6)
 
 
 def test_sigmoid_pairs_with_scale_and_bias_0_is_B_log_2():
@@ -136,7 +147,7 @@ def test_chunked_matches_dense(name, block):
   arguments = float32(*embeddings(64, 32), *scalars)
   n = range(len(arguments))
   dense = jax.jit(jax.value_and_grad(f, n))(*arguments)
-  chunked = jax.jit(jax.value_and_grad(functools.partial(f, block=block), n))(*arguments)
+  chunked = jax.jit(jax.value_and_grad(functools.partial(f, chunk_size=block), n))(*arguments)
   for x, y in zip(jax.tree.leaves(dense), jax.tree.leaves(chunked)):
     assert x.shape == y.shape and x.dtype == y.dtype == jnp.float32
     np.testing.assert_array_less(jnp.linalg.norm(x - y), 1e-6 * jnp.linalg.norm(x))
@@ -148,9 +159,10 @@ def test_chunking_does_not_depend_on_the_order_of_rows(name):
   f, scalars = LOSSES[name]
   z_a, z_b = float32(*embeddings(24))
   order = np.random.default_rng(2).permutation(24)
-  gradient = jax.jit(jax.grad(functools.partial(f, block=8)))
-  np.testing.assert_allclose(gradient(z_a[order], z_b[order], *scalars),
-                             gradient(z_a, z_b, *scalars)[order], atol=1e-6)
+  gradient = jax.jit(jax.grad(functools.partial(f, chunk_size=8)))
+  np.testing.assert_allclose(
+    gradient(z_a[order], z_b[order], *scalars), gradient(z_a, z_b, *scalars)[order], atol=1e-6
+  )
 
 
 @every_loss
@@ -161,8 +173,9 @@ def test_nothing_overflows_at_scale_100(name, block):
   z, _ = embeddings(32)
   for z_b in (z, -z):  # Positive logits are all +100, then -100: the loss is near 0, then near 100.
     arguments = float32(z, z_b, *scalars)
-    value, gradients = jax.jit(jax.value_and_grad(
-        functools.partial(f, block=block), range(len(arguments))))(*arguments)
+    value, gradients = jax.jit(
+      jax.value_and_grad(functools.partial(f, chunk_size=block), range(len(arguments)))
+    )(*arguments)
     np.testing.assert_allclose(value, BY_LOOPS[name](z, z_b, *scalars), rtol=2e-5)
     assert all(jnp.isfinite(g).all() for g in gradients)
 
@@ -176,7 +189,7 @@ def test_a_small_loss_at_scale_100_is_precise(name, block):
   expected = BY_LOOPS[name](z_a, z_b, scalar)
   assert 0 < expected < 1e-12
   f = LOSSES[name][0]
-  np.testing.assert_allclose(f(*float32(z_a, z_b), scalar, block=block), expected, rtol=1e-4)
+  np.testing.assert_allclose(f(*float32(z_a, z_b), scalar, chunk_size=block), expected, rtol=1e-4)
   assert jax.grad(f)(*float32(z_a, z_b), scalar, block=block).any()
 
 
@@ -190,8 +203,10 @@ def test_both_directions_contribute_to_the_gradient(block):
     one, other = (jax.grad(f, side)(z_a, z_b) for f in (a_finds_b, b_finds_a))
     assert jnp.linalg.norm(one - other) > 0.1 * jnp.linalg.norm(one)
     np.testing.assert_allclose(
-        jax.grad(functools.partial(losses.info_nce, block=block), side)(z_a, z_b, 14.3),
-        (one + other) / 2, atol=1e-6)
+      jax.grad(functools.partial(losses.info_nce, chunk_size=block), side)(z_a, z_b, 14.3),
+      (one + other) / 2,
+      atol=1e-6,
+    )
 
 
 @every_loss
@@ -217,8 +232,9 @@ def test_chunking_needs_a_fraction_of_the_memory(name):
   z = jax.ShapeDtypeStruct((8192, 64), jnp.float32)
 
   def temporaries(block):
-    step = jax.value_and_grad(functools.partial(f, block=block), range(2 + len(scalars)))
+    step = jax.value_and_grad(functools.partial(f, chunk_size=block), range(2 + len(scalars)))
     return jax.jit(step).lower(z, z, *scalars).compile().memory_analysis().temp_size_in_bytes
+
   dense, chunked, matrix = temporaries(None), temporaries(256), 4 * 8192**2
   assert dense >= matrix
   assert chunked < matrix / 2 and chunked < dense / 8
@@ -229,7 +245,7 @@ def test_products_are_float32_on_every_device(name):
   f, scalars = LOSSES[name]
   z = jnp.zeros((4, 8))
   for block in (None, 2):
-    text = str(jax.make_jaxpr(jax.grad(functools.partial(f, block=block)))(z, z, *scalars))
+    text = str(jax.make_jaxpr(jax.grad(functools.partial(f, chunk_size=block)))(z, z, *scalars))
     assert text.count("dot_general[") == text.count("precision=(Precision.HIGHEST") > 0
 
 
@@ -237,7 +253,7 @@ def test_accuracies_count_rows_nearest_to_their_partner():
   z_a = jnp.array([[1.0, 0], [0, 1], [0.6, 0.8], [-1, 0]])
   z_b = jnp.array([[1.0, 0], [0.6, 0.8], [0, 1], [-1, 0]])
   for block in (None, 1, 2):
-    a_to_b, b_to_a = losses.accuracies(z_a, z_b, block=block)
+    a_to_b, b_to_a = losses.accuracies(z_a, z_b, chunk_size=block)
     assert a_to_b == b_to_a == 0.5
 
 
@@ -254,7 +270,7 @@ def test_accuracies_match_a_loop(block):
   nearest = lambda x, y: np.mean([np.argmax(y @ x[i]) == i for i in range(len(x))])
   expected = nearest(z_a, z_b), nearest(z_b, z_a)
   assert min(expected) > 0 and max(expected) < 1
-  np.testing.assert_allclose(losses.accuracies(*float32(z_a, z_b), block=block), expected)
+  np.testing.assert_allclose(losses.accuracies(*float32(z_a, z_b), chunk_size=block), expected)
 
 
 @pytest.mark.parametrize("block", [None, 4])
@@ -264,14 +280,16 @@ def test_nt_xent_accuracy_matches_a_loop(block):
   similarity = views @ views.T - 9 * np.eye(64)
   expected = np.mean(similarity.argmax(1) == (np.arange(64) + 32) % 64)
   assert 0 < expected < 1
-  np.testing.assert_allclose(losses.nt_xent_accuracy(*float32(z_a, z_b), block=block), expected)
+  np.testing.assert_allclose(
+    losses.nt_xent_accuracy(*float32(z_a, z_b), chunk_size=block), expected
+  )
 
 
 @pytest.mark.parametrize("block", [None, 7])
 def test_collapsed_embeddings_have_zero_accuracy(block):
   z = jnp.tile(jnp.asarray(embeddings(1, 50)[0], jnp.float32), (35, 1))
-  assert losses.accuracies(z, z, block=block) == (0, 0)
-  assert losses.nt_xent_accuracy(z, z, block=block) == 0
+  assert losses.accuracies(z, z, chunk_size=block) == (0, 0)
+  assert losses.nt_xent_accuracy(z, z, chunk_size=block) == 0
 
 
 def test_accuracies_have_no_gradient():
@@ -280,21 +298,25 @@ def test_accuracies_have_no_gradient():
   assert not jax.grad(losses.nt_xent_accuracy)(z_a, z_b).any()
 
 
-FUNCTIONS = {**LOSSES, "accuracies": (losses.accuracies, ()),
-             "nt_xent_accuracy": (losses.nt_xent_accuracy, ())}
+FUNCTIONS = {
+  **LOSSES,
+  "accuracies": (losses.accuracies, ()),
+  "nt_xent_accuracy": (losses.nt_xent_accuracy, ()),
+}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_chunk_size_that_does_not_divide_the_batch_is_an_error(name):
   f, scalars = FUNCTIONS[name]
   z = jnp.zeros((96, 4))
-  with pytest.raises(UserError, match="block 20 does not divide the batch of 96 rows. Nearest "
-                                      "divisors: 16, 24. Set"):
-    f(z, z, *scalars, block=20)
+  with pytest.raises(
+    UserError, match="block 20 does not divide the batch of 96 rows. Nearest divisors: 16, 24. Set"
+  ):
+    f(z, z, *scalars, chunk_size=20)
   with pytest.raises(UserError, match="block 0 .* Nearest divisors: 1. Set"):
-    f(z, z, *scalars, block=0)
+    f(z, z, *scalars, chunk_size=0)
   with pytest.raises(UserError, match="block 100 .* Nearest divisors: 96. Set"):
-    f(z, z, *scalars, block=100)
+    f(z, z, *scalars, chunk_size=100)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

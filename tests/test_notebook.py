@@ -25,7 +25,7 @@ def code(notebook):
 
 def parameters(notebook):
   """Returns the parameters cell, which the test replaces for a short run."""
-  cell, = (c for c in code(notebook) if "parameters" in c.metadata.get("tags", ()))
+  (cell,) = (c for c in code(notebook) if "parameters" in c.metadata.get("tags", ()))
   return cell
 
 
@@ -35,23 +35,37 @@ def executed(notebook, folder):
     if re.search(r"^!", cell.source, re.MULTILINE):  # IPython ignores a failing shell command.
       cell.source += "\nassert not _exit_code, f'the command ended with {_exit_code}'"
   environment = {
-      **os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu",
-      "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XDG_CACHE_HOME": str(folder / "cache"),
-      "IPYTHONDIR": str(folder / "ipython")}
-  client = NotebookClient(notebook, timeout=600, kernel_name="python3",
-                          resources={"metadata": {"path": str(NOTEBOOK.parent)}})
+    **os.environ,
+    "PYTHONPATH": str(ROOT),
+    "JAX_PLATFORMS": "cpu",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "XDG_CACHE_HOME": str(folder / "cache"),
+    "IPYTHONDIR": str(folder / "ipython"),
+  }
+  client = NotebookClient(
+    notebook,
+    timeout=600,
+    kernel_name="python3",
+    resources={"metadata": {"path": str(NOTEBOOK.parent)}},
+  )
   client.execute(env=environment)
   return notebook
 
 
 def printed(cells):
-  return "".join(o.get("text", "") + o.get("data", {}).get("text/plain", "")
-                 for cell in cells for o in cell.outputs)
+  return "".join(
+    o.get("text", "") + o.get("data", {}).get("text/plain", "")
+    for cell in cells
+    for o in cell.outputs
+  )
 
 
 def pictures(cells):
-  return sum(any(kind.startswith("image/") for kind in o.get("data", ()))
-             for cell in cells for o in cell.outputs)
+  return sum(
+    any(kind.startswith("image/") for kind in o.get("data", ()))
+    for cell in cells
+    for o in cell.outputs
+  )
 
 
 def test_every_cell_runs(tmp_path):
@@ -67,13 +81,16 @@ def test_every_cell_runs(tmp_path):
   assert [pictures([cell]) for cell in cells] == [pictures([cell]) for cell in committed]
 
 
-@pytest.mark.parametrize("line, message", [
+@pytest.mark.parametrize(
+  "line, message",
+  [
     ("1 / 0", "ZeroDivisionError"),
     ("!{sys.executable} -m clip_jax.search --from=nothing --images=. cat", "ended with 2"),
-    ("%no_such_magic", "UsageError")])
+    ("%no_such_magic", "UsageError"),
+  ],
+)
 def test_an_error_in_a_cell_is_raised(line, message, tmp_path):
-  notebook = nbformat.v4.new_notebook(cells=[
-      nbformat.v4.new_code_cell("import sys\n" + line)])
+  notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import sys\n" + line)])
   with pytest.raises(CellExecutionError, match=message):
     executed(notebook, tmp_path)
 
@@ -93,11 +110,14 @@ def test_a_missing_package_is_cloned_and_installed(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   exec(TransformerManager().transform_cell(cell.source), {"get_ipython": Shell})
   assert [line.split()[:2] for line in asked] == [
-      ["git", "clone"], ["%cd", "-q"], ["%pip", "install"]]
+    ["git", "clone"],
+    ["%cd", "-q"],
+    ["%pip", "install"],
+  ]
   folder = asked[0].split()[-1]
   # A folder named clip_jax would shadow the package.
   assert asked[1] == f"%cd -q {folder}" and folder != "clip_jax"
-  extra, = re.findall(r"-e '\.\[(\w+)\]'$", asked[2])
+  (extra,) = re.findall(r"-e '\.\[(\w+)\]'$", asked[2])
   assert f'"{extra}": [' in (ROOT / "setup.py").read_text()
   assert Path.cwd() == ROOT
 

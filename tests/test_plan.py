@@ -13,15 +13,15 @@ import pytest
 
 from clip_jax import plan
 from clip_jax.config import build, call
+from clip_jax.costs.flops import count_parameters
+from clip_jax.costs.hlo import Program
 from clip_jax.data.sources.folder import Folder
 from clip_jax.errors import UserError
-from clip_jax.flops import parameters
-from clip_jax.parts import prepare
-from clip_jax.planning import compile as compile_lib, estimate as estimate_lib
+from clip_jax.planning import compilation, estimate as estimate_lib
 from clip_jax.planning.chips import topology
 from clip_jax.planning.estimate import estimate, without_data
-from clip_jax.planning.hlo import Program
 from clip_jax.planning.roofline import Roofline
+from clip_jax.training.setup import build_setup
 from run_config import get_config
 
 CONFIG = f"{Path(__file__).parent}/run_config.py"
@@ -31,7 +31,7 @@ CONFIG = f"{Path(__file__).parent}/run_config.py"
 def no_compiler(monkeypatch):
   """Hides installed compilers, and restores the environment afterwards."""
   monkeypatch.setenv("JAX_PLATFORMS", os.environ["JAX_PLATFORMS"])
-  monkeypatch.setattr(compile_lib, "can_compile", lambda topology: False)
+  monkeypatch.setattr(compilation, "can_compile", lambda topology: False)
 
 
 def run(*arguments, monkeypatch):
@@ -48,8 +48,8 @@ def test_plan_without_a_compiler_names_what_is_missing(monkeypatch, tmp_path, ca
   assert "Missing: temporaries and peak, whether it fits" in printed
   assert numbers["fits"] is None and numbers["collectives"] is None
   assert numbers["bytes_per_chip"]["temporaries"] is None
-  made = prepare(get_config())
-  assert numbers["parameters"] == parameters(made.state.params)
+  made = build_setup(get_config())
+  assert numbers["parameters"] == count_parameters(made.state.params)
   assert numbers["total_steps"] == 30 and numbers["batch_size"] == 32
   assert numbers["examples_per_second"] == pytest.approx(32 / numbers["seconds"]["best"])
   assert numbers["run_seconds"]["best"] == pytest.approx(30 * numbers["seconds"]["best"])
@@ -61,8 +61,8 @@ def test_plan_without_a_compiler_names_what_is_missing(monkeypatch, tmp_path, ca
 def test_auto_dtype_follows_the_planned_chips(chips):
   config = get_config()
   config.model.image.dtype = "auto"
-  assert prepare(config).dtypes == {"image": "float32", "text": "float32"}
-  there = prepare(config, mesh=estimate_lib._abstract_mesh(config, topology(chips)))
+  assert build_setup(config).dtypes == {"image": "float32", "text": "float32"}
+  there = build_setup(config, mesh=estimate_lib._abstract_mesh(config, topology(chips)))
   assert there.dtypes == {"image": "bfloat16", "text": "float32"}
   assert there.learner.model.image.dtype == "bfloat16"
 
@@ -76,11 +76,22 @@ def test_all_tpus_are_compared_in_a_table(monkeypatch, capsys):
 
 
 def test_explain_prints_shardings_of_a_pod(monkeypatch, capsys):
-  assert run("--topology=v5e:4x4", "--explain", "--config.mesh.tensor=2", "--config.mesh.fsdp=4",
-             monkeypatch=monkeypatch) == 0
+  assert (
+    run(
+      "--topology=v5e:4x4",
+      "--explain",
+      "--config.mesh.tensor=2",
+      "--config.mesh.fsdp=4",
+      monkeypatch=monkeypatch,
+    )
+    == 0
+  )
   printed = capsys.readouterr().out
-  line, = [line for line in printed.splitlines()
-           if line.startswith("params/model/image/stack/blocks/mlp/up/kernel")]
+  (line,) = [
+    line
+    for line in printed.splitlines()
+    if line.startswith("params/model/image/stack/blocks/mlp/up/kernel")
+  ]
   assert "128 / tensor 2" in line and "on mesh data=2 x fsdp=4 x tensor=2" in printed
 
 
@@ -89,22 +100,38 @@ def test_faster_cores_need_less_time_for_the_input(monkeypatch, capsys):
   assert f"input {32 / (112 * 1000):.4g}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments, message", [
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
     ((), "Set --topology=CHIP:SIDES"),
     (("--topology=v5e",), "v5e is not CHIP:SIDES"),
     (("--topology=v7:4x4",), "no chip 'v7'"),
-    (("--topology=v5e:16x16",), "batch_size 32 is not divisible by 256 devices; nearest "
-     "that are: 256"),
+    (
+      ("--topology=v5e:16x16",),
+      "batch_size 32 is not divisible by 256 devices; nearest that are: 256",
+    ),
     (("--topology=v5e:4x4", "--config.mesh.fsdp=3"), "does not match the number of devices, 16"),
-    (("--topology=v5e:2x2", "--config.mesh.tensor=4", "--config.model.image.heads=1",
-      "--config.model.text.heads=1", "--config.model.image.mlp=2", "--config.model.text.mlp=2",
-      "--config.model.text.width=2", "--config.model.image.width=32"),
-     "tensor=4 divides no axis"),
-    (("--topology=v5e:2x2", "--images_per_core=many"),
-     "images_per_core=many is not a number above 0"),
+    (
+      (
+        "--topology=v5e:2x2",
+        "--config.mesh.tensor=4",
+        "--config.model.image.num_heads=1",
+        "--config.model.text.num_heads=1",
+        "--config.model.image.mlp_dim=2",
+        "--config.model.text.mlp_dim=2",
+        "--config.model.text.width=2",
+        "--config.model.image.width=32",
+      ),
+      "tensor=4 divides no axis",
+    ),
+    (
+      ("--topology=v5e:2x2", "--images_per_core=many"),
+      "images_per_core=many is not a number above 0",
+    ),
     (("--topology=v5e:2x2", "--images_per_core=-1"), "is not a number above 0"),
     (("--topologie=v5e:2x2",), "Did you mean --topology"),
-])
+  ],
+)
 def test_user_errors_say_what_to_set(arguments, message, monkeypatch):
   with pytest.raises(UserError, match=message):
     run(*arguments, monkeypatch=monkeypatch)
@@ -136,29 +163,35 @@ PROGRAM = Program("""ENTRY %main (p: f32[8]) -> f32[8] {
 @pytest.fixture
 def compiler(monkeypatch):
   """A fake compiler that returns the same program for every step."""
-  monkeypatch.setattr(compile_lib, "can_compile", lambda topology: True)
-  monkeypatch.setattr(compile_lib, "devices", lambda topology: jax.devices()[:topology.devices])
-  monkeypatch.setattr(compile_lib, "compiled", lambda parts, topology: compile_lib.Compiled(
-      arguments=10**9, temporaries=10**9, peak=2 * 10**9, program=PROGRAM, seconds=1.0))
-  monkeypatch.setattr(estimate_lib, "_places", lambda mesh, topology: [
-      topology.place(i) for i in range(topology.devices)])
+  monkeypatch.setattr(compilation, "can_compile", lambda topology: True)
+  monkeypatch.setattr(compilation, "devices", lambda topology: jax.devices()[: topology.devices])
+  monkeypatch.setattr(
+    compilation,
+    "compile_step",
+    lambda parts, topology: compilation.Compiled(
+      arguments=10**9, temporaries=10**9, peak=2 * 10**9, program=PROGRAM, seconds=1.0
+    ),
+  )
+  monkeypatch.setattr(
+    estimate_lib,
+    "_places",
+    lambda mesh, topology: [topology.place(i) for i in range(topology.devices)],
+  )
 
 
-def test_compilers_estimate_is_printed_with_the_roofline(
-    compiler, monkeypatch, tmp_path, capsys):
+def test_compilers_estimate_is_printed_with_the_roofline(compiler, monkeypatch, tmp_path, capsys):
   """3,000,000 cycles at 1.5 GHz."""
   assert run("--topology=v5e:2x4", f"--json={tmp_path}/n", monkeypatch=monkeypatch) == 0
   printed, numbers = capsys.readouterr().out, json.loads((tmp_path / "n").read_text())
   share = numbers["model_flops_per_step"] / (0.002 * 8 * 197e12)
-  line, = [line for line in printed.splitlines() if line.startswith("compiler's estimate")]
+  (line,) = [line for line in printed.splitlines() if line.startswith("compiler's estimate")]
   assert line.split(maxsplit=2)[2] == f"2 ms, {share:.1%} MFU, without time spent waiting"
   assert numbers["seconds"]["compiler"] == pytest.approx(0.002)
   assert numbers["model_flops_utilisation"]["compiler"] == pytest.approx(share)
   assert "Nothing was compiled" not in printed and "cuBLAS" not in printed
 
 
-def test_gpu_plan_notes_that_it_was_compiled_without_a_gpu(
-    compiler, monkeypatch, tmp_path, capsys):
+def test_gpu_plan_notes_that_it_was_compiled_without_a_gpu(compiler, monkeypatch, tmp_path, capsys):
   assert run("--topology=h100:8", f"--json={tmp_path}/n", monkeypatch=monkeypatch) == 0
   printed, numbers = capsys.readouterr().out, json.loads((tmp_path / "n").read_text())
   assert "yes: 2 GB of 63.71 GB per chip" in printed
@@ -171,8 +204,13 @@ def test_gpu_plan_notes_that_it_was_compiled_without_a_gpu(
 @pytest.mark.parametrize("share, said", [(0.8, True), (0.95, False)])
 def test_step_that_fits_in_more_of_a_gpu_gets_a_note(share, said, compiler, monkeypatch):
   gpus = topology("h100:8")
-  monkeypatch.setattr(compile_lib, "compiled", lambda parts, topology: compile_lib.TooLarge(
-      int(share * gpus.chip.memory), int(gpus.chip.room), 1.0))
+  monkeypatch.setattr(
+    compilation,
+    "compile_step",
+    lambda parts, topology: compilation.TooLarge(
+      int(share * gpus.chip.memory), int(gpus.chip.room), 1.0
+    ),
+  )
   made = estimate(get_config(), gpus)
   assert made.fits is False and made.limit == int(gpus.chip.room)
   assert ("XLA_CLIENT_MEM_FRACTION=0.9" in made.notes[-1]) == said
@@ -183,7 +221,7 @@ def test_failing_gpu_compiler_leaves_the_analytic_part(where, compiler, monkeypa
   def fails(*arguments):
     raise RuntimeError("INTERNAL: no tile sizes.\nAnd much more")
 
-  monkeypatch.setattr(compile_lib, where, fails)
+  monkeypatch.setattr(compilation, where, fails)
   made = estimate(get_config(), topology("h100:8"))
   assert made.fits is None and made.found is None and made.roofline.compute > 0
   assert "the compiler failed (INTERNAL: no tile sizes)" in made.notes[0]
@@ -211,9 +249,16 @@ def test_other_settings_are_tried_for_a_step_that_does_not_fit(monkeypatch, tmp_
   def with_compiler(config, topology):
     rows = config.data.batch_size // config.train.microbatches // 4
     return dataclasses.replace(
-        one, batch_size=config.data.batch_size, fits=rows <= 2,
-        peak=rows * 10**9, limit=3e9, traffic=1.0, found=[],
-        temporaries=rows * 10**9, roofline=Roofline(1.0, 2.0, 0.5, 0.1))
+      one,
+      batch_size=config.data.batch_size,
+      fits=rows <= 2,
+      peak=rows * 10**9,
+      limit=3e9,
+      traffic=1.0,
+      found=[],
+      temporaries=rows * 10**9,
+      roofline=Roofline(1.0, 2.0, 0.5, 0.1),
+    )
 
   monkeypatch.setattr(estimate_lib, "estimate", with_compiler)
   assert run("--topology=v5e:2x2", f"--json={tmp_path}/n", monkeypatch=monkeypatch) == 0
@@ -224,5 +269,9 @@ def test_other_settings_are_tried_for_a_step_that_does_not_fit(monkeypatch, tmp_
   assert "--config.model.text.remat=full  (does not fit either)" in printed
   tried = {one["knob"]: one for one in json.loads((tmp_path / "n").read_text())["tried"]}
   assert {knob: one["fits"] for knob, one in tried.items()} == {
-      "remat": False, "microbatches": True, "fsdp": False, "batch": True}
+    "remat": False,
+    "microbatches": True,
+    "fsdp": False,
+    "batch": True,
+  }
   assert tried["batch"]["examples_per_second"] == 8 / 2.0

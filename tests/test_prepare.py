@@ -44,8 +44,11 @@ def tar(path, members):
 def pair(i, **notes):
   name = f"{i:09d}"
   notes = {"url": f"http://{i}", "license": "CC0" if i % 2 else "CC-BY", "sha256": "-", **notes}
-  return [(f"{name}.jpg", jpeg(i)), (f"{name}.json", json.dumps(notes).encode()),
-          (f"{name}.txt", f"caption {i}".encode())]
+  return [
+    (f"{name}.jpg", jpeg(i)),
+    (f"{name}.json", json.dumps(notes).encode()),
+    (f"{name}.txt", f"caption {i}".encode()),
+  ]
 
 
 @pytest.fixture
@@ -68,12 +71,24 @@ def content(folder):
 
 def test_tars_become_shards_with_notes_and_a_manifest(tars, tmp_path, capsys):
   out = tmp_path / "out"
-  run(f"--from={tars}/*.tar", "--format=webdataset", f"--out={out}", "--licence=mixed",
-      "--source=the web")
+  run(
+    f"--from={tars}/*.tar",
+    "--format=webdataset",
+    f"--out={out}",
+    "--licence=mixed",
+    "--source=the web",
+  )
   source = ArrayRecord(out)
   assert [dict(r) for r in source] == [
-      {"key": f"{i:09d}", "image": jpeg(i), "text": f"caption {i}", "url": f"http://{i}",
-       "license": "CC0" if i % 2 else "CC-BY"} for i in range(40)]
+    {
+      "key": f"{i:09d}",
+      "image": jpeg(i),
+      "text": f"caption {i}",
+      "url": f"http://{i}",
+      "license": "CC0" if i % 2 else "CC-BY",
+    }
+    for i in range(40)
+  ]
   manifest = source.manifest
   assert (manifest["records"], manifest["read"], manifest["schema"]) == (40, 40, 1)
   assert (manifest["licence"], manifest["source"]) == ("mixed", "the web")
@@ -97,28 +112,47 @@ def test_every_record_is_kept_or_counted_as_dropped(tmp_path):
   Image.new("CMYK", (24, 16)).save(cmyk, "JPEG")
   text, j = (".txt", b"x"), jpeg(1)
   samples = [
-      [(".jpg", turned.getvalue()), text], [(".jpg", cmyk.getvalue()), text],
-      [(".jpg", jpeg(0, (900, 600))), text], [(".jpg", j), (".txt", b"long " * 20_000)],
-      [(".jpg", j), text, (".json", b"{")], [(".jpg", j), (".txt", b" ")],
-      [(".jpg", j), text, (".json", b'{"url": "half \\ud83d"}')],
-      [(".jpg", j), text, (".json", b'{"url": %d}' % 2**64)],
-      [(".jpg", j), (".txt", b"\xff")], [(".jpg", j)], [text], [(".jpg", j[:-100]), text],
-      [(".jpg", b"P6 60000 60000 255\n"), text]]
+    [(".jpg", turned.getvalue()), text],
+    [(".jpg", cmyk.getvalue()), text],
+    [(".jpg", jpeg(0, (900, 600))), text],
+    [(".jpg", j), (".txt", b"long " * 20_000)],
+    [(".jpg", j), text, (".json", b"{")],
+    [(".jpg", j), (".txt", b" ")],
+    [(".jpg", j), text, (".json", b'{"url": "half \\ud83d"}')],
+    [(".jpg", j), text, (".json", b'{"url": %d}' % 2**64)],
+    [(".jpg", j), (".txt", b"\xff")],
+    [(".jpg", j)],
+    [text],
+    [(".jpg", j[:-100]), text],
+    [(".jpg", b"P6 60000 60000 255\n"), text],
+  ]
   members = [(f"{k:03d}{end}", data) for k, sample in enumerate(samples) for end, data in sample]
   odd = [("\udcff.jpg", j), ("\udcff.txt", b"x")]  # A name that is not UTF-8.
   tar(tmp_path / "a.tar", [("../x.jpg", j), *members, *odd, *pair(99)])
   tar(tmp_path / "b.tar", pair(100) + pair(101))
-  cut = (tmp_path / "b.tar").read_bytes()[:6 * 1024 - 600]
+  cut = (tmp_path / "b.tar").read_bytes()[: 6 * 1024 - 600]
   (tmp_path / "b.tar").write_bytes(cut)
   out = tmp_path / "out"
   run(f"--from={tmp_path}", "--format=webdataset", f"--out={out}", "--max_side=512")
   source = ArrayRecord(out)
   manifest = source.manifest
   assert manifest["dropped"] == {
-      "empty text": 1, "invalid UTF-8": 1, "no image": 1, "no text": 1, "truncated tar": 1,
-      "unreadable image": 2, "unsafe path": 1, "unwritable field": 3}
+    "empty text": 1,
+    "invalid UTF-8": 1,
+    "no image": 1,
+    "no text": 1,
+    "truncated tar": 1,
+    "unreadable image": 2,
+    "unsafe path": 1,
+    "unwritable field": 3,
+  }
   assert manifest["changed"] == {
-      "CMYK": 1, "resized": 1, "text cut": 1, "turned": 1, "unreadable JSON": 1}
+    "CMYK": 1,
+    "resized": 1,
+    "text cut": 1,
+    "turned": 1,
+    "unreadable JSON": 1,
+  }
   assert manifest["read"] == len(source) + sum(manifest["dropped"].values()) == 7 + 11
   shapes = [decode(r["image"]).shape[:2] for r in source]
   assert shapes[:3] == [(24, 16), (16, 24), (341, 512)] and set(shapes[3:]) == {(16, 24)}
@@ -144,8 +178,9 @@ def test_a_rerun_writes_only_missing_truncated_or_changed_shards(tars, tmp_path,
   again = (f"--from={tars}", "--format=webdataset", f"--out={out}")
   run(*again)
   whole, made, real = content(out), [], shards.write_shard
-  monkeypatch.setattr(shards, "write_shard", lambda job, piece, out: (
-      made.append(piece), real(job, piece, out))[1])
+  monkeypatch.setattr(
+    shards, "write_shard", lambda job, piece, out: (made.append(piece), real(job, piece, out))[1]
+  )
   run(*again)
   assert made == [] and content(out) == whole
   (out / "manifest.json").unlink()
@@ -168,8 +203,7 @@ def runs(pid):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_killed_and_resumed_run_writes_the_same_bytes(
-    tmp_path, processes):
+def test_a_killed_and_resumed_run_writes_the_same_bytes(tmp_path, processes):
   rng = np.random.default_rng(0)
   images = []
   for _ in range(8):
@@ -178,13 +212,26 @@ def test_a_killed_and_resumed_run_writes_the_same_bytes(
     images.append(out.getvalue())
   (tmp_path / "tars").mkdir()
   for k in range(6):
-    tar(tmp_path / f"tars/{k}.tar", [member for i in range(60) for member in (
-        (f"{i}.jpg", images[i % 8]), (f"{i}.txt", f"{k} {i}".encode()))])
-  arguments = [f"--from={tmp_path}/tars", "--format=webdataset", "--max_side=200",
-               f"--processes={processes}"]
+    tar(
+      tmp_path / f"tars/{k}.tar",
+      [
+        member
+        for i in range(60)
+        for member in ((f"{i}.jpg", images[i % 8]), (f"{i}.txt", f"{k} {i}".encode()))
+      ],
+    )
+  arguments = [
+    f"--from={tmp_path}/tars",
+    "--format=webdataset",
+    "--max_side=200",
+    f"--processes={processes}",
+  ]
   out = tmp_path / "broken"
-  process = subprocess.Popen([sys.executable, "-m", "clip_jax.prepare", *arguments,
-                              f"--out={out}"], cwd=ROOT, stderr=subprocess.DEVNULL)
+  process = subprocess.Popen(
+    [sys.executable, "-m", "clip_jax.prepare", *arguments, f"--out={out}"],
+    cwd=ROOT,
+    stderr=subprocess.DEVNULL,
+  )
   started = time.monotonic()
   while not list(out.glob("records*.json")):
     assert process.poll() is None and time.monotonic() - started < 120
@@ -208,9 +255,21 @@ def test_a_killed_and_resumed_run_writes_the_same_bytes(
 def test_ctrl_c_ends_all_processes_with_a_single_message(tmp_path):
   before = signal.signal(signal.SIGINT, signal.default_int_handler)  # It may have been ignored.
   process = subprocess.Popen(
-      [sys.executable, "-m", "clip_jax.prepare", "--from=openclipart", "--format=source",
-       "--records_per_shard=5", "--processes=2", f"--out={tmp_path}"], cwd=ROOT, text=True,
-      stderr=subprocess.PIPE, start_new_session=True)
+    [
+      sys.executable,
+      "-m",
+      "clip_jax.prepare",
+      "--from=openclipart",
+      "--format=source",
+      "--records_per_shard=5",
+      "--processes=2",
+      f"--out={tmp_path}",
+    ],
+    cwd=ROOT,
+    text=True,
+    stderr=subprocess.PIPE,
+    start_new_session=True,
+  )
   signal.signal(signal.SIGINT, before)
   started = time.monotonic()
   while not list(tmp_path.glob("records*.json")):
@@ -229,16 +288,31 @@ def test_parquet_becomes_shards(tmp_path):
   rows[4]["jpg"] = None
   for k in range(2):
     pq.write_table(pa.Table.from_pylist(rows[k::2]), tmp_path / f"{k}.parquet", row_group_size=4)
-  run(f"--from={tmp_path}/*.parquet", "--format=parquet", "--image=jpg", "--text=title",
-      f"--out={tmp_path}/out", "--records_per_shard=10")
+  run(
+    f"--from={tmp_path}/*.parquet",
+    "--format=parquet",
+    "--image=jpg",
+    "--text=title",
+    f"--out={tmp_path}/out",
+    "--records_per_shard=10",
+  )
   source = ArrayRecord(tmp_path / "out")
   wanted = [i for i in (*range(0, 25, 2), *range(1, 25, 2)) if i not in (3, 4)]
   assert list(source) == [{"image": jpeg(i), "text": [f"t {i}"], "url": f"u{i}"} for i in wanted]
   assert source.manifest["dropped"] == {"unreadable image": 1, "unreadable record": 1}
   assert [s["input"] for s in source.manifest["shards"]] == [
-      "0-9 of 25", "10-19 of 25", "20-24 of 25"]
-  run(f"--from={tmp_path}/*.parquet", "--format=parquet", "--image=jpg", "--text=title",
-      "--fields=width", f"--out={tmp_path}/two")
+    "0-9 of 25",
+    "10-19 of 25",
+    "20-24 of 25",
+  ]
+  run(
+    f"--from={tmp_path}/*.parquet",
+    "--format=parquet",
+    "--image=jpg",
+    "--text=title",
+    "--fields=width",
+    f"--out={tmp_path}/two",
+  )
   assert set(ArrayRecord(tmp_path / "two")[0]) == {"image", "text", "width"}
 
 
@@ -256,19 +330,27 @@ def test_folders_become_shards(tmp_path):
   for name in ("cat/1.jpg", "dog/2.jpg"):
     (folder / name).parent.mkdir(parents=True)
     (folder / name).write_bytes(jpeg(int(name[4])))
-  (folder / "c.csv").write_text("image,caption,author\ncat/1.jpg,a cat,A\ndog/2.jpg,a dog,B\n"
-                                "gone.jpg,gone,C\n")
-  run(f"--from={folder}", "--format=folder", "--captions=c.csv", "--fields=author",
-      f"--out={tmp_path}/table")
+  (folder / "c.csv").write_text(
+    "image,caption,author\ncat/1.jpg,a cat,A\ndog/2.jpg,a dog,B\ngone.jpg,gone,C\n"
+  )
+  run(
+    f"--from={folder}",
+    "--format=folder",
+    "--captions=c.csv",
+    "--fields=author",
+    f"--out={tmp_path}/table",
+  )
   source = ArrayRecord(tmp_path / "table")
   assert list(source) == [
-      {"image": jpeg(1), "text": "a cat", "key": "cat/1.jpg", "author": "A"},
-      {"image": jpeg(2), "text": "a dog", "key": "dog/2.jpg", "author": "B"}]
+    {"image": jpeg(1), "text": "a cat", "key": "cat/1.jpg", "author": "A"},
+    {"image": jpeg(2), "text": "a dog", "key": "dog/2.jpg", "author": "B"},
+  ]
   assert source.manifest["dropped"] == {"no image": 1}
   run(f"--from={folder}", "--format=folder", "--classes", f"--out={tmp_path}/classes")
   assert list(ArrayRecord(tmp_path / "classes")) == [
-      {"image": jpeg(1), "key": "cat/1.jpg", "label": 0},
-      {"image": jpeg(2), "key": "dog/2.jpg", "label": 1}]
+    {"image": jpeg(1), "key": "cat/1.jpg", "label": 0},
+    {"image": jpeg(2), "key": "dog/2.jpg", "label": 1},
+  ]
 
 
 def test_any_source_becomes_shards(tmp_path):
@@ -283,6 +365,7 @@ def get_config(size="5"):
   return source if size == "5" else ConfigDict({"data": {"source": source}})
 """)
   from clip_jax.data.sources.shapes import Shapes
+
   for argument, count in (("", 5), (":7", 7)):
     out = tmp_path / f"out{count}"
     run(f"--from={config}{argument}", "--format=source", f"--out={out}", "--records_per_shard=3")
@@ -309,8 +392,10 @@ def test_opening_detects_truncated_shards_and_verify_changed_bytes(tars, tmp_pat
   with pytest.raises(UserError, match="1 of 4 shards do not match their checksums: .*00001-of"):
     run("--verify", f"--out={out}")
   shard.write_bytes(data[:-1])
-  with pytest.raises(UserError, match="00001-of-00004.array_record is truncated or was replaced: "
-                     ".*, but manifest.json lists"):
+  with pytest.raises(
+    UserError,
+    match="00001-of-00004.array_record is truncated or was replaced: .*, but manifest.json lists",
+  ):
     ArrayRecord(out)
   shard.write_bytes(data)
   (out / "manifest.json").unlink()
@@ -322,23 +407,29 @@ def test_a_folder_with_other_settings_or_another_set_is_rejected(tars, tmp_path)
   out = tmp_path / "out"
   again = (f"--from={tars}", "--format=webdataset", f"--out={out}")
   run(*again)
-  with pytest.raises(UserError, match="written with other settings: max_side None, not 8. "
-                     ".*another --out"):
+  with pytest.raises(
+    UserError, match="written with other settings: max_side None, not 8. .*another --out"
+  ):
     run(*again, "--max_side=8")
   tar(tars / "9.tar", pair(7))
-  with pytest.raises(UserError, match="contains records-00000-of-00004.array_record, but the "
-                     "input gives 5 shards"):
+  with pytest.raises(
+    UserError, match="contains records-00000-of-00004.array_record, but the input gives 5 shards"
+  ):
     run(*again)
 
 
 def test_a_set_without_usable_records_is_rejected(tmp_path):
   tar(tmp_path / "a.tar", [("1.jpg", jpeg(1)), ("2.txt", b"x"), ("3.txt", b"x")])
-  with pytest.raises(UserError, match="None of the 3 records of .* can be used: 2 no image, 1 no "
-                     "text. Check --format"):
+  with pytest.raises(
+    UserError,
+    match="None of the 3 records of .* can be used: 2 no image, 1 no text. Check --format",
+  ):
     run(f"--from={tmp_path}", "--format=webdataset", f"--out={tmp_path}/out")
 
 
-@pytest.mark.parametrize("arguments, message", [
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
     (("--form=x",), "There is no flag --form; .*Did you mean --from|Did you mean --format"),
     ((), "What should be prepared. Set --from"),
     (("--from=x", "--out=y"), "--format= is not one of webdataset, parquet, folder, source"),
@@ -346,8 +437,10 @@ def test_a_set_without_usable_records_is_rejected(tmp_path):
     (("--from=x", "--format=parquet"), "Where should the shards be written"),
     (("--from=x", "--format=parquet", "--out=gs://b/c"), "--out=gs://b/c: .* local folders"),
     (("--from=none/*.tar", "--format=webdataset", "--out=y"), "no files at none/"),
-    (("--from=x", "--format=webdataset", "--out=y", "--records_per_shard=5"),
-     "--records_per_shard does not apply to webdataset"),
+    (
+      ("--from=x", "--format=webdataset", "--out=y", "--records_per_shard=5"),
+      "--records_per_shard does not apply to webdataset",
+    ),
     (("--from=x", "--processes=0"), "--processes=0 is not a positive integer"),
     (("--from=x", "--max_side=big"), "--max_side=big is not a positive integer"),
     (("--from=x", "--format=folder", "--out=y", "--quality=101"), "--quality=101 is not between"),
@@ -357,9 +450,13 @@ def test_a_set_without_usable_records_is_rejected(tmp_path):
     (("--from=laion", "--format=source", "--out=y"), "--from=laion is not a source; expected"),
     (("--verify",), "Which shards. Set --out=DIR"),
     (("--from=x", "--format=folder", "--tokenizer=y"), "--tokenizer works with --format=source"),
-    (("--from=laion", "--tokenizer=a.model"),
-     "--from=laion is not a source; expected openclipart, a config file .*: No records at laion"),
-    (("--from=openclipart", "--tokenizer=missing/a.model"), "there is no folder missing")])
+    (
+      ("--from=laion", "--tokenizer=a.model"),
+      "--from=laion is not a source; expected openclipart, a config file .*: No records at laion",
+    ),
+    (("--from=openclipart", "--tokenizer=missing/a.model"), "there is no folder missing"),
+  ],
+)
 def test_an_invalid_flag_is_rejected(arguments, message):
   with pytest.raises(UserError, match=message):
     run(*arguments)
@@ -383,9 +480,11 @@ def test_the_command_reproduces_the_packaged_tokenizer(tmp_path, capsys):
 
 
 def test_a_tokenizer_can_be_trained_on_prepared_shards(tmp_path, capsys):
-  write([{"image": b"", "text": [f"The {w} walks", f"a {w}"]} for w in ("cat", "dog", "ox") * 50],
-        str(tmp_path / "a.array_record"))
+  write(
+    [{"image": b"", "text": [f"The {w} walks", f"a {w}"]} for w in ("cat", "dog", "ox") * 50],
+    str(tmp_path / "a.array_record"),
+  )
   run(f"--from={tmp_path}", f"--tokenizer={tmp_path}/a.model", "--pieces=40")
   assert "a.model: " in capsys.readouterr().out
-  tokens = tokenizer_lib.SentencePiece(f"{tmp_path}/a.model", length=8)(["the OX walks"])
+  tokens = tokenizer_lib.SentencePiece(f"{tmp_path}/a.model", context_length=8)(["the OX walks"])
   assert (tokens != 1).all() and (tokens > 0).sum() >= 4

@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from clip_jax import flags as flags_lib
+from clip_jax.cli import flags as flags_lib
 from clip_jax.config import build, call
-from clip_jax.sharding import mesh_sizes
+from clip_jax.parallel.mesh import mesh_sizes
 from clip_jax.study import grid as grid_lib
 from pages import ROOT, anchors, blocks, commands, links, pages, spans
 
@@ -74,8 +74,14 @@ def check_script(words):
   """Checks that a launch script accepts its arguments in a dry run."""
   script, *arguments = words
   arguments = [word for word in map(filled, arguments) if word != "--dry-run"]
-  ran = subprocess.run([ROOT / script, "--dry-run", *arguments], cwd=ROOT, text=True,
-                       capture_output=True, env={**os.environ, "POLL": "0"}, timeout=60)
+  ran = subprocess.run(
+    [ROOT / script, "--dry-run", *arguments],
+    cwd=ROOT,
+    text=True,
+    capture_output=True,
+    env={**os.environ, "POLL": "0"},
+    timeout=60,
+  )
   assert ran.returncode == 0, ran.stdout + ran.stderr
   assert re.search(r"clip_jax\.(train|bench)", ran.stdout)
 
@@ -155,16 +161,24 @@ def namespace():
   for folder in ("towers", "objectives", "data", "augment", "evaluators"):
     for path in sorted((ROOT / "clip_jax" / folder).rglob("[a-z]*.py")):
       module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
-      found |= {name: value for name, value in vars(module).items()
-                if getattr(value, "__module__", None) == module.__name__}
+      found |= {
+        name: value
+        for name, value in vars(module).items()
+        if getattr(value, "__module__", None) == module.__name__
+      }
   return found
 
 
 def test_the_calls_in_the_readme_can_be_built():
   """Calls in code blocks, such as image=call(Vit, size="B"), and in the text."""
   known, text = namespace(), (ROOT / "README.md").read_text()
-  lines = [line for block in blocks(text, "python") if re.match(r"\w+=call", block)
-           for line in re.split(r"^(?=\w+=)", block, flags=re.M) if line]
+  lines = [
+    line
+    for block in blocks(text, "python")
+    if re.match(r"\w+=call", block)
+    for line in re.split(r"^(?=\w+=)", block, flags=re.M)
+    if line
+  ]
   lines += [span for span in spans(text) if re.match(r"(objective=|source=)?call\(", span)]
   assert len(lines) >= 11
   for line in lines:

@@ -9,18 +9,19 @@ import pyarrow as pa
 from pyarrow import parquet as pq
 import pytest
 
-from clip_jax import loop, parts, score as command, startup
+from clip_jax import score as command
+from clip_jax.cli.progress import Progress
 from clip_jax.config import call, from_json, to_json
-from clip_jax.data import Quality, Subset, read_scores
+from clip_jax.data import ScoreFilter, Subset, read_scores
 from clip_jax.data.crops import Resize
 from clip_jax.data.records import write
 from clip_jax.data.sources.openclipart import OpenClipart
 from clip_jax.data.tokenizer import SentencePiece
-from clip_jax.embedder import Embedder
 from clip_jax.errors import UserError
-from clip_jax.report import Progress
-from clip_jax.scoring import model_fingerprint, score, similarities
-from clip_jax.sharding import make_mesh
+from clip_jax.inference.embedder import Embedder
+from clip_jax.inference.similarity import model_fingerprint, score, similarities
+from clip_jax.parallel.mesh import make_mesh
+from clip_jax.training import loop as loop_lib, setup as setup_lib, startup
 from run_config import get_config
 from tiny import SIZE, learner, text_tower
 
@@ -28,9 +29,15 @@ FIELDS = ("caption", "title")
 
 
 def embedder(seed=0, batch_size=16):
-  model = learner(text=text_tower(vocabulary=4096), seed=seed).model
-  return Embedder(model, Resize(SIZE), SentencePiece(length=8), batch_size=batch_size, threads=2,
-                  mesh=make_mesh(devices=jax.devices()[:1]))
+  model = learner(text=text_tower(vocab_size=4096), seed=seed).model
+  return Embedder(
+    model,
+    Resize(SIZE),
+    SentencePiece(context_length=8),
+    batch_size=batch_size,
+    threads=2,
+    mesh=make_mesh(devices=jax.devices()[:1]),
+  )
 
 
 EMBEDDER = embedder()
@@ -98,7 +105,7 @@ def test_damaged_records_get_nan_and_are_counted_and_dropped(tmp_path):
   assert read_scores(tmp_path / "s.npz")[1]["damaged"] == 4
   assert "4 records could not be read and have no score (NaN): number 3, 7, 21, 22" in said[-1]
   assert "damaged 4" in said[0]
-  kept = Quality(Damaged(), str(tmp_path / "s.npz"), keep="top 100%")
+  kept = ScoreFilter(Damaged(), str(tmp_path / "s.npz"), keep="top 100%")
   assert len(kept) == 46 and not {3, 7, 21, 22} & set(kept.indices().tolist())
 
 
@@ -137,7 +144,8 @@ def test_a_complete_file_is_not_recomputed(tmp_path):
   first = np.array(score(EMBEDDER, SOURCE, tmp_path / "s.npz", say=quiet))
   said = []
   np.testing.assert_array_equal(
-      score(Mortal(0), SOURCE, tmp_path / "s.npz", say=said.append), first)
+    score(Mortal(0), SOURCE, tmp_path / "s.npz", say=said.append), first
+  )
   assert "is already complete" in said[0]
 
 
@@ -159,7 +167,7 @@ def test_another_machine_may_merge_the_chunks_first(tmp_path, monkeypatch):
     (tmp_path / "a.npz").rename(tmp_path / "b.npz")
     raise FileNotFoundError
 
-  monkeypatch.setattr("clip_jax.scoring.write_scores", beaten)
+  monkeypatch.setattr("clip_jax.inference.similarity.write_scores", beaten)
   said = []
   made = score(EMBEDDER, SOURCE, tmp_path / "b.npz", chunk=8, say=said.append)
   np.testing.assert_array_equal(made, straight)
@@ -170,7 +178,7 @@ def test_a_chunk_deleted_by_somebody_else_raises(tmp_path, monkeypatch):
   def removed(*arguments, **facts):
     raise FileNotFoundError("000002.npy")
 
-  monkeypatch.setattr("clip_jax.scoring.write_scores", removed)
+  monkeypatch.setattr("clip_jax.inference.similarity.write_scores", removed)
   with pytest.raises(FileNotFoundError, match="000002.npy"):
     score(EMBEDDER, SOURCE, tmp_path / "s.npz", chunk=8, say=quiet)
 
@@ -196,10 +204,11 @@ def test_scores_of_another_task_are_not_overwritten(tmp_path):
   path = tmp_path / "s.npz"
   score(EMBEDDER, SOURCE, path, say=quiet)
   for model, source, options, message in (
-      (embedder(1), SOURCE, {}, "s.npz exists and contains scores of another model"),
-      (EMBEDDER, SOURCE, dict(captions="max"), "scores with another --captions"),
-      (EMBEDDER, Subset(SOURCE, 40), {}, r"of another source \(50 records, here 40\)"),
-      (embedder(1), Damaged(), {}, "of another model and of another source")):
+    (embedder(1), SOURCE, {}, "s.npz exists and contains scores of another model"),
+    (EMBEDDER, SOURCE, dict(captions="max"), "scores with another --captions"),
+    (EMBEDDER, Subset(SOURCE, 40), {}, r"of another source \(50 records, here 40\)"),
+    (embedder(1), Damaged(), {}, "of another model and of another source"),
+  ):
     with pytest.raises(UserError, match=message):
       score(model, source, path, say=quiet, **options)
   score(EMBEDDER, SOURCE, tmp_path / "t.npz", shard=(0, 3), chunk=8, say=quiet)
@@ -239,7 +248,7 @@ def run(tmp_path_factory):
   config = get_config("2")
   config.evaluators = config.final_evaluators = {}
   config.data.source = call(OpenClipart, split="val", swapped=0.0)
-  loop.run(config, workdir)
+  loop_lib.run(config, workdir)
   return workdir
 
 
@@ -255,17 +264,20 @@ def test_the_command_scores_the_training_data_by_default(run, tmp_path, monkeypa
   assert header["source"] == "OpenClipart" and header["records"] == 372
   assert "372 scores, mean" in capsys.readouterr().out
   (tmp_path / "source.py").write_text(
-      "from clip_jax.data.sources.openclipart import OpenClipart\n"
-      "def get_source():\n  return OpenClipart('val')\n")
+    "from clip_jax.data.sources.openclipart import OpenClipart\n"
+    "def get_source():\n  return OpenClipart('val')\n"
+  )
   source = OpenClipart("val")
   write([source[i] for i in range(len(source))], str(tmp_path / "r.array_record"))
   config = f"--config={Path(__file__).parent}/run_config.py"
   for name, flags in {
-      "b": [f"--source={tmp_path}/source.py"], "c": [f"--source={tmp_path}/r.array_record"],
-      "d": [config, "--config.data.source.split=val"]}.items():
+    "b": [f"--source={tmp_path}/source.py"],
+    "c": [f"--source={tmp_path}/r.array_record"],
+    "d": [config, "--config.data.source.split=val"],
+  }.items():
     got, _ = scores_of(monkeypatch, f"--from={run}", f"--out={tmp_path}/{name}.npz", *flags)
     np.testing.assert_allclose(got, trained, atol=1e-6)
-  chosen = Quality(source, f"{tmp_path}/a.npz", keep="top 40%")
+  chosen = ScoreFilter(source, f"{tmp_path}/a.npz", keep="top 40%")
   assert len(chosen) == 149 and np.sort(trained)[-149] == np.float32(chosen.threshold)
 
 
@@ -274,11 +286,14 @@ def test_the_source_may_be_a_name_a_config_or_files(tmp_path):
   assert len(command.source_of("shapes")) == 10_000
   assert len(command.source_of(str(Path(__file__).parent / "run_config.py"))) == 4562
   (tmp_path / "one.py").write_text(
-      "from clip_jax.config import call\nfrom clip_jax.data.sources.shapes import Shapes\n"
-      "def get_config():\n  return call(Shapes, size=7)\n")
+    "from clip_jax.config import call\nfrom clip_jax.data.sources.shapes import Shapes\n"
+    "def get_config():\n  return call(Shapes, size=7)\n"
+  )
   assert len(command.source_of(str(tmp_path / "one.py"))) == 7
-  pq.write_table(pa.table({"image": [SOURCE[i]["image"] for i in range(5)],
-                           "caption": list("abcde")}), tmp_path / "x.parquet")
+  pq.write_table(
+    pa.table({"image": [SOURCE[i]["image"] for i in range(5)], "caption": list("abcde")}),
+    tmp_path / "x.parquet",
+  )
   for path in (tmp_path / "x.parquet", tmp_path):
     source = command.source_of(str(path))
     assert len(source) == 5 and source[3]["text"] == "d"
@@ -288,17 +303,20 @@ def test_a_config_can_select_the_best_records(run, tmp_path, monkeypatch):
   scores_of(monkeypatch, f"--from={run}", f"--out={tmp_path}/a.npz")
   config = get_config("2")
   config.evaluators = config.final_evaluators = {}
-  config.data.source = call(Quality, source=call(OpenClipart, split="val"),
-                            scores=f"{tmp_path}/a.npz", keep="top 40%")
+  config.data.source = call(
+    ScoreFilter, source=call(OpenClipart, split="val"), scores=f"{tmp_path}/a.npz", keep="top 40%"
+  )
   config.data.size = "50%"
   again = from_json(to_json(config))
-  lines = startup.summary(parts.prepare(again), tmp_path, 0)
+  lines = startup.summary(setup_lib.build_setup(again), tmp_path, 0)
   assert lines[0] == "data       74 records, each seen 0.8649 times: 64 samples"
   assert "Subset: 74 of 149 records" in lines[1]
   assert "Quality: top 40% by a.npz keeps 149 of 372 (40.1%), threshold " in lines[2]
 
 
-@pytest.mark.parametrize("arguments, message", [
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
     ((), "Which model. Set --from=MODEL"),
     (("--from=x",), "Where should the scores be written"),
     (("--from=x", "--out=y", "--source=s", "--config=tests/run_config.py"), "set only one of them"),
@@ -309,7 +327,8 @@ def test_a_config_can_select_the_best_records(run, tmp_path, monkeypatch):
     (("--from=x", "--out=y", "--source=tests/tiny.py"), "tiny.py has neither get_source"),
     (("--from=x", "--out=y", "--source=nowhere"), "No records at nowhere"),
     (("--from=x", "--out=y", "--source=openclipart"), "No model found in x"),
-])
+  ],
+)
 def test_an_invalid_command_is_rejected(arguments, message, monkeypatch):
   monkeypatch.chdir(Path(__file__).parent.parent)
   monkeypatch.setattr(sys, "argv", ["score", *arguments])

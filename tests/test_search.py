@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from clip_jax import index as index_lib, page as page_lib, search
+from clip_jax import search
 from clip_jax.errors import UserError
+from clip_jax.inference import image_index, web_ui
 
 COLOURS = {"red.png": (255, 0, 0), "deep/green.jpg": (0, 255, 0), "blue.webp": (0, 0, 255)}
 
@@ -25,6 +26,7 @@ class Colours:
 
   def preprocess(self, image):
     from clip_jax.data.decode import decode
+
     return np.asarray(Image.fromarray(decode(image)).resize((2, 2)))
 
   def encode_share(self, share):
@@ -36,8 +38,9 @@ class Colours:
     return self.encode_share(np.stack([self.preprocess(image) for image in images]))[1]
 
   def encode_text(self, texts):
-    return np.eye(3, dtype=np.float32)[[("red", "green", "blue").index(text.split()[-1])
-                                        for text in texts]]
+    return np.eye(3, dtype=np.float32)[
+      [("red", "green", "blue").index(text.split()[-1]) for text in texts]
+    ]
 
 
 @pytest.fixture
@@ -56,8 +59,8 @@ def pictures(tmp_path, monkeypatch):
 @pytest.fixture
 def colours(monkeypatch):
   embedder = Colours()
-  monkeypatch.setattr("clip_jax.loading.load", lambda where, trust: embedder)
-  monkeypatch.setattr("clip_jax.scoring.model_fingerprint", lambda model: "colours")
+  monkeypatch.setattr("clip_jax.inference.loading.load", lambda where, trust: embedder)
+  monkeypatch.setattr("clip_jax.inference.similarity.model_fingerprint", lambda model: "colours")
   return embedder
 
 
@@ -72,15 +75,22 @@ def test_search_by_text(pictures, colours, capsys):
 
 def test_search_by_image_and_contact_sheet(pictures, colours, tmp_path, capsys):
   Image.new("RGB", (9, 9), (10, 240, 10)).save(tmp_path / "like.png")
-  search.main(["--from=m", f"--images={pictures}", f"--like={tmp_path}/like.png", "--top=1",
-               f"--sheet={tmp_path}/sheet.png"])
+  search.main(
+    [
+      "--from=m",
+      f"--images={pictures}",
+      f"--like={tmp_path}/like.png",
+      "--top=1",
+      f"--sheet={tmp_path}/sheet.png",
+    ]
+  )
   assert str(pictures / "deep/green.jpg") in capsys.readouterr().out
   sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
   assert (np.abs(sheet.astype(int) - (0, 255, 0)).sum(-1) < 30).sum() > 1000
 
 
 def test_only_new_and_changed_images_are_embedded(pictures, colours):
-  find = lambda: index_lib.index(colours, "colours", pictures, lambda line: None)
+  find = lambda: image_index.build_index(colours, "colours", pictures, lambda line: None)
   first = find()
   assert colours.seen == 3 and first.unreadable == ["broken.png"]
   again = find()
@@ -92,20 +102,20 @@ def test_only_new_and_changed_images_are_embedded(pictures, colours):
   changed = find()
   assert colours.seen == 4 and changed.names == ["deep/green.jpg", "red.png"]
   assert changed.z[1].argmax() == 2
-  index_lib.index(colours, "another model", pictures, lambda line: None)
+  image_index.build_index(colours, "another model", pictures, lambda line: None)
   assert colours.seen == 6
 
 
 def test_a_damaged_cache_is_recomputed(pictures, colours, tmp_path):
-  find = lambda: index_lib.index(colours, "colours", pictures, lambda line: None)
+  find = lambda: image_index.build_index(colours, "colours", pictures, lambda line: None)
   find()
-  file, = (tmp_path / "cache").rglob("*.npz")
+  (file,) = (tmp_path / "cache").rglob("*.npz")
   file.write_bytes(file.read_bytes()[:100])
   assert find().names == sorted(COLOURS) and colours.seen == 6
 
 
 def test_an_interrupted_run_loses_at_most_one_block(pictures, colours, monkeypatch):
-  monkeypatch.setattr(index_lib, "_BLOCK", 1)
+  monkeypatch.setattr(image_index, "_BLOCK", 1)
   calls = []
 
   def killed(share):
@@ -115,7 +125,7 @@ def test_an_interrupted_run_loses_at_most_one_block(pictures, colours, monkeypat
     return Colours.encode_share(colours, share)
 
   monkeypatch.setattr(colours, "encode_share", killed)
-  find = lambda: index_lib.index(colours, "colours", pictures, lambda line: None)
+  find = lambda: image_index.build_index(colours, "colours", pictures, lambda line: None)
   with pytest.raises(KeyboardInterrupt):
     find()
   calls.clear()
@@ -124,7 +134,7 @@ def test_an_interrupted_run_loses_at_most_one_block(pictures, colours, monkeypat
 
 def test_the_web_page_searches_the_index(pictures, colours, monkeypatch, capsys):
   pages = []
-  serve = page_lib.Page.serve
+  serve = web_ui.SearchServer.serve
 
   def serving(page):
     pages.append(page)
@@ -140,23 +150,29 @@ def test_the_web_page_searches_the_index(pictures, colours, monkeypatch, capsys)
     thread.join()
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(page_lib.Page, "serve", serving)
+  monkeypatch.setattr(web_ui.SearchServer, "serve", serving)
   assert search.main(["--from=m", f"--images={pictures}", "--serve", "--port=0"]) == 0
   assert pages[1][0]["path"].endswith("blue.webp") and pages[2][0]["path"].endswith("red.png")
   assert f"Open {pages[0].address}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments, message", [
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
     (["a car"], "Which model\\? Set --from"),
     (["--from=m", "a car"], "Which images\\? Set --images"),
     (["--from=m", "--images=x"], "Search for what\\?.*exactly one"),
     (["--from=m", "--images=x", "a car", "--serve"], "Search for what\\?"),
     (["--from=m", "--images=x", "a car", "--top=many"], "--top=many is not "),
     (["--from=m", "--images=x", "a car", "--top=0"], "--top=0 is not "),
-    (["--from=m", "--images=x", "--like=nowhere.png"],
-     "--like=nowhere.png cannot be opened: No such"),
+    (
+      ["--from=m", "--images=x", "--like=nowhere.png"],
+      "--like=nowhere.png cannot be opened: No such",
+    ),
     (["--from=m", "--images=x", f"--like={__file__}"], "is not a readable image"),
-    (["--from=m", "--images=nowhere", "a car"], "There is no folder .*nowhere")])
+    (["--from=m", "--images=nowhere", "a car"], "There is no folder .*nowhere"),
+  ],
+)
 def test_an_invalid_command_is_rejected(colours, arguments, message):
   with pytest.raises(UserError, match=message):
     search.main(arguments)
@@ -167,7 +183,7 @@ def test_a_folder_without_readable_images_is_rejected(colours, tmp_path, monkeyp
   folder = tmp_path / "empty"
   folder.mkdir()
   with pytest.raises(UserError, match="empty and its subfolders have no images; looked for .jpg"):
-    index_lib.index(colours, "colours", folder, print)
+    image_index.build_index(colours, "colours", folder, print)
   (folder / "broken.jpg").write_bytes(b"no")
   with pytest.raises(UserError, match="None of the 1 images in .* can be read: broken.jpg"):
-    index_lib.index(colours, "colours", folder, print)
+    image_index.build_index(colours, "colours", folder, print)

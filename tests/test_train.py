@@ -22,9 +22,15 @@ def start(*arguments, **changes):
   """Starts the training command."""
   # The order of sums depends on the number of threads, so use the same number for every run.
   environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-  return subprocess.Popen([sys.executable, "-m", "clip_jax.train", *arguments], cwd=ROOT, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment,
-                          **changes)
+  return subprocess.Popen(
+    [sys.executable, "-m", "clip_jax.train", *arguments],
+    cwd=ROOT,
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    env=environment,
+    **changes,
+  )
 
 
 def train(*arguments, code=0):
@@ -61,7 +67,7 @@ def test_run_writes_all_documented_files(unbroken):
   workdir, printed = unbroken
   lines = metrics(workdir)
   assert [line["step"] for line in lines] == [1, 10, 20, 20, 30, 30]
-  assert {"train/loss", "train/images_per_second", "train/data_wait"} <= set(lines[0])
+  assert {"train/loss", "train/images_per_second", "train/data_wait_fraction"} <= set(lines[0])
   assert {"val/image_to_text_r10", "val/text_to_image_r1"} <= set(lines[3])
   assert {"retrieval/image_to_text_r10", "zero_shot/top1"} <= set(lines[-1])
   config = json.loads((workdir / "config.json").read_text())
@@ -69,9 +75,15 @@ def test_run_writes_all_documented_files(unbroken):
   assert sorted(int(p.name) for p in (workdir / "checkpoints").iterdir()) == [28, 30]
   assert Image.open(workdir / "retrieval.png").width > 200
   assert list((workdir / "tensorboard").iterdir())
-  for words in ("4,562 records", "M parameters", "mesh data=1 x fsdp=1 x tensor=1", "30/30",
-                "image_to_text_r10", str(workdir / "metrics.jsonl"),
-                str(workdir / "retrieval.png")):
+  for words in (
+    "4,562 records",
+    "M parameters",
+    "mesh data=1 x fsdp=1 x tensor=1",
+    "30/30",
+    "image_to_text_r10",
+    str(workdir / "metrics.jsonl"),
+    str(workdir / "retrieval.png"),
+  ):
     assert words in printed
   assert "Warning" not in printed and "Traceback" not in printed
 
@@ -92,7 +104,8 @@ def test_killed_and_resumed_run_ends_like_an_uninterrupted_one(unbroken, tmp_pat
     # Kill at any moment after a checkpoint: during a step, a save or an evaluation.
     first = 4 * (attempt + 1)
     while process.poll() is None and not any(
-        p.name.isdigit() and int(p.name) >= first for p in (tmp_path / "checkpoints").glob("*")):
+      p.name.isdigit() and int(p.name) >= first for p in (tmp_path / "checkpoints").glob("*")
+    ):
       time.sleep(0.01)
     time.sleep(rng.uniform(0, 0.5))
     process.kill()
@@ -100,8 +113,14 @@ def test_killed_and_resumed_run_ends_like_an_uninterrupted_one(unbroken, tmp_pat
   train(f"--config={CONFIG}", f"--workdir={tmp_path}")
   assert same(parameters(tmp_path, 30), parameters(unbroken[0], 30))
   steady = lambda workdir: [
-      {n: v for n, v in line.items() if n not in ("train/images_per_second", "train/data_wait")}
-      for line in metrics(workdir) if line["step"] % 10 == 0]
+    {
+      n: v
+      for n, v in line.items()
+      if n not in ("train/images_per_second", "train/data_wait_fraction")
+    }
+    for line in metrics(workdir)
+    if line["step"] % 10 == 0
+  ]
   assert steady(tmp_path) == steady(unbroken[0])
 
 
@@ -118,33 +137,49 @@ def test_sigterm_saves_and_exits_with_the_preemption_code(unbroken, tmp_path):
   assert same(parameters(tmp_path, 30), parameters(unbroken[0], 30))
 
 
-@pytest.mark.parametrize("arguments, message", [
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
     ((), "No config is given. Set --config=FILE"),
-    (("--config=configs/quikstart.py",), "no config file configs/quikstart.py. Did you mean "
-     "configs/quickstart.py?"),
+    (
+      ("--config=configs/quikstart.py",),
+      "no config file configs/quikstart.py. Did you mean configs/quickstart.py?",
+    ),
     (("--config=nowhere/x.py",), "Files in nowhere: none"),
     ((f"--config={CONFIG}",), "Set --workdir=DIR"),
-    (("--config=configs/study/shapes.py", "--workdir=x"), "The file in --config=configs/study/"
-     "shapes.py does not define get_config(). If it is a grid"),
-    (("--config=configs/evaluations/openclipart.py", "--workdir=x"), "This config has no data, "
-     "model, objective, optimizer, train"),
-    ((f"--config={CONFIG}", "--workdri=x"), "no flag --workdri; there are "
-     "--workdir, --coordinator, --processes, --process, --print, --explain, "
-     "--config. Did you mean --workdir?"),
-    ((f"--config={CONFIG}", "--workdir=x", "--config.train.step=5"),
-     """error: The config has no 'step'. Did you mean "steps"?"""),
-    ((f"--config={CONFIG}", "--workdir=x", "--config.trein.steps=5"),
-     """error: The config has no 'trein'. Did you mean "train"?"""),
+    (
+      ("--config=configs/study/shapes.py", "--workdir=x"),
+      "The file in --config=configs/study/shapes.py does not define get_config(). If it is a grid",
+    ),
+    (
+      ("--config=configs/evaluations/openclipart.py", "--workdir=x"),
+      "This config has no data, model, objective, optimizer, train",
+    ),
+    (
+      (f"--config={CONFIG}", "--workdri=x"),
+      "no flag --workdri; there are "
+      "--workdir, --coordinator, --processes, --process, --print, --explain, "
+      "--config. Did you mean --workdir?",
+    ),
+    (
+      (f"--config={CONFIG}", "--workdir=x", "--config.train.step=5"),
+      """error: The config has no 'step'. Did you mean "steps"?""",
+    ),
+    (
+      (f"--config={CONFIG}", "--workdir=x", "--config.trein.steps=5"),
+      """error: The config has no 'trein'. Did you mean "train"?""",
+    ),
     ((f"--config={CONFIG}", "--workdir=x", "--config.train.steps=many"), "many"),
     ((f"--config={CONFIG}", "--workdir=x", "left-over"), "'left-over' is not a flag"),
-])
+  ],
+)
 def test_mistyped_command_error_names_the_fix(arguments, message):
   printed = train(*arguments, code=2)
   assert message in printed and "Traceback" not in printed
 
 
 def test_print_writes_the_config_as_json():
-  printed = train(f"--config={CONFIG}", "--print", "--config.objective.block=8")
+  printed = train(f"--config={CONFIG}", "--print", "--config.objective.chunk_size=8")
   assert json.loads(printed)["objective"]["block"] == 8
 
 

@@ -5,7 +5,8 @@ import jax
 import numpy as np
 
 from clip_jax.config import build, call
-from clip_jax.model import Learner, TwoTowers
+from clip_jax.model.learner import Learner
+from clip_jax.model.two_towers import TwoTowers
 from clip_jax.objectives.clip import Clip
 from clip_jax.towers.text import TextTransformer
 from clip_jax.towers.vit import Vit
@@ -15,19 +16,27 @@ LENGTH, VOCABULARY, SIZE = 8, 64, 16
 
 def image_tower(tower=Vit, **changes):
   """Config of a minimal image tower in float32."""
-  return call(tower, **{**dict(size="mu", depth=2, patch=8, image_size=SIZE, dtype="float32"),
-                        **changes})
+  return call(
+    tower, **{**dict(size="mu", depth=2, patch=8, image_size=SIZE, dtype="float32"), **changes}
+  )
 
 
 def text_tower(**changes):
   """Config of a small text tower in float32."""
-  return call(TextTransformer, **{**dict(size="mu", depth=2, vocabulary=VOCABULARY, length=LENGTH,
-                                         dtype="float32"), **changes})
+  return call(
+    TextTransformer,
+    **{
+      **dict(size="mu", depth=2, vocab_size=VOCABULARY, context_length=LENGTH, dtype="float32"),
+      **changes,
+    },
+  )
 
 
 def model_call(**changes):
   """Config of a small model."""
-  return call(TwoTowers, **{**dict(image=image_tower(), text=text_tower(), embed=16), **changes})
+  return call(
+    TwoTowers, **{**dict(image=image_tower(), text=text_tower(), embed_dim=16), **changes}
+  )
 
 
 def learner(objective=None, seed=0, **changes):
@@ -49,5 +58,7 @@ def batch(B, seed=0):
 
 def largest_difference(a, b):
   """Largest absolute difference between two trees of arrays."""
-  return max(float(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)).max())
-             for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+  return max(
+    float(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)).max())
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  )

@@ -16,20 +16,39 @@ from tiny import image_tower
 # float32, with square images of 16 or 32 pixels, and at least two identical blocks so that there is
 # a loop over blocks to test.
 IMAGE_TOWERS = {
-    "vit-gap": image_tower(),
-    "vit-tok": image_tower(pool="tok", positions="sincos2d"),
-    "vit-map": image_tower(pool="map"),
-    "vit-openai": image_tower(pool="tok", class_position=True, pre_norm=True, patch_bias=False,
-                              activation="quick_gelu", epsilon=1e-5),
-    "clip-resnet": call(ClipResnet, stages=(2,), width=8, heads=2, image_size=16, dtype="float32"),
-    "resnet": call(BitResnet, stages=(1, 3), width=8, groups=4, image_size=16, dtype="float32"),
-    "resnet-flat": call(BitResnet, stages=(3, 1), width=4, block="basic", stem="small", groups=2,
-                        image_size=16, dtype="float32", pool="flat"),
-    "mixer": call(MlpMixer, width=32, depth=2, patch=8, image_size=16, dtype="float32"),
-    "convnext": call(ConvNext, stages=(2, 2), width=8, layer_scale=0.5, image_size=16,
-                     dtype="float32"),
-    "swin": call(Swin, stages=(2, 4), width=16, head_width=8, window=3, patch=2, image_size=16,
-                 dtype="float32"),
+  "vit-gap": image_tower(),
+  "vit-tok": image_tower(pool="tok", positions="sincos2d"),
+  "vit-map": image_tower(pool="map"),
+  "vit-openai": image_tower(
+    pool="tok",
+    class_position=True,
+    pre_norm=True,
+    patch_bias=False,
+    activation="quick_gelu",
+    norm_eps=1e-5,
+  ),
+  "clip-resnet": call(
+    ClipResnet, stages=(2,), width=8, num_heads=2, image_size=16, dtype="float32"
+  ),
+  "resnet": call(BitResnet, stages=(1, 3), width=8, groups=4, image_size=16, dtype="float32"),
+  "resnet-flat": call(
+    BitResnet,
+    stages=(3, 1),
+    width=4,
+    block="basic",
+    stem="small",
+    groups=2,
+    image_size=16,
+    dtype="float32",
+    pool="flat",
+  ),
+  "mixer": call(MlpMixer, width=32, depth=2, patch=8, image_size=16, dtype="float32"),
+  "convnext": call(
+    ConvNext, stages=(2, 2), width=8, layer_scale=0.5, image_size=16, dtype="float32"
+  ),
+  "swin": call(
+    Swin, stages=(2, 4), width=16, head_width=8, window=3, patch=2, image_size=16, dtype="float32"
+  ),
 }
 
 

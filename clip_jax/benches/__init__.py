@@ -1,1 +1,1 @@
-"""The measurements of the `bench` command."""
+"""Measurements of the bench command."""

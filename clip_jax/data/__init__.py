@@ -1,10 +1,81 @@
-"""The input pipeline: sources, subsets, per-record preprocessing, shuffling and batching."""
+"""From files to batches: sources, subsets, views, tokenizers and the order of examples."""
 
+from clip_jax.data.augment.color_jitter import ColorJitter
+from clip_jax.data.augment.horizontal_flip import HorizontalFlip
+from clip_jax.data.augment.randaugment import RandAugment
+from clip_jax.data.augment.simclr import SimclrColors
+from clip_jax.data.checkpoint_tokenizer import CleanedTokenizer, MissingTokenizer, TokenizerJson
+from clip_jax.data.crops import RandomResizedCrop, Resize
 from clip_jax.data.pipeline import Examples, batches
-from clip_jax.data.quality import Quality
 from clip_jax.data.records import ArrayRecord
-from clip_jax.data.scores import read_scores, write_scores
+from clip_jax.data.resize_then_crop import ResizeThenCrop
+from clip_jax.data.score_file import read_scores, write_scores
+from clip_jax.data.score_filter import ScoreFilter
+from clip_jax.data.sources.folder import Folder
+from clip_jax.data.sources.mixture import Mixture
+from clip_jax.data.sources.openclipart import OpenClipart
+from clip_jax.data.sources.parquet import Parquet
+from clip_jax.data.sources.shapes import Shapes
+from clip_jax.data.sources.tfds import Tfds
 from clip_jax.data.subset import Subset
+from clip_jax.data.tokenizer import ClipBpe, SentencePiece
+from clip_jax.data.views import ImageView, Views
 
-__all__ = ["ArrayRecord", "Examples", "Quality", "Subset", "batches", "read_scores",
-           "write_scores"]
+Quality = ScoreFilter  # The name until format 1.
+
+# What a saved config may name, see `clip_jax.config`.
+PARTS = (
+  "ArrayRecord",
+  "CleanedTokenizer",
+  "ClipBpe",
+  "ColorJitter",
+  "Folder",
+  "HorizontalFlip",
+  "ImageView",
+  "MissingTokenizer",
+  "Mixture",
+  "OpenClipart",
+  "Parquet",
+  "RandAugment",
+  "RandomResizedCrop",
+  "Resize",
+  "ResizeThenCrop",
+  "ScoreFilter",
+  "SentencePiece",
+  "Shapes",
+  "SimclrColors",
+  "Subset",
+  "Tfds",
+  "TokenizerJson",
+  "Views",
+)
+__all__ = [
+  "ArrayRecord",
+  "CleanedTokenizer",
+  "ClipBpe",
+  "ColorJitter",
+  "Examples",
+  "Folder",
+  "HorizontalFlip",
+  "ImageView",
+  "MissingTokenizer",
+  "Mixture",
+  "OpenClipart",
+  "Parquet",
+  "Quality",
+  "RandAugment",
+  "RandomResizedCrop",
+  "Resize",
+  "ResizeThenCrop",
+  "ScoreFilter",
+  "SentencePiece",
+  "Shapes",
+  "SimclrColors",
+  "Subset",
+  "Tfds",
+  "TokenizerJson",
+  "Views",
+  "batches",
+  "read_scores",
+  "write_scores",
+]

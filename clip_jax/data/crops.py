@@ -24,9 +24,15 @@ class RandomResizedCrop:
   Source: Szegedy et al. 2015, as in torchvision's RandomResizedCrop.
   """
 
-  def __init__(self, size: int | tuple[int, int], scale: tuple[float, float] = (0.5, 1.0),
-               ratio: tuple[float, float] = (3 / 4, 4 / 3), squash: bool = False,
-               shrink: bool = True, resize: str = "bicubic"):
+  def __init__(
+    self,
+    size: int | tuple[int, int],
+    scale: tuple[float, float] = (0.5, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    resize_mode: str = "keep_aspect",
+    jpeg_draft: bool = True,
+    interpolation: str = "bicubic",
+  ):
     """Checks and stores the settings.
 
     Args:
@@ -51,25 +57,33 @@ class RandomResizedCrop:
     self.size = _size(size)
     for name, (low, high), most in (("scale", scale, 1), ("ratio", ratio, math.inf)):
       if not 0 < low <= high <= most:
-        raise UserError(f"{name} ({low}, {high}) is not a valid range: expected 0 < minimum <= "
-                        f"maximum{' <= 1' if most == 1 else ''}.")
-    if resize not in ("bicubic", "fast"):
-      raise UserError(f'resize {resize!r} is not "bicubic" or "fast".')
-    self.scale, self.ratio, self.squash = scale, ratio, squash
-    self.shrink, self.resize = shrink, resize
+        raise UserError(
+          f"{name} ({low}, {high}) is not a valid range: expected 0 < minimum <= "
+          f"maximum{' <= 1' if most == 1 else ''}."
+        )
+    if interpolation not in ("bicubic", "fast"):
+      raise UserError(f'resize {interpolation!r} is not "bicubic" or "fast".')
+    self.scale, self.ratio, self.resize_mode = scale, ratio, resize_mode
+    self.jpeg_draft, self.interpolation = jpeg_draft, interpolation
 
   def __call__(self, image: Any, rng: np.random.Generator) -> np.ndarray:
     """Encoded bytes, uint8 [H, W, 3] or a `Picture` -> uint8 [size, size, 3]."""
     picture = image if isinstance(image, Picture) else Picture(image)
     box = self.box(picture.height, picture.width, rng)
-    return _resized(picture, box, self.size, shrink=self.shrink, inside=True,
-                    fast=self.resize == "fast")
+    return _resized(
+      picture,
+      box,
+      self.size,
+      jpeg_draft=self.jpeg_draft,
+      inside=True,
+      fast=self.interpolation == "fast",
+    )
 
   def box(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
     """Draws the crop box (left, top, right, bottom), in pixels."""
     # With `squash`, ratios refer to the squashed image; dividing by shape**2 = height / width
     # converts them to ratios in pixels.
-    shape = math.sqrt(height / width) if self.squash else 1
+    shape = math.sqrt(height / width) if self.resize_mode == "squash" else 1
     side = math.sqrt(height * width)
     shares = rng.uniform(*self.scale, size=10)
     low, high = np.log(self.ratio)
@@ -89,8 +103,13 @@ class RandomResizedCrop:
 class Resize:
   """Resizes the whole image or its centre; `__call__(image, rng=None)`, deterministic."""
 
-  def __init__(self, size: int | tuple[int, int], mode: str = "squash", central: float = 1.0,
-               shrink: bool = False):
+  def __init__(
+    self,
+    size: int | tuple[int, int],
+    resize_mode: str = "squash",
+    center_crop: float = 1.0,
+    jpeg_draft: bool = False,
+  ):
     """Checks and stores the settings.
 
     Args:
@@ -110,25 +129,27 @@ class Resize:
       UserError: an unknown mode, or an invalid size or fraction.
     """
     self.size = _size(size)
-    if mode not in ("squash", "crop", "pad"):
-      raise UserError(f'mode {mode!r} is not "squash", "crop" or "pad".')
-    if not 0 < central <= 1:
-      raise UserError(f"central {central} is not a fraction: expected 0 < central <= 1.")
-    self.mode, self.central, self.shrink = mode, central, shrink
+    if resize_mode not in ("squash", "crop", "pad"):
+      raise UserError(f'mode {resize_mode!r} is not "squash", "crop" or "pad".')
+    if not 0 < center_crop <= 1:
+      raise UserError(f"central {center_crop} is not a fraction: expected 0 < central <= 1.")
+    self.mode, self.center_crop, self.jpeg_draft = resize_mode, center_crop, jpeg_draft
 
   def __call__(self, image: Any, rng: np.random.Generator | None = None) -> np.ndarray:
     """Encoded bytes, uint8 [H, W, 3] or a `Picture` -> uint8 [size, size, 3]."""
     picture = image if isinstance(image, Picture) else Picture(image)
     box = self.box(picture.height, picture.width)
     if self.mode != "pad":
-      return _resized(picture, box, self.size, shrink=self.shrink)
+      return _resized(picture, box, self.size, jpeg_draft=self.jpeg_draft)
     height, width = self.size
     left, top, right, bottom = box
     zoom = min(height / (bottom - top), width / (right - left))
     h, w = (max(1, round(zoom * side)) for side in (bottom - top, right - left))
     down, along = (height - h) // 2, (width - w) // 2
     padded = np.full((height, width, 3), 255, np.uint8)
-    padded[down:down + h, along:along + w] = _resized(picture, box, (h, w), shrink=self.shrink)
+    padded[down : down + h, along : along + w] = _resized(
+      picture, box, (h, w), jpeg_draft=self.jpeg_draft
+    )
     return padded
 
   def box(self, height: int, width: int) -> tuple[float, float, float, float]:
@@ -137,24 +158,27 @@ class Resize:
     if self.mode == "crop":
       h = min(height, width * self.size[0] / self.size[1])
       w = min(width, height * self.size[1] / self.size[0])
-    h, w = self.central * h, self.central * w
+    h, w = self.center_crop * h, self.center_crop * w
     left, top = (width - w) / 2, (height - h) / 2
     return left, top, left + w, top + h
 
 
 def _size(size):
   sides = (size, size) if isinstance(size, int) else size
-  if not (isinstance(sides, (tuple, list)) and len(sides) == 2
-          and all(isinstance(side, int) and side > 0 for side in sides)):
+  if not (
+    isinstance(sides, (tuple, list))
+    and len(sides) == 2
+    and all(isinstance(side, int) and side > 0 for side in sides)
+  ):
     raise UserError(f"size {size!r} is not a positive int (pixels) or a pair (height, width).")
   return tuple(sides)
 
 
-def _resized(picture, box, size, *, shrink, inside=False, fast=False):
+def _resized(picture, box, size, *, jpeg_draft, inside=False, fast=False):
   """Resizes the box to uint8 [H, W, 3]; with `inside`, ignores all pixels outside the box."""
   left, top, right, bottom = box
   k = 1
-  if shrink and picture.can_shrink:
+  if jpeg_draft and picture.can_shrink:
     zoom = min((bottom - top) / size[0], (right - left) / size[1])
     k = max(k for k in (1, 2, 4, 8) if k <= max(zoom * (4 / 3 if fast else 1), 1))
   # Keep the box fractional: rounding would shift the image by up to half a pixel.
@@ -167,7 +191,12 @@ def _resized(picture, box, size, *, shrink, inside=False, fast=False):
     x, y = max(0, x - along), max(0, y - down)
   else:
     down = along = 0
-  cut = pixels[y:math.ceil(bottom) + down, x:math.ceil(right) + along]
-  return np.asarray(Image.fromarray(cut).resize(
-      size[::-1], Image.Resampling.BILINEAR if fast else Image.Resampling.BICUBIC,
-      (left - x, top - y, right - x, bottom - y), reducing_gap=1.0 if fast else None))
+  cut = pixels[y : math.ceil(bottom) + down, x : math.ceil(right) + along]
+  return np.asarray(
+    Image.fromarray(cut).resize(
+      size[::-1],
+      Image.Resampling.BILINEAR if fast else Image.Resampling.BICUBIC,
+      (left - x, top - y, right - x, bottom - y),
+      reducing_gap=1.0 if fast else None,
+    )
+  )

@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 import simplejpeg
 
 MAX_PIXELS = 89_478_485  # Pillow's threshold for its decompression bomb warning.
-_ORIENTATION = 0x0112    # EXIF tag; values 5 to 8 swap height and width.
+_ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 swap height and width.
 
 
 class UnreadableImage(ValueError):
@@ -39,7 +39,8 @@ class Picture:
     if isinstance(image, np.ndarray):
       if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise UnreadableImage(
-            f"Expected an image as uint8 [H, W, 3], not {image.dtype} {image.shape}.")
+          f"Expected an image as uint8 [H, W, 3], not {image.dtype} {image.shape}."
+        )
       self._pixels[1] = image
       self.height, self.width = image.shape[:2]
       return
@@ -50,15 +51,17 @@ class Picture:
       self.can_shrink = colours not in ("CMYK", "YCCK") and b"Exif\0\0" not in image
     if not self.can_shrink:
       # Naming the format keeps Pillow from trying all the others first.
-      formats = (("WEBP",) if image[8:12] == b"WEBP" else
-                 ("PNG",) if image.startswith(b"\x89PNG") else None)
+      formats = (
+        ("WEBP",) if image[8:12] == b"WEBP" else ("PNG",) if image.startswith(b"\x89PNG") else None
+      )
       self._opened = _try(Image.open, io.BytesIO(image), formats=formats)
       self.width, self.height = self._opened.size
       if _try(self._opened.getexif).get(_ORIENTATION) in (5, 6, 7, 8):
         self.height, self.width = self.width, self.height
     if self.height * self.width > MAX_PIXELS:
       raise UnreadableImage(
-          f"The image has {self.width} x {self.height} pixels, more than {MAX_PIXELS:,}.")
+        f"The image has {self.width} x {self.height} pixels, more than {MAX_PIXELS:,}."
+      )
 
   def pixels(self, shrink: int = 1) -> np.ndarray:
     """Returns the RGB pixels, uint8 [ceil(H / shrink), ceil(W / shrink), 3].
@@ -77,8 +80,14 @@ class Picture:
   def _decoded(self, shrink):
     if self.can_shrink:
       # simplejpeg is strict by default; Pillow would decode past flipped bits without an error.
-      return _try(simplejpeg.decode_jpeg, self._encoded, "RGB", min_factor=shrink,
-                  min_height=-(-self.height // shrink), min_width=-(-self.width // shrink))
+      return _try(
+        simplejpeg.decode_jpeg,
+        self._encoded,
+        "RGB",
+        min_factor=shrink,
+        min_height=-(-self.height // shrink),
+        min_width=-(-self.width // shrink),
+      )
     if shrink != 1:
       raise ValueError(f"This image can be decoded at full size only, not at 1/{shrink}.")
     return np.asarray(_try(lambda: _rgb(ImageOps.exif_transpose(self._opened))))

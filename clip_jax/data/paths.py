@@ -29,17 +29,23 @@ def matching(path: str, suffixes: tuple[str, ...] = ("",)) -> tuple[fs.FileSyste
   if "{" in path and not os.path.exists(path):
     raise UserError(f"{path}: braces are not supported in patterns; use * or ? instead.")
   if "://" not in path:
-    files = ([path] if os.path.isfile(path) else
-             [e.path for e in os.scandir(path) if e.is_file()] if os.path.isdir(path) else
-             [f for f in glob.glob(path, recursive=True) if os.path.isfile(f)])
+    files = (
+      [path]
+      if os.path.isfile(path)
+      else [e.path for e in os.scandir(path) if e.is_file()]
+      if os.path.isdir(path)
+      else [f for f in glob.glob(path, recursive=True) if os.path.isfile(f)]
+    )
     folder, where = os.path.isdir(path), fs.LocalFileSystem()
   else:
     files, folder, where = _remote(path)
   files = sorted(f for f in files if not folder or f.endswith(suffixes))
   if not files:
     wanted = f" ending in {' or '.join(suffixes)}" if folder and suffixes != ("",) else ""
-    raise UserError(f"There are no files{wanted} at {path}. Expected a file, a folder or a pattern "
-                    'such as "data/*".')
+    raise UserError(
+      f"There are no files{wanted} at {path}. Expected a file, a folder or a pattern "
+      'such as "data/*".'
+    )
   return where, files
 
 
@@ -67,22 +73,28 @@ def _remote(path):
   """Returns (files, whether `path` is a folder, file system) for a URI."""
   # PyArrow URIs cannot contain wildcards: list the fixed prefix, then match the names.
   fixed = re.match(r"[^*?\[]*", path)[0]
-  base = path if fixed == path else fixed[:fixed.rindex("/")]
+  base = path if fixed == path else fixed[: fixed.rindex("/")]
   try:
     where, start = fs.FileSystem.from_uri(base)
     if fixed == path and where.get_file_info(start).type == fs.FileType.File:
       return [start], False, where
-    found = where.get_file_info(fs.FileSelector(
-        start, allow_not_found=True, recursive=fixed != path))
+    found = where.get_file_info(
+      fs.FileSelector(start, allow_not_found=True, recursive=fixed != path)
+    )
   except (OSError, ValueError, ImportError) as error:
-    raise UserError(f"{path} cannot be accessed: {str(error).partition(chr(10))[0]}. Expected a "
-                    "local path or a URI such as gs://BUCKET/NAME.") from error
+    raise UserError(
+      f"{path} cannot be accessed: {str(error).partition(chr(10))[0]}. Expected a "
+      "local path or a URI such as gs://BUCKET/NAME."
+    ) from error
   files = [f.path for f in found if f.is_file]
   if fixed == path:
     return files, True, where
-  whole = start + path[len(base):]
+  whole = start + path[len(base) :]
   pattern = re.compile(fnmatch.translate(whole))
   # As in local patterns, * matches within one name; only ** crosses folders.
   deep = "**" in path
-  return [f for f in files if pattern.match(f) and (deep or f.count("/") == whole.count("/"))
-          ], False, where
+  return (
+    [f for f in files if pattern.match(f) and (deep or f.count("/") == whole.count("/"))],
+    False,
+    where,
+  )

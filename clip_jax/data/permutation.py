@@ -9,7 +9,7 @@ Integers = TypeVar("Integers", int, np.ndarray)
 _MASK = 2**64 - 1
 
 
-def mixed(x: Integers) -> Integers:
+def splitmix64(x: Integers) -> Integers:
   """Hashes `x`, an int below 2**64 or a uint64 array, to 64 well-mixed bits.
 
   Source: the finaliser of splitmix64, Steele et al. 2014.
@@ -19,7 +19,7 @@ def mixed(x: Integers) -> Integers:
   return x ^ (x >> 31)
 
 
-def permuted(i: Integers, n: int, *, seed: int) -> Integers:
+def feistel_permute(i: Integers, n: int, *, seed: int) -> Integers:
   """Returns the image of `i` under a seeded permutation of range(n).
 
   A Feistel network permutes range(a * b) with a * b >= n and is applied repeatedly until the result
@@ -33,13 +33,13 @@ def permuted(i: Integers, n: int, *, seed: int) -> Integers:
   """
   a = math.isqrt(n - 1) + 1
   b = -(-n // a)
-  keys = [mixed(seed + r * 0x9E3779B97F4A7C15 & _MASK) for r in range(1, 7)]
+  keys = [splitmix64(seed + r * 0x9E3779B97F4A7C15 & _MASK) for r in range(1, 7)]
 
   def once(i):
     x, y = i % a, i // a
     for r in (0, 2, 4):
-      x = (x + mixed(y ^ keys[r]) % a) % a
-      y = (y + mixed(x ^ keys[r + 1]) % b) % b
+      x = (x + splitmix64(y ^ keys[r]) % a) % a
+      y = (y + splitmix64(x ^ keys[r + 1]) % b) % b
     return x + a * y
 
   i = once(i)

@@ -13,11 +13,11 @@ from absl import flags
 import grain
 import numpy as np
 
-from clip_jax.data.permutation import mixed, permuted
-from clip_jax.data.selection import places_in
+from clip_jax.data.permutation import feistel_permute, splitmix64
+from clip_jax.data.selection import base_indices_of
 from clip_jax.errors import UserError
 from clip_jax.interfaces import Source
-from clip_jax.interrupts import deaf
+from clip_jax.parallel.signals import shield_from_sigint
 
 _MASK = 2**64 - 1
 _STEPS = 64  # Cached row orders, one per step; more than the number of prefetching threads.
@@ -59,15 +59,17 @@ class Examples:
   def index(self, position: int) -> int:
     """Returns the index in the source of the record at `position`, ignoring replacements."""
     epoch, i = divmod(position, len(self.source))
-    return permuted(i, len(self.source), seed=mixed(mixed(self.seed & _MASK) + epoch & _MASK))
+    return feistel_permute(
+      i, len(self.source), seed=splitmix64(splitmix64(self.seed & _MASK) + epoch & _MASK)
+    )
 
   def indices(self, positions: np.ndarray) -> np.ndarray:
     """Vectorised `index`: positions, int [n] -> indices in the source, int64 [n]."""
     epochs, i = np.divmod(np.asarray(positions, np.uint64), np.uint64(len(self.source)))
     found = np.empty(len(i), np.int64)
     for epoch in np.unique(epochs):
-      seed = mixed(mixed(self.seed & _MASK) + int(epoch) & _MASK)
-      found[epochs == epoch] = permuted(i[epochs == epoch], len(self.source), seed=seed)
+      seed = splitmix64(splitmix64(self.seed & _MASK) + int(epoch) & _MASK)
+      found[epochs == epoch] = feistel_permute(i[epochs == epoch], len(self.source), seed=seed)
     return found
 
   def __getitem__(self, position: int) -> dict[str, Any]:
@@ -93,16 +95,29 @@ class Examples:
         last = error
         damaged = index if damaged < 0 else damaged
         continue
-      return {**example, "index": np.int64(index), "replaced": np.int32(replaced),
-              "damaged": np.int64(damaged)}
+      return {
+        **example,
+        "index": np.int64(index),
+        "replaced": np.int32(replaced),
+        "damaged": np.int64(damaged),
+      }
     raise UserError(
-        f"{self.tries} records in a row cannot be read, starting with record {damaged} at "
-        f"position {position}. The last error was {last!r}. Check the source.") from last
+      f"{self.tries} records in a row cannot be read, starting with record {damaged} at "
+      f"position {position}. The last error was {last!r}. Check the source."
+    ) from last
 
 
-def batches(examples: Examples, *, batch_size: int, start: int = 0, host: int = 0, hosts: int = 1,
-            rows: np.ndarray | None = None, threads: int = 16,
-            workers: int = 0) -> Iterator[dict[str, np.ndarray]]:
+def batches(
+  examples: Examples,
+  *,
+  batch_size: int,
+  start: int = 0,
+  host: int = 0,
+  hosts: int = 1,
+  rows: np.ndarray | None = None,
+  threads: int = 16,
+  workers: int = 0,
+) -> Iterator[dict[str, np.ndarray]]:
   """Returns an infinite iterator over this host's rows of the global batches.
 
   Host h receives rows h * B / hosts to (h + 1) * B / hosts, unless `rows` names others. Starting at
@@ -126,8 +141,10 @@ def batches(examples: Examples, *, batch_size: int, start: int = 0, host: int = 
     raise UserError(f"host {host} is out of range for {hosts} hosts, counted from 0.")
   if batch_size < 1 or batch_size % hosts:
     near = [n * hosts for n in (batch_size // hosts, batch_size // hosts + 1) if n]
-    raise UserError(f"batch_size {batch_size} cannot be split over {hosts} hosts; nearest valid: "
-                    f"{', '.join(map(str, near))}. Set --config.data.batch_size.")
+    raise UserError(
+      f"batch_size {batch_size} cannot be split over {hosts} hosts; nearest valid: "
+      f"{', '.join(map(str, near))}. Set --config.data.batch_size."
+    )
   for name, value in (("start", start), ("threads", threads), ("workers", workers)):
     if value < 0:
       raise UserError(f"{name} {value} is negative; it must be at least 0.")
@@ -156,7 +173,7 @@ class _Sorted:
     positions = self._steps.get(step)
     if positions is None:
       positions = np.arange(step * self._batch_size, (step + 1) * self._batch_size)
-      places = places_in(self._examples.source, self._examples.indices(positions))
+      places = base_indices_of(self._examples.source, self._examples.indices(positions))
       positions = positions[np.argsort(places, kind="stable")]
       if len(self._steps) >= _STEPS:  # Safe without a lock: other threads recompute lost entries.
         self._steps.clear()
@@ -187,7 +204,7 @@ class _FromWorkers:
     if not self._batches:
       raise StopIteration
     make = lambda: next(self._batches[0])
-    batch = make() if self._started else deaf(make)  # The first call starts workers.
+    batch = make() if self._started else shield_from_sigint(make)  # The first call starts workers.
     self._started = True
     return {name: np.array(values) for name, values in batch.items()}
 

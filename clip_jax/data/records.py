@@ -47,8 +47,9 @@ class ArrayRecord:
     self.manifest = _manifest(os.path.dirname(self.files[0]))
     listed = {shard["file"]: shard for shard in self.manifest.get("shards", ())}
     with concurrent.futures.ThreadPoolExecutor(min(32, len(self.files))) as pool:
-      counts = list(pool.map(
-          lambda file: _count(file, listed.get(os.path.basename(file))), self.files))
+      counts = list(
+        pool.map(lambda file: _count(file, listed.get(os.path.basename(file))), self.files)
+      )
     self._ends = list(itertools.accumulate(counts))
     self._reset()
 
@@ -84,16 +85,21 @@ class ArrayRecord:
     sums = {shard["file"]: shard["sha256"] for shard in self.manifest.get("shards", ())}
     unknown = [file for file in self.files if os.path.basename(file) not in sums]
     if unknown:
-      raise UserError(f"{unknown[0]} has no checksum: no manifest.json in its folder lists it. "
-                      "python -m clip_jax.prepare writes one; rerun it if it was interrupted.")
+      raise UserError(
+        f"{unknown[0]} has no checksum: no manifest.json in its folder lists it. "
+        "python -m clip_jax.prepare writes one; rerun it if it was interrupted."
+      )
     with concurrent.futures.ThreadPoolExecutor(min(8, len(self.files))) as pool:
       found = pool.map(_sha256, self.files)
-      damaged = [file for file, digest in zip(self.files, found)
-                 if digest != sums[os.path.basename(file)]]
+      damaged = [
+        file for file, digest in zip(self.files, found) if digest != sums[os.path.basename(file)]
+      ]
     if damaged:
-      raise UserError(f"{len(damaged)} of {len(self.files)} shards do not match their checksums: "
-                      f"{', '.join(damaged[:5])}{', ...' if len(damaged) > 5 else ''}. Copy or "
-                      "prepare them again.")
+      raise UserError(
+        f"{len(damaged)} of {len(self.files)} shards do not match their checksums: "
+        f"{', '.join(damaged[:5])}{', ...' if len(damaged) > 5 else ''}. Copy or "
+        "prepare them again."
+      )
     return len(self.files)
 
   def _reader(self, shard):
@@ -145,30 +151,36 @@ def _shards(path):
     if not files:
       there = sorted(os.listdir(path))[:5]
       raise UserError(
-          f"No *.array_record files in {path}, which contains {', '.join(there) or 'nothing'}. "
-          "Write some with python -m clip_jax.prepare, or pass a pattern that matches the files.")
+        f"No *.array_record files in {path}, which contains {', '.join(there) or 'nothing'}. "
+        "Write some with python -m clip_jax.prepare, or pass a pattern that matches the files."
+      )
     _check_complete(files)
     return files
   files = [path] if os.path.isfile(path) else sorted(filter(os.path.isfile, glob.glob(path)))
   if not files:
     raise UserError(
-        f"No records at {path}: no such file or folder, and no match for it as a pattern. Expected "
-        "ArrayRecord files; python -m clip_jax.prepare writes them.")
+      f"No records at {path}: no such file or folder, and no match for it as a pattern. Expected "
+      "ArrayRecord files; python -m clip_jax.prepare writes them."
+    )
   return files
 
 
 def _remote_shards(path):
   scheme = path.partition("://")[0]
   if scheme != "gs":
-    raise UserError(f"{path}: array_record reads local files and gs://, not {scheme}://. "
-                    "Copy the shards to this machine, or mount the bucket.")
+    raise UserError(
+      f"{path}: array_record reads local files and gs://, not {scheme}://. "
+      "Copy the shards to this machine, or mount the bucket."
+    )
   files = [f"{scheme}://{file}" for file in paths.matching(path)[1]]
   if files == [path] or any(c in path for c in "*?["):
     return files
   files = [f for f in files if ".array_record" in f and not f.endswith(".partial")]
   if not files:
-    raise UserError(f"No *.array_record files in {path}. Write some with python -m "
-                    "clip_jax.prepare, or pass a pattern that matches the files.")
+    raise UserError(
+      f"No *.array_record files in {path}. Write some with python -m "
+      "clip_jax.prepare, or pass a pattern that matches the files."
+    )
   _check_complete(files)
   return files
 
@@ -182,14 +194,16 @@ def _check_complete(files):
     numbered = re.fullmatch(r"(.*-)(\d+)(-of-(\d+).*)", name)
     if numbered:
       before, number, after, total = numbered.groups()
-      expected.update(os.path.join(folder, f"{before}{i:0{len(number)}d}{after}")
-                      for i in range(int(total)))
+      expected.update(
+        os.path.join(folder, f"{before}{i:0{len(number)}d}{after}") for i in range(int(total))
+      )
   missing = sorted(os.path.basename(file) for file in expected - present)
   if missing:
     raise UserError(
-        f"{len(missing)} of {len(expected)} shards are missing in {os.path.dirname(files[0])}: "
-        f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}. Write "
-        "them, or pass a pattern that matches only the shards to read.")
+      f"{len(missing)} of {len(expected)} shards are missing in {os.path.dirname(files[0])}: "
+      f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}. Write "
+      "them, or pass a pattern that matches only the shards to read."
+    )
 
 
 def _manifest(folder):
@@ -199,8 +213,9 @@ def _manifest(folder):
   except FileNotFoundError:
     return {}
   except ValueError as error:
-    raise UserError(f"{folder}/manifest.json is not JSON: {error}. Write it again or delete "
-                    "it.") from error
+    raise UserError(
+      f"{folder}/manifest.json is not JSON: {error}. Write it again or delete it."
+    ) from error
 
 
 def _sha256(file):
@@ -217,8 +232,9 @@ def _count(file, listed):
     size = paths.size(file)
     if size != listed["bytes"]:
       raise UserError(
-          f"{file} is truncated or was replaced: it has {size:,} bytes, but manifest.json lists "
-          f"{listed['bytes']:,}. Copy or prepare this shard again.")
+        f"{file} is truncated or was replaced: it has {size:,} bytes, but manifest.json lists "
+        f"{listed['bytes']:,}. Copy or prepare this shard again."
+      )
     return listed["records"]
   reader = ArrayRecordReader(file, **_OPTIONS)
   count = reader.num_records()  # 0 if the index cannot be read; `close` then raises.
@@ -228,5 +244,6 @@ def _count(file, listed):
   except RuntimeError as error:
     reason = str(error).partition(";")[0]
   raise UserError(
-      f"{file} ({paths.size(file):,} bytes) is truncated or not an ArrayRecord file: "
-      f"{reason}. Copy or prepare this shard again.")
+    f"{file} ({paths.size(file):,} bytes) is truncated or not an ArrayRecord file: "
+    f"{reason}. Copy or prepare this shard again."
+  )

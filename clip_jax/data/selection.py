@@ -23,7 +23,7 @@ def record_number(i: int, records: int) -> int:
   return i
 
 
-def levels(source: Source) -> Iterator[Source]:
+def selection_chain(source: Source) -> Iterator[Source]:
   """Yields the source and each source it wraps, down to the one that reads the records."""
   yield source
   while hasattr(source, "places"):
@@ -31,13 +31,13 @@ def levels(source: Source) -> Iterator[Source]:
     yield source
 
 
-def root(source: Source) -> Source:
+def base_source(source: Source) -> Source:
   """Returns the innermost source, below all selections."""
-  *_, last = levels(source)
+  *_, last = selection_chain(source)
   return last
 
 
-def places_in(source: Source, at: np.ndarray, level: Source | None = None) -> np.ndarray:
+def base_indices_of(source: Source, at: np.ndarray, level: Source | None = None) -> np.ndarray:
   """Maps record indices of a source to indices in one of its `levels`, by default its root.
 
   Args:
@@ -48,7 +48,7 @@ def places_in(source: Source, at: np.ndarray, level: Source | None = None) -> np
   Returns:
     int64 [n].
   """
-  for one in levels(source):
+  for one in selection_chain(source):
     if one is level or not hasattr(one, "places"):
       break
     at = one.places(at)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.data.permutation import mixed, permuted
+from clip_jax.data.permutation import feistel_permute, splitmix64
 from clip_jax.data.selection import record_number
 from clip_jax.errors import UserError
 from clip_jax.interfaces import Source
@@ -33,15 +33,17 @@ class Subset:
     self.source, self.seed = source, seed
     self.size = count(size, len(source))
     if not 0 < self.size <= len(source):
-      raise UserError(f"Subset size {size} is not between 1 and {len(source):,}, the size of the "
-                      "source. Set another size, or use a larger source.")
+      raise UserError(
+        f"Subset size {size} is not between 1 and {len(source):,}, the size of the "
+        "source. Set another size, or use a larger source."
+      )
 
   def __len__(self) -> int:
     return self.size
 
   def __getitem__(self, i: int) -> dict[str, Any]:
     i = record_number(i, self.size)
-    return self.source[permuted(i, len(self.source), seed=mixed(self.seed))]
+    return self.source[feistel_permute(i, len(self.source), seed=splitmix64(self.seed))]
 
   def indices(self, start: int = 0, stop: int | None = None) -> np.ndarray:
     """Returns the source indices of records `start` up to `stop`, int64 [stop - start]."""
@@ -51,12 +53,11 @@ class Subset:
   def places(self, at: np.ndarray) -> np.ndarray:
     """Maps record indices, int [n], to indices in `source`, int64 [n]."""
     i = np.array(at, np.uint64)
-    return permuted(i, len(self.source), seed=mixed(self.seed)).astype(np.int64)
+    return feistel_permute(i, len(self.source), seed=splitmix64(self.seed)).astype(np.int64)
 
   def describe(self) -> str:
     """Returns one line for the log."""
-    return (f"Subset: {self.size:,} of {len(self.source):,} records at random, seed "
-            f"{self.seed}")
+    return f"Subset: {self.size:,} of {len(self.source):,} records at random, seed {self.seed}"
 
 
 def count(size: int | str, total: int) -> int:
@@ -76,5 +77,6 @@ def count(size: int | str, total: int) -> int:
     number, unit = float(written[1].replace("_", "")), written[2]
   except (TypeError, ValueError):
     raise UserError(
-        f'size {size!r} is not a number of records, such as 10_000_000, "10M" or "10%".') from None
+      f'size {size!r} is not a number of records, such as 10_000_000, "10M" or "10%".'
+    ) from None
   return int(number * total / 100 + 1e-9) if unit == "%" else round(number * _UNITS[unit])

@@ -32,8 +32,15 @@ class SentencePiece:
     vocabulary: number of pieces.
   """
 
-  def __init__(self, model: str = "openclipart-4k", length: int = 16, lower: bool = True,
-               bos: bool = False, eos: bool = True, sticky_eos: bool = False):
+  def __init__(
+    self,
+    model: str = "openclipart-4k",
+    context_length: int = 16,
+    lower: bool = True,
+    bos: bool = False,
+    eos: bool = True,
+    sticky_eos: bool = False,
+  ):
     """Loads the model.
 
     Args:
@@ -52,11 +59,15 @@ class SentencePiece:
     """
     path = _FOLDER / f"{model}.model" if model in SHIPPED else pathlib.Path(model)
     if not path.is_file():
-      raise UserError(f"No SentencePiece model at {model}, and it is not a model of the package "
-                      f"({', '.join(SHIPPED)}). Train one with python -m clip_jax.prepare.")
-    if length < 1 + bos + eos:
-      raise UserError(f"length {length} leaves no room for text; set at least {1 + bos + eos}.")
-    self.length, self.lower = length, lower
+      raise UserError(
+        f"No SentencePiece model at {model}, and it is not a model of the package "
+        f"({', '.join(SHIPPED)}). Train one with python -m clip_jax.prepare."
+      )
+    if context_length < 1 + bos + eos:
+      raise UserError(
+        f"length {context_length} leaves no room for text; set at least {1 + bos + eos}."
+      )
+    self.context_length, self.lower = context_length, lower
     self.bos, self.eos, self.sticky_eos = bos, eos, sticky_eos
     self._proto = path.read_bytes()
     try:
@@ -64,14 +75,20 @@ class SentencePiece:
     except RuntimeError as error:
       raise UserError(f"{path} is not a SentencePiece model: {error}") from error
     pieces = self._processor
-    for name, wanted, number in (("begin", bos, pieces.bos_id()),
-                                 ("end", eos or sticky_eos, pieces.eos_id())):
+    for name, wanted, number in (
+      ("begin", bos, pieces.bos_id()),
+      ("end", eos or sticky_eos, pieces.eos_id()),
+    ):
       if wanted and number < 0:
-        raise UserError(f"The model {model} has no {name} piece. Set {name[0]}os=False, or train "
-                        "a model with python -m clip_jax.prepare.")
+        raise UserError(
+          f"The model {model} has no {name} piece. Set {name[0]}os=False, or train "
+          "a model with python -m clip_jax.prepare."
+        )
     if 0 in (pieces.unk_id(), pieces.bos_id(), pieces.eos_id()):
-      raise UserError(f"Piece 0 of the model {model} is {pieces.id_to_piece(0)!r}, but must be "
-                      "padding. Train with pad_id=0, as python -m clip_jax.prepare does.")
+      raise UserError(
+        f"Piece 0 of the model {model} is {pieces.id_to_piece(0)!r}, but must be "
+        "padding. Train with pad_id=0, as python -m clip_jax.prepare does."
+      )
 
   def _load(self):
     self._processor = sentencepiece.SentencePieceProcessor(model_proto=self._proto)
@@ -84,7 +101,7 @@ class SentencePiece:
     self._load()
 
   @property
-  def vocabulary(self) -> int:
+  def vocab_size(self) -> int:
     """Vocabulary size: all token ids are smaller."""
     return self._processor.vocab_size()
 
@@ -105,11 +122,13 @@ class SentencePiece:
       texts = [text.lower() for text in texts]
     starts = [pieces.bos_id()] if self.bos else []
     ends = [pieces.eos_id()] if self.eos else []
-    room = self.length - len(starts) - len(ends)
-    tokens = np.full((len(texts), self.length), pieces.eos_id() if self.sticky_eos else 0, np.int32)
+    room = self.context_length - len(starts) - len(ends)
+    tokens = np.full(
+      (len(texts), self.context_length), pieces.eos_id() if self.sticky_eos else 0, np.int32
+    )
     for row, found in zip(tokens, pieces.encode(list(texts), num_threads=1)):
       found = starts + _kept(found, room, keep) + ends or [pieces.unk_id()]
-      row[:len(found)] = found
+      row[: len(found)] = found
     return tokens
 
 
@@ -137,12 +156,23 @@ def train_sentencepiece(texts: Iterable[str], path: str, pieces: int = 4096) -> 
   model = io.BytesIO()
   try:
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_writer=model, vocab_size=pieces, pad_id=0, unk_id=1,
-        bos_id=2, eos_id=3, character_coverage=0.9999, hard_vocab_limit=False, num_threads=1,
-        minloglevel=2)
+      sentence_iterator=iter(texts),
+      model_writer=model,
+      vocab_size=pieces,
+      pad_id=0,
+      unk_id=1,
+      bos_id=2,
+      eos_id=3,
+      character_coverage=0.9999,
+      hard_vocab_limit=False,
+      num_threads=1,
+      minloglevel=2,
+    )
   except RuntimeError as error:
-    raise UserError(f"SentencePiece cannot train {pieces} pieces: {error}. Set another number of "
-                    "pieces, and check that the source has texts.") from error
+    raise UserError(
+      f"SentencePiece cannot train {pieces} pieces: {error}. Set another number of "
+      "pieces, and check that the source has texts."
+    ) from error
   with open(path, "wb") as f:
     f.write(model.getvalue())
   return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).vocab_size()
@@ -164,22 +194,24 @@ class ClipBpe:
   Source: Radford et al. 2021; the merges are OpenAI's, see `assets/tokenizers/README.md`.
   """
 
-  vocabulary = 49_408
+  vocab_size = 49_408
   start, end = 49_406, 49_407
 
-  def __init__(self, length: int = 77):
-    if length < 3:
-      raise UserError(f"length {length} leaves no room between start and end; set at least 3.")
-    self.length = length
+  def __init__(self, context_length: int = 77):
+    if context_length < 3:
+      raise UserError(
+        f"length {context_length} leaves no room between start and end; set at least 3."
+      )
+    self.context_length = context_length
 
   def __call__(self, texts: Sequence[str], keep: Keep | None = None) -> np.ndarray:
     """Texts -> int32 [len(texts), L]; long texts keep the pieces `keep` picks, or the first."""
     texts = [" ".join(html.unescape(html.unescape(text)).split()) for text in texts]
-    tokens = np.zeros((len(texts), self.length), np.int32)
+    tokens = np.zeros((len(texts), self.context_length), np.int32)
     for row, text in zip(tokens, texts):
       found = _clip_tokenizer().encode(text).ids
-      found = [self.start, *_kept(found, self.length - 2, keep), self.end]
-      row[:len(found)] = found
+      found = [self.start, *_kept(found, self.context_length - 2, keep), self.end]
+      row[: len(found)] = found
     return tokens
 
 
@@ -196,21 +228,30 @@ def clip_vocabulary() -> dict[str, int]:
   printing = [*range(33, 127), *range(161, 173), *range(174, 256)]
   others = [byte for byte in range(256) if byte not in printing]
   letters = [chr(byte) for byte in printing] + [chr(256 + i) for i in range(len(others))]
-  pieces = (letters + [letter + "</w>" for letter in letters]
-            + [a + b for a, b in clip_merges()] + ["<|startoftext|>", "<|endoftext|>"])
+  pieces = (
+    letters
+    + [letter + "</w>" for letter in letters]
+    + [a + b for a, b in clip_merges()]
+    + ["<|startoftext|>", "<|endoftext|>"]
+  )
   return {piece: i for i, piece in enumerate(pieces)}
 
 
 @functools.cache
 def _clip_tokenizer():
   """Builds the tokenizer once per process, so that `ClipBpe` is cheap to construct and pickle."""
-  tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(
-      clip_vocabulary(), clip_merges(), end_of_word_suffix="</w>"))
-  tokenizer.normalizer = tokenizers.normalizers.Sequence([
-      tokenizers.normalizers.NFC(), tokenizers.normalizers.Lowercase()])
+  tokenizer = tokenizers.Tokenizer(
+    tokenizers.models.BPE(clip_vocabulary(), clip_merges(), end_of_word_suffix="</w>")
+  )
+  tokenizer.normalizer = tokenizers.normalizers.Sequence(
+    [tokenizers.normalizers.NFC(), tokenizers.normalizers.Lowercase()]
+  )
   words = tokenizers.Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
-  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([
+  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+    [
       tokenizers.pre_tokenizers.Split(words, behavior="removed", invert=True),
-      tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+      tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+  )
   tokenizer.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
   return tokenizer

@@ -6,8 +6,8 @@ import zlib
 
 import numpy as np
 
+from clip_jax.data.caption_truncation import TRUNCATIONS
 from clip_jax.data.decode import Picture
-from clip_jax.data.shorten import WAYS
 from clip_jax.errors import UserError
 from clip_jax.interfaces import HostAugment, Tokenizer
 
@@ -41,8 +41,13 @@ class Views:
     outputs: names of the entries of an example.
   """
 
-  def __init__(self, images: dict[str, ImageView], tokenizer: Tokenizer,
-               captions: str | tuple[float, ...] = "random", shorten: str = "first"):
+  def __init__(
+    self,
+    images: dict[str, ImageView],
+    tokenizer: Tokenizer,
+    captions: str | tuple[float, ...] = "random",
+    shorten: str = "first",
+  ):
     """Checks and stores the settings.
 
     Args:
@@ -61,15 +66,19 @@ class Views:
       raise UserError('No image view; give at least {"image": ImageView(...)}.')
     reserved = {"tokens", "index", "replaced", "damaged"} & set(images)
     if reserved:
-      raise UserError(f"Image view name {', '.join(sorted(reserved))} is reserved for an entry "
-                      "that the pipeline adds. Rename the view.")
+      raise UserError(
+        f"Image view name {', '.join(sorted(reserved))} is reserved for an entry "
+        "that the pipeline adds. Rename the view."
+      )
     weights = () if isinstance(captions, str) else captions
     if captions not in ("random", "first") and not (
-        weights and min(weights) >= 0 and sum(weights) > 0):
+      weights and min(weights) >= 0 and sum(weights) > 0
+    ):
       raise UserError(
-          f'captions {captions!r} is not "random", "first" or weights such as (0.7, 0.3).')
-    if shorten not in WAYS:
-      raise UserError(f"shorten {shorten!r} is not one of {', '.join(map(repr, WAYS))}.")
+        f'captions {captions!r} is not "random", "first" or weights such as (0.7, 0.3).'
+      )
+    if shorten not in TRUNCATIONS:
+      raise UserError(f"shorten {shorten!r} is not one of {', '.join(map(repr, TRUNCATIONS))}.")
     self.images, self.tokenizer, self.captions = dict(images), tokenizer, captions
     self.shorten = shorten
     self._shares = np.cumsum(weights) / np.sum(weights) if weights else None
@@ -92,13 +101,16 @@ class Views:
     lot = rng.integers(2**64, dtype=np.uint64)
 
     def generator(name):
-      return np.random.Generator(np.random.Philox(
-          key=np.array([lot, zlib.crc32(name.encode())], np.uint64)))
+      return np.random.Generator(
+        np.random.Philox(key=np.array([lot, zlib.crc32(name.encode())], np.uint64))
+      )
 
     missing = [name for name in ("image", "text") if name not in record]
     if missing:
-      raise UserError(f"A record has no {' and no '.join(map(repr, missing))}; it has "
-                      f"{', '.join(map(repr, record))}. Rename the fields in the source.")
+      raise UserError(
+        f"A record has no {' and no '.join(map(repr, missing))}; it has "
+        f"{', '.join(map(repr, record))}. Rename the fields in the source."
+      )
     picture = Picture(record["image"])
     example = {name: view(picture, generator(name)) for name, view in self.images.items()}
     text = record["text"]
@@ -109,7 +121,7 @@ class Views:
 
   def _tokens(self, text, generator):
     """Tokenizes one text, int32 [L], shortening it as configured."""
-    way = WAYS[self.shorten]
+    way = TRUNCATIONS[self.shorten]
     if way is None:
       return self.tokenizer([text])[0]
     rng = generator("tokens/shorten")
@@ -126,6 +138,8 @@ class Views:
     if self.captions == "random":
       return texts[int(lot * len(texts))]
     if len(texts) != len(self._shares):
-      raise UserError(f"captions has {len(self._shares)} weights, but a record has {len(texts)} "
-                      'texts. Use captions="random" if the number of texts varies.')
+      raise UserError(
+        f"captions has {len(self._shares)} weights, but a record has {len(texts)} "
+        'texts. Use captions="random" if the number of texts varies.'
+      )
     return texts[int(np.searchsorted(self._shares, lot, side="right"))]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from clip_jax.evaluators.answers import binomial_error
+from clip_jax.evaluators.results import binomial_error
 
 # Scores within this margin are tied. A blocked matrix product may round the same dot product
 # differently by about 1e-7 depending on its position, and that noise must not break ties.
@@ -12,8 +12,9 @@ TIE = 1e-6
 _ROWS = 4096  # Rows of scores processed at a time.
 
 
-def class_ranks(scores: np.ndarray, right: Sequence[Sequence[int]],
-                twins: np.ndarray | None = None) -> np.ndarray:
+def class_ranks(
+  scores: np.ndarray, right: Sequence[Sequence[int]], twins: np.ndarray | None = None
+) -> np.ndarray:
   """Counts the wrong classes that score at least as high as the best correct one.
 
   Ties and NaN scores count as errors.
@@ -29,8 +30,8 @@ def class_ranks(scores: np.ndarray, right: Sequence[Sequence[int]],
   """
   ranks = []
   for start in range(0, len(scores), _ROWS):
-    part = scores[start:start + _ROWS]
-    own = right[start:start + _ROWS]
+    part = scores[start : start + _ROWS]
+    own = right[start : start + _ROWS]
     rows = np.repeat(np.arange(len(part)), [len(one) for one in own])
     mine = np.zeros(part.shape, bool)
     mine[rows, np.concatenate(own)] = True
@@ -45,8 +46,9 @@ def class_ranks(scores: np.ndarray, right: Sequence[Sequence[int]],
   return np.concatenate(ranks)
 
 
-def accuracies(rank: np.ndarray, right: Sequence[Sequence[int]],
-               classes: int) -> tuple[dict[str, float], dict[str, float]]:
+def accuracies(
+  rank: np.ndarray, right: Sequence[Sequence[int]], classes: int
+) -> tuple[dict[str, float], dict[str, float]]:
   """Computes accuracy metrics from ranks, and the standard errors of the accuracies.
 
   Args:
@@ -69,9 +71,13 @@ def accuracies(rank: np.ndarray, right: Sequence[Sequence[int]],
     shares["top5"] = float(np.mean(rank < 5))
   errors = {name: binomial_error(share, n) for name, share in shares.items()}
   errors["mean_per_class"] = 100 * float(
-      np.sqrt((hits * (1 - hits) / seen[seen > 0]).sum()) / len(hits))
+    np.sqrt((hits * (1 - hits) / seen[seen > 0]).sum()) / len(hits)
+  )
   return {
-      **{name: 100 * share for name, share in shares.items()},
-      "mean_per_class": 100 * float(hits.mean()), "standard_error": errors["top1"],
-      "chance": 100 * float(np.mean(counts)) / classes,
-      "examples": float(n), "classes": float(classes)}, errors
+    **{name: 100 * share for name, share in shares.items()},
+    "mean_per_class": 100 * float(hits.mean()),
+    "standard_error": errors["top1"],
+    "chance": 100 * float(np.mean(counts)) / classes,
+    "examples": float(n),
+    "classes": float(classes),
+  }, errors

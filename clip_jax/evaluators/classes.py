@@ -27,8 +27,13 @@ class Classes:
     called: display name of each class.
   """
 
-  def __init__(self, source: Source, classes: str | tuple | Mapping[str, Any] | None,
-               label: str = "label", others: str = "error"):
+  def __init__(
+    self,
+    source: Source,
+    classes: str | tuple | Mapping[str, Any] | None,
+    label: str = "label",
+    others: str = "error",
+  ):
     """Creates the mapping from labels to rows.
 
     Args:
@@ -52,28 +57,33 @@ class Classes:
     self._numbered = tuple(getattr(source, "classes", ()))
     if classes is None:
       if not self._numbered:
-        raise UserError(f"{type(source).__name__} does not name its classes. Set "
-                        "classes=(\"cat\", \"dog\", ...).")
+        raise UserError(
+          f'{type(source).__name__} does not name its classes. Set classes=("cat", "dog", ...).'
+        )
       classes = self._numbered
     if isinstance(classes, str):
       classes = published(classes)
     # JSON only supports string keys, and configs are stored as JSON.
-    keyed = {str(key): names for key, names in (
-        classes.items() if isinstance(classes, Mapping) else enumerate(classes))}
+    keyed = {
+      str(key): names
+      for key, names in (classes.items() if isinstance(classes, Mapping) else enumerate(classes))
+    }
     if len(keyed) < 2:
       raise UserError(f"classes={classes!r} has {len(keyed)} classes; expected at least two.")
     self.keys, self._row = tuple(keyed), {key: i for i, key in enumerate(keyed)}
     self.names = [(n,) if isinstance(n, str) else tuple(n) for n in keyed.values()]
     for key, own in zip(keyed, self.names):
       if not own or not all(isinstance(n, str) and n.strip() for n in own):
-        raise UserError(f"Class {key!r} has the name {keyed[key]!r}; expected one or several "
-                        "non-empty strings.")
+        raise UserError(
+          f"Class {key!r} has the name {keyed[key]!r}; expected one or several non-empty strings."
+        )
     self._named = {}
     if not isinstance(classes, Mapping):
       # A name that two classes share is ambiguous as a label; ImageNet has such names.
       count = Counter(name for own in self.names for name in own)
-      self._named = {name: i for i, own in enumerate(self.names) for name in own
-                     if count[name] == 1}
+      self._named = {
+        name: i for i, own in enumerate(self.names) for name in own if count[name] == 1
+      }
     self.called = tuple(own[0] for own in self.names) if self._named else self.keys
 
   def __len__(self) -> int:
@@ -93,8 +103,7 @@ class Classes:
     rows = (self._of(one, place) for one in (label if several else (label,)))
     return tuple(dict.fromkeys(row for row in rows if row is not None))
 
-  def right(self, labels: list[Any],
-            at: np.ndarray) -> tuple[np.ndarray, list[tuple[int, ...]]]:
+  def right(self, labels: list[Any], at: np.ndarray) -> tuple[np.ndarray, list[tuple[int, ...]]]:
     """Selects the records to evaluate and finds their correct classes.
 
     Args:
@@ -112,9 +121,10 @@ class Classes:
     asked = np.flatnonzero([len(one) > 0 for one in right])
     if not len(asked):
       raise UserError(
-          f"None of the {len(labels):,} records belongs to one of the {len(self)} classes "
-          f"{', '.join(self.called[:10])}{', ...' if len(self) > 10 else ''}. The first record has "
-          f"{self.label} {labels[0]!r}. Check label and classes.")
+        f"None of the {len(labels):,} records belongs to one of the {len(self)} classes "
+        f"{', '.join(self.called[:10])}{', ...' if len(self) > 10 else ''}. The first record has "
+        f"{self.label} {labels[0]!r}. Check label and classes."
+      )
     return asked, [right[k] for k in asked]
 
   def _of(self, label, place):
@@ -132,10 +142,11 @@ class Classes:
       return None
     close = difflib.get_close_matches(key, self.called, 1)
     raise UserError(
-        f"Record {place} has {self.label} {label!r}, which is not one of the {len(self.keys)} "
-        f"classes: {', '.join(self.called[:10])}{', ...' if len(self.keys) > 10 else ''}."
-        + (f" Did you mean {close[0]!r}?" if close else "")
-        + " Add it to classes, or set others=\"leave_out\" to skip such records.")
+      f"Record {place} has {self.label} {label!r}, which is not one of the {len(self.keys)} "
+      f"classes: {', '.join(self.called[:10])}{', ...' if len(self.keys) > 10 else ''}."
+      + (f" Did you mean {close[0]!r}?" if close else "")
+      + ' Add it to classes, or set others="leave_out" to skip such records.'
+    )
 
   def check_seen(self, right: list[tuple[int, ...]]) -> None:
     """Raises a UserError if any class has no records."""
@@ -143,9 +154,10 @@ class Classes:
     if not seen.all():
       empty = [name for name, n in zip(self.called, seen) if not n]
       raise UserError(
-          f"{len(empty)} of {len(self)} classes have no images, starting with "
-          f"{', '.join(map(repr, empty[:5]))}. Every class needs images; add some, or leave these "
-          "classes out of classes={label: name}.")
+        f"{len(empty)} of {len(self)} classes have no images, starting with "
+        f"{', '.join(map(repr, empty[:5]))}. Every class needs images; add some, or leave these "
+        "classes out of classes={label: name}."
+      )
 
 
 def published(name: str) -> dict[str, tuple[str, ...]]:
@@ -158,13 +170,16 @@ def published(name: str) -> dict[str, tuple[str, ...]]:
   """
   if name not in SETS:
     close = difflib.get_close_matches(name, SETS, 1)
-    raise UserError(f"Unknown classes {name!r}; choose from {', '.join(SETS)}."
-                    + (f" Did you mean {close[0]!r}?" if close else ""))
+    raise UserError(
+      f"Unknown classes {name!r}; choose from {', '.join(SETS)}."
+      + (f" Did you mean {close[0]!r}?" if close else "")
+    )
   if name == "objectnet":
     return {row["folder"]: (row["name"].lower(),) for row in _table("objectnet.tsv")}
   mark = {"imagenet_a": "A", "imagenet_r": "R"}.get(name, "")
-  return {str(i): (row["name"],) for i, row in enumerate(_table("classes.tsv"))
-          if mark in row["sets"]}
+  return {
+    str(i): (row["name"],) for i, row in enumerate(_table("classes.tsv")) if mark in row["sets"]
+  }
 
 
 def in_imagenet(name: str) -> dict[str, tuple[str, ...]]:

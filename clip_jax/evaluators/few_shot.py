@@ -6,9 +6,14 @@ from typing import Any
 import numpy as np
 
 from clip_jax.errors import UserError
-from clip_jax.evaluators.answers import Answer, Question, told
-from clip_jax.evaluators.labelled import Labelled, check_features, tested, training
-from clip_jax.evaluators.shared import Shared
+from clip_jax.evaluators.embedding_cache import EmbeddingCache
+from clip_jax.evaluators.labeled_sets import (
+  LabeledSet,
+  check_features,
+  test_accuracies,
+  training_features,
+)
+from clip_jax.evaluators.results import Question, Result, source_detail
 from clip_jax.interfaces import Embedder, Source
 
 
@@ -23,10 +28,18 @@ class FewShot(Question):
   Source: big_vision, evaluators/fewshot_lsr.py.
   """
 
-  def __init__(self, train: Source, test: Source, label: str = "label",
-               classes: str | tuple[str, ...] | Mapping[str, Any] | None = None,
-               shots: tuple[int, ...] = (1, 5, 10, 25), seeds: int = 3, penalty: float = 2.0**10,
-               features: str = "tower", resize: str | None = None):
+  def __init__(
+    self,
+    train: Source,
+    test: Source,
+    label: str = "label",
+    classes: str | tuple[str, ...] | Mapping[str, Any] | None = None,
+    shots: tuple[int, ...] = (1, 5, 10, 25),
+    seeds: int = 3,
+    penalty: float = 2.0**10,
+    features: str = "tower",
+    resize: str | None = None,
+  ):
     """Creates the evaluator.
 
     Args:
@@ -47,27 +60,30 @@ class FewShot(Question):
     """
     check_features(features)
     if not shots or min(shots) < 1 or seeds < 1:
-      raise UserError(f"shots={tuple(shots)}, seeds={seeds}; expected at least one number of shots "
-                      "and one seed, all at least 1.")
-    self._train = Labelled(train, label, classes, resize=resize)
-    self._test = Labelled(test, label, resize=resize)
+      raise UserError(
+        f"shots={tuple(shots)}, seeds={seeds}; expected at least one number of shots "
+        "and one seed, all at least 1."
+      )
+    self._train = LabeledSet(train, label, classes, resize=resize)
+    self._test = LabeledSet(test, label, resize=resize)
     self._shots, self._seeds = tuple(shots), seeds
     self._penalty, self._features = penalty, features
 
-  def answer(self, embedder: Embedder) -> Answer:
+  def answer(self, embedder: Embedder) -> Result:
     """Computes `{k}_shot_top1`, the mean over seeds in percent, `chance`, and counts.
 
     Raises:
       UserError: a class has fewer images than `shots`, or a label is not one of the classes.
     """
-    shared = Shared.of(embedder)
-    known = training(shared, self._train, self._features)
+    shared = EmbeddingCache.of(embedder)
+    known = training_features(shared, self._train, self._features)
     C, most = len(known.classes), max(self._shots)
     have = np.bincount(known.y, minlength=C)
     if have.min() < most:
       raise UserError(
-          f"Class {known.classes.called[have.argmin()]!r} has {have.min()} training images, but "
-          f"shots={self._shots} needs {most} per class. Add images, or reduce shots.")
+        f"Class {known.classes.called[have.argmin()]!r} has {have.min()} training images, but "
+        f"shots={self._shots} needs {most} per class. Add images, or reduce shots."
+      )
     found = {shots: [] for shots in self._shots}
     for seed in range(self._seeds):
       rng = np.random.default_rng(seed)
@@ -76,27 +92,40 @@ class FewShot(Question):
         # The images of fewer shots are a subset of the images of more shots.
         chosen = np.concatenate([one[:shots] for one in order])
         classify = ridge(known.x[chosen], known.y[chosen], C, penalty=self._penalty)
-        metrics, _, images = tested(shared, self._test, self._features, known.classes, classify)
+        metrics, _, images = test_accuracies(
+          shared, self._test, self._features, known.classes, classify
+        )
         found[shots].append(metrics["top1"])
     name = "{}_shot_top1".format
-    return Answer(
-        {**{name(shots): float(np.mean(each)) for shots, each in found.items()},
-         **{key: metrics[key] for key in ("chance", "examples", "classes")}},
-        told(self._test.source, images, train=told(self._train.source, known.images),
-             features=self._features, penalty=self._penalty, seeds=list(range(self._seeds)),
-             by_seed={name(shots): each for shots, each in found.items()},
-             deviation={name(shots): _deviation(each) for shots, each in found.items()},
-             # Covers the draws of training images only, not the sampling of the test set.
-             standard_error={name(shots): _deviation(each) / len(each) ** .5
-                             for shots, each in found.items()}))
+    return Result(
+      {
+        **{name(shots): float(np.mean(each)) for shots, each in found.items()},
+        **{key: metrics[key] for key in ("chance", "examples", "classes")},
+      },
+      source_detail(
+        self._test.source,
+        images,
+        train=source_detail(self._train.source, known.images),
+        features=self._features,
+        penalty=self._penalty,
+        seeds=list(range(self._seeds)),
+        by_seed={name(shots): each for shots, each in found.items()},
+        deviation={name(shots): _deviation(each) for shots, each in found.items()},
+        # Covers the draws of training images only, not the sampling of the test set.
+        standard_error={
+          name(shots): _deviation(each) / len(each) ** 0.5 for shots, each in found.items()
+        },
+      ),
+    )
 
 
 def _deviation(values):
   return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
-def ridge(x: np.ndarray, y: np.ndarray, classes: int, *, penalty: float = 2.0**10,
-          constant: float = 100.0) -> Callable[[np.ndarray], np.ndarray]:
+def ridge(
+  x: np.ndarray, y: np.ndarray, classes: int, *, penalty: float = 2.0**10, constant: float = 100.0
+) -> Callable[[np.ndarray], np.ndarray]:
   """Fits a linear classifier by ridge regression.
 
   Args:
@@ -111,8 +140,8 @@ def ridge(x: np.ndarray, y: np.ndarray, classes: int, *, penalty: float = 2.0**1
   """
   mean, deviation = x.mean(0), x.std(0) + 1e-5
   whitened = lambda v: np.pad((v - mean) / deviation, ((0, 0), (0, 1)), constant_values=constant)
-  a = whitened(x).astype(np.float64)                                          # [n, D + 1]
-  targets = np.where(y[:, None] == np.arange(classes), 1.0, -1.0)             # [n, C]
+  a = whitened(x).astype(np.float64)  # [n, D + 1]
+  targets = np.where(y[:, None] == np.arange(classes), 1.0, -1.0)  # [n, C]
   if len(a) > a.shape[1]:
     w = np.linalg.solve(a.T @ a + penalty * np.eye(a.shape[1]), a.T @ targets)
   else:  # The n x n system is smaller: (A'A + p)^-1 A' = A' (AA' + p)^-1.

@@ -4,12 +4,17 @@ from collections.abc import Mapping
 
 import jax
 
-from clip_jax.evaluators.answers import Answer, Question, told
-from clip_jax.evaluators.labelled import Labelled, check_features, tested, training
-from clip_jax.evaluators.regression import Lbfgs, Sgd
-from clip_jax.evaluators.shared import Shared
+from clip_jax.evaluators.embedding_cache import EmbeddingCache
+from clip_jax.evaluators.labeled_sets import (
+  LabeledSet,
+  check_features,
+  test_accuracies,
+  training_features,
+)
+from clip_jax.evaluators.linear_classifier import Lbfgs, Sgd
+from clip_jax.evaluators.results import Question, Result, source_detail
 from clip_jax.interfaces import Embedder
-from clip_jax.sharding import make_mesh
+from clip_jax.parallel.mesh import make_mesh
 
 
 class LinearProbe(Question):
@@ -19,8 +24,14 @@ class LinearProbe(Question):
   tower of width 768.
   """
 
-  def __init__(self, train: Labelled, test: Labelled, others: Mapping[str, Labelled] | None = None,
-               solver: Lbfgs | Sgd | None = None, features: str = "tower"):
+  def __init__(
+    self,
+    train: LabeledSet,
+    test: LabeledSet,
+    others: Mapping[str, LabeledSet] | None = None,
+    solver: Lbfgs | Sgd | None = None,
+    features: str = "tower",
+  ):
     """Creates the evaluator.
 
     Args:
@@ -38,24 +49,32 @@ class LinearProbe(Question):
     self._train, self._tests = train, {"": test, **(others or {})}
     self._solver, self._features = solver or Lbfgs(), features
 
-  def answer(self, embedder: Embedder) -> Answer:
+  def answer(self, embedder: Embedder) -> Result:
     """Computes the metrics of `accuracy.accuracies`, prefixed with "name/" for the other sets.
 
     Raises:
       UserError: a class without training images, or a label that is not one of the classes.
     """
-    shared = Shared.of(embedder)
-    known = training(shared, self._train, self._features)
+    shared = EmbeddingCache.of(embedder)
+    known = training_features(shared, self._train, self._features)
     mesh = getattr(shared, "mesh", None) or make_mesh(devices=jax.local_devices())
     fit = self._solver.fit(known.x, known.y, len(known.classes), mesh)
     metrics, errors, tests = {}, {}, {}
     for name, test in self._tests.items():
-      numbers, wrong, images = tested(shared, test, self._features, known.classes, fit)
+      numbers, wrong, images = test_accuracies(shared, test, self._features, known.classes, fit)
       before = f"{name}/" if name else ""
       metrics.update({before + metric: value for metric, value in numbers.items()})
       errors.update({before + metric: value for metric, value in wrong.items()})
-      tests[name] = told(test.source, images)
+      tests[name] = source_detail(test.source, images)
     metrics["train_examples"] = float(len(known.x))
-    return Answer(metrics, {**tests.pop(""), "others": tests, "features": self._features,
-                            "train": told(self._train.source, known.images), "fit": fit.detail,
-                            "standard_error": errors})
+    return Result(
+      metrics,
+      {
+        **tests.pop(""),
+        "others": tests,
+        "features": self._features,
+        "train": source_detail(self._train.source, known.images),
+        "fit": fit.detail,
+        "standard_error": errors,
+      },
+    )

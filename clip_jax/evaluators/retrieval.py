@@ -8,10 +8,28 @@ from PIL import Image, ImageDraw, ImageFont
 from clip_jax.data.decode import UnreadableImage, decode
 from clip_jax.errors import UserError
 from clip_jax.evaluators.accuracy import TIE
-from clip_jax.evaluators.answers import Answer, Question, binomial_error, places, told
-from clip_jax.evaluators.shared import Shared, check_resize
+from clip_jax.evaluators.embedding_cache import EmbeddingCache, check_resize
+from clip_jax.evaluators.results import (
+  Question,
+  Result,
+  binomial_error,
+  evaluated_records,
+  source_detail,
+)
+from clip_jax.inference.contact_sheet import (
+  AMBER,
+  CELL,
+  GAP,
+  GREEN,
+  GREY,
+  INK,
+  LINE,
+  MARGIN,
+  PAPER,
+  draw_card,
+  wrap_text,
+)
 from clip_jax.interfaces import Embedder, Source
-from clip_jax.sheet import AMBER, CELL, GAP, GREEN, GREY, INK, LINE, MARGIN, PAPER, card, wrapped
 
 
 class Retrieval(Question):
@@ -23,8 +41,13 @@ class Retrieval(Question):
   score has a recall of 0.
   """
 
-  def __init__(self, source: Source, limit: int | None = None, block: int = 4096,
-               resize: str | None = None):
+  def __init__(
+    self,
+    source: Source,
+    limit: int | None = None,
+    chunk_size: int = 4096,
+    resize: str | None = None,
+  ):
     """Creates the evaluator.
 
     Args:
@@ -38,10 +61,10 @@ class Retrieval(Question):
       UserError: an empty source, or an unknown `resize`.
     """
     check_resize(resize)
-    self._source, self._resize, self._block = source, resize, block
-    self._places = places(source, limit)
+    self._source, self._resize, self._block = source, resize, chunk_size
+    self._places = evaluated_records(source, limit)
 
-  def answer(self, embedder: Embedder) -> Answer:
+  def answer(self, embedder: Embedder) -> Result:
     """Computes recalls, median ranks and counts.
 
     The metrics are `{image_to_text,text_to_image}_{r1,r5,r10}` in percent,
@@ -51,14 +74,25 @@ class Retrieval(Question):
       UserError: a record has no image or text, or its text is not one or several strings.
     """
     images, z_text, owner, _ = self._embed(embedder)
-    image_rank, text_rank = ranks(images.z, z_text, owner, block=self._block)
+    image_rank, text_rank = ranks(images.z, z_text, owner, chunk_size=self._block)
     metrics = {
-        **_summary("image_to_text", image_rank), **_summary("text_to_image", text_rank),
-        "examples": float(len(images.z)), "captions": float(len(z_text))}
-    return Answer(metrics, told(self._source, images, standard_error={
-        f"{direction}_r{k}": binomial_error(metrics[f"{direction}_r{k}"] / 100, len(rank))
-        for direction, rank in (("image_to_text", image_rank), ("text_to_image", text_rank))
-        for k in (1, 5, 10)}))
+      **_summary("image_to_text", image_rank),
+      **_summary("text_to_image", text_rank),
+      "examples": float(len(images.z)),
+      "captions": float(len(z_text)),
+    }
+    return Result(
+      metrics,
+      source_detail(
+        self._source,
+        images,
+        standard_error={
+          f"{direction}_r{k}": binomial_error(metrics[f"{direction}_r{k}"] / 100, len(rank))
+          for direction, rank in (("image_to_text", image_rank), ("text_to_image", text_rank))
+          for k in (1, 5, 10)
+        },
+      ),
+    )
 
   def picture(self, embedder: Embedder, rows: int = 8) -> Image.Image:
     """Draws a contact sheet: captions spread evenly over the set and their five nearest images.
@@ -72,20 +106,23 @@ class Retrieval(Question):
     """
     images, z_text, owner, texts = self._embed(embedder)
     z_image = images.z
-    image_rank, text_rank = ranks(z_image, z_text, owner, block=self._block)
+    image_rank, text_rank = ranks(z_image, z_text, owner, chunk_size=self._block)
     sheet = []
     # Take the middle caption of each of `rows` equal parts.
     for i in np.unique((np.arange(rows) * 2 + 1) * len(texts) // (2 * rows)):
       # Best first. Insert the correct image at its rank, which puts it last among ties.
       order = np.argsort(-np.nan_to_num(z_image @ z_text[i], nan=-2.0), kind="stable")
       order = np.insert(order[order != owner[i]], text_rank[i], owner[i])
-      sheet.append((texts[i], int(text_rank[i]), [self._image(j) for j in order[:5]],
-                    self._image(owner[i])))
+      sheet.append(
+        (texts[i], int(text_rank[i]), [self._image(j) for j in order[:5]], self._image(owner[i]))
+      )
     forth, back = (_summary("", rank)["_r10"] for rank in (text_rank, image_rank))
     return contact_sheet(
-        sheet, title=f"Captions and their five nearest images out of {len(z_image):,}",
-        subtitle=f"R@10   text to image {forth:.1f} %     image to text {back:.1f} %     "
-                 f"text to image at chance {100 * min(1, 10 / len(z_image)):.1f} %")
+      sheet,
+      title=f"Captions and their five nearest images out of {len(z_image):,}",
+      subtitle=f"R@10   text to image {forth:.1f} %     image to text {back:.1f} %     "
+      f"text to image at chance {100 * min(1, 10 / len(z_image)):.1f} %",
+    )
 
   def _image(self, i: int) -> np.ndarray:
     image = self._source[int(self._places[i])]["image"]
@@ -96,7 +133,7 @@ class Retrieval(Question):
 
   def _embed(self, embedder):
     """Returns the images, text embeddings [m, E], image of each text [m], and the texts."""
-    shared = Shared.of(embedder)
+    shared = EmbeddingCache.of(embedder)
     images = shared.images(self._source, self._places, fields=("text",), resize=self._resize)
     own = [_captions(record["text"], place) for record, place in zip(images.records, self._places)]
     texts = [text for captions in own for text in captions]
@@ -106,19 +143,22 @@ class Retrieval(Question):
 
 def _captions(text: Any, place: int) -> list[str]:
   texts = [text] if isinstance(text, str) else text
-  if (not isinstance(texts, (list, tuple)) or not texts
-      or not all(isinstance(t, str) for t in texts)):
+  if (
+    not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(t, str) for t in texts)
+  ):
     raise UserError(
-        f"Record {place} has text {text!r}; expected a caption or a non-empty list of captions. "
-        "Remove records without captions from the source.")
+      f"Record {place} has text {text!r}; expected a caption or a non-empty list of captions. "
+      "Remove records without captions from the source."
+    )
   return list(texts)
 
 
 _LOWEST = -1e30  # Below every score, but above the -inf of masked scores.
 
 
-def ranks(z_image: np.ndarray, z_text: np.ndarray, owner: np.ndarray, *,
-          block: int = 4096) -> tuple[np.ndarray, np.ndarray]:
+def ranks(
+  z_image: np.ndarray, z_text: np.ndarray, owner: np.ndarray, *, chunk_size: int = 4096
+) -> tuple[np.ndarray, np.ndarray]:
   """Counts the wrong candidates that score at least as high as the correct one; 0 is a hit at 1.
 
   Scores are computed in chunks of `block` x `block`, so that 100,000 images and 500,000 texts need
@@ -144,19 +184,20 @@ def ranks(z_image: np.ndarray, z_text: np.ndarray, owner: np.ndarray, *,
   image_bar, text_bar = (np.nan_to_num(x - np.float32(TIE), nan=_LOWEST) for x in (best, own))
   image_rank, text_rank = np.zeros(len(z_image), np.int64), np.zeros(len(z_text), np.int64)
   order = np.argsort(owner, kind="stable")  # Makes the texts of a block of images contiguous.
-  for i in range(0, len(z_image), block):
-    rows = slice(i, i + block)
-    mine = order[np.searchsorted(owner[order], i):np.searchsorted(owner[order], i + block)]
-    for j in range(0, len(z_text), block):
-      columns = slice(j, j + block)
+  for i in range(0, len(z_image), chunk_size):
+    rows = slice(i, i + chunk_size)
+    mine = order[np.searchsorted(owner[order], i) : np.searchsorted(owner[order], i + chunk_size)]
+    for j in range(0, len(z_text), chunk_size):
+      columns = slice(j, j + chunk_size)
       scores = z_image[rows] @ z_text[columns].T  # [block, block]
-      here = mine[(mine >= j) & (mine < j + block)]
+      here = mine[(mine >= j) & (mine < j + chunk_size)]
       scores[owner[here] - i, here - j] = -np.inf  # Mask correct pairs: they are below every bar.
       # Count the scores below the bar and subtract, because comparisons with NaN are false: the
       # NaN scores of a diverged model must count as errors.
       image_rank[rows] += scores.shape[1] - np.count_nonzero(scores < image_bar[rows, None], axis=1)
       text_rank[columns] += scores.shape[0] - np.count_nonzero(
-          scores < text_bar[None, columns], axis=0)
+        scores < text_bar[None, columns], axis=0
+      )
   return image_rank, text_rank
 
 
@@ -169,8 +210,9 @@ def _summary(direction: str, rank: np.ndarray) -> dict[str, float]:
 _CAPTION, _HEAD = 250, 132  # Width of captions and height of the header in pixels.
 
 
-def contact_sheet(rows: list[tuple[str, int, list[np.ndarray], np.ndarray]], *, title: str,
-                  subtitle: str) -> Image.Image:
+def contact_sheet(
+  rows: list[tuple[str, int, list[np.ndarray], np.ndarray]], *, title: str, subtitle: str
+) -> Image.Image:
   """Draws captions with their nearest images; a green frame marks the correct image.
 
   Args:
@@ -198,15 +240,17 @@ def contact_sheet(rows: list[tuple[str, int, list[np.ndarray], np.ndarray]], *, 
     y = _HEAD + number * (pitch + GAP)
     draw.line((MARGIN, y - GAP, width - MARGIN, y - GAP), LINE)
     found = rank < len(nearest)
-    lines = wrapped(draw, text, middle, _CAPTION - 2 * GAP, 4)
+    lines = wrap_text(draw, text, middle, _CAPTION - 2 * GAP, 4)
     for i, line in enumerate(lines):
       draw.text((MARGIN, y + 8 + i * 23), line, INK, middle)
-    draw.text((MARGIN, y + 14 + len(lines) * 23), f"rank {rank + 1:,}",
-              GREEN if found else AMBER, small)
+    draw.text(
+      (MARGIN, y + 14 + len(lines) * 23), f"rank {rank + 1:,}", GREEN if found else AMBER, small
+    )
     for k, image in enumerate(nearest):
       hit = k == rank
-      card(sheet, image, (MARGIN + _CAPTION + k * pitch, y), GREEN if hit else LINE,
-             4 if hit else 1)
+      draw_card(
+        sheet, image, (MARGIN + _CAPTION + k * pitch, y), GREEN if hit else LINE, 4 if hit else 1
+      )
     if not found:
-      card(sheet, right, (missed, y), AMBER, 2)
+      draw_card(sheet, right, (missed, y), AMBER, 2)
   return sheet

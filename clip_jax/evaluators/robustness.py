@@ -6,14 +6,18 @@ import difflib
 import numpy as np
 
 from clip_jax.errors import UserError
-from clip_jax.evaluators.answers import Answer
+from clip_jax.evaluators.results import Result
 
 
 class Robustness:
   """Average accuracy on variants of a set, and effective robustness relative to other models."""
 
-  def __init__(self, standard: str, variants: Mapping[str, str],
-               references: Mapping[str, Sequence[tuple[float, float]]] | None = None):
+  def __init__(
+    self,
+    standard: str,
+    variants: Mapping[str, str],
+    references: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+  ):
     """Creates the evaluator.
 
     Args:
@@ -28,13 +32,13 @@ class Robustness:
       UserError: no variants, references of an unknown variant, or too few references for a line.
     """
     if not variants:
-      raise UserError("variants={}; expected at least one, such as {\"v2\": \"imagenet_v2/top1\"}.")
+      raise UserError('variants={}; expected at least one, such as {"v2": "imagenet_v2/top1"}.')
     self._standard, self._variants = standard, dict(variants)
     self._lines = {name: (line(points), len(points)) for name, points in (references or {}).items()}
     for name in self._lines:
       self._known(name, self._variants)
 
-  def summary(self, metrics: Mapping[str, float]) -> Answer:
+  def summary(self, metrics: Mapping[str, float]) -> Result:
     """Computes the summary.
 
     The metrics are `average` over the variants and `standard`, in percent, and, for each variant
@@ -50,19 +54,28 @@ class Robustness:
       self._known(name, metrics)
     standard = metrics[self._standard]
     found = {name: metrics[metric] for name, metric in self._variants.items()}
-    effective = {f"effective_{name}": effective_robustness(standard, found[name], through)
-                 for name, (through, _) in self._lines.items()}
-    return Answer(
-        {"average": float(np.mean(list(found.values()))), "standard": standard, **effective},
-        {"variants": found, "lines": {
-            name: {"slope": through[0], "intercept": through[1], "references": count}
-            for name, (through, count) in self._lines.items()}})
+    effective = {
+      f"effective_{name}": effective_robustness(standard, found[name], through)
+      for name, (through, _) in self._lines.items()
+    }
+    return Result(
+      {"average": float(np.mean(list(found.values()))), "standard": standard, **effective},
+      {
+        "variants": found,
+        "lines": {
+          name: {"slope": through[0], "intercept": through[1], "references": count}
+          for name, (through, count) in self._lines.items()
+        },
+      },
+    )
 
   def _known(self, name, among):
     if name not in among:
       close = difflib.get_close_matches(name, among, 1)
-      raise UserError(f"Robustness needs {name!r}; available are {', '.join(among) or 'none'}."
-                      + (f" Did you mean {close[0]!r}?" if close else ""))
+      raise UserError(
+        f"Robustness needs {name!r}; available are {', '.join(among) or 'none'}."
+        + (f" Did you mean {close[0]!r}?" if close else "")
+      )
 
 
 def line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -79,15 +92,16 @@ def line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
   """
   x, y = np.array(points, np.float64).reshape(-1, 2).T
   if len(set(x)) < 2 or not all(0 < v < 100 for v in (*x, *y)):
-    raise UserError(f"references={list(points)} do not define a line; expected at least two "
-                    "(standard, variant) accuracies in percent, above 0 and below 100, with "
-                    "different standard accuracies.")
+    raise UserError(
+      f"references={list(points)} do not define a line; expected at least two "
+      "(standard, variant) accuracies in percent, above 0 and below 100, with "
+      "different standard accuracies."
+    )
   slope, intercept = np.polyfit(_logit(x / 100), _logit(y / 100), 1)
   return float(slope), float(intercept)
 
 
-def effective_robustness(standard: float, variant: float,
-                         through: tuple[float, float]) -> float:
+def effective_robustness(standard: float, variant: float, through: tuple[float, float]) -> float:
   """Computes how far the accuracy on a variant is above the line, in percentage points.
 
   Args:

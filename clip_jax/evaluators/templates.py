@@ -13,36 +13,99 @@ _NONE = ("{}",)
 
 # Forward selection on ImageNet. Source: OpenAI's CLIP, Prompt_Engineering_for_ImageNet.ipynb.
 _OPENAI_7 = (
-    "itap of a {}.", "a bad photo of the {}.", "a origami {}.", "a photo of the large {}.",
-    "a {} in a video game.", "art of the {}.", "a photo of the small {}.")
+  "itap of a {}.",
+  "a bad photo of the {}.",
+  "a origami {}.",
+  "a photo of the large {}.",
+  "a {} in a video game.",
+  "art of the {}.",
+  "a photo of the small {}.",
+)
 
 # Source: the same notebook. "a origami", "a embroidered" and "itap" ("I took a picture") are as
 # published.
 _OPENAI_80 = (
-    "a bad photo of a {}.", "a photo of many {}.", "a sculpture of a {}.",
-    "a photo of the hard to see {}.", "a low resolution photo of the {}.", "a rendering of a {}.",
-    "graffiti of a {}.", "a bad photo of the {}.", "a cropped photo of the {}.",
-    "a tattoo of a {}.", "the embroidered {}.", "a photo of a hard to see {}.",
-    "a bright photo of a {}.", "a photo of a clean {}.", "a photo of a dirty {}.",
-    "a dark photo of the {}.", "a drawing of a {}.", "a photo of my {}.", "the plastic {}.",
-    "a photo of the cool {}.", "a close-up photo of a {}.", "a black and white photo of the {}.",
-    "a painting of the {}.", "a painting of a {}.", "a pixelated photo of the {}.",
-    "a sculpture of the {}.", "a bright photo of the {}.", "a cropped photo of a {}.",
-    "a plastic {}.", "a photo of the dirty {}.", "a jpeg corrupted photo of a {}.",
-    "a blurry photo of the {}.", "a photo of the {}.", "a good photo of the {}.",
-    "a rendering of the {}.", "a {} in a video game.", "a photo of one {}.", "a doodle of a {}.",
-    "a close-up photo of the {}.", "a photo of a {}.", "the origami {}.", "the {} in a video game.",
-    "a sketch of a {}.", "a doodle of the {}.", "a origami {}.", "a low resolution photo of a {}.",
-    "the toy {}.", "a rendition of the {}.", "a photo of the clean {}.", "a photo of a large {}.",
-    "a rendition of a {}.", "a photo of a nice {}.", "a photo of a weird {}.",
-    "a blurry photo of a {}.", "a cartoon {}.", "art of a {}.", "a sketch of the {}.",
-    "a embroidered {}.", "a pixelated photo of a {}.", "itap of the {}.",
-    "a jpeg corrupted photo of the {}.", "a good photo of a {}.", "a plushie {}.",
-    "a photo of the nice {}.", "a photo of the small {}.", "a photo of the weird {}.",
-    "the cartoon {}.", "art of the {}.", "a drawing of the {}.", "a photo of the large {}.",
-    "a black and white photo of a {}.", "the plushie {}.", "a dark photo of a {}.", "itap of a {}.",
-    "graffiti of the {}.", "a toy {}.", "itap of my {}.", "a photo of a cool {}.",
-    "a photo of a small {}.", "a tattoo of the {}.")
+  "a bad photo of a {}.",
+  "a photo of many {}.",
+  "a sculpture of a {}.",
+  "a photo of the hard to see {}.",
+  "a low resolution photo of the {}.",
+  "a rendering of a {}.",
+  "graffiti of a {}.",
+  "a bad photo of the {}.",
+  "a cropped photo of the {}.",
+  "a tattoo of a {}.",
+  "the embroidered {}.",
+  "a photo of a hard to see {}.",
+  "a bright photo of a {}.",
+  "a photo of a clean {}.",
+  "a photo of a dirty {}.",
+  "a dark photo of the {}.",
+  "a drawing of a {}.",
+  "a photo of my {}.",
+  "the plastic {}.",
+  "a photo of the cool {}.",
+  "a close-up photo of a {}.",
+  "a black and white photo of the {}.",
+  "a painting of the {}.",
+  "a painting of a {}.",
+  "a pixelated photo of the {}.",
+  "a sculpture of the {}.",
+  "a bright photo of the {}.",
+  "a cropped photo of a {}.",
+  "a plastic {}.",
+  "a photo of the dirty {}.",
+  "a jpeg corrupted photo of a {}.",
+  "a blurry photo of the {}.",
+  "a photo of the {}.",
+  "a good photo of the {}.",
+  "a rendering of the {}.",
+  "a {} in a video game.",
+  "a photo of one {}.",
+  "a doodle of a {}.",
+  "a close-up photo of the {}.",
+  "a photo of a {}.",
+  "the origami {}.",
+  "the {} in a video game.",
+  "a sketch of a {}.",
+  "a doodle of the {}.",
+  "a origami {}.",
+  "a low resolution photo of a {}.",
+  "the toy {}.",
+  "a rendition of the {}.",
+  "a photo of the clean {}.",
+  "a photo of a large {}.",
+  "a rendition of a {}.",
+  "a photo of a nice {}.",
+  "a photo of a weird {}.",
+  "a blurry photo of a {}.",
+  "a cartoon {}.",
+  "art of a {}.",
+  "a sketch of the {}.",
+  "a embroidered {}.",
+  "a pixelated photo of a {}.",
+  "itap of the {}.",
+  "a jpeg corrupted photo of the {}.",
+  "a good photo of a {}.",
+  "a plushie {}.",
+  "a photo of the nice {}.",
+  "a photo of the small {}.",
+  "a photo of the weird {}.",
+  "the cartoon {}.",
+  "art of the {}.",
+  "a drawing of the {}.",
+  "a photo of the large {}.",
+  "a black and white photo of a {}.",
+  "the plushie {}.",
+  "a dark photo of a {}.",
+  "itap of a {}.",
+  "graffiti of the {}.",
+  "a toy {}.",
+  "itap of my {}.",
+  "a photo of a cool {}.",
+  "a photo of a small {}.",
+  "a tattoo of the {}.",
+)
 
 SETS = {"none": _NONE, "openai_7": _OPENAI_7, "openai_80": _OPENAI_80}
 
@@ -71,11 +134,13 @@ def templates(spec: str | tuple[str, ...]) -> tuple[str, ...]:
   for template in found:
     if "{}" not in template:
       raise UserError(
-          f"Template {template!r} has no {{}} where the class name goes; expected, for example, "
-          "'a photo of a {}.'.")
+        f"Template {template!r} has no {{}} where the class name goes; expected, for example, "
+        "'a photo of a {}.'."
+      )
   if not found:
     raise UserError(
-        f"There are no templates in {spec!r}. To use only the class name, set templates='none'.")
+      f"There are no templates in {spec!r}. To use only the class name, set templates='none'."
+    )
   return found
 
 
@@ -99,10 +164,13 @@ def _from_file(path):
   except OSError as error:
     close = difflib.get_close_matches(path, (*SETS, *per_dataset()), 1)
     raise UserError(
-        f"templates={path!r} is neither a set of templates ({', '.join((*SETS, *per_dataset()))}) "
-        f"nor a readable text file ({error.strerror})."
-        + (f" Did you mean {close[0]!r}?" if close else
-           " Set it to one of these, to a file with one template per line, or to the templates.")
+      f"templates={path!r} is neither a set of templates ({', '.join((*SETS, *per_dataset()))}) "
+      f"nor a readable text file ({error.strerror})."
+      + (
+        f" Did you mean {close[0]!r}?"
+        if close
+        else " Set it to one of these, to a file with one template per line, or to the templates."
+      )
     ) from error
   return tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
 

@@ -7,9 +7,9 @@ import numpy as np
 
 from clip_jax.evaluators import templates as prompts
 from clip_jax.evaluators.accuracy import accuracies, class_ranks
-from clip_jax.evaluators.answers import Answer, Question, places, told
 from clip_jax.evaluators.classes import Classes
-from clip_jax.evaluators.shared import CHUNK, Shared, check_resize
+from clip_jax.evaluators.embedding_cache import CHUNK, EmbeddingCache, check_resize
+from clip_jax.evaluators.results import Question, Result, evaluated_records, source_detail
 from clip_jax.interfaces import Embedder, Source
 
 
@@ -21,11 +21,17 @@ class ZeroShot(Question):
   the first is chosen, as by argmax in other evaluation code.
   """
 
-  def __init__(self, source: Source,
-               classes: str | tuple[str, ...] | Mapping[str, Any] | None = None,
-               label: str = "label", templates: str | tuple[str, ...] = "none",
-               canonicalise: bool = False, limit: int | None = None, resize: str | None = None,
-               others: str = "error"):
+  def __init__(
+    self,
+    source: Source,
+    classes: str | tuple[str, ...] | Mapping[str, Any] | None = None,
+    label: str = "label",
+    templates: str | tuple[str, ...] = "none",
+    canonicalise: bool = False,
+    limit: int | None = None,
+    resize: str | None = None,
+    others: str = "error",
+  ):
     """Creates the evaluator.
 
     Args:
@@ -49,26 +55,30 @@ class ZeroShot(Question):
     """
     check_resize(resize)
     self._source, self._resize, self._limited = source, resize, limit is not None
-    self._places = places(source, limit)
+    self._places = evaluated_records(source, limit)
     self._classes = Classes(source, classes, label, others)
     form = prompts.canonical if canonicalise else str
     self._templates = [form(template) for template in prompts.templates(templates)]
-    self._told = {"templates": templates, "sentences": self._templates,
-                  "canonicalise": canonicalise,
-                  "classes": classes if isinstance(classes, str) else list(self._classes.called)}
-    self._texts = [[sentence.replace("{}", form(name)) for name in own
-                    for sentence in self._templates] for own in self._classes.names]
+    self._told = {
+      "templates": templates,
+      "sentences": self._templates,
+      "canonicalise": canonicalise,
+      "classes": classes if isinstance(classes, str) else list(self._classes.called),
+    }
+    self._texts = [
+      [sentence.replace("{}", form(name)) for name in own for sentence in self._templates]
+      for own in self._classes.names
+    ]
 
-  def answer(self, embedder: Embedder) -> Answer:
+  def answer(self, embedder: Embedder) -> Result:
     """Computes the metrics of `accuracy.accuracies`.
 
     Raises:
       UserError: a record without image or label, a label that is not one of the classes, or a class
         without images.
     """
-    shared, classes = Shared.of(embedder), self._classes
-    images = shared.images(self._source, self._places, fields=(classes.label,),
-                           resize=self._resize)
+    shared, classes = EmbeddingCache.of(embedder), self._classes
+    images = shared.images(self._source, self._places, fields=(classes.label,), resize=self._resize)
     labels = [record[classes.label] for record in images.records]
     asked, right = classes.right(labels, self._places)
     # Skip the check for lists of labels (ReaL), where the raters may have rejected every image of a
@@ -80,16 +90,20 @@ class ZeroShot(Question):
     twins = np.array([first.setdefault(tuple(texts), row) for row, texts in enumerate(self._texts)])
     rank = class_ranks(images.z[asked] @ z_class.T, right, twins)
     metrics, errors = accuracies(rank, right, len(classes))
-    return Answer(metrics, told(self._source, images, **self._told,
-                                left_out=len(labels) - len(asked), standard_error=errors))
+    return Result(
+      metrics,
+      source_detail(
+        self._source, images, **self._told, left_out=len(labels) - len(asked), standard_error=errors
+      ),
+    )
 
 
-def class_embeddings(shared: Shared, texts: list[list[str]]) -> np.ndarray:
+def class_embeddings(shared: EmbeddingCache, texts: list[list[str]]) -> np.ndarray:
   """Computes the normalised mean of the embeddings of each class's texts, float32 [C, E]."""
   means = []
   group = max(1, CHUNK // max(map(len, texts)))  # Classes per chunk, to limit memory.
   for start in range(0, len(texts), group):
-    own = texts[start:start + group]
+    own = texts[start : start + group]
     flat = shared.texts([text for one in own for text in one])
     edges = np.cumsum([len(one) for one in own])[:-1]
     means += [part.mean(0) for part in np.split(flat, edges)]

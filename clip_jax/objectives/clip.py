@@ -8,10 +8,10 @@ import jax.numpy as jnp
 
 from clip_jax import losses
 from clip_jax.interfaces import Metrics
-from clip_jax.objectives.pairs import Pairs
+from clip_jax.objectives.base import PairObjective
 
 
-class Clip(Pairs):
+class Clip(PairObjective):
   """Symmetric softmax cross-entropy over the global batch, with a learned temperature.
 
   Args:
@@ -24,20 +24,30 @@ class Clip(Pairs):
   Source: Radford et al. 2021, sec. 2.3 and 2.5.
   """
 
-  def __init__(self, *, temperature: float = 0.07, max_scale: float = 100.0,
-               keep_patches: float = 1.0, block: int | None = None):
-    super().__init__(keep_patches=keep_patches, block=block)
-    self.log_scale = nnx.Param(jnp.float32(-math.log(temperature)), at_least=0.0,
-                               at_most=math.log(max_scale))
+  def __init__(
+    self,
+    *,
+    temperature: float = 0.07,
+    max_scale: float = 100.0,
+    keep_patches: float = 1.0,
+    chunk_size: int | None = None,
+  ):
+    super().__init__(keep_patches=keep_patches, chunk_size=chunk_size)
+    self.log_scale = nnx.Param(
+      jnp.float32(-math.log(temperature)), at_least=0.0, at_most=math.log(max_scale)
+    )
 
   def loss(self, embeddings: dict[str, jax.Array]) -> tuple[jax.Array, Metrics]:
     """Returns the loss, float32 [] in nats, and retrieval accuracies in both directions."""
     z_image, z_text = embeddings["image"], embeddings["text"]
     scale, _ = self.logit()
-    loss = losses.info_nce(z_image, z_text, scale, block=self.block)
-    image_to_text, text_to_image = losses.accuracies(z_image, z_text, block=self.block)
-    return loss, {"clip/scale": scale, "clip/image_to_text_accuracy": image_to_text,
-                  "clip/text_to_image_accuracy": text_to_image}
+    loss = losses.info_nce(z_image, z_text, scale, chunk_size=self.block)
+    image_to_text, text_to_image = losses.accuracies(z_image, z_text, chunk_size=self.block)
+    return loss, {
+      "clip/logit_scale": scale,
+      "clip/image_to_text_accuracy": image_to_text,
+      "clip/text_to_image_accuracy": text_to_image,
+    }
 
   def logit(self) -> tuple[jax.Array, jax.Array]:
     """(scale, bias) that turn a cosine similarity into a logit, float32 [] each."""

@@ -3,14 +3,19 @@
 from clip_jax.objectives.clip import Clip
 
 
-def flip(*, keep_patches: float = 0.5, temperature: float = 0.07, max_scale: float = 100.0,
-         block: int | None = None) -> Clip:
+def flip(
+  *,
+  keep_patches: float = 0.5,
+  temperature: float = 0.07,
+  max_scale: float = 100.0,
+  chunk_size: int | None = None,
+) -> Clip:
   """A `Clip` that trains on a random subset of each image's patches, which makes steps cheaper.
 
   Each image keeps int(N * keep_patches) patches, drawn anew at every step; a class token is always
   kept. Evaluation uses all patches. To close the gap between training and evaluation, fine-tune
   briefly on whole images: a run of `Clip` initialised from this one with
-  `train.start_from=WORKDIR`.
+  `train.init_from=WORKDIR`.
 
   The scale is clipped to its bound after the update. (The published code clips it inside the loss,
   where its gradient becomes zero, so that it can never decrease again.)
@@ -21,4 +26,6 @@ def flip(*, keep_patches: float = 0.5, temperature: float = 0.07, max_scale: flo
 
   Source: Li et al. 2023 (FLIP), sec. 3.
   """
-  return Clip(temperature=temperature, max_scale=max_scale, keep_patches=keep_patches, block=block)
+  return Clip(
+    temperature=temperature, max_scale=max_scale, keep_patches=keep_patches, chunk_size=chunk_size
+  )

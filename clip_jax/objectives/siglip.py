@@ -9,10 +9,10 @@ import jax.numpy as jnp
 
 from clip_jax import losses
 from clip_jax.interfaces import Metrics
-from clip_jax.objectives.pairs import Pairs
+from clip_jax.objectives.base import PairObjective
 
 
-class Siglip(Pairs):
+class Siglip(PairObjective):
   """Sigmoid cross-entropy of all B x B pairs, summed and divided by B; learned scale and bias.
 
   Args:
@@ -27,11 +27,19 @@ class Siglip(Pairs):
   Source: Zhai et al. 2023, sec. 3.2 and algorithm 1.
   """
 
-  def __init__(self, *, scale: float = 10.0, bias: float = -10.0, max_scale: float | None = None,
-               keep_patches: float = 1.0, block: int | None = None):
-    super().__init__(keep_patches=keep_patches, block=block)
+  def __init__(
+    self,
+    *,
+    scale: float = 10.0,
+    bias: float = -10.0,
+    max_scale: float | None = None,
+    keep_patches: float = 1.0,
+    chunk_size: int | None = None,
+  ):
+    super().__init__(keep_patches=keep_patches, chunk_size=chunk_size)
     bounds: dict[str, Any] = (
-        {} if max_scale is None else dict(at_least=0.0, at_most=math.log(max_scale)))
+      {} if max_scale is None else dict(at_least=0.0, at_most=math.log(max_scale))
+    )
     self.log_scale = nnx.Param(jnp.float32(math.log(scale)), **bounds)
     self.bias = nnx.Param(jnp.float32(bias))
 
@@ -39,11 +47,14 @@ class Siglip(Pairs):
     """Returns the loss, float32 [] in nats per image, and retrieval accuracies both ways."""
     z_image, z_text = embeddings["image"], embeddings["text"]
     scale, bias = self.logit()
-    loss = losses.sigmoid_pairs(z_image, z_text, scale, bias, block=self.block)
-    image_to_text, text_to_image = losses.accuracies(z_image, z_text, block=self.block)
-    return loss, {"siglip/scale": scale, "siglip/bias": bias,
-                  "siglip/image_to_text_accuracy": image_to_text,
-                  "siglip/text_to_image_accuracy": text_to_image}
+    loss = losses.sigmoid_pairs(z_image, z_text, scale, bias, chunk_size=self.block)
+    image_to_text, text_to_image = losses.accuracies(z_image, z_text, chunk_size=self.block)
+    return loss, {
+      "siglip/scale": scale,
+      "siglip/bias": bias,
+      "siglip/image_to_text_accuracy": image_to_text,
+      "siglip/text_to_image_accuracy": text_to_image,
+    }
 
   def logit(self) -> tuple[jax.Array, jax.Array]:
     """(scale, bias) that turn a cosine similarity into a logit, float32 [] each."""

@@ -7,11 +7,11 @@ import jax
 
 from clip_jax import losses
 from clip_jax.interfaces import Batch, Metrics, Objective
-from clip_jax.layers import BatchNorm, Linear
-from clip_jax.model import TwoTowers, unit
+from clip_jax.model.two_towers import TwoTowers, l2_normalize
+from clip_jax.nn.layers import BatchNorm, Linear
+from clip_jax.nn.target import resolve_dtype
+from clip_jax.objectives.base import check_keep_fraction
 from clip_jax.objectives.clip import Clip
-from clip_jax.objectives.pairs import checked_share
-from clip_jax.target import computed_in
 
 
 class Slip(nnx.Module):
@@ -36,18 +36,31 @@ class Slip(nnx.Module):
   Source: Mu et al. 2022, sec. 3 and algorithm 1; the head as in its code.
   """
 
-  def __init__(self, *, model: TwoTowers, pairs: Objective | None = None, ssl_weight: float = 1.0,
-               temperature: float = 0.1, hidden: int = 4096, outputs: int = 256,
-               keep_patches: float = 1.0, block: int | None = None, dtype: str = "auto",
-               rngs: nnx.Rngs):
+  def __init__(
+    self,
+    *,
+    model: TwoTowers,
+    pairs: Objective | None = None,
+    ssl_weight: float = 1.0,
+    temperature: float = 0.1,
+    projection_hidden_dim: int = 4096,
+    outputs: int = 256,
+    keep_patches: float = 1.0,
+    chunk_size: int | None = None,
+    dtype: str = "auto",
+    rngs: nnx.Rngs,
+  ):
     self.pairs = Clip() if pairs is None else pairs
     self.inputs = (*self.pairs.inputs, "view_a", "view_b")
-    self.head = Head(model.image.width, hidden, outputs, dtype=computed_in(dtype), rngs=rngs)
-    self.ssl_weight, self.temperature, self.block = ssl_weight, temperature, block
-    self.keep_patches = checked_share(keep_patches)
+    self.head = Head(
+      model.image.width, projection_hidden_dim, outputs, dtype=resolve_dtype(dtype), rngs=rngs
+    )
+    self.ssl_weight, self.temperature, self.block = ssl_weight, temperature, chunk_size
+    self.keep_patches = check_keep_fraction(keep_patches)
 
-  def embed(self, model: TwoTowers, batch: Batch, *, train: bool,
-            key: jax.Array | None) -> dict[str, jax.Array]:
+  def embed(
+    self, model: TwoTowers, batch: Batch, *, train: bool, key: jax.Array | None
+  ) -> dict[str, jax.Array]:
     """Returns the embeddings of `pairs` and the features of both views, [B, D] each."""
     keep = self.keep_patches if train else 1.0
     z = self.pairs.embed(model, batch, train=train, key=key)
@@ -61,11 +74,14 @@ class Slip(nnx.Module):
     """Returns the loss, float32 [] in nats, and the accuracies of pairs and of views."""
     pairs, metrics = self.pairs.loss(embeddings)
     # Two separate calls, as in the authors' code: BatchNorm normalises each view on its own.
-    z_a, z_b = (unit(self.head(embeddings[v], train=True)) for v in ("view_a", "view_b"))
-    ssl = losses.nt_xent(z_a, z_b, self.temperature, block=self.block)
+    z_a, z_b = (l2_normalize(self.head(embeddings[v], train=True)) for v in ("view_a", "view_b"))
+    ssl = losses.nt_xent(z_a, z_b, self.temperature, chunk_size=self.block)
     return pairs + self.ssl_weight * ssl, {
-        **metrics, "pairs/loss": pairs, "ssl/loss": ssl,
-        "ssl/accuracy": losses.nt_xent_accuracy(z_a, z_b, block=self.block)}
+      **metrics,
+      "pairs/loss": pairs,
+      "ssl/loss": ssl,
+      "ssl/accuracy": losses.nt_xent_accuracy(z_a, z_b, chunk_size=self.block),
+    }
 
   def logit(self) -> tuple[jax.Array, jax.Array]:
     """(scale, bias) that turn a cosine similarity into a logit, float32 [] each."""
@@ -75,11 +91,12 @@ class Slip(nnx.Module):
 class Head(nnx.Module):
   """SimCLR projection head: three linear layers, BatchNorm and ReLU after each but the last."""
 
-  def __init__(self, inputs: int, hidden: int, outputs: int, *, dtype: str, rngs: nnx.Rngs):
-    widths = (inputs, hidden, hidden, outputs)
-    self.layers = nnx.List([Linear(a, b, dtype=dtype, rngs=rngs)
-                            for a, b in itertools.pairwise(widths)])
-    self.norms = nnx.List([BatchNorm(hidden, dtype=dtype) for _ in range(2)])
+  def __init__(self, inputs: int, hidden_dim: int, outputs: int, *, dtype: str, rngs: nnx.Rngs):
+    widths = (inputs, hidden_dim, hidden_dim, outputs)
+    self.layers = nnx.List(
+      [Linear(a, b, dtype=dtype, rngs=rngs) for a, b in itertools.pairwise(widths)]
+    )
+    self.norms = nnx.List([BatchNorm(hidden_dim, dtype=dtype) for _ in range(2)])
 
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     """[B, D] -> float32 [B, outputs].

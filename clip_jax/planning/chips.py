@@ -28,6 +28,7 @@ class Chip:
     kind: JAX's `device_kind`.
     clock: frequency in Hz of the cycles that the TPU compiler counts; None for GPUs.
   """
+
   flops: float
   memory: float
   bandwidth: float
@@ -71,16 +72,16 @@ PREALLOCATED = 0.75
 # stated bandwidth. The network is one adapter per GPU (200 Gbit/s for A100, else 400). Hosts are
 # Google's a2-ultragpu-8g, a3-highgpu-8g, a3-ultragpu-8g and a4-highgpu-8g.
 CHIPS = {
-    "v4": Chip(275e12, 30.75 * 2**30, 1228e9, 45e9, 6.25e9, 6, 3, 4, 4, 240, "TPU v4", 1.05e9),
-    "v5e": Chip(197e12, 15.75 * 2**30, 819e9, 50e9, 3.125e9, 6, 2, 16, 4, 112, "TPU v5 lite",
-                1.5e9),
-    "v5p": Chip(459e12, 95.74 * 2**30, 2765e9, 100e9, 6.25e9, 6, 3, 4, 4, 208, "TPU v5", 1.75e9),
-    "v6e": Chip(918e12, 31.25 * 2**30, 1638e9, 100e9, 12.5e9, 6, 2, 16, 4, 180, "TPU v6 lite",
-                1.75e9),
-    "a100": Chip(312e12, 79.25 * 2**30, 2039e9, 300e9, 25e9, 16, 0, 1, 8, 96, "A100 80GB"),
-    "h100": Chip(989e12, 79.11 * 2**30, 3350e9, 450e9, 50e9, 15, 0, 1, 8, 208, "H100 80GB"),
-    "h200": Chip(989e12, 141 * 2**30, 4800e9, 450e9, 50e9, 15, 0, 1, 8, 224, "H200"),
-    "b200": Chip(2250e12, 178.36 * 2**30, 7700e9, 900e9, 50e9, 28, 0, 1, 8, 224, "B200"),
+  "v4": Chip(275e12, 30.75 * 2**30, 1228e9, 45e9, 6.25e9, 6, 3, 4, 4, 240, "TPU v4", 1.05e9),
+  "v5e": Chip(197e12, 15.75 * 2**30, 819e9, 50e9, 3.125e9, 6, 2, 16, 4, 112, "TPU v5 lite", 1.5e9),
+  "v5p": Chip(459e12, 95.74 * 2**30, 2765e9, 100e9, 6.25e9, 6, 3, 4, 4, 208, "TPU v5", 1.75e9),
+  "v6e": Chip(
+    918e12, 31.25 * 2**30, 1638e9, 100e9, 12.5e9, 6, 2, 16, 4, 180, "TPU v6 lite", 1.75e9
+  ),
+  "a100": Chip(312e12, 79.25 * 2**30, 2039e9, 300e9, 25e9, 16, 0, 1, 8, 96, "A100 80GB"),
+  "h100": Chip(989e12, 79.11 * 2**30, 3350e9, 450e9, 50e9, 15, 0, 1, 8, 208, "H100 80GB"),
+  "h200": Chip(989e12, 141 * 2**30, 4800e9, 450e9, 50e9, 15, 0, 1, 8, 224, "H200"),
+  "b200": Chip(2250e12, 178.36 * 2**30, 7700e9, 900e9, 50e9, 28, 0, 1, 8, 224, "B200"),
 }
 # The topologies that `--topology=all` compares: 64 chips of each TPU.
 COMPARED = ("v4:4x4x4", "v5e:8x8", "v5p:4x4x4", "v6e:8x8")
@@ -95,6 +96,7 @@ class Topology:
     shape: number of chips along each side of a slice; (n,) for GPUs.
     slices: number of slices.
   """
+
   name: str
   shape: tuple[int, ...]
   slices: int = 1
@@ -143,8 +145,9 @@ class Topology:
       return self.chip.network
     if not self.is_tpu:
       return self.chip.link
-    sides = [side for i, side in enumerate(self.shape)
-             if len({place[1 + i] for place in places}) > 1]
+    sides = [
+      side for i, side in enumerate(self.shape) if len({place[1 + i] for place in places}) > 1
+    ]
     return self.chip.link * max(1, sum(1 if side % self.chip.ring else 2 for side in sides))
 
 
@@ -164,19 +167,27 @@ def topology(text: str) -> Topology:
   """
   form = re.fullmatch(r"(?:(\d+)x)?([a-z]\w*):(\d+(?:x\d+)*)", text.strip().lower())
   if not form:
-    raise UserError(f"--topology={text} is not CHIP:SIDES, as in v5e:16x16, v4:4x4x4, 2xv5e:16x16 "
-                    f"(two slices), h100:8, or all. Chips: {', '.join(CHIPS)}.")
+    raise UserError(
+      f"--topology={text} is not CHIP:SIDES, as in v5e:16x16, v4:4x4x4, 2xv5e:16x16 "
+      f"(two slices), h100:8, or all. Chips: {', '.join(CHIPS)}."
+    )
   slices, name, sides = int(form[1] or 1), form[2], tuple(int(n) for n in form[3].split("x"))
   if name not in CHIPS:
     close = difflib.get_close_matches(name, CHIPS, 1)
-    raise UserError(f"There is no chip {name!r}; there are {', '.join(CHIPS)}."
-                    + (f" Did you mean {close[0]!r}?" if close else ""))
+    raise UserError(
+      f"There is no chip {name!r}; there are {', '.join(CHIPS)}."
+      + (f" Did you mean {close[0]!r}?" if close else "")
+    )
   chip = CHIPS[name]
   if len(sides) != max(1, chip.dimensions) or slices < 1 or min(sides) < 1:
     example = {0: "8", 2: "4x8", 3: "2x2x4"}[chip.dimensions]
-    raise UserError(f"--topology={text}: slices of {name} have {max(1, chip.dimensions)} sides of "
-                    f"1 chip or more, as in {name}:{example}.")
+    raise UserError(
+      f"--topology={text}: slices of {name} have {max(1, chip.dimensions)} sides of "
+      f"1 chip or more, as in {name}:{example}."
+    )
   if slices > 1 and not chip.dimensions:
-    raise UserError(f"--topology={text}: GPUs come in hosts of {chip.host_chips}, not in slices. "
-                    f"Write {name}:{slices * sides[0]}.")
+    raise UserError(
+      f"--topology={text}: GPUs come in hosts of {chip.host_chips}, not in slices. "
+      f"Write {name}:{slices * sides[0]}."
+    )
   return Topology(name, sides, slices)

@@ -7,10 +7,17 @@ import re
 
 import numpy as np
 
-from clip_jax.planning.hlo import Instruction, Program
+from clip_jax.costs.hlo import Instruction, Program
 
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all",
-         "collective-permute", "collective-broadcast")
+KINDS = (
+  "all-gather",
+  "all-reduce",
+  "reduce-scatter",
+  "all-to-all",
+  "ragged-all-to-all",
+  "collective-permute",
+  "collective-broadcast",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +32,7 @@ class Collective:
     shape: shapes of the operands, for display.
     origin: the operation in the model that it comes from, as named by JAX.
   """
+
   kind: str
   bytes: float
   group: tuple[int, ...]
@@ -40,8 +48,11 @@ class Collective:
     receives (p - 1) / p n, and an all-reduce is a reduce-scatter and an all-gather.
     """
     p = len(self.group)
-    share = {"all-reduce": 2 * (p - 1) / p, "collective-permute": 1.0,
-             "collective-broadcast": 1.0}.get(self.kind, (p - 1) / p)
+    share = {
+      "all-reduce": 2 * (p - 1) / p,
+      "collective-permute": 1.0,
+      "collective-broadcast": 1.0,
+    }.get(self.kind, (p - 1) / p)
     return self.times * self.bytes * share
 
 
@@ -97,7 +108,7 @@ def _group(instruction: Instruction, devices: int) -> tuple[int, ...]:
   start = text.find("replica_groups=")
   if start < 0:
     return tuple(range(devices))
-  text = text[start + len("replica_groups="):]
+  text = text[start + len("replica_groups=") :]
   lists = re.match(r"\{(\{[\d,{} ]*\})?\}", text)
   if lists:
     return next(_lists(lists[1])) if lists[1] else tuple(range(devices))
@@ -127,8 +138,8 @@ def _mesh_group(text):
   A sub-axis is written `'a':(2)4`: it has 4 devices, and the part of the axis before it has size 2.
   Devices are in ascending order, or in the order of `device_ids=([shape]T(permutation))`.
   """
-  axes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", text[:text.index("]")])}
-  rest = text[text.index("]") + 1:]
+  axes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", text[: text.index("]")])}
+  rest = text[text.index("]") + 1 :]
   ids = np.arange(math.prod(axes.values()))
   order = re.match(r",? *device_ids=\(\[([\d,]+)\]T\(([\d,]+)\)\)", rest)
   if order:
@@ -136,8 +147,10 @@ def _mesh_group(text):
   ids = ids.reshape(list(axes.values()))
   chosen = re.search(r"\{([^}]*)\}", rest)[1]
   index = []
-  named = {name: (int(before or 1), int(size or 0)) for name, before, size in re.findall(
-      r"'([^']+)'(?::\((\d+)\)(\d+))?", chosen)}
+  named = {
+    name: (int(before or 1), int(size or 0))
+    for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", chosen)
+  }
   for name, n in axes.items():
     if name not in named:
       index.append([0])

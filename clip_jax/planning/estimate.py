@@ -8,15 +8,15 @@ from jax.sharding import AbstractDevice, AbstractMesh
 from ml_collections.config_dict import ConfigDict
 import numpy as np
 
-from clip_jax import sharding
 from clip_jax.config import build, call
+from clip_jax.costs.flops import count_multiply_adds, count_parameters
+from clip_jax.costs.hlo import core_cycles, main_memory_traffic
 from clip_jax.errors import UserError
-from clip_jax.flops import multiply_adds, parameters
-from clip_jax.parts import explanation, prepare
-from clip_jax.planning import compile as compile_lib, roofline
+from clip_jax.parallel import mesh as mesh_lib
+from clip_jax.planning import compilation, roofline
 from clip_jax.planning.chips import PREALLOCATED, Topology
 from clip_jax.planning.collectives import Collective, by_kind, collectives
-from clip_jax.planning.hlo import core_cycles, main_memory_traffic
+from clip_jax.training.setup import build_setup, sharding_table
 
 # Images per second that one virtual CPU decodes from JPEG and crops to 224 px, both antialiased, as
 # measured by `bench data` on images of 640 x 480.
@@ -49,6 +49,7 @@ class Estimate:
     compile_seconds: compile time.
     notes: what is missing or assumed, for display.
   """
+
   topology: Topology
   mesh: dict[str, int]
   fits: bool | None
@@ -78,8 +79,9 @@ class Estimate:
     return self.model_flops / (seconds * self.topology.devices * self.topology.chip.flops)
 
 
-def estimate(config: ConfigDict, topology: Topology, *,
-             images_per_core: float = IMAGES_PER_CORE) -> Estimate:
+def estimate(
+  config: ConfigDict, topology: Topology, *, images_per_core: float = IMAGES_PER_CORE
+) -> Estimate:
   """Plans a config for a topology, compiling its step if a compiler for it is installed.
 
   Args:
@@ -94,7 +96,7 @@ def estimate(config: ConfigDict, topology: Topology, *,
   chip = topology.chip
   parts, made, within, missing = _prepared(config, topology)
   notes += missing
-  fits = None if made is None else isinstance(made, compile_lib.Compiled)
+  fits = None if made is None else isinstance(made, compilation.Compiled)
   program = made.program if fits else None
   found = collectives(program, topology.devices) if fits else None
   traffic = main_memory_traffic(program) if fits else None
@@ -102,35 +104,46 @@ def estimate(config: ConfigDict, topology: Topology, *,
   if made and not topology.is_tpu:
     notes += _of_gpus(made, topology)
   with within:
-    done, weighted = (2 * multiply_adds(parts.train_step, parts.state, parts.batch, exact=exact)
-                      for exact in (1, chip.exact))
+    done, weighted = (
+      2 * count_multiply_adds(parts.train_step, parts.state, parts.batch, exact=exact)
+      for exact in (1, chip.exact)
+    )
   return Estimate(
-      topology=topology, mesh=dict(parts.mesh.shape), fits=fits,
-      arguments=compile_lib.bytes_a_device((parts.state, parts.batch)),
-      temporaries=made.temporaries if fits else None,
-      peak=None if made is None else made.peak if fits else made.needed,
-      limit=made.there if fits is False else chip.room,
-      batch_size=parts.data.batch_size, total_steps=parts.total_steps if knows_length else None,
-      parameters=parameters(parts.state.params),
-      model_flops=parts.data.batch_size * parts.compute.flops, flops=done, traffic=traffic,
-      found=found,
-      roofline=roofline.Roofline(
-          compute=roofline.compute_seconds(weighted, topology),
-          memory=traffic / chip.bandwidth if fits else None,
-          interconnect=roofline.interconnect_seconds(
-              found, _places(parts.mesh, topology), topology) if fits else None,
-          input=roofline.input_seconds(parts.data.batch_size, topology, images_per_core)),
-      compiler_seconds=cycles / chip.clock if cycles else None,
-      compile_seconds=made.seconds if made else None, notes=notes)
+    topology=topology,
+    mesh=dict(parts.mesh.shape),
+    fits=fits,
+    arguments=compilation.bytes_a_device((parts.state, parts.batch)),
+    temporaries=made.temporaries if fits else None,
+    peak=None if made is None else made.peak if fits else made.needed,
+    limit=made.there if fits is False else chip.room,
+    batch_size=parts.data.batch_size,
+    total_steps=parts.total_steps if knows_length else None,
+    parameters=count_parameters(parts.state.params),
+    model_flops=parts.data.batch_size * parts.compute.flops,
+    flops=done,
+    traffic=traffic,
+    found=found,
+    roofline=roofline.Roofline(
+      compute=roofline.compute_seconds(weighted, topology),
+      memory=traffic / chip.bandwidth if fits else None,
+      interconnect=roofline.interconnect_seconds(found, _places(parts.mesh, topology), topology)
+      if fits
+      else None,
+      input=roofline.input_seconds(parts.data.batch_size, topology, images_per_core),
+    ),
+    compiler_seconds=cycles / chip.clock if cycles else None,
+    compile_seconds=made.seconds if made else None,
+    notes=notes,
+  )
 
 
 def _prepared(config, topology):
   """Returns the parts of a run, the compiled step or None, a context of their mesh, and notes."""
   failed = None
-  if compile_lib.can_compile(topology):
+  if compilation.can_compile(topology):
     try:
-      parts = prepare(config, mesh=_mesh(config, compile_lib.devices(topology)))
-      return parts, compile_lib.compiled(parts, topology), jax.set_mesh(parts.mesh), ()
+      parts = build_setup(config, mesh=_mesh(config, compilation.devices(topology)))
+      return parts, compilation.compile_step(parts, topology), jax.set_mesh(parts.mesh), ()
     except UserError:
       raise
     except Exception as e:  # JAX does not promise to compile for GPUs that are not attached.
@@ -138,8 +151,12 @@ def _prepared(config, topology):
         raise
       failed = e
   mesh = _abstract_mesh(config, topology)
-  return (prepare(config, mesh=mesh), None, jax.sharding.use_abstract_mesh(mesh),
-          (_what_is_missing(topology, failed),))
+  return (
+    build_setup(config, mesh=mesh),
+    None,
+    jax.sharding.use_abstract_mesh(mesh),
+    (_what_is_missing(topology, failed),),
+  )
 
 
 class NoData:
@@ -174,53 +191,82 @@ def without_data(config: ConfigDict) -> tuple[ConfigDict, tuple[str, ...], bool]
       if config.train.epochs is None:
         return config, (note,), True
       config.train.epochs, config.train.steps = None, 10**9  # More steps than any warm-up has.
-      return config, (note, "The length of the run is unknown, because its epochs depend on the "
-                            "data; set --config.train.samples to plan it."), False
+      return (
+        config,
+        (
+          note,
+          "The length of the run is unknown, because its epochs depend on the "
+          "data; set --config.train.samples to plan it.",
+        ),
+        False,
+      )
 
 
 def explained(config: ConfigDict, topology: Topology) -> str:
   """Formats the sharding of each array of the train state on a topology; compiles nothing."""
-  return explanation(prepare(without_data(config)[0], mesh=_abstract_mesh(config, topology)))
+  return sharding_table(build_setup(without_data(config)[0], mesh=_abstract_mesh(config, topology)))
 
 
 def _mesh(config, devices):
-  return sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor,
-                            slices=config.mesh.slices, devices=devices)
+  return mesh_lib.make_mesh(
+    config.mesh.data,
+    config.mesh.fsdp,
+    config.mesh.tensor,
+    slices=config.mesh.slices,
+    devices=devices,
+  )
 
 
 def _abstract_mesh(config, topology):
-  sizes = sharding.mesh_sizes(config.mesh.data, config.mesh.fsdp, config.mesh.tensor,
-                              devices=topology.devices)
-  kind = AbstractDevice(device_kind=topology.chip.kind, num_cores=None,
-                        platform="tpu" if topology.is_tpu else "gpu")
-  return AbstractMesh(sizes, sharding.AXES, abstract_device=kind,
-                      axis_types=(jax.sharding.AxisType.Auto,) * len(sizes))
+  sizes = mesh_lib.mesh_sizes(
+    config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices=topology.devices
+  )
+  kind = AbstractDevice(
+    device_kind=topology.chip.kind, num_cores=None, platform="tpu" if topology.is_tpu else "gpu"
+  )
+  return AbstractMesh(
+    sizes,
+    mesh_lib.AXES,
+    abstract_device=kind,
+    axis_types=(jax.sharding.AxisType.Auto,) * len(sizes),
+  )
 
 
 def _places(mesh, topology):
   """Location of each device of the mesh: its slice or host, then its coordinates there."""
   if not topology.is_tpu:
     return [topology.place(d.id) for d in mesh.devices.flat]
-  return [(getattr(d, "slice_index", None) or 0, *d.coords[:topology.chip.dimensions])
-          for d in mesh.devices.flat]
+  return [
+    (getattr(d, "slice_index", None) or 0, *d.coords[: topology.chip.dimensions])
+    for d in mesh.devices.flat
+  ]
 
 
 def _what_is_missing(topology, failed=None):
   compiler, extra = ("libtpu", "tpu") if topology.is_tpu else ("JAX's CUDA plugin", "cuda")
-  why = (f"the compiler failed ({compile_lib.first_line(failed)})" if failed else
-         f"{compiler} is not installed (pip install 'scaling-clip-jax[{extra}]')")
-  return (f"Nothing was compiled, because {why}. Missing: temporaries and peak, whether it fits, "
-          "memory traffic, collectives; the time covers matrix products and input only.")
+  why = (
+    f"the compiler failed ({compilation.first_line(failed)})"
+    if failed
+    else f"{compiler} is not installed (pip install 'scaling-clip-jax[{extra}]')"
+  )
+  return (
+    f"Nothing was compiled, because {why}. Missing: temporaries and peak, whether it fits, "
+    "memory traffic, collectives; the time covers matrix products and input only."
+  )
 
 
 def _of_gpus(made, topology):
   """Notes on the accuracy of a step that was compiled without a GPU."""
-  notes = ("Compiled without a GPU to autotune on, so matrix products use cuBLAS and not Triton, "
-           "and the program on real GPUs will differ: memory traffic, and the time derived from "
-           "it, are approximate.",)
-  limit = (f"The limit is what JAX preallocates by default, {PREALLOCATED:.0%} of a GPU's "
-           f"{topology.chip.memory / 1e9:.1f} GB")
-  if isinstance(made, compile_lib.TooLarge) and made.needed < _MOST * topology.chip.memory:
+  notes = (
+    "Compiled without a GPU to autotune on, so matrix products use cuBLAS and not Triton, "
+    "and the program on real GPUs will differ: memory traffic, and the time derived from "
+    "it, are approximate.",
+  )
+  limit = (
+    f"The limit is what JAX preallocates by default, {PREALLOCATED:.0%} of a GPU's "
+    f"{topology.chip.memory / 1e9:.1f} GB"
+  )
+  if isinstance(made, compilation.TooLarge) and made.needed < _MOST * topology.chip.memory:
     limit += f"; with XLA_CLIENT_MEM_FRACTION={_MOST} this step may fit"
   return (*notes, limit + ".")
 
@@ -233,28 +279,43 @@ def as_json(plan: Estimate) -> dict[str, Any]:
   """Returns all numbers of an estimate by name, ready for JSON."""
   roof = plan.roofline
   return {
-      "topology": str(plan.topology), "chips": plan.topology.devices,
-      "hosts": plan.topology.hosts, "mesh": plan.mesh, "fits": plan.fits,
-      "bytes_per_chip": {"arguments": plan.arguments, "temporaries": plan.temporaries,
-                         "peak": plan.peak, "limit": plan.limit},
-      "batch_size": plan.batch_size, "parameters": plan.parameters,
-      "model_flops_per_step": plan.model_flops, "flops_per_step": plan.flops,
-      "memory_traffic_bytes_per_chip": plan.traffic,
-      "collectives": None if plan.found is None else by_kind(plan.found),
-      "largest_collectives": None if plan.found is None else [
-          dataclasses.asdict(one) | {"group": len(one.group), "wire_bytes": one.wire_bytes}
-          for one in plan.found[:20]],
-      "seconds": dataclasses.asdict(roof) | {
-          "best": roof.best, "worst": roof.worst, "compiler": plan.compiler_seconds},
-      "binds": roof.binds,
-      "model_flops_utilisation": {"at_most": plan.utilisation(roof.best),
-                                  "without_overlap": plan.utilisation(roof.worst),
-                                  "compiler": plan.utilisation(plan.compiler_seconds)
-                                              if plan.compiler_seconds else None},
-      "examples_per_second": plan.examples_per_second,
-      "examples_per_second_and_host": plan.examples_per_second / plan.topology.hosts,
-      "total_steps": plan.total_steps,
-      "run_seconds": None if plan.total_steps is None else {
-          "best": plan.total_steps * roof.best, "worst": plan.total_steps * roof.worst},
-      "compile_seconds": plan.compile_seconds, "notes": list(plan.notes),
+    "topology": str(plan.topology),
+    "chips": plan.topology.devices,
+    "hosts": plan.topology.hosts,
+    "mesh": plan.mesh,
+    "fits": plan.fits,
+    "bytes_per_chip": {
+      "arguments": plan.arguments,
+      "temporaries": plan.temporaries,
+      "peak": plan.peak,
+      "limit": plan.limit,
+    },
+    "batch_size": plan.batch_size,
+    "parameters": plan.parameters,
+    "model_flops_per_step": plan.model_flops,
+    "flops_per_step": plan.flops,
+    "memory_traffic_bytes_per_chip": plan.traffic,
+    "collectives": None if plan.found is None else by_kind(plan.found),
+    "largest_collectives": None
+    if plan.found is None
+    else [
+      dataclasses.asdict(one) | {"group": len(one.group), "wire_bytes": one.wire_bytes}
+      for one in plan.found[:20]
+    ],
+    "seconds": dataclasses.asdict(roof)
+    | {"best": roof.best, "worst": roof.worst, "compiler": plan.compiler_seconds},
+    "binds": roof.binds,
+    "model_flops_utilisation": {
+      "at_most": plan.utilisation(roof.best),
+      "without_overlap": plan.utilisation(roof.worst),
+      "compiler": plan.utilisation(plan.compiler_seconds) if plan.compiler_seconds else None,
+    },
+    "examples_per_second": plan.examples_per_second,
+    "examples_per_second_and_host": plan.examples_per_second / plan.topology.hosts,
+    "total_steps": plan.total_steps,
+    "run_seconds": None
+    if plan.total_steps is None
+    else {"best": plan.total_steps * roof.best, "worst": plan.total_steps * roof.worst},
+    "compile_seconds": plan.compile_seconds,
+    "notes": list(plan.notes),
   }

@@ -24,6 +24,7 @@ class Roofline:
     compute, memory, interconnect: time on the chips.
     input: time of the hosts' CPUs to make the examples, which overlaps with the chips.
   """
+
   compute: float
   memory: float | None
   interconnect: float | None
@@ -55,8 +56,9 @@ def compute_seconds(weighted_flops: float, topology: Topology) -> float:
   return weighted_flops / (topology.devices * topology.chip.flops)
 
 
-def interconnect_seconds(found: Sequence[Collective], places: Sequence[tuple[int, ...]],
-                         topology: Topology) -> float:
+def interconnect_seconds(
+  found: Sequence[Collective], places: Sequence[tuple[int, ...]], topology: Topology
+) -> float:
   """Time of all collectives, run one after the other.
 
   Args:

@@ -10,14 +10,14 @@ import zipfile
 import numpy as np
 
 from clip_jax.config import call
+from clip_jax.data.checkpoint_tokenizer import MissingTokenizer
+from clip_jax.data.resize_then_crop import ResizeThenCrop
 from clip_jax.data.tokenizer import SentencePiece
-from clip_jax.data.tokenizer_file import NoTokenizer
-from clip_jax.data.two_step import TwoStep
 from clip_jax.errors import UserError
-from clip_jax.model import TwoTowers
-from clip_jax.pretrained import saved as saved_lib
-from clip_jax.pretrained.names import Name, of, prefixed, square_patch
-from clip_jax.pretrained.saved import Saved, complete, demand, kind
+from clip_jax.model.two_towers import TwoTowers
+from clip_jax.pretrained import model_bundle
+from clip_jax.pretrained.model_bundle import ModelBundle, complete_spec, part_name, require
+from clip_jax.pretrained.name_table import Name, of, prefixed, square_patch
 from clip_jax.towers.text import TextTransformer
 from clip_jax.towers.vit import Vit
 
@@ -36,44 +36,54 @@ def _mlp(theirs, ours):
 
 _ATTENTION = "MultiHeadDotProductAttention_0"
 BLOCK = [
-    *_norm("LayerNorm_0", "norm_attention"),
-    *(row for i, name in enumerate(("query", "key", "value")) for row in (
-        Name(f"{_ATTENTION}/{name}/kernel", "attention/qkv/kernel", of(i, 1)),
-        Name(f"{_ATTENTION}/{name}/bias", "attention/qkv/bias", of(i, 0)))),
-    *_pair(f"{_ATTENTION}/out", "attention/out"),
-    *_norm("LayerNorm_1", "norm_mlp"),
-    *_mlp("MlpBlock_0", "mlp"),
+  *_norm("LayerNorm_0", "norm_attention"),
+  *(
+    row
+    for i, name in enumerate(("query", "key", "value"))
+    for row in (
+      Name(f"{_ATTENTION}/{name}/kernel", "attention/qkv/kernel", of(i, 1)),
+      Name(f"{_ATTENTION}/{name}/bias", "attention/qkv/bias", of(i, 0)),
+    )
+  ),
+  *_pair(f"{_ATTENTION}/out", "attention/out"),
+  *_norm("LayerNorm_1", "norm_mlp"),
+  *_mlp("MlpBlock_0", "mlp"),
 ]
 HEAD = [
-    Name("probe", "probe", lambda x: x[None, None]),
-    *_pair(f"{_ATTENTION}/query", "query"),
-    *(row for i, name in enumerate(("key", "value")) for row in (
-        Name(f"{_ATTENTION}/{name}/kernel", "key_value/kernel", of(i, 1)),
-        Name(f"{_ATTENTION}/{name}/bias", "key_value/bias", of(i, 0)))),
-    *_pair(f"{_ATTENTION}/out", "out"),
-    *_norm("LayerNorm_0", "norm"),
-    *_mlp("MlpBlock_0", "mlp"),
+  Name("probe", "probe", lambda x: x[None, None]),
+  *_pair(f"{_ATTENTION}/query", "query"),
+  *(
+    row
+    for i, name in enumerate(("key", "value"))
+    for row in (
+      Name(f"{_ATTENTION}/{name}/kernel", "key_value/kernel", of(i, 1)),
+      Name(f"{_ATTENTION}/{name}/bias", "key_value/bias", of(i, 0)),
+    )
+  ),
+  *_pair(f"{_ATTENTION}/out", "out"),
+  *_norm("LayerNorm_0", "norm"),
+  *_mlp("MlpBlock_0", "mlp"),
 ]
 TABLE = [
-    Name("img/embedding/kernel", "image/embedding/kernel", square_patch),
-    Name("img/embedding/bias", "image/embedding/bias"),
-    Name("img/pos_embedding", "image/positions", lambda x: x[None]),
-    Name("img/cls", "image/class_token", lambda x: x[None, None]),
-    *prefixed("img/Transformer/encoderblock_{}/", "image/stack/blocks/", BLOCK),
-    *_norm("img/Transformer/encoder_norm", "image/norm"),
-    *prefixed("img/MAPHead_0/", "image/head/", HEAD),
-    *_pair("img/head", "image_projection"),
-    Name("txt/Embed_0/embedding", "text/embedding"),
-    Name("txt/pos_embedding", "text/positions", lambda x: x[None]),
-    *prefixed("txt/Encoder_0/encoderblock_{}/", "text/stack/blocks/", BLOCK),
-    *_norm("txt/Encoder_0/encoder_norm", "text/norm"),
-    *_pair("txt/head", "text_projection"),
-    Name("t", "log_scale", lambda x: x[None]),
+  Name("img/embedding/kernel", "image/embedding/kernel", square_patch),
+  Name("img/embedding/bias", "image/embedding/bias"),
+  Name("img/pos_embedding", "image/positions", lambda x: x[None]),
+  Name("img/cls", "image/class_token", lambda x: x[None, None]),
+  *prefixed("img/Transformer/encoderblock_{}/", "image/stack/blocks/", BLOCK),
+  *_norm("img/Transformer/encoder_norm", "image/norm"),
+  *prefixed("img/MAPHead_0/", "image/head/", HEAD),
+  *_pair("img/head", "image_projection"),
+  Name("txt/Embed_0/embedding", "text/embedding"),
+  Name("txt/pos_embedding", "text/positions", lambda x: x[None]),
+  *prefixed("txt/Encoder_0/encoderblock_{}/", "text/stack/blocks/", BLOCK),
+  *_norm("txt/Encoder_0/encoder_norm", "text/norm"),
+  *_pair("txt/head", "text_projection"),
+  Name("t", "log_scale", lambda x: x[None]),
 ]
 BIAS = [Name("b", "bias", lambda x: x[None])]
 
 
-def read(path: Path) -> Saved:
+def read(path: Path) -> ModelBundle:
   """Reads a model from a .npz file and infers its architecture from the array shapes.
 
   The file does not record how images were preprocessed. As for SigLIP, they are squashed to the
@@ -88,12 +98,26 @@ def read(path: Path) -> Saved:
   model = _model(arrays, str(path))
   text = model.text
   files = sorted(path.parent.glob("*.model"))
-  tokenizer = SentencePiece(str(files[0]), text.length, sticky_eos=True) if len(files) == 1 else (
-      NoTokenizer(f"{path} does not include its tokenizer. Put its SentencePiece model, and no "
-                  f"other *.model file, into {path.parent}.", text.length, text.vocabulary))
-  return saved_lib.read(
-      model, TABLE + (BIAS if "b" in arrays else []), arrays, str(path),
-      preprocess=TwoStep(model.image.image_size, "squash", "bilinear"), tokenizer=tokenizer)
+  tokenizer = (
+    SentencePiece(str(files[0]), text.context_length, sticky_eos=True)
+    if len(files) == 1
+    else (
+      MissingTokenizer(
+        f"{path} does not include its tokenizer. Put its SentencePiece model, and no "
+        f"other *.model file, into {path.parent}.",
+        text.context_length,
+        text.vocab_size,
+      )
+    )
+  )
+  return model_bundle.read(
+    model,
+    TABLE + (BIAS if "b" in arrays else []),
+    arrays,
+    str(path),
+    preprocess=ResizeThenCrop(model.image.image_size, "squash", "bilinear"),
+    tokenizer=tokenizer,
+  )
 
 
 def _arrays(path):
@@ -116,8 +140,13 @@ def _arrays(path):
 
 def _model(arrays, where):
   """Returns the call of the model, inferred from its arrays."""
-  wanted = ("img/embedding/kernel", "img/pos_embedding", "txt/Embed_0/embedding",
-            "txt/pos_embedding", "t")
+  wanted = (
+    "img/embedding/kernel",
+    "img/pos_embedding",
+    "txt/Embed_0/embedding",
+    "txt/pos_embedding",
+    "t",
+  )
   missing = [name for name in wanted if name not in arrays]
   if missing:
     raise UserError(f"{where} is not a big_vision two-tower model: it lacks {', '.join(missing)}.")
@@ -129,53 +158,73 @@ def _model(arrays, where):
 
   def sizes(prefix):
     block = f"{prefix}encoderblock_0/"
-    return dict(width=shape(f"{block}LayerNorm_0/scale"),
-                mlp=shape(f"{block}MlpBlock_0/Dense_0/bias"),
-                depth=sum(n.startswith(f"{prefix}encoderblock_") and n.endswith("LayerNorm_0/scale")
-                          for n in arrays),
-                heads=shape(f"{block}{_ATTENTION}/query/bias"), dtype="float32")
+    return dict(
+      width=shape(f"{block}LayerNorm_0/scale"),
+      mlp_dim=shape(f"{block}MlpBlock_0/Dense_0/bias"),
+      depth=sum(
+        n.startswith(f"{prefix}encoderblock_") and n.endswith("LayerNorm_0/scale") for n in arrays
+      ),
+      num_heads=shape(f"{block}{_ATTENTION}/query/bias"),
+      dtype="float32",
+    )
 
   patch, N = shape("img/embedding/kernel"), shape("img/pos_embedding", 1)
   side = math.isqrt(N)
   if side * side != N:
-    raise UserError(f"{where} has {N} image positions, which is not a square number. Only square "
-                    "images are supported.")
+    raise UserError(
+      f"{where} has {N} image positions, which is not a square number. Only square "
+      "images are supported."
+    )
   head = lambda tower: "affine" if f"{tower}/head/kernel" in arrays else "none"
   pool = "map" if "img/MAPHead_0/probe" in arrays else "tok" if "img/cls" in arrays else "gap"
   return call(
-      TwoTowers,
-      image=call(Vit, patch=patch, image_size=side * patch, pool=pool,
-                 **sizes("img/Transformer/")),
-      text=call(TextTransformer, vocabulary=shape("txt/Embed_0/embedding"),
-                length=shape("txt/pos_embedding", 1), mask_padding=False,
-                **sizes("txt/Encoder_0/")),
-      embed=shape("txt/head/kernel", 1) if head("txt") == "affine" else
-      shape("txt/Embed_0/embedding", 1),
-      image_projection=head("img"), text_projection=head("txt"))
+    TwoTowers,
+    image=call(Vit, patch=patch, image_size=side * patch, pool=pool, **sizes("img/Transformer/")),
+    text=call(
+      TextTransformer,
+      vocab_size=shape("txt/Embed_0/embedding"),
+      context_length=shape("txt/pos_embedding", 1),
+      mask_padding=False,
+      **sizes("txt/Encoder_0/"),
+    ),
+    embed_dim=shape("txt/head/kernel", 1)
+    if head("txt") == "affine"
+    else shape("txt/Embed_0/embedding", 1),
+    image_projection=head("img"),
+    text_projection=head("txt"),
+  )
 
 
-def write(saved: Saved, path: Path) -> None:
+def write(saved: ModelBundle, path: Path) -> None:
   """Writes a .npz file that big_vision's `two_towers.load` reads.
 
   Raises:
     UserError: big_vision has no equivalent of the model.
   """
-  model = complete(saved.model)
-  if (kind(model.image), kind(model.text)) != ("Vit", "TextTransformer"):
-    raise UserError(f"big_vision has no equivalent of {kind(model.image)} with "
-                    f"{kind(model.text)}. {saved_lib.EXPORTABLE}")
+  model = complete_spec(saved.model)
+  if (part_name(model.image), part_name(model.text)) != ("Vit", "TextTransformer"):
+    raise UserError(
+      f"big_vision has no equivalent of {part_name(model.image)} with "
+      f"{part_name(model.text)}. {model_bundle.EXPORTABLE}"
+    )
   there = "big_vision"
   for spec, name in ((model.image, "Vit"), (model.text, "TextTransformer")):
-    demand(spec, name, there, epsilon=1e-6, activation="gelu_tanh")
-  demand(model.image, "Vit", there, positions="learned", class_position=False, pre_norm=False,
-         patch_bias=True)
-  demand(model.text, "TextTransformer", there, causal=False, pool="last",
-         mask_padding=False)
-  demand(model, "the model", there, mean=((0.5,) * 3,), std=((0.5,) * 3,))
-  arrays = saved_lib.written(saved, TABLE + (BIAS if saved.bias else []))
+    require(spec, name, there, norm_eps=1e-6, activation="gelu_tanh")
+  require(
+    model.image,
+    "Vit",
+    there,
+    positions="learned",
+    class_position=False,
+    pre_norm=False,
+    patch_bias=True,
+  )
+  require(model.text, "TextTransformer", there, causal=False, pool="last", mask_padding=False)
+  require(model, "the model", there, mean=((0.5,) * 3,), std=((0.5,) * 3,))
+  arrays = model_bundle.written(saved, TABLE + (BIAS if saved.bias else []))
   for name, tower in (("image", "img"), ("text", "txt")):
     if model[f"{name}_projection"] == "linear":
-      arrays[f"{tower}/head/bias"] = np.zeros(model.embed, np.float32)
+      arrays[f"{tower}/head/bias"] = np.zeros(model.embed_dim, np.float32)
   path.parent.mkdir(parents=True, exist_ok=True)
   with open(path, "wb") as f:
     np.savez(f, allow_pickle=False, **{f"params/{name}": x for name, x in arrays.items()})

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from clip_jax.config import call
+from clip_jax.data.checkpoint_tokenizer import CleanedTokenizer, MissingTokenizer, TokenizerJson
+from clip_jax.data.resize_then_crop import ResizeThenCrop
 from clip_jax.data.tokenizer import ClipBpe, SentencePiece
-from clip_jax.data.tokenizer_file import Cleaned, NoTokenizer, TokenizerFile
-from clip_jax.data.two_step import TwoStep
 from clip_jax.errors import UserError
-from clip_jax.model import TwoTowers
-from clip_jax.pretrained import safetensors, saved as saved_lib, tokenizers
-from clip_jax.pretrained.names import (
+from clip_jax.model.two_towers import TwoTowers
+from clip_jax.pretrained import model_bundle, safetensors_file, saved_tokenizers
+from clip_jax.pretrained.model_bundle import ModelBundle, complete_spec, part_name, require
+from clip_jax.pretrained.name_table import (
   Name,
   layer_norm,
   linear,
@@ -26,127 +27,186 @@ from clip_jax.pretrained.names import (
   vector,
 )
 from clip_jax.pretrained.open_clip import OPENAI_MEAN, OPENAI_STD
-from clip_jax.pretrained.saved import Saved, complete, demand, kind
 from clip_jax.towers.text import TextTransformer
 from clip_jax.towers.vit import Vit
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PREPROCESSING = "preprocessor_config.json"
 IGNORED = ("*.position_ids",)  # A constant buffer: 0, 1, 2, ...
-ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh",
-               "gelu_new": "gelu_tanh", "gelu_python": "gelu"}
+ACTIVATIONS = {
+  "quick_gelu": "quick_gelu",
+  "gelu": "gelu",
+  "gelu_pytorch_tanh": "gelu_tanh",
+  "gelu_new": "gelu_tanh",
+  "gelu_python": "gelu",
+}
 INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 # Defaults of the fields that a config.json omits.
 DEFAULTS = {
-    "clip": {
-        "text_config": dict(vocab_size=49_408, hidden_size=512, intermediate_size=2048,
-                            num_hidden_layers=12, num_attention_heads=8, max_position_embeddings=77,
-                            hidden_act="quick_gelu", layer_norm_eps=1e-5, eos_token_id=49_407),
-        "vision_config": dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
-                              num_attention_heads=12, image_size=224, patch_size=32,
-                              hidden_act="quick_gelu", layer_norm_eps=1e-5)},
-    "siglip": {
-        "text_config": dict(vocab_size=32_000, hidden_size=768, intermediate_size=3072,
-                            num_hidden_layers=12, num_attention_heads=12,
-                            max_position_embeddings=64, hidden_act="gelu_pytorch_tanh",
-                            layer_norm_eps=1e-6, pad_token_id=1, projection_size=None),
-        "vision_config": dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
-                              num_attention_heads=12, image_size=224, patch_size=16,
-                              hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6,
-                              vision_use_head=True)},
+  "clip": {
+    "text_config": dict(
+      vocab_size=49_408,
+      hidden_size=512,
+      intermediate_size=2048,
+      num_hidden_layers=12,
+      num_attention_heads=8,
+      max_position_embeddings=77,
+      hidden_act="quick_gelu",
+      layer_norm_eps=1e-5,
+      eos_token_id=49_407,
+    ),
+    "vision_config": dict(
+      hidden_size=768,
+      intermediate_size=3072,
+      num_hidden_layers=12,
+      num_attention_heads=12,
+      image_size=224,
+      patch_size=32,
+      hidden_act="quick_gelu",
+      layer_norm_eps=1e-5,
+    ),
+  },
+  "siglip": {
+    "text_config": dict(
+      vocab_size=32_000,
+      hidden_size=768,
+      intermediate_size=3072,
+      num_hidden_layers=12,
+      num_attention_heads=12,
+      max_position_embeddings=64,
+      hidden_act="gelu_pytorch_tanh",
+      layer_norm_eps=1e-6,
+      pad_token_id=1,
+      projection_size=None,
+    ),
+    "vision_config": dict(
+      hidden_size=768,
+      intermediate_size=3072,
+      num_hidden_layers=12,
+      num_attention_heads=12,
+      image_size=224,
+      patch_size=16,
+      hidden_act="gelu_pytorch_tanh",
+      layer_norm_eps=1e-6,
+      vision_use_head=True,
+    ),
+  },
 }
 
 BLOCK = [
-    *layer_norm("layer_norm1", "norm_attention"),
-    *(row for i, name in enumerate("qkv") for row in linear(
-        f"self_attn.{name}_proj", "attention/qkv", of(i, 1, matrix), of(i, 0, vector))),
-    *linear("self_attn.out_proj", "attention/out", matrix_of_heads),
-    *layer_norm("layer_norm2", "norm_mlp"),
-    *linear("mlp.fc1", "mlp/up"),
-    *linear("mlp.fc2", "mlp/down"),
+  *layer_norm("layer_norm1", "norm_attention"),
+  *(
+    row
+    for i, name in enumerate("qkv")
+    for row in linear(f"self_attn.{name}_proj", "attention/qkv", of(i, 1, matrix), of(i, 0, vector))
+  ),
+  *linear("self_attn.out_proj", "attention/out", matrix_of_heads),
+  *layer_norm("layer_norm2", "norm_mlp"),
+  *linear("mlp.fc1", "mlp/up"),
+  *linear("mlp.fc2", "mlp/down"),
 ]
 TOWERS = [
-    Name("vision_model.embeddings.class_embedding", "image/class_token"),
-    Name("vision_model.embeddings.patch_embedding.weight", "image/embedding/kernel", patch),
-    Name("vision_model.embeddings.patch_embedding.bias", "image/embedding/bias"),
-    Name("vision_model.embeddings.position_embedding.weight", "image/positions"),
-    *layer_norm("vision_model.pre_layrnorm", "image/pre_norm"),
-    *prefixed("vision_model.encoder.layers.{}.", "image/stack/blocks/", BLOCK),
-    *layer_norm("vision_model.post_layernorm", "image/norm"),
-    Name("text_model.embeddings.token_embedding.weight", "text/embedding"),
-    Name("text_model.embeddings.position_embedding.weight", "text/positions"),
-    *prefixed("text_model.encoder.layers.{}.", "text/stack/blocks/", BLOCK),
-    *layer_norm("text_model.final_layer_norm", "text/norm"),
+  Name("vision_model.embeddings.class_embedding", "image/class_token"),
+  Name("vision_model.embeddings.patch_embedding.weight", "image/embedding/kernel", patch),
+  Name("vision_model.embeddings.patch_embedding.bias", "image/embedding/bias"),
+  Name("vision_model.embeddings.position_embedding.weight", "image/positions"),
+  *layer_norm("vision_model.pre_layrnorm", "image/pre_norm"),
+  *prefixed("vision_model.encoder.layers.{}.", "image/stack/blocks/", BLOCK),
+  *layer_norm("vision_model.post_layernorm", "image/norm"),
+  Name("text_model.embeddings.token_embedding.weight", "text/embedding"),
+  Name("text_model.embeddings.position_embedding.weight", "text/positions"),
+  *prefixed("text_model.encoder.layers.{}.", "text/stack/blocks/", BLOCK),
+  *layer_norm("text_model.final_layer_norm", "text/norm"),
 ]
 TABLES = {
-    "clip": [
-        *TOWERS,
-        Name("visual_projection.weight", "image_projection/kernel", matrix),
-        Name("text_projection.weight", "text_projection/kernel", matrix),
-        Name("logit_scale", "log_scale"),
-    ],
-    "siglip": [
-        *TOWERS,
-        *prefixed("vision_model.head.", "image/head/", [
-            Name("probe", "probe", lambda x: x[None, None]),
-            # One array with the queries first, then the keys and values.
-            Name("attention.in_proj_weight", "query/kernel", matrix),
-            Name("attention.in_proj_weight", "key_value/kernel", matrix),
-            Name("attention.in_proj_bias", "query/bias", vector),
-            Name("attention.in_proj_bias", "key_value/bias", vector),
-            *linear("attention.out_proj", "out", matrix_of_heads),
-            *layer_norm("layernorm", "norm"),
-            *linear("mlp.fc1", "mlp/up"),
-            *linear("mlp.fc2", "mlp/down"),
-        ]),
-        *linear("text_model.head", "text_projection"),
-        Name("logit_scale", "log_scale", lambda x: x[None]),
-        Name("logit_bias", "bias", lambda x: x[None]),
-    ],
+  "clip": [
+    *TOWERS,
+    Name("visual_projection.weight", "image_projection/kernel", matrix),
+    Name("text_projection.weight", "text_projection/kernel", matrix),
+    Name("logit_scale", "log_scale"),
+  ],
+  "siglip": [
+    *TOWERS,
+    *prefixed(
+      "vision_model.head.",
+      "image/head/",
+      [
+        Name("probe", "probe", lambda x: x[None, None]),
+        # One array with the queries first, then the keys and values.
+        Name("attention.in_proj_weight", "query/kernel", matrix),
+        Name("attention.in_proj_weight", "key_value/kernel", matrix),
+        Name("attention.in_proj_bias", "query/bias", vector),
+        Name("attention.in_proj_bias", "key_value/bias", vector),
+        *linear("attention.out_proj", "out", matrix_of_heads),
+        *layer_norm("layernorm", "norm"),
+        *linear("mlp.fc1", "mlp/up"),
+        *linear("mlp.fc2", "mlp/down"),
+      ],
+    ),
+    *linear("text_model.head", "text_projection"),
+    Name("logit_scale", "log_scale", lambda x: x[None]),
+    Name("logit_bias", "bias", lambda x: x[None]),
+  ],
 }
 
 
-def read(folder: Path) -> Saved:
+def read(folder: Path) -> ModelBundle:
   """Reads a model from a directory written by CLIPModel or SiglipModel.
 
   Raises:
     UserError: the model is of another type, or the weights do not match the config.
   """
-  config = saved_lib.load_json(folder / CONFIG)
+  config = model_bundle.load_json(folder / CONFIG)
   form = config.get("model_type")
   if form not in TABLES:
-    raise UserError(f"{folder / CONFIG} describes a model of type {form!r}. The Hugging Face types "
-                    f"that can be read are {' and '.join(map(repr, TABLES))}.")
-  text, image = ({**DEFAULTS[form][name], **(config.get(name) or {})}
-                 for name in ("text_config", "vision_config"))
+    raise UserError(
+      f"{folder / CONFIG} describes a model of type {form!r}. The Hugging Face types "
+      f"that can be read are {' and '.join(map(repr, TABLES))}."
+    )
+  text, image = (
+    {**DEFAULTS[form][name], **(config.get(name) or {})}
+    for name in ("text_config", "vision_config")
+  )
   settings = _preprocessing(folder, form, image)
   model = (_clip if form == "clip" else _siglip)(config, image, text, settings)
   where = folder / (INDEX if (folder / INDEX).is_file() else WEIGHTS)
-  return saved_lib.read(
-      model, TABLES[form], _arrays(where), str(where), ignored=IGNORED,
-      preprocess=_transform(settings, model.image.image_size),
-      tokenizer=_tokenizer(folder, form, text))
+  return model_bundle.read(
+    model,
+    TABLES[form],
+    _arrays(where),
+    str(where),
+    ignored=IGNORED,
+    preprocess=_transform(settings, model.image.image_size),
+    tokenizer=_tokenizer(folder, form, text),
+  )
 
 
 def _arrays(where):
   """Returns the arrays of a .safetensors file, or of all files that an index lists."""
   if where.name != INDEX:
-    return safetensors.read(where)
+    return safetensors_file.read(where)
   arrays = {}
-  for name in sorted(set(saved_lib.load_json(where)["weight_map"].values())):
-    arrays |= safetensors.read(where.parent / name)
+  for name in sorted(set(model_bundle.load_json(where)["weight_map"].values())):
+    arrays |= safetensors_file.read(where.parent / name)
   return arrays
 
 
 def _shape(config):
   if config["hidden_act"] not in ACTIVATIONS:
-    raise UserError(f"Unsupported activation {config['hidden_act']!r}. The Hugging Face "
-                    f"activations that can be read are {', '.join(ACTIVATIONS)}.")
-  return dict(width=config["hidden_size"], depth=config["num_hidden_layers"],
-              mlp=config["intermediate_size"], heads=config["num_attention_heads"],
-              epsilon=config["layer_norm_eps"], activation=ACTIVATIONS[config["hidden_act"]],
-              dtype="float32")
+    raise UserError(
+      f"Unsupported activation {config['hidden_act']!r}. The Hugging Face "
+      f"activations that can be read are {', '.join(ACTIVATIONS)}."
+    )
+  return dict(
+    width=config["hidden_size"],
+    depth=config["num_hidden_layers"],
+    mlp_dim=config["intermediate_size"],
+    num_heads=config["num_attention_heads"],
+    norm_eps=config["layer_norm_eps"],
+    activation=ACTIVATIONS[config["hidden_act"]],
+    dtype="float32",
+  )
 
 
 def _side(size):
@@ -158,15 +218,32 @@ def _clip(config, image, text, settings):
   end, vocabulary = text["eos_token_id"], text["vocab_size"]
   end = end[0] if isinstance(end, list) else end
   return call(
-      TwoTowers,
-      image=call(Vit, patch=image["patch_size"], image_size=_side(image["image_size"]), pool="tok",
-                 class_position=True, pre_norm=True, patch_bias=False, **_shape(image)),
-      text=call(TextTransformer, vocabulary=vocabulary, length=text["max_position_embeddings"],
-                causal=True, pool="eot", mask_padding=False,
-                # Configs from before 2023 say 2 where they mean the largest id.
-                end_token=vocabulary - 1 if end == 2 else end, **_shape(text)),
-      embed=config.get("projection_dim", 512), mean=tuple(settings["image_mean"]),
-      std=tuple(settings["image_std"]))
+    TwoTowers,
+    image=call(
+      Vit,
+      patch=image["patch_size"],
+      image_size=_side(image["image_size"]),
+      pool="tok",
+      class_position=True,
+      pre_norm=True,
+      patch_bias=False,
+      **_shape(image),
+    ),
+    text=call(
+      TextTransformer,
+      vocab_size=vocabulary,
+      context_length=text["max_position_embeddings"],
+      causal=True,
+      pool="eot",
+      mask_padding=False,
+      # Configs from before 2023 say 2 where they mean the largest id.
+      eos_id=vocabulary - 1 if end == 2 else end,
+      **_shape(text),
+    ),
+    embed_dim=config.get("projection_dim", 512),
+    mean=tuple(settings["image_mean"]),
+    std=tuple(settings["image_std"]),
+  )
 
 
 def _siglip(config, image, text, settings):
@@ -176,26 +253,43 @@ def _siglip(config, image, text, settings):
     raise UserError("Cannot read a SiglipModel without a pooling head (vision_use_head is false).")
   side, patch_size = _side(image["image_size"]), image["patch_size"]
   return call(
-      TwoTowers,
-      image=call(Vit, patch=patch_size, image_size=side, pool="map",
-                 drop_rest=bool(np.any(np.mod(side, patch_size))), **_shape(image)),
-      text=call(TextTransformer, vocabulary=text["vocab_size"],
-                length=text["max_position_embeddings"], pool="last", mask_padding=False,
-                **_shape(text)),
-      embed=text["projection_size"] or text["hidden_size"], image_projection="none",
-      text_projection="affine", mean=tuple(settings["image_mean"]),
-      std=tuple(settings["image_std"]))
+    TwoTowers,
+    image=call(
+      Vit,
+      patch=patch_size,
+      image_size=side,
+      pool="map",
+      drop_rest=bool(np.any(np.mod(side, patch_size))),
+      **_shape(image),
+    ),
+    text=call(
+      TextTransformer,
+      vocab_size=text["vocab_size"],
+      context_length=text["max_position_embeddings"],
+      pool="last",
+      mask_padding=False,
+      **_shape(text),
+    ),
+    embed_dim=text["projection_size"] or text["hidden_size"],
+    image_projection="none",
+    text_projection="affine",
+    mean=tuple(settings["image_mean"]),
+    std=tuple(settings["image_std"]),
+  )
 
 
 def _preprocessing(folder, form, image):
   """Returns the settings of preprocessor_config.json, completed with the usual values."""
   file, side = folder / PREPROCESSING, image["image_size"]
   half = (0.5, 0.5, 0.5)
-  usual = {"image_mean": OPENAI_MEAN if form == "clip" else half,
-           "image_std": OPENAI_STD if form == "clip" else half, "resample": 3,
-           "do_center_crop": form == "clip",
-           "size": {"shortest_edge": side} if form == "clip" else {"height": side, "width": side}}
-  return {**usual, **(saved_lib.load_json(file) if file.is_file() else {})}
+  usual = {
+    "image_mean": OPENAI_MEAN if form == "clip" else half,
+    "image_std": OPENAI_STD if form == "clip" else half,
+    "resample": 3,
+    "do_center_crop": form == "clip",
+    "size": {"shortest_edge": side} if form == "clip" else {"height": side, "width": side},
+  }
+  return {**usual, **(model_bundle.load_json(file) if file.is_file() else {})}
 
 
 def _transform(settings, image_size):
@@ -204,103 +298,149 @@ def _transform(settings, image_size):
   size = settings["size"]
   shortest = size if isinstance(size, int) else size.get("shortest_edge")
   if settings["do_center_crop"] and shortest:
-    return TwoStep(image_size, "shortest", interpolation, side=shortest)
-  return TwoStep(image_size, "squash", interpolation)
+    return ResizeThenCrop(image_size, "shortest", interpolation, side=shortest)
+  return ResizeThenCrop(image_size, "squash", interpolation)
 
 
 def _tokenizer(folder, form, text):
   """Returns the directory's tokenizer, or OpenAI's built-in one if the vocabulary is CLIP's."""
   length, vocabulary = text["max_position_embeddings"], text["vocab_size"]
-  own = tokenizers.own(folder)
-  if own or (form == "clip" and vocabulary == ClipBpe.vocabulary):
+  own = saved_tokenizers.bundled_tokenizer(folder)
+  if own or (form == "clip" and vocabulary == ClipBpe.vocab_size):
     return own or ClipBpe(length)
-  settings = tokenizers.settings(folder)
+  settings = saved_tokenizers.settings(folder)
   # SigLIP's tokenizer class cleans texts. SigLIP 2 was trained on lower-cased texts, but its
   # tokenizer.json does not lower-case them.
   clean = {"SiglipTokenizer": "letters", "Siglip2Tokenizer": "lower"}.get(
-      settings.get("tokenizer_class"), "lower" if form == "siglip" else "whitespace")
+    settings.get("tokenizer_class"), "lower" if form == "siglip" else "whitespace"
+  )
   if (folder / "tokenizer.json").is_file():
     default = text.get("pad_token_id") or 0
-    return Cleaned(TokenizerFile(str(folder / "tokenizer.json"), length,
-                                 tokenizers.padding(folder, default=default)), clean)
-  if (folder / tokenizers.PIECES).is_file():
-    return Cleaned(SentencePiece(str(folder / tokenizers.PIECES), length, sticky_eos=True), clean)
-  return NoTokenizer(
-      f"The checkpoint in {folder} has no tokenizer: neither tokenizer.json nor "
-      f"{tokenizers.PIECES} is there. Download them too, for example with hf-hub:ORG/NAME.",
-      length, vocabulary)
+    return CleanedTokenizer(
+      TokenizerJson(
+        str(folder / "tokenizer.json"), length, saved_tokenizers.padding(folder, default=default)
+      ),
+      clean,
+    )
+  if (folder / saved_tokenizers.PIECES).is_file():
+    return CleanedTokenizer(
+      SentencePiece(str(folder / saved_tokenizers.PIECES), length, sticky_eos=True), clean
+    )
+  return MissingTokenizer(
+    f"The checkpoint in {folder} has no tokenizer: neither tokenizer.json nor "
+    f"{saved_tokenizers.PIECES} is there. Download them too, for example with hf-hub:ORG/NAME.",
+    length,
+    vocabulary,
+  )
 
 
-def write(saved: Saved, folder: Path) -> None:
+def write(saved: ModelBundle, folder: Path) -> None:
   """Writes a directory that CLIPModel or SiglipModel loads with `from_pretrained(folder)`.
 
   Raises:
     UserError: neither class has an equivalent of the model.
   """
-  model = complete(saved.model)
-  if (kind(model.image), kind(model.text)) != ("Vit", "TextTransformer"):
-    raise UserError(f"Hugging Face's CLIPModel and SiglipModel have no equivalent of "
-                    f"{kind(model.image)} with {kind(model.text)}. {saved_lib.EXPORTABLE}")
+  model = complete_spec(saved.model)
+  if (part_name(model.image), part_name(model.text)) != ("Vit", "TextTransformer"):
+    raise UserError(
+      f"Hugging Face's CLIPModel and SiglipModel have no equivalent of "
+      f"{part_name(model.image)} with {part_name(model.text)}. {model_bundle.EXPORTABLE}"
+    )
   form = "siglip" if model.image.pool == "map" else "clip"
   config = _clip_config(model, saved) if form == "clip" else _siglip_config(model)
-  arrays = saved_lib.written(saved, TABLES[form])
+  arrays = model_bundle.written(saved, TABLES[form])
   folder.mkdir(parents=True, exist_ok=True)
-  safetensors.write(folder / WEIGHTS, arrays)
-  saved_lib.save_json(folder / CONFIG, {"model_type": form, "dtype": "float32", **config})
-  saved_lib.save_json(folder / PREPROCESSING, _processor(saved, form, model))
-  tokenizers.write(saved.tokenizer, folder)
+  safetensors_file.write(folder / WEIGHTS, arrays)
+  model_bundle.save_json(folder / CONFIG, {"model_type": form, "dtype": "float32", **config})
+  model_bundle.save_json(folder / PREPROCESSING, _processor(saved, form, model))
+  saved_tokenizers.write(saved.tokenizer, folder)
 
 
 def _config(spec):
   back = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
-  return dict(hidden_size=spec.width, intermediate_size=spec.mlp, num_hidden_layers=spec.depth,
-              num_attention_heads=spec.heads, hidden_act=back[spec.activation],
-              layer_norm_eps=spec.epsilon)
+  return dict(
+    hidden_size=spec.width,
+    intermediate_size=spec.mlp_dim,
+    num_hidden_layers=spec.depth,
+    num_attention_heads=spec.num_heads,
+    hidden_act=back[spec.activation],
+    layer_norm_eps=spec.norm_eps,
+  )
 
 
 def _clip_config(model, saved):
   image, text, there = model.image, model.text, "Hugging Face's CLIPModel"
-  demand(image, "Vit", there, pool="tok", class_position=True, pre_norm=True, patch_bias=False,
-         positions="learned", drop_rest=False)
-  demand(text, "TextTransformer", there, causal=True, pool="eot")
-  demand(model, "the model", there, image_projection="linear", text_projection="linear")
+  require(
+    image,
+    "Vit",
+    there,
+    pool="tok",
+    class_position=True,
+    pre_norm=True,
+    patch_bias=False,
+    positions="learned",
+    drop_rest=False,
+  )
+  require(text, "TextTransformer", there, causal=True, pool="eot")
+  require(model, "the model", there, image_projection="linear", text_projection="linear")
   if saved.bias:
-    raise UserError(f"{there} has no logit bias, but this model's is {saved.bias:.3g}. "
-                    + saved_lib.EXPORTABLE)
-  end = tokenizers.end_token(text, saved.tokenizer, there)
-  return {"architectures": ["CLIPModel"], "projection_dim": model.embed,
-          "text_config": {**_config(text), **_vocabulary(text), "eos_token_id": end,
-                          "projection_dim": model.embed},
-          "vision_config": {**_config(image), "image_size": image.image_size,
-                            "patch_size": image.patch, "projection_dim": model.embed}}
+    raise UserError(
+      f"{there} has no logit bias, but this model's is {saved.bias:.3g}. " + model_bundle.EXPORTABLE
+    )
+  end = saved_tokenizers.end_token(text, saved.tokenizer, there)
+  return {
+    "architectures": ["CLIPModel"],
+    "projection_dim": model.embed_dim,
+    "text_config": {
+      **_config(text),
+      **_vocabulary(text),
+      "eos_token_id": end,
+      "projection_dim": model.embed_dim,
+    },
+    "vision_config": {
+      **_config(image),
+      "image_size": image.image_size,
+      "patch_size": image.patch,
+      "projection_dim": model.embed_dim,
+    },
+  }
 
 
 def _siglip_config(model):
   image, text, there = model.image, model.text, "Hugging Face's SiglipModel"
-  demand(image, "Vit", there, pre_norm=False, patch_bias=True, positions="learned")
-  demand(text, "TextTransformer", there, causal=False, pool="last", mask_padding=False)
-  demand(model, "the model", there, image_projection="none", text_projection="affine")
-  return {"architectures": ["SiglipModel"],
-          "text_config": {**_config(text), **_vocabulary(text), "projection_size": model.embed},
-          "vision_config": {**_config(image), "image_size": image.image_size,
-                            "patch_size": image.patch}}
+  require(image, "Vit", there, pre_norm=False, patch_bias=True, positions="learned")
+  require(text, "TextTransformer", there, causal=False, pool="last", mask_padding=False)
+  require(model, "the model", there, image_projection="none", text_projection="affine")
+  return {
+    "architectures": ["SiglipModel"],
+    "text_config": {**_config(text), **_vocabulary(text), "projection_size": model.embed_dim},
+    "vision_config": {**_config(image), "image_size": image.image_size, "patch_size": image.patch},
+  }
 
 
 def _vocabulary(text):
-  return {"vocab_size": text.vocabulary, "max_position_embeddings": text.length}
+  return {"vocab_size": text.vocab_size, "max_position_embeddings": text.context_length}
 
 
 def _processor(saved, form, model):
   """Returns the content of preprocessor_config.json."""
   made, size = saved.preprocess, saved.preprocess.size
   number = {name: i for i, name in INTERPOLATIONS.items()}[
-      getattr(made, "interpolation", "bicubic")]
+    getattr(made, "interpolation", "bicubic")
+  ]
   crops = made.mode in ("shortest", "crop")
   shorter = getattr(made, "side", None) or min(size)
   return {
-      "image_processor_type": f"{'CLIP' if form == 'clip' else 'Siglip'}ImageProcessor",
-      "do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True,
-      "rescale_factor": 1 / 255, "resample": number, "image_mean": model.mean,
-      "image_std": model.std, "do_center_crop": crops,
-      "size": {"shortest_edge": shorter} if crops else {"height": size[0], "width": size[1]},
-      **({"crop_size": {"height": size[0], "width": size[1]}} if crops else {})}
+    "image_processor_type": f"{'CLIP' if form == 'clip' else 'Siglip'}ImageProcessor",
+    "do_resize": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "do_convert_rgb": True,
+    "rescale_factor": 1 / 255,
+    "resample": number,
+    "image_mean": model.mean,
+    "image_std": model.std,
+    "do_center_crop": crops,
+    "size": {"shortest_edge": shorter} if crops else {"height": size[0], "width": size[1]},
+    **({"crop_size": {"height": size[0], "width": size[1]}} if crops else {}),
+  }

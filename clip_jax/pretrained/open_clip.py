@@ -11,16 +11,16 @@ from ml_collections.config_dict import ConfigDict
 import numpy as np
 
 from clip_jax.config import call
+from clip_jax.data.checkpoint_tokenizer import CleanedTokenizer, MissingTokenizer, TokenizerJson
 from clip_jax.data.crops import Resize
+from clip_jax.data.resize_then_crop import ResizeThenCrop
 from clip_jax.data.tokenizer import ClipBpe
-from clip_jax.data.tokenizer_file import Cleaned, NoTokenizer, TokenizerFile
-from clip_jax.data.two_step import TwoStep
 from clip_jax.errors import UserError
-from clip_jax.model import TwoTowers
-from clip_jax.pretrained import safetensors, saved as saved_lib, tokenizers
-from clip_jax.pretrained.names import Name
+from clip_jax.model.two_towers import TwoTowers
+from clip_jax.pretrained import model_bundle, safetensors_file, saved_tokenizers
+from clip_jax.pretrained.model_bundle import ModelBundle, complete_spec, part_name, require
+from clip_jax.pretrained.name_table import Name
 from clip_jax.pretrained.open_clip_names import BIAS, SCALARS, TRUNK, VIT, resnet_table, text_table
-from clip_jax.pretrained.saved import Saved, complete, demand, kind
 from clip_jax.towers import clip_resnet, sizes
 from clip_jax.towers.text import TextTransformer
 from clip_jax.towers.vit import Vit
@@ -37,11 +37,18 @@ TIMM_SIZES = {"base": "B", "large": "L", "so400m": "So400m", "giantopt": "g-opt"
 TIMM_HEADS = {"base": 12, "large": 16, "so400m": 16, "giantopt": 16}
 # (patch, image size) of the ViTs that timm added for SigLIP 2, which use the tanh GELU; the older
 # ones, in TIMM_EXACT, use the exact GELU.
-TIMM_TANH = {"base": {(32, 256)}, "large": {(16, 512)},
-             "so400m": {(16, 256), (16, 384), (16, 512)}, "giantopt": {(16, 256), (16, 384)}}
-TIMM_EXACT = {"base": {(16, 224), (16, 256), (16, 384), (16, 512)},
-              "large": {(16, 256), (16, 384)}, "so400m": {(14, 224), (14, 378), (14, 384)},
-              "giantopt": set()}
+TIMM_TANH = {
+  "base": {(32, 256)},
+  "large": {(16, 512)},
+  "so400m": {(16, 256), (16, 384), (16, 512)},
+  "giantopt": {(16, 256), (16, 384)},
+}
+TIMM_EXACT = {
+  "base": {(16, 224), (16, 256), (16, 384), (16, 512)},
+  "large": {(16, 256), (16, 384)},
+  "so400m": {(14, 224), (14, 378), (14, 384)},
+  "giantopt": set(),
+}
 
 
 def table(model: ConfigDict, *, biased: bool, custom: bool) -> list[Name]:
@@ -52,42 +59,64 @@ def table(model: ConfigDict, *, biased: bool, custom: bool) -> list[Name]:
     biased: whether the checkpoint has a logit bias.
     custom: whether it is a CustomTextCLIP, where text tower names start with "text.".
   """
-  trunk = kind(model.image) == "Vit" and not model.image.class_position
-  image = resnet_table(_numbers(model.image)[0]) if kind(model.image) == "ClipResnet" else (
-      TRUNK if trunk else VIT)
+  trunk = part_name(model.image) == "Vit" and not model.image.class_position
+  image = (
+    resnet_table(_numbers(model.image)[0])
+    if part_name(model.image) == "ClipResnet"
+    else (TRUNK if trunk else VIT)
+  )
   affine = model.text_projection == "affine"
   return [*image, *text_table("text." if custom else "", affine=affine), *SCALARS, *(BIAS * biased)]
 
 
 def _numbers(image):
   """Returns (stages, width, image size) of a ClipResnet call."""
-  return tuple(n if given is None else given for given, n in zip(
-      (image.stages, image.width, image.image_size), clip_resnet.SIZES[image.size]))
+  return tuple(
+    n if given is None else given
+    for given, n in zip(
+      (image.stages, image.width, image.image_size), clip_resnet.SIZES[image.size]
+    )
+  )
 
 
-def read(folder: Path) -> Saved:
+def read(folder: Path) -> ModelBundle:
   """Reads a model from a directory that open_clip wrote or that was downloaded from the hub.
 
   Raises:
     UserError: the weights are missing or do not match the config, or the config has a setting that
       is not supported.
   """
-  config = saved_lib.load_json(folder / CONFIG)
+  config = model_bundle.load_json(folder / CONFIG)
   described = config.get("model_cfg")
   if described is None:
     raise UserError(f"{folder / CONFIG} has no model_cfg, so it is not an open_clip config.")
-  arrays = safetensors.read(folder / WEIGHTS)
-  settings = {"mean": OPENAI_MEAN, "std": OPENAI_STD, "interpolation": "bicubic",
-              "resize_mode": "shortest", **config.get("preprocess_cfg", {})}
+  arrays = safetensors_file.read(folder / WEIGHTS)
+  settings = {
+    "mean": OPENAI_MEAN,
+    "std": OPENAI_STD,
+    "interpolation": "bicubic",
+    "resize_mode": "shortest",
+    **config.get("preprocess_cfg", {}),
+  }
   model = _model(described, arrays, settings, str(folder / CONFIG))
   interpolation = settings["interpolation"]
-  return saved_lib.read(
-      model, table(complete(model), biased="logit_bias" in arrays,
-                   custom="text.positional_embedding" in arrays), arrays, str(folder / WEIGHTS),
-      ignored=IGNORED,
-      preprocess=TwoStep(model.image.image_size, settings["resize_mode"],
-                         "bicubic" if interpolation == "random" else interpolation),
-      tokenizer=_tokenizer(described["text_cfg"], folder))
+  return model_bundle.read(
+    model,
+    table(
+      complete_spec(model),
+      biased="logit_bias" in arrays,
+      custom="text.positional_embedding" in arrays,
+    ),
+    arrays,
+    str(folder / WEIGHTS),
+    ignored=IGNORED,
+    preprocess=ResizeThenCrop(
+      model.image.image_size,
+      settings["resize_mode"],
+      "bicubic" if interpolation == "random" else interpolation,
+    ),
+    tokenizer=_tokenizer(described["text_cfg"], folder),
+  )
 
 
 def _model(config, arrays, settings, where):
@@ -95,21 +124,32 @@ def _model(config, arrays, settings, where):
   image, text_config = dict(config["vision_cfg"]), dict(config["text_cfg"])
   quick = "quick_gelu" if config.get("quick_gelu") else "gelu"
   affine = text_config.pop("proj_bias", False)
-  vision = _timm if image.get("timm_model_name") else (
-      _resnet if isinstance(image.get("layers"), (list, tuple)) else _vit)
+  vision = (
+    _timm
+    if image.get("timm_model_name")
+    else (_resnet if isinstance(image.get("layers"), (list, tuple)) else _vit)
+  )
   spec, projection = vision(image, arrays, quick, where)
-  return call(TwoTowers, image=spec, text=_text(text_config, quick, where),
-              embed=config["embed_dim"], image_projection=projection,
-              text_projection="affine" if affine else "linear",
-              mean=tuple(settings["mean"]), std=tuple(settings["std"]))
+  return call(
+    TwoTowers,
+    image=spec,
+    text=_text(text_config, quick, where),
+    embed_dim=config["embed_dim"],
+    image_projection=projection,
+    text_projection="affine" if affine else "linear",
+    mean=tuple(settings["mean"]),
+    std=tuple(settings["std"]),
+  )
 
 
 def _rest(config, section, where, harmless=()):
   """Raises `UserError` if any setting of a section has not been consumed and is not harmless."""
   asked = {name: value for name, value in config.items() if value and name not in harmless}
   if asked:
-    raise UserError(f"{where}: {section} has {asked}, which clip_jax does not support. It reads "
-                    "plain ViTs, ModifiedResNets, timm's SigLIP ViTs and plain text transformers.")
+    raise UserError(
+      f"{where}: {section} has {asked}, which clip_jax does not support. It reads "
+      "plain ViTs, ModifiedResNets, timm's SigLIP ViTs and plain text transformers."
+    )
 
 
 def _size(size):
@@ -129,26 +169,53 @@ def _vit(config, arrays, quick, where):
   del arrays
   width, patch_size = config.pop("width", 768), config.pop("patch_size", 16)
   spec = call(
-      Vit, patch=patch_size, image_size=_size(config.pop("image_size", 224)), pool="tok",
-      class_position=True, pre_norm=not config.pop("no_ln_pre", False), patch_bias=False,
-      epsilon=_epsilon(config), width=width, depth=config.pop("layers", 12),
-      mlp=int(width * config.pop("mlp_ratio", 4.0)), heads=width // config.pop("head_width", 64),
-      activation=_activation(config, quick), dtype="float32")
+    Vit,
+    patch=patch_size,
+    image_size=_size(config.pop("image_size", 224)),
+    pool="tok",
+    class_position=True,
+    pre_norm=not config.pop("no_ln_pre", False),
+    patch_bias=False,
+    norm_eps=_epsilon(config),
+    width=width,
+    depth=config.pop("layers", 12),
+    mlp_dim=int(width * config.pop("mlp_ratio", 4.0)),
+    num_heads=width // config.pop("head_width", 64),
+    activation=_activation(config, quick),
+    dtype="float32",
+  )
   if config.pop("pool_type", "tok") != "tok":
     config["pool_type"] = "not tok"
   # When a single token is pooled, it makes no difference whether the norm comes before or after.
-  _rest(config, "vision_cfg", where, ("patch_dropout", "output_tokens", "final_ln_after_pool",
-                                      "attn_pooler_queries", "attn_pooler_heads", "timm_pool",
-                                      "timm_proj", "pos_embed_type"))
+  _rest(
+    config,
+    "vision_cfg",
+    where,
+    (
+      "patch_dropout",
+      "output_tokens",
+      "final_ln_after_pool",
+      "attn_pooler_queries",
+      "attn_pooler_heads",
+      "timm_pool",
+      "timm_proj",
+      "pos_embed_type",
+    ),
+  )
   return spec, "linear"
 
 
 def _resnet(config, arrays, quick, where):
   del arrays, quick
   width = config.pop("width", 64)
-  spec = call(clip_resnet.ClipResnet, stages=tuple(config.pop("layers")), width=width,
-              heads=width * 32 // config.pop("head_width", 64),
-              image_size=_size(config.pop("image_size", 224)), dtype="float32")
+  spec = call(
+    clip_resnet.ClipResnet,
+    stages=tuple(config.pop("layers")),
+    width=width,
+    num_heads=width * 32 // config.pop("head_width", 64),
+    image_size=_size(config.pop("image_size", 224)),
+    dtype="float32",
+  )
   _rest(config, "vision_cfg", where, ("patch_size", "mlp_ratio"))
   return spec, "affine"
 
@@ -158,12 +225,18 @@ def _timm(config, arrays, quick, where):
   name = config.pop("timm_model_name")
   found = TIMM.fullmatch(name)
   if not found:
-    raise UserError(f"{where}: cannot read the image tower {name}. The only timm models supported "
-                    "are SigLIP ViTs, such as vit_base_patch16_siglip_224.")
+    raise UserError(
+      f"{where}: cannot read the image tower {name}. The only timm models supported "
+      "are SigLIP ViTs, such as vit_base_patch16_siglip_224."
+    )
   size, patch_size, gap, side = found[1], int(found[2]), bool(found[3]), int(found[4])
   pool, projection = config.pop("timm_pool", "avg"), config.pop("timm_proj", "linear")
-  if (pool, projection) not in (("map", "none"), ("map", "linear"), ("avg", "none"),
-                                ("avg", "linear")) or gap != (pool == "avg"):
+  if (pool, projection) not in (
+    ("map", "none"),
+    ("map", "linear"),
+    ("avg", "none"),
+    ("avg", "linear"),
+  ) or gap != (pool == "avg"):
     config.update(timm_pool=pool, timm_proj=projection)
   affine = config.pop("timm_proj_bias", False)
   side = config.pop("image_size", side)
@@ -171,13 +244,24 @@ def _timm(config, arrays, quick, where):
   shape = lambda name, axis: arrays[trunk + name].shape[axis] if trunk + name in arrays else 0
   depth = sum(key.startswith(f"{trunk}blocks.") and key.endswith("norm1.weight") for key in arrays)
   spec = call(
-      Vit, patch=patch_size, image_size=_size(side), pool="gap" if gap else "map",
-      width=shape("pos_embed", -1) or 768, depth=depth or 12,
-      mlp=shape("blocks.0.mlp.fc1.weight", 0) or 3072, heads=TIMM_HEADS[size],
-      activation=_timm_activation(size, patch_size, int(found[4])), dtype="float32",
-      drop_rest=bool(np.any(np.mod(side, patch_size))))
-  _rest(config, "vision_cfg", where, ("timm_model_pretrained", "timm_drop", "timm_drop_path",
-                                      "patch_dropout"))
+    Vit,
+    patch=patch_size,
+    image_size=_size(side),
+    pool="gap" if gap else "map",
+    width=shape("pos_embed", -1) or 768,
+    depth=depth or 12,
+    mlp_dim=shape("blocks.0.mlp.fc1.weight", 0) or 3072,
+    num_heads=TIMM_HEADS[size],
+    activation=_timm_activation(size, patch_size, int(found[4])),
+    dtype="float32",
+    drop_rest=bool(np.any(np.mod(side, patch_size))),
+  )
+  _rest(
+    config,
+    "vision_cfg",
+    where,
+    ("timm_model_pretrained", "timm_drop", "timm_drop_path", "patch_dropout"),
+  )
   return spec, "none" if projection == "none" else "affine" if affine else "linear"
 
 
@@ -193,16 +277,37 @@ def _text(config, quick, where):
   if config.get("proj_type") == "linear":
     del config["proj_type"]
   spec = call(
-      TextTransformer, vocabulary=vocabulary, length=config.pop("context_length", 77),
-      causal=not config.pop("no_causal_mask", False), pool="last" if pool == "last" else "eot",
-      # open_clip's "argmax" pools at the largest id, which is the end token.
-      end_token={"argmax": vocabulary - 1, "eos": end}.get(pool), mask_padding=False,
-      epsilon=_epsilon(config), width=width, depth=config.pop("layers", 12),
-      heads=config.pop("heads", 8), mlp=int(width * config.pop("mlp_ratio", 4.0)),
-      activation=_activation(config, quick), dtype="float32")
-  _rest(config, "text_cfg", where, ("hf_tokenizer_name", "tokenizer_kwargs", "pad_id",
-                                    "output_tokens", "final_ln_after_pool", "hf_model_pretrained",
-                                    "hf_proj_type", "hf_pooler_type"))
+    TextTransformer,
+    vocab_size=vocabulary,
+    context_length=config.pop("context_length", 77),
+    causal=not config.pop("no_causal_mask", False),
+    pool="last" if pool == "last" else "eot",
+    # open_clip's "argmax" pools at the largest id, which is the end token.
+    eos_id={"argmax": vocabulary - 1, "eos": end}.get(pool),
+    mask_padding=False,
+    norm_eps=_epsilon(config),
+    width=width,
+    depth=config.pop("layers", 12),
+    num_heads=config.pop("heads", 8),
+    mlp_dim=int(width * config.pop("mlp_ratio", 4.0)),
+    activation=_activation(config, quick),
+    dtype="float32",
+  )
+  _rest(
+    config,
+    "text_cfg",
+    where,
+    (
+      "hf_tokenizer_name",
+      "tokenizer_kwargs",
+      "pad_id",
+      "output_tokens",
+      "final_ln_after_pool",
+      "hf_model_pretrained",
+      "hf_proj_type",
+      "hf_pooler_type",
+    ),
+  )
   return spec
 
 
@@ -211,17 +316,19 @@ def _tokenizer(config, folder):
   length, vocabulary = config.get("context_length", 77), config.get("vocab_size", 49_408)
   named = config.get("hf_tokenizer_name")
   options = config.get("tokenizer_kwargs") or {}
-  own = tokenizers.own(folder)
-  if own or (not named and vocabulary == ClipBpe.vocabulary):
+  own = saved_tokenizers.bundled_tokenizer(folder)
+  if own or (not named and vocabulary == ClipBpe.vocab_size):
     return own or ClipBpe(length)
   file = folder / "tokenizer.json"
   if file.is_file() and not config.get("tokenizer_mode") and set(options) <= {"clean"}:
-    made = TokenizerFile(str(file), length, tokenizers.padding(folder, default=0))
-    return Cleaned(made, _CLEAN.get(options.get("clean"), "whitespace"))
-  return NoTokenizer(
-      f"The checkpoint in {folder} needs the tokenizer {named or 'of its vocabulary'}, but there "
-      f"is no {file.name} that can be read. Download it, for example with hf-hub:ORG/NAME.",
-      length, vocabulary)
+    made = TokenizerJson(str(file), length, saved_tokenizers.padding(folder, default=0))
+    return CleanedTokenizer(made, _CLEAN.get(options.get("clean"), "whitespace"))
+  return MissingTokenizer(
+    f"The checkpoint in {folder} needs the tokenizer {named or 'of its vocabulary'}, but there "
+    f"is no {file.name} that can be read. Download it, for example with hf-hub:ORG/NAME.",
+    length,
+    vocabulary,
+  )
 
 
 def _tokenizer_options(tokenizer):
@@ -229,48 +336,59 @@ def _tokenizer_options(tokenizer):
   if isinstance(tokenizer, ClipBpe):
     return {}
   clean = getattr(tokenizer, "clean", "whitespace")
-  return {"hf_tokenizer_name": "tokenizer of this directory", "tokenizer_kwargs": {
-      "clean": {"words": "canonicalize", "letters": "canonicalize"}.get(clean, clean)}}
+  return {
+    "hf_tokenizer_name": "tokenizer of this directory",
+    "tokenizer_kwargs": {
+      "clean": {"words": "canonicalize", "letters": "canonicalize"}.get(clean, clean)
+    },
+  }
 
 
-def write(saved: Saved, folder: Path) -> None:
+def write(saved: ModelBundle, folder: Path) -> None:
   """Writes a directory that open_clip loads as "local-dir:FOLDER".
 
   Raises:
     UserError: open_clip has no equivalent of the model.
   """
-  model = complete(saved.model)
+  model = complete_spec(saved.model)
   vision, text_config = _vision_config(model), _text_config(model, saved.tokenizer)
-  quick = [spec.activation == "quick_gelu" for spec in (model.image, model.text)
-           if "activation" in spec and not (spec is model.image and "timm_model_name" in vision)]
+  quick = [
+    spec.activation == "quick_gelu"
+    for spec in (model.image, model.text)
+    if "activation" in spec and not (spec is model.image and "timm_model_name" in vision)
+  ]
   if any(quick) != all(quick):
-    raise UserError("open_clip has one quick_gelu for both towers, but this model's activations "
-                    f"are {model.image.activation!r} and {model.text.activation!r}. "
-                    + saved_lib.EXPORTABLE)
-  described = {"embed_dim": model.embed, "vision_cfg": vision, "text_cfg": text_config}
+    raise UserError(
+      "open_clip has one quick_gelu for both towers, but this model's activations "
+      f"are {model.image.activation!r} and {model.text.activation!r}. " + model_bundle.EXPORTABLE
+    )
+  described = {"embed_dim": model.embed_dim, "vision_cfg": vision, "text_cfg": text_config}
   if any(quick):
     described["quick_gelu"] = True
   if "timm_model_name" in vision:
     described["custom_text"] = True
   if saved.bias:
     described["init_logit_bias"] = saved.bias
-  arrays = saved_lib.written(saved, table(
-      model, biased=bool(saved.bias), custom="custom_text" in described))
-  if kind(model.image) == "ClipResnet" and model.image_projection == "linear":
-    arrays["visual.attnpool.c_proj.bias"] = np.zeros(model.embed, np.float32)
+  arrays = model_bundle.written(
+    saved, table(model, biased=bool(saved.bias), custom="custom_text" in described)
+  )
+  if part_name(model.image) == "ClipResnet" and model.image_projection == "linear":
+    arrays["visual.attnpool.c_proj.bias"] = np.zeros(model.embed_dim, np.float32)
   for name in [name for name in arrays if name.endswith("running_mean")]:
     arrays[name.replace("running_mean", "num_batches_tracked")] = np.zeros((), np.int64)
   folder.mkdir(parents=True, exist_ok=True)
-  safetensors.write(folder / WEIGHTS, arrays)
+  safetensors_file.write(folder / WEIGHTS, arrays)
   preprocess = saved.preprocess
   if isinstance(preprocess, Resize):
     mode = {"squash": "squash", "crop": "shortest", "pad": "longest"}[preprocess.mode]
     settings = {"interpolation": "bicubic", "resize_mode": mode}
   else:
     settings = {"interpolation": preprocess.interpolation, "resize_mode": preprocess.mode}
-  saved_lib.save_json(folder / CONFIG, {"model_cfg": described, "preprocess_cfg": {
-      "mean": model.mean, "std": model.std, **settings}})
-  tokenizers.write(saved.tokenizer, folder)
+  model_bundle.save_json(
+    folder / CONFIG,
+    {"model_cfg": described, "preprocess_cfg": {"mean": model.mean, "std": model.std, **settings}},
+  )
+  saved_tokenizers.write(saved.tokenizer, folder)
 
 
 def _ratio(mlp, width):
@@ -280,72 +398,111 @@ def _ratio(mlp, width):
 
 
 def _shape(spec):
-  norm = {} if spec.epsilon == 1e-5 else {"norm_kwargs": {"eps": spec.epsilon}}
+  norm = {} if spec.norm_eps == 1e-5 else {"norm_kwargs": {"eps": spec.norm_eps}}
   tanh = {"act_kwargs": {"approximate": "tanh"}} if spec.activation == "gelu_tanh" else {}
-  return {"layers": spec.depth, "width": spec.width, "mlp_ratio": _ratio(spec.mlp, spec.width),
-          **norm, **tanh}
+  return {
+    "layers": spec.depth,
+    "width": spec.width,
+    "mlp_ratio": _ratio(spec.mlp_dim, spec.width),
+    **norm,
+    **tanh,
+  }
 
 
 def _vision_config(model):
   """Returns the vision_cfg of a model."""
   image = model.image
-  if kind(image) == "ClipResnet":
-    demand(model, "the model", "open_clip's ModifiedResNet", image_projection=("affine", "linear"))
+  if part_name(image) == "ClipResnet":
+    require(model, "the model", "open_clip's ModifiedResNet", image_projection=("affine", "linear"))
     stages, width, side = _numbers(image)
     if len(stages) != 4:
-      raise UserError("open_clip's ModifiedResNet has four stages, but this model has "
-                      f"{len(stages)}. {saved_lib.EXPORTABLE}")
-    heads = image.heads or max(1, width // 2)
-    return {"layers": list(stages), "width": width, "head_width": width * 32 // heads,
-            "image_size": side, "patch_size": None}
-  if kind(image) != "Vit":
-    raise UserError(f"open_clip has no equivalent of {kind(image)}. {saved_lib.EXPORTABLE}")
+      raise UserError(
+        "open_clip's ModifiedResNet has four stages, but this model has "
+        f"{len(stages)}. {model_bundle.EXPORTABLE}"
+      )
+    heads = image.num_heads or max(1, width // 2)
+    return {
+      "layers": list(stages),
+      "width": width,
+      "head_width": width * 32 // heads,
+      "image_size": side,
+      "patch_size": None,
+    }
+  if part_name(image) != "Vit":
+    raise UserError(f"open_clip has no equivalent of {part_name(image)}. {model_bundle.EXPORTABLE}")
   if image.pool != "tok":
     return _timm_config(model)
-  demand(image, "Vit", "open_clip's ViT", class_position=True, positions="learned",
-         patch_bias=False, drop_rest=False)
-  demand(model, "the model", "open_clip's ViT", image_projection="linear")
-  return {"image_size": image.image_size, "patch_size": image.patch,
-          "head_width": image.width // image.heads, "no_ln_pre": not image.pre_norm,
-          **_shape(image)}
+  require(
+    image,
+    "Vit",
+    "open_clip's ViT",
+    class_position=True,
+    positions="learned",
+    patch_bias=False,
+    drop_rest=False,
+  )
+  require(model, "the model", "open_clip's ViT", image_projection="linear")
+  return {
+    "image_size": image.image_size,
+    "patch_size": image.patch,
+    "head_width": image.width // image.num_heads,
+    "no_ln_pre": not image.pre_norm,
+    **_shape(image),
+  }
 
 
 def _timm_config(model):
   image = model.image
-  demand(image, "Vit", "timm's SigLIP ViT", positions="learned", patch_bias=True, pre_norm=False,
-         epsilon=1e-6)
-  shape = (image.width, image.depth, image.mlp, image.heads)
+  require(
+    image,
+    "Vit",
+    "timm's SigLIP ViT",
+    positions="learned",
+    patch_bias=True,
+    pre_norm=False,
+    norm_eps=1e-6,
+  )
+  shape = (image.width, image.depth, image.mlp_dim, image.num_heads)
   for size, ours in TIMM_SIZES.items():
     known = {"gelu": TIMM_EXACT, "gelu_tanh": TIMM_TANH}.get(image.activation, {}).get(size, ())
     if shape == sizes.SIZES[ours] and (image.patch, image.image_size) in known:
       gap = "gap_" if image.pool == "gap" else ""
       return {
-          "timm_model_name": f"vit_{size}_patch{image.patch}_siglip_{gap}{image.image_size}",
-          "timm_model_pretrained": False, "image_size": image.image_size,
-          "timm_pool": "avg" if gap else "map",
-          "timm_proj": "none" if model.image_projection == "none" else "linear",
-          "timm_proj_bias": model.image_projection == "affine"}
+        "timm_model_name": f"vit_{size}_patch{image.patch}_siglip_{gap}{image.image_size}",
+        "timm_model_pretrained": False,
+        "image_size": image.image_size,
+        "timm_pool": "avg" if gap else "map",
+        "timm_proj": "none" if model.image_projection == "none" else "linear",
+        "timm_proj_bias": model.image_projection == "affine",
+      }
   raise UserError(
-      f'open_clip takes a ViT with pool="{image.pool}" from timm, which has none with width '
-      f"{image.width}, depth {image.depth}, patch {image.patch}, {image.image_size} pixels and "
-      f"activation {image.activation!r}. {saved_lib.EXPORTABLE}")
+    f'open_clip takes a ViT with pool="{image.pool}" from timm, which has none with width '
+    f"{image.width}, depth {image.depth}, patch {image.patch}, {image.image_size} pixels and "
+    f"activation {image.activation!r}. {model_bundle.EXPORTABLE}"
+  )
 
 
 def _text_config(model, tokenizer):
   """Returns the text_cfg of a model."""
   spec = model.text
-  if kind(spec) != "TextTransformer":
-    raise UserError(f"open_clip has no equivalent of {kind(spec)}. {saved_lib.EXPORTABLE}")
-  demand(spec, "TextTransformer", "open_clip's text transformer", pool=("last", "eot"))
-  demand(model, "the model", "open_clip", text_projection=("linear", "affine"))
+  if part_name(spec) != "TextTransformer":
+    raise UserError(f"open_clip has no equivalent of {part_name(spec)}. {model_bundle.EXPORTABLE}")
+  require(spec, "TextTransformer", "open_clip's text transformer", pool=("last", "eot"))
+  require(model, "the model", "open_clip", text_projection=("linear", "affine"))
   if not spec.causal:
-    demand(spec, "TextTransformer", "open_clip's text transformer", mask_padding=False)
-  config = {"context_length": spec.length, "vocab_size": spec.vocabulary, "heads": spec.heads,
-            "no_causal_mask": not spec.causal, "proj_bias": model.text_projection == "affine",
-            **_shape(spec), **_tokenizer_options(tokenizer)}
+    require(spec, "TextTransformer", "open_clip's text transformer", mask_padding=False)
+  config = {
+    "context_length": spec.context_length,
+    "vocab_size": spec.vocab_size,
+    "heads": spec.num_heads,
+    "no_causal_mask": not spec.causal,
+    "proj_bias": model.text_projection == "affine",
+    **_shape(spec),
+    **_tokenizer_options(tokenizer),
+  }
   if spec.pool == "last":
     return {**config, "pool_type": "last"}
-  end = tokenizers.end_token(spec, tokenizer, "open_clip")
-  if end == spec.vocabulary - 1:
+  end = saved_tokenizers.end_token(spec, tokenizer, "open_clip")
+  if end == spec.vocab_size - 1:
     return {**config, "pool_type": "argmax"}
   return {**config, "pool_type": "eos", "eos_id": end}

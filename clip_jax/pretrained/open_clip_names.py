@@ -1,6 +1,6 @@
 """Name tables of open_clip's towers."""
 
-from clip_jax.pretrained.names import (
+from clip_jax.pretrained.name_table import (
   Name,
   convolution,
   layer_norm,
@@ -14,46 +14,54 @@ from clip_jax.pretrained.names import (
 )
 
 BLOCK = [
-    *layer_norm("ln_1", "norm_attention"),
-    Name("attn.in_proj_weight", "attention/qkv/kernel", matrix),
-    Name("attn.in_proj_bias", "attention/qkv/bias", vector),
-    *linear("attn.out_proj", "attention/out", matrix_of_heads),
-    *layer_norm("ln_2", "norm_mlp"),
-    *linear("mlp.c_fc", "mlp/up"),
-    *linear("mlp.c_proj", "mlp/down"),
+  *layer_norm("ln_1", "norm_attention"),
+  Name("attn.in_proj_weight", "attention/qkv/kernel", matrix),
+  Name("attn.in_proj_bias", "attention/qkv/bias", vector),
+  *linear("attn.out_proj", "attention/out", matrix_of_heads),
+  *layer_norm("ln_2", "norm_mlp"),
+  *linear("mlp.c_fc", "mlp/up"),
+  *linear("mlp.c_proj", "mlp/down"),
 ]
 VIT = [
-    Name("visual.conv1.weight", "image/embedding/kernel", patch),
-    Name("visual.class_embedding", "image/class_token"),
-    Name("visual.positional_embedding", "image/positions"),
-    *layer_norm("visual.ln_pre", "image/pre_norm"),
-    *prefixed("visual.transformer.resblocks.{}.", "image/stack/blocks/", BLOCK),
-    *layer_norm("visual.ln_post", "image/norm"),
-    Name("visual.proj", "image_projection/kernel"),
+  Name("visual.conv1.weight", "image/embedding/kernel", patch),
+  Name("visual.class_embedding", "image/class_token"),
+  Name("visual.positional_embedding", "image/positions"),
+  *layer_norm("visual.ln_pre", "image/pre_norm"),
+  *prefixed("visual.transformer.resblocks.{}.", "image/stack/blocks/", BLOCK),
+  *layer_norm("visual.ln_post", "image/norm"),
+  Name("visual.proj", "image_projection/kernel"),
 ]
 TRUNK = [
-    Name("visual.trunk.patch_embed.proj.weight", "image/embedding/kernel", patch),
-    Name("visual.trunk.patch_embed.proj.bias", "image/embedding/bias"),
-    Name("visual.trunk.pos_embed", "image/positions", lambda x: x[None]),
-    *prefixed("visual.trunk.blocks.{}.", "image/stack/blocks/", [
-        *layer_norm("norm1", "norm_attention"),
-        *linear("attn.qkv", "attention/qkv"),
-        *linear("attn.proj", "attention/out", matrix_of_heads),
-        *layer_norm("norm2", "norm_mlp"),
-        *linear("mlp.fc1", "mlp/up"),
-        *linear("mlp.fc2", "mlp/down"),
-    ]),
-    *layer_norm("visual.trunk.norm", "image/norm"),
-    *prefixed("visual.trunk.attn_pool.", "image/head/", [
-        Name("latent", "probe", lambda x: x[None, None]),
-        *linear("q", "query"),
-        *linear("kv", "key_value"),
-        *linear("proj", "out", matrix_of_heads),
-        *layer_norm("norm", "norm"),
-        *linear("mlp.fc1", "mlp/up"),
-        *linear("mlp.fc2", "mlp/down"),
-    ]),
-    *linear("visual.head.proj", "image_projection"),
+  Name("visual.trunk.patch_embed.proj.weight", "image/embedding/kernel", patch),
+  Name("visual.trunk.patch_embed.proj.bias", "image/embedding/bias"),
+  Name("visual.trunk.pos_embed", "image/positions", lambda x: x[None]),
+  *prefixed(
+    "visual.trunk.blocks.{}.",
+    "image/stack/blocks/",
+    [
+      *layer_norm("norm1", "norm_attention"),
+      *linear("attn.qkv", "attention/qkv"),
+      *linear("attn.proj", "attention/out", matrix_of_heads),
+      *layer_norm("norm2", "norm_mlp"),
+      *linear("mlp.fc1", "mlp/up"),
+      *linear("mlp.fc2", "mlp/down"),
+    ],
+  ),
+  *layer_norm("visual.trunk.norm", "image/norm"),
+  *prefixed(
+    "visual.trunk.attn_pool.",
+    "image/head/",
+    [
+      Name("latent", "probe", lambda x: x[None, None]),
+      *linear("q", "query"),
+      *linear("kv", "key_value"),
+      *linear("proj", "out", matrix_of_heads),
+      *layer_norm("norm", "norm"),
+      *linear("mlp.fc1", "mlp/up"),
+      *linear("mlp.fc2", "mlp/down"),
+    ],
+  ),
+  *linear("visual.head.proj", "image_projection"),
 ]
 SCALARS = [Name("logit_scale", "log_scale")]
 BIAS = [Name("logit_bias", "bias")]
@@ -66,14 +74,17 @@ def text_table(prefix: str, *, affine: bool) -> list[Name]:
     prefix: "text." for a CustomTextCLIP, otherwise "".
     affine: whether the projection has a bias.
   """
-  projection = linear(f"{prefix}text_projection", "text_projection") if affine else [
-      Name(f"{prefix}text_projection", "text_projection/kernel")]
+  projection = (
+    linear(f"{prefix}text_projection", "text_projection")
+    if affine
+    else [Name(f"{prefix}text_projection", "text_projection/kernel")]
+  )
   return [
-      Name(f"{prefix}token_embedding.weight", "text/embedding"),
-      Name(f"{prefix}positional_embedding", "text/positions"),
-      *prefixed(f"{prefix}transformer.resblocks.{{}}.", "text/stack/blocks/", BLOCK),
-      *layer_norm(f"{prefix}ln_final", "text/norm"),
-      *projection,
+    Name(f"{prefix}token_embedding.weight", "text/embedding"),
+    Name(f"{prefix}positional_embedding", "text/positions"),
+    *prefixed(f"{prefix}transformer.resblocks.{{}}.", "text/stack/blocks/", BLOCK),
+    *layer_norm(f"{prefix}ln_final", "text/norm"),
+    *projection,
   ]
 
 
@@ -84,9 +95,14 @@ def resnet_table(stages: tuple[int, ...]) -> list[Name]:
   def add(theirs, number, ours, norm):
     rows.append(Name(f"{theirs}{number[0]}.weight", f"{ours}/kernel", convolution))
     bn = f"{theirs}{number[1]}"
-    rows.extend([Name(f"{bn}.weight", f"{norm}/scale"), Name(f"{bn}.bias", f"{norm}/bias"),
-                 Name(f"{bn}.running_mean", f"{norm}/mean"),
-                 Name(f"{bn}.running_var", f"{norm}/variance")])
+    rows.extend(
+      [
+        Name(f"{bn}.weight", f"{norm}/scale"),
+        Name(f"{bn}.bias", f"{norm}/bias"),
+        Name(f"{bn}.running_mean", f"{norm}/mean"),
+        Name(f"{bn}.running_var", f"{norm}/variance"),
+      ]
+    )
 
   for i in range(3):
     add("visual.", (f"conv{i + 1}", f"bn{i + 1}"), f"image/stem/{i}", f"image/stem_norms/{i}")
@@ -97,10 +113,10 @@ def resnet_table(stages: tuple[int, ...]) -> list[Name]:
         add(theirs, (f"conv{i + 1}", f"bn{i + 1}"), f"{ours}/convolutions/{i}", f"{ours}/norms/{i}")
       add(f"{theirs}downsample.", ("0", "1"), f"{ours}/shortcut", f"{ours}/shortcut_norm")
   return [
-      *rows,
-      Name("visual.attnpool.positional_embedding", "image/head/positions"),
-      *linear("visual.attnpool.q_proj", "image/head/query"),
-      *linear("visual.attnpool.k_proj", "image/head/key_value", of(0, 1, matrix), of(0, 0, vector)),
-      *linear("visual.attnpool.v_proj", "image/head/key_value", of(1, 1, matrix), of(1, 0, vector)),
-      *linear("visual.attnpool.c_proj", "image_projection"),
+    *rows,
+    Name("visual.attnpool.positional_embedding", "image/head/positions"),
+    *linear("visual.attnpool.q_proj", "image/head/query"),
+    *linear("visual.attnpool.k_proj", "image/head/key_value", of(0, 1, matrix), of(0, 0, vector)),
+    *linear("visual.attnpool.v_proj", "image/head/key_value", of(1, 1, matrix), of(1, 0, vector)),
+    *linear("visual.attnpool.c_proj", "image_projection"),
   ]

@@ -7,16 +7,16 @@ import jax
 from jax import export
 import jax.numpy as jnp
 
-from clip_jax.model import split
-from clip_jax.pretrained import saved as saved_lib
-from clip_jax.pretrained.saved import Saved, abstract
-from clip_jax.target import anywhere
+from clip_jax.model.learner import split_state
+from clip_jax.nn.target import any_platform
+from clip_jax.pretrained import model_bundle
+from clip_jax.pretrained.model_bundle import ModelBundle, abstract_model
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 SHAPES = "shapes.json"
 
 
-def write(saved: Saved, folder: Path) -> None:
+def write(saved: ModelBundle, folder: Path) -> None:
   """Writes encode_image.stablehlo, encode_text.stablehlo and shapes.json to a directory.
 
   `jax.export.deserialize(bytearray(bytes)).call(x)` runs a program, where `bytes` is the content of
@@ -24,23 +24,33 @@ def write(saved: Saved, folder: Path) -> None:
   [B, E]. The programs normalise pixels, but do not resize images or tokenize texts. They run on
   every platform in `PLATFORMS`.
   """
-  with anywhere():
+  with any_platform():
     _write(saved, folder)
 
 
 def _write(saved, folder):
-  model = nnx.merge(split(abstract(saved.model))[0], saved.params, saved.stats)
+  model = nnx.merge(split_state(abstract_model(saved.model))[0], saved.params, saved.stats)
   height, width = model.image.image_size
   folder.mkdir(parents=True, exist_ok=True)
   shapes = {}
-  for name, shape, dtype in (("encode_image", f"B, {height}, {width}, 3", jnp.uint8),
-                             ("encode_text", f"B, {model.text.length}", jnp.int32)):
+  for name, shape, dtype in (
+    ("encode_image", f"B, {height}, {width}, 3", jnp.uint8),
+    ("encode_text", f"B, {model.text.context_length}", jnp.int32),
+  ):
     arguments = jax.ShapeDtypeStruct(export.symbolic_shape(shape), dtype)
     exported = export.export(jax.jit(getattr(model, name)), platforms=PLATFORMS)(arguments)
     (folder / f"{name}.stablehlo").write_bytes(exported.serialize())
-    shapes[name] = {side: {"shape": [d if isinstance(d, int) else str(d) for d in x.shape],
-                           "dtype": x.dtype.name}
-                    for side, x in (("input", arguments), ("output", exported.out_avals[0]))}
-  saved_lib.save_json(folder / SHAPES, {
-      **shapes, "scale": saved.scale, "bias": saved.bias, "platforms": PLATFORMS,
-      "pixels": "RGB, 0 to 255; the program normalises them"})
+    shapes[name] = {
+      side: {"shape": [d if isinstance(d, int) else str(d) for d in x.shape], "dtype": x.dtype.name}
+      for side, x in (("input", arguments), ("output", exported.out_avals[0]))
+    }
+  model_bundle.save_json(
+    folder / SHAPES,
+    {
+      **shapes,
+      "scale": saved.scale,
+      "bias": saved.bias,
+      "platforms": PLATFORMS,
+      "pixels": "RGB, 0 to 255; the program normalises them",
+    },
+  )

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from clip_jax import cli
+from clip_jax.cli.command import run_command
 
 HELP = """Trains grids of runs, and analyses your runs and the paper's numbers.
 
@@ -40,104 +40,153 @@ failed runs, 75 saved after SIGTERM: rerun the command to resume.
 
 def main(arguments: list[str]) -> int | None:
   """Runs the command; returns its exit code."""
+  from clip_jax.cli.flags import parse
   from clip_jax.errors import UserError
-  from clip_jax.flags import parse
-  commands = {"run": _run, "one": _one, "table": _table, "figures": _figures, "fit": _fit,
-              "advise": _advise, "verdicts": _verdicts}
+
+  commands = {
+    "run": _run,
+    "one": _one,
+    "table": _table,
+    "figures": _figures,
+    "fit": _fit,
+    "advise": _advise,
+    "verdicts": _verdicts,
+  }
   what, *rest = arguments or [""]
   if {"--help", "-h"} & set(arguments):
     what, rest = "run", ["--help"]
   if what not in commands:
-    raise UserError(f"Unknown command {what!r}; choose one of "
-                    f"{', '.join(name for name in commands if name != 'one')}, as in "
-                    "python -m clip_jax.study advise --pairs=50M --samples=3.4B.")
+    raise UserError(
+      f"Unknown command {what!r}; choose one of "
+      f"{', '.join(name for name in commands if name != 'one')}, as in "
+      "python -m clip_jax.study advise --pairs=50M --samples=3.4B."
+    )
   strings, switches = {
-      "run": (("grid", "out", "jobs", "retries", "shard", "accelerator", "utilisation"),
-              ("dry-run",)),
-      "one": (("grid", "out", "name", "fingerprint"), ()),
-      "table": (("runs", "metric"), ()),
-      "figures": (("runs", "out"), ()), "fit": (("runs", "out"), ()),
-      "advise": (("pairs", "compute", "samples", "hours", "accelerator", "utilisation", "metric",
-                  "runs", "top"), ()),
-      "verdicts": (("runs", "out"), ())}[what]
+    "run": (
+      ("grid", "out", "jobs", "retries", "shard", "accelerator", "utilisation"),
+      ("dry-run",),
+    ),
+    "one": (("grid", "out", "name", "fingerprint"), ()),
+    "table": (("runs", "metric"), ()),
+    "figures": (("runs", "out"), ()),
+    "fit": (("runs", "out"), ()),
+    "advise": (
+      (
+        "pairs",
+        "compute",
+        "samples",
+        "hours",
+        "accelerator",
+        "utilisation",
+        "metric",
+        "runs",
+        "top",
+      ),
+      (),
+    ),
+    "verdicts": (("runs", "out"), ()),
+  }[what]
   return commands[what](parse(rest, HELP, strings=strings, switches=switches))
 
 
 def _run(flags):
-  from clip_jax.flags import shard
+  from clip_jax.cli.flags import shard
   from clip_jax.study import grid as grid_lib, runner
+
   where = _wanted(flags, "grid", "configs/study/openclipart.py")
   grid, part = grid_lib.load(where), shard(flags.shard)
   if getattr(flags, "dry-run"):
     out = Path(flags.out).absolute() if flags.out else None
-    print(runner.plan(list(grid.runs)[part[0]::part[1]], out, **_machine(flags)))
+    print(runner.plan(list(grid.runs)[part[0] :: part[1]], out, **_machine(flags)))
     return 0
   out = Path(_wanted(flags, "out", "DIR")).absolute()
   (out / "runs").mkdir(parents=True, exist_ok=True)
   jobs = _number(flags, "jobs", int, max(1, len(runner.gpus())))
-  return runner.Runner(where, grid, out, jobs=jobs, retries=_number(flags, "retries", int, 2),
-                       part=part).run()
+  return runner.Runner(
+    where, grid, out, jobs=jobs, retries=_number(flags, "retries", int, 2), part=part
+  ).run()
 
 
 def _one(flags):
-  from clip_jax.study.point import run_one
+  from clip_jax.study.run_result import run_one
+
   return run_one(flags.grid, flags.name, Path(flags.out), flags.fingerprint)
 
 
 def _table(flags):
   from clip_jax.study import summary
+
   _wanted(flags, "runs", "DIR/runs.csv")
   print(summary.markdown(_points(flags), (flags.metric or "").split(",") if flags.metric else ()))
 
 
 def _figures(flags):
-  from clip_jax.study import figures
+  from clip_jax.study import plots
+
   out = Path(_wanted(flags, "out", "DIR"))
-  drawn = figures.draw_all(_points(flags), out)
+  drawn = plots.draw_all(_points(flags), out)
   print(f"Drew {drawn} figures; open {out / 'index.html'}")
 
 
 def _fit(flags):
-  from clip_jax.study import fits, records
-  found = fits.fit_all(records.paper() + _points(flags))
-  print(fits.text(found))
+  from clip_jax.study import law_fits, runs_table
+
+  found = law_fits.fit_all(runs_table.paper() + _points(flags))
+  print(law_fits.text(found))
   if flags.out:
-    fits.write(found, Path(flags.out))
+    law_fits.write(found, Path(flags.out))
 
 
 def _advise(flags):
   from clip_jax.data.subset import count
   from clip_jax.errors import UserError
-  from clip_jax.study import advice, budget
+  from clip_jax.study import advice, budgets
+
   given = [name for name in ("compute", "samples", "hours") if getattr(flags, name)]
   if not flags.pairs or len(given) != 1:
-    raise UserError("advise needs --pairs and exactly one of --compute (FLOPs), --samples and "
-                    "--hours (of one accelerator), as in --pairs=50M --compute=1e20.")
+    raise UserError(
+      "advise needs --pairs and exactly one of --compute (FLOPs), --samples and "
+      "--hours (of one accelerator), as in --pairs=50M --compute=1e20."
+    )
   compute = _number(flags, "compute", float, None)
   if flags.hours:
-    compute = _number(flags, "hours", float, None) * budget.flops_an_hour(**_machine(flags))
+    compute = _number(flags, "hours", float, None) * budgets.flops_an_hour(**_machine(flags))
   samples = count(flags.samples, 0) if flags.samples else None
-  print(advice.text(advice.advise(
-      count(flags.pairs, 0), compute=compute, samples=samples, runs=_points(flags),
-      metric=flags.metric or "zero_shot"), top=_number(flags, "top", int, 10)))
+  print(
+    advice.text(
+      advice.advise(
+        count(flags.pairs, 0),
+        compute=compute,
+        samples=samples,
+        runs=_points(flags),
+        metric=flags.metric or "zero_shot",
+      ),
+      top=_number(flags, "top", int, 10),
+    )
+  )
 
 
 def _verdicts(flags):
-  from clip_jax.study import verdicts
+  from clip_jax.study import claim_checks
+
   _wanted(flags, "runs", "DIR/runs.csv")
-  found = verdicts.judge_all(_points(flags))
-  print(verdicts.text(found))
+  found = claim_checks.check_claims(_points(flags))
+  print(claim_checks.text(found))
   if flags.out:
-    verdicts.write(found, Path(flags.out))
+    claim_checks.write(found, Path(flags.out))
 
 
 def _points(flags):
-  from clip_jax.study import records
-  return [point for path in (flags.runs or "").split(",") if path for point in records.read(path)]
+  from clip_jax.study import runs_table
+
+  return [
+    point for path in (flags.runs or "").split(",") if path for point in runs_table.read(path)
+  ]
 
 
 def _wanted(flags, name, example):
   from clip_jax.errors import UserError
+
   value = getattr(flags, name)
   if not value:
     raise UserError(f"--{name} is required, as in --{name}={example}.")
@@ -145,13 +194,17 @@ def _wanted(flags, name, example):
 
 
 def _machine(flags):
-  from clip_jax.study.budget import UTILISATION
-  return {"accelerator": flags.accelerator or "h200",
-          "utilisation": _number(flags, "utilisation", float, UTILISATION)}
+  from clip_jax.study.budgets import UTILISATION
+
+  return {
+    "accelerator": flags.accelerator or "h200",
+    "utilisation": _number(flags, "utilisation", float, UTILISATION),
+  }
 
 
 def _number(flags, name, kind, default):
   from clip_jax.errors import UserError
+
   text = getattr(flags, name)
   try:
     return default if text is None else kind(text)
@@ -160,4 +213,4 @@ def _number(flags, name, kind, default):
 
 
 if __name__ == "__main__":
-  cli.command(main)
+  run_command(main)

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 import dataclasses
 import math
 
+from clip_jax.cli.formatting import number
 from clip_jax.errors import UserError
-from clip_jax.report import number
-from clip_jax.study import records
-from clip_jax.study.evidence import Evidence, Recipe
-from clip_jax.study.grids import short
-from clip_jax.study.records import Point
+from clip_jax.study import runs_table
+from clip_jax.study.designs import short
+from clip_jax.study.predictor import Predictor, Recipe
+from clip_jax.study.runs_table import RunResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Advice:
     refused: recipes without a prediction, each with the reason.
     changes: how the ranking would change with more or less data or compute.
   """
+
   metric: str
   data: str
   recipes: tuple[Recipe, ...]
@@ -30,8 +31,14 @@ class Advice:
   changes: tuple[str, ...]
 
 
-def advise(pairs: int, *, compute: float | None = None, samples: int | None = None,
-           runs: Sequence[Point] = (), metric: str = "zero_shot") -> list[Advice]:
+def advise(
+  pairs: int,
+  *,
+  compute: float | None = None,
+  samples: int | None = None,
+  runs: Sequence[RunResult] = (),
+  metric: str = "zero_shot",
+) -> list[Advice]:
   """Ranks recipes by your own runs, where a law fits them, and by the paper's.
 
   Args:
@@ -48,23 +55,37 @@ def advise(pairs: int, *, compute: float | None = None, samples: int | None = No
     UserError: a number is out of range, or there are no results for the metric.
   """
   if pairs < 1 or not (compute or samples or 0) > 0 or (compute and samples):
-    raise UserError(f"pairs={pairs}, compute={compute}, samples={samples}: give at least one pair "
-                    "and either compute or samples, above 0.")
+    raise UserError(
+      f"pairs={pairs}, compute={compute}, samples={samples}: give at least one pair "
+      "and either compute or samples, above 0."
+    )
   found = []
   for data in [*sorted({p.data for p in runs}), "webli"]:
-    points = [p for p in (records.paper() if data == "webli" else runs)
-              if p.data == data and p.metric == metric]
+    points = [
+      p
+      for p in (runs_table.paper() if data == "webli" else runs)
+      if p.data == data and p.metric == metric
+    ]
     try:
-      evidence = Evidence(points, data)
+      evidence = Predictor(points, data)
     except UserError:
       continue
     best, refused = evidence.ranked(pairs, compute, samples)
-    found.append(Advice(metric, data, tuple(best), tuple(refused),
-                        tuple(_changes(evidence, best, pairs, compute, samples))))
+    found.append(
+      Advice(
+        metric,
+        data,
+        tuple(best),
+        tuple(refused),
+        tuple(_changes(evidence, best, pairs, compute, samples)),
+      )
+    )
   if not found:
-    known = sorted({p.metric for p in records.paper()})
-    raise UserError(f"There is no evidence about {metric!r}: no law could be fitted to its runs. "
-                    f"The paper has {', '.join(known)}.")
+    known = sorted({p.metric for p in runs_table.paper()})
+    raise UserError(
+      f"There is no evidence about {metric!r}: no law could be fitted to its runs. "
+      f"The paper has {', '.join(known)}."
+    )
   return found
 
 
@@ -72,30 +93,39 @@ def text(found: Sequence[Advice], top: int = 10) -> str:
   """Formats advice for the terminal, with at most `top` recipes per data set."""
   parts = []
   for advice in found:
-    title = records.TITLES[advice.metric]
-    whose = "the paper's figures (WebLI, ImageNet and COCO)" if advice.data == "webli" \
-        else f"your runs on {advice.data}"
+    title = runs_table.TITLES[advice.metric]
+    whose = (
+      "the paper's figures (WebLI, ImageNet and COCO)"
+      if advice.data == "webli"
+      else f"your runs on {advice.data}"
+    )
     parts.append(f"From {whose}: {title} error in percent, with 90% intervals in brackets.")
     if not advice.recipes:
-      parts.append("No prediction: " + ("; ".join(advice.refused[:3]) or "no evidence")
-                   + ". Run a grid of configs/study at your scale.")
+      parts.append(
+        "No prediction: "
+        + ("; ".join(advice.refused[:3]) or "no evidence")
+        + ". Run a grid of configs/study at your scale."
+      )
       continue
     best = advice.recipes[0]
     for i, one in enumerate(advice.recipes[:top], 1):
       tied = i > 1 and one.low < best.high and best.low < one.high
       flops = "" if math.isnan(one.flops) else f", {one.flops:.1e} FLOP"
       parts.append(
-          f"{i:3}. {one.name}: {one.error:.1f} [{one.low:.1f}, {one.high:.1f}]"
-          + ("  (not distinguishable from the first)" if tied else "")
-          + f"\n     {number(one.epochs)} epochs, {short(round(one.samples))} samples{flops}"
-          + "".join(f"\n     - {line}" for line in one.evidence))
+        f"{i:3}. {one.name}: {one.error:.1f} [{one.low:.1f}, {one.high:.1f}]"
+        + ("  (not distinguishable from the first)" if tied else "")
+        + f"\n     {number(one.epochs)} epochs, {short(round(one.samples))} samples{flops}"
+        + "".join(f"\n     - {line}" for line in one.evidence)
+      )
     parts.append(f"To train the first:\n  {best.start}")
     if advice.refused:
       parts.append("No prediction for:\n" + "\n".join(f"  {line}" for line in advice.refused[:8]))
     if advice.changes:
       parts.append("What would change the answer:\n" + "\n".join(f"  {c}" for c in advice.changes))
-  parts.append("Errors refer to the data behind the evidence. On other data, expect only the "
-               "ranking to carry over, and less so the further it is extrapolated.")
+  parts.append(
+    "Errors refer to the data behind the evidence. On other data, expect only the "
+    "ranking to carry over, and less so the further it is extrapolated."
+  )
   return "\n".join(parts)
 
 
@@ -107,14 +137,17 @@ def _changes(evidence, best, pairs, compute, samples):
   tied = [r for r in best[1:] if r.low < first.high and first.low < r.high]
   if tied:
     names = "; ".join(r.name for r in tied[:3]) + ("; ..." if len(tied) > 3 else "")
-    yield (f"{len(tied)} others are not distinguishable from the first ({names}); train each at "
-           "your scale to decide.")
+    yield (
+      f"{len(tied)} others are not distinguishable from the first ({names}); train each at "
+      "your scale to decide."
+    )
   grown = lambda x, by: None if x is None else x * by
   for what, args in (
-      ("four times the pairs", (4 * pairs, compute, samples)),
-      ("a quarter of the pairs", (max(1, pairs // 4), compute, samples)),
-      ("four times the budget", (pairs, grown(compute, 4), grown(samples, 4))),
-      ("a quarter of the budget", (pairs, grown(compute, 0.25), grown(samples, 0.25)))):
+    ("four times the pairs", (4 * pairs, compute, samples)),
+    ("a quarter of the pairs", (max(1, pairs // 4), compute, samples)),
+    ("four times the budget", (pairs, grown(compute, 4), grown(samples, 4))),
+    ("a quarter of the budget", (pairs, grown(compute, 0.25), grown(samples, 0.25))),
+  ):
     other, _ = evidence.ranked(*args)
     if not other:
       yield f"With {what}: no evidence."

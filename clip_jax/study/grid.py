@@ -4,14 +4,12 @@ from collections.abc import Mapping, Sequence
 import copy
 import dataclasses
 import hashlib
-import importlib.util
-import inspect
-from pathlib import Path
 import re
 from typing import Any
 
 from ml_collections.config_dict import ConfigDict
 
+from clip_jax.cli.config_files import load_function
 from clip_jax.config import to_json
 from clip_jax.errors import UserError
 
@@ -30,6 +28,7 @@ class Run:
       `PROTOCOLS`), `arch` ("ViT-B/32"), `method` ("CLIP"), `aug` ("none"), `quality` (percent of
       the pool that is kept, 100.0 for all).
   """
+
   name: str
   config: ConfigDict
   factors: Mapping[str, Any]
@@ -53,6 +52,7 @@ class Grid:
     runs: the runs, with unique names.
     columns: a name in `records.METRICS` -> "evaluator/metric" of `final_evaluators`.
   """
+
   runs: Sequence[Run]
   columns: Mapping[str, str]
 
@@ -65,11 +65,14 @@ class Grid:
       raise UserError(f"Run names must be unique in a grid; two or more runs are named {twice[0]}.")
     for run in self.runs:
       if not re.fullmatch(r"[\w.+-]+", run.name):
-        raise UserError(f"Run name {run.name!r} cannot name a folder; use letters, digits and "
-                        "-_.+ only.")
+        raise UserError(
+          f"Run name {run.name!r} cannot name a folder; use letters, digits and -_.+ only."
+        )
       if set(run.factors) != set(FACTORS) or run.factors["protocol"] not in PROTOCOLS:
-        raise UserError(f"Run {run.name} has factors {dict(run.factors)}; it needs exactly "
-                        f"{', '.join(FACTORS)}, and a protocol out of {', '.join(PROTOCOLS)}.")
+        raise UserError(
+          f"Run {run.name} has factors {dict(run.factors)}; it needs exactly "
+          f"{', '.join(FACTORS)}, and a protocol out of {', '.join(PROTOCOLS)}."
+        )
 
 
 def changed(config: ConfigDict, **changes: Any) -> ConfigDict:
@@ -86,8 +89,9 @@ def changed(config: ConfigDict, **changes: Any) -> ConfigDict:
       for parent in parents:
         section = section[parent]
       if name not in section:
-        raise UserError(f"The config has no {path.replace('__', '.')}; this section has "
-                        f"{', '.join(section)}.")
+        raise UserError(
+          f"The config has no {path.replace('__', '.')}; this section has {', '.join(section)}."
+        )
       section[name] = value
   return config
 
@@ -98,17 +102,9 @@ def load(where: str) -> Grid:
   Raises:
     UserError: the file does not exist, has no get_grid(), or does not take the argument.
   """
-  path, _, argument = where.partition(":")
-  if not Path(path).is_file():
-    there = sorted(p.name for p in Path(path).parent.glob("*.py"))
-    raise UserError(f"There is no grid file {path}. Python files in {Path(path).parent}: "
-                    f"{', '.join(there) or 'none'}.")
-  spec = importlib.util.spec_from_file_location(f"grid_{Path(path).stem}", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  if not hasattr(module, "get_grid"):
-    raise UserError(f"{path} has no get_grid(), so it is not a grid. If it is a config, train it "
-                    f"with python -m clip_jax.train --config={path}.")
-  if argument and not inspect.signature(module.get_grid).parameters:
-    raise UserError(f"get_grid() of {path} takes no argument, but {argument!r} was given.")
-  return module.get_grid(*([argument] if argument else []))
+  return load_function(
+    where,
+    "get_grid",
+    "grid",
+    f" So it is not a grid. If it is a config, train it with clip-jax train --config={where}.",
+  )()

@@ -24,12 +24,16 @@ from numpy.typing import ArrayLike
 
 from clip_jax.errors import UserError
 
-TOP = 100.0      # Error of an untrained model in percent (99.9 with 1,000 classes).
-OUTLIER = 0.05   # Residual of log error above which the loss grows linearly.
-LEVEL = 0.9      # Coverage of the intervals.
-FEWEST = 5       # Minimum number of distinct points for a fit.
-_STARTS = [(floor, scale, exponent) for floor in (0.02, 0.2, 0.5)
-           for scale in (0.1, 0.5, 0.9) for exponent in (0.2, 0.5, 1.0)]
+TOP = 100.0  # Error of an untrained model in percent (99.9 with 1,000 classes).
+OUTLIER = 0.05  # Residual of log error above which the loss grows linearly.
+LEVEL = 0.9  # Coverage of the intervals.
+FEWEST = 5  # Minimum number of distinct points for a fit.
+_STARTS = [
+  (floor, scale, exponent)
+  for floor in (0.02, 0.2, 0.5)
+  for scale in (0.1, 0.5, 0.9)
+  for exponent in (0.2, 0.5, 1.0)
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Law:
     top: error without any data, in percent.
     repeats: whether R, the value of repetition, was fitted; if not, its entry is meaningless.
   """
+
   parameters: np.ndarray
   replicates: np.ndarray
   residuals: np.ndarray
@@ -59,8 +64,9 @@ class Law:
     """
     return np.exp(self._logarithm(self.parameters[None], x, epochs)[0])
 
-  def interval(self, x: ArrayLike, epochs: ArrayLike = 1.0, *, level: float = LEVEL,
-               noise: bool = True) -> tuple[np.ndarray, np.ndarray]:
+  def interval(
+    self, x: ArrayLike, epochs: ArrayLike = 1.0, *, level: float = LEVEL, noise: bool = True
+  ) -> tuple[np.ndarray, np.ndarray]:
     """Interval of the error of a new run; without `noise`, of the law itself.
 
     Args:
@@ -113,8 +119,15 @@ class Law:
     return float(np.sqrt(np.mean(np.square(self.residuals))))
 
 
-def fit(x: ArrayLike, error: ArrayLike, epochs: ArrayLike = 1.0, *, top: float = TOP,
-        replicates: int = 200, seed: int = 0) -> Law:
+def fit(
+  x: ArrayLike,
+  error: ArrayLike,
+  epochs: ArrayLike = 1.0,
+  *,
+  top: float = TOP,
+  replicates: int = 200,
+  seed: int = 0,
+) -> Law:
   """Fits a law to some points.
 
   Args:
@@ -134,16 +147,25 @@ def fit(x: ArrayLike, error: ArrayLike, epochs: ArrayLike = 1.0, *, top: float =
   repeats = bool((epochs > 1.001).any())
   distinct = len(np.unique(np.stack([x, epochs]), axis=1).T)
   if distinct < FEWEST + repeats:
-    raise UserError(f"Cannot fit a law with {3 + repeats} constants to {distinct} distinct points; "
-                    f"at least {FEWEST + repeats} are needed. Add sizes to the grid.")
+    raise UserError(
+      f"Cannot fit a law with {3 + repeats} constants to {distinct} distinct points; "
+      f"at least {FEWEST + repeats} are needed. Add sizes to the grid."
+    )
   if not (np.isfinite(x) & (x > 0)).all() or not (np.isfinite(error) & (error > 0)).all():
     raise UserError("Fitting a law needs finite sizes and errors above 0; leave out other points.")
   worth = np.log(_worth(x, epochs, np.array([[8.0]]))[0])
-  box = np.array([[-7, worth.min() - 3, np.log(0.03), np.log(0.3)],
-                  [4, worth.max() + 3, np.log(8.0), np.log(300.0)]])
-  starts = np.array([[np.log(floor / (1 - floor)),
-                      np.quantile(worth, scale), np.log(exponent), np.log(8.0)]
-                     for floor, scale, exponent in _STARTS])
+  box = np.array(
+    [
+      [-7, worth.min() - 3, np.log(0.03), np.log(0.3)],
+      [4, worth.max() + 3, np.log(8.0), np.log(300.0)],
+    ]
+  )
+  starts = np.array(
+    [
+      [np.log(floor / (1 - floor)), np.quantile(worth, scale), np.log(exponent), np.log(8.0)]
+      for floor, scale, exponent in _STARTS
+    ]
+  )
   free = 4 if repeats else 3
   seen = np.log(error)
   several, cost = _minimised(x, epochs, np.tile(seen, (len(starts), 1)), starts, top, box, free)
@@ -153,8 +175,10 @@ def fit(x: ArrayLike, error: ArrayLike, epochs: ArrayLike = 1.0, *, top: float =
   rng = np.random.default_rng(seed)
   again = predicted + rng.choice(residuals - residuals.mean(), (replicates, len(x)))
   # Refit from the optimum and from one other start, in case a resample prefers another minimum.
-  fitted = [_minimised(x, epochs, again, np.tile(start, (replicates, 1)), top, box, free)
-            for start in (best, several[np.argsort(cost)[len(cost) // 2]])]
+  fitted = [
+    _minimised(x, epochs, again, np.tile(start, (replicates, 1)), top, box, free)
+    for start in (best, several[np.argsort(cost)[len(cost) // 2]])
+  ]
   better = fitted[0][1] <= fitted[1][1]
   return Law(best, np.where(better[:, None], fitted[0][0], fitted[1][0]), residuals, top, repeats)
 
@@ -170,6 +194,7 @@ class HeldOut:
     low, high: 90% interval of the prediction.
     factor: the largest size divided by the second largest.
   """
+
   x: float
   seen: float
   predicted: float
@@ -188,8 +213,9 @@ class HeldOut:
     return self.low <= self.seen <= self.high
 
 
-def held_out(x: ArrayLike, error: ArrayLike, epochs: ArrayLike = 1.0, *,
-             top: float = TOP) -> HeldOut | None:
+def held_out(
+  x: ArrayLike, error: ArrayLike, epochs: ArrayLike = 1.0, *, top: float = TOP
+) -> HeldOut | None:
   """Predicts the largest size from a fit to the others; None if those are too few for a fit."""
   x, epochs = _both(x, epochs)
   error = np.asarray(error, float)
@@ -200,9 +226,14 @@ def held_out(x: ArrayLike, error: ArrayLike, epochs: ArrayLike = 1.0, *,
   except UserError:
     return None
   low, high = law.interval(x[largest], epochs[largest])
-  return HeldOut(float(x.max()), float(error[largest].mean()),
-                 float(law(x[largest], epochs[largest]).mean()), float(low.mean()),
-                 float(high.mean()), float(x.max() / x[rest].max()))
+  return HeldOut(
+    float(x.max()),
+    float(error[largest].mean()),
+    float(law(x[largest], epochs[largest]).mean()),
+    float(low.mean()),
+    float(high.mean()),
+    float(x.max() / x[rest].max()),
+  )
 
 
 def frontier(x: ArrayLike, error: ArrayLike) -> np.ndarray:
@@ -241,13 +272,14 @@ def _minimised(x, epochs, seen, start, top, box, free, turns=50):
     (parameters [k, 4], cost [k])
   """
   theta, damping = start.copy(), np.full(len(start), 1e-2)
-  residual = lambda t: _predicted(t, x, epochs, top) - seen                    # [k, n]
+  residual = lambda t: _predicted(t, x, epochs, top) - seen  # [k, n]
   cost_of = lambda r: (np.sqrt(1 + np.square(r / OUTLIER)) - 1).sum(1)
   r = residual(theta)
   cost = cost_of(r)
   for _ in range(turns):
-    slopes = np.stack([(residual(theta + 1e-5 * one) - r) / 1e-5
-                       for one in np.eye(4)[:free]], axis=2)                   # [k, n, free]
+    slopes = np.stack(
+      [(residual(theta + 1e-5 * one) - r) / 1e-5 for one in np.eye(4)[:free]], axis=2
+    )  # [k, n, free]
     weight = 1 / np.sqrt(1 + np.square(r / OUTLIER))
     curvature = np.einsum("knp,kn,knq->kpq", slopes, weight, slopes)
     downhill = -np.einsum("knp,kn,kn->kp", slopes, weight, r)

@@ -12,16 +12,16 @@ import time
 
 from ml_collections.config_dict import ConfigDict
 
-from clip_jax.compute import Compute
+from clip_jax.cli.formatting import duration, number, table
 from clip_jax.config import build, to_json
+from clip_jax.costs.model_compute import ModelCompute
 from clip_jax.errors import UserError
-from clip_jax.report import duration, number, table
-from clip_jax.study import budget, records
+from clip_jax.study import budgets, runs_table
 from clip_jax.study.grid import Grid, Run
 
 PREEMPTED = 75  # Exit code: saved after SIGTERM; rerun to resume.
-MISTAKE = 2     # Exit code: a mistake in the command or config; retrying would not help.
-EVERY = 30.0    # Seconds between progress lines.
+MISTAKE = 2  # Exit code: a mistake in the command or config; retrying would not help.
+EVERY = 30.0  # Seconds between progress lines.
 
 
 class Runner:
@@ -32,8 +32,16 @@ class Runner:
   training its part of the grid.
   """
 
-  def __init__(self, where: str, grid: Grid, out: Path, *, jobs: int, retries: int = 2,
-               part: tuple[int, int] = (0, 1)):
+  def __init__(
+    self,
+    where: str,
+    grid: Grid,
+    out: Path,
+    *,
+    jobs: int,
+    retries: int = 2,
+    part: tuple[int, int] = (0, 1),
+  ):
     """Prepares the runs without starting any.
 
     Args:
@@ -50,7 +58,7 @@ class Runner:
     if jobs < 1 or retries < 0:
       raise UserError(f"--jobs={jobs} and --retries={retries} must be at least 1 and 0.")
     self.where, self.out, self.retries = where, out, retries
-    self.grid, self.runs = grid, list(grid.runs)[part[0]::part[1]]
+    self.grid, self.runs = grid, list(grid.runs)[part[0] :: part[1]]
     self.slots = shares(jobs)
     self.active: dict[int, tuple[Run, subprocess.Popen]] = {}  # Slot -> run and its process.
     self.failures: dict[str, list[str]] = {}  # Name of the run -> end of its log at each failure.
@@ -80,8 +88,10 @@ class Runner:
     self.begun, self.total = time.monotonic(), len(self.runs)
     self.work = {run.name: flops(run.config) for run in self.runs}
     self.start_work = self._worked()
-    self._say(f"{len(self.runs)} runs, {self.total - len(waiting)} of them done; up to "
-              f"{len(self.slots)} at once, writing to {self.out}")
+    self._say(
+      f"{len(self.runs)} runs, {self.total - len(waiting)} of them done; up to "
+      f"{len(self.slots)} at once, writing to {self.out}"
+    )
     shown = 0.0
     while (waiting or self.active) and not self.stopping:
       for slot in range(len(self.slots)):
@@ -110,8 +120,10 @@ class Runner:
       if tail:
         self._say(f"\n{name} failed {len(tail)} times; end of its log:\n{tail[-1]}")
     failed = [run.name for run in self.runs if not done(self.out, run)]
-    self._say(f"{self.total - len(failed)} of {self.total} runs are done; results are in "
-              f"{self.out / 'runs.csv'}" + (f"; failed: {', '.join(failed)}" if failed else ""))
+    self._say(
+      f"{self.total - len(failed)} of {self.total} runs are done; results are in "
+      f"{self.out / 'runs.csv'}" + (f"; failed: {', '.join(failed)}" if failed else "")
+    )
     return 1 if failed else 0
 
   def _start(self, run, slot):
@@ -125,10 +137,22 @@ class Runner:
     try:
       with (folder / "log.txt").open("a") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "clip_jax.study", "one", f"--grid={self.where}",
-             f"--out={self.out}", f"--name={run.name}", f"--fingerprint={run.fingerprint}"],
-            stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
-            env={**os.environ, **environment}, start_new_session=True)
+          [
+            sys.executable,
+            "-m",
+            "clip_jax.study",
+            "one",
+            f"--grid={self.where}",
+            f"--out={self.out}",
+            f"--name={run.name}",
+            f"--fingerprint={run.fingerprint}",
+          ],
+          stdin=subprocess.PIPE,
+          stdout=log,
+          stderr=subprocess.STDOUT,
+          env={**os.environ, **environment},
+          start_new_session=True,
+        )
     finally:
       if cores:
         os.sched_setaffinity(0, everywhere)
@@ -145,14 +169,20 @@ class Runner:
     attempts = self.failures.setdefault(run.name, [])
     attempts.append(tail)
     again = code != MISTAKE and len(attempts) <= self.retries
-    self._say(f"failed  {run.name} (exit code {code})" + ("; retrying" if again else
-              f"; see {folder / 'log.txt'}"))
+    self._say(
+      f"failed  {run.name} (exit code {code})"
+      + ("; retrying" if again else f"; see {folder / 'log.txt'}")
+    )
     return again
 
   def _worked(self):
     """FLOPs done so far, by name of the run."""
-    return {run.name: self.work[run.name] if done(self.out, run) else min(
-        self.work[run.name], _flops_so_far(self.out / "runs" / run.folder)) for run in self.runs}
+    return {
+      run.name: self.work[run.name]
+      if done(self.out, run)
+      else min(self.work[run.name], _flops_so_far(self.out / "runs" / run.folder))
+      for run in self.runs
+    }
 
   def _progress(self):
     worked = self._worked()
@@ -160,12 +190,16 @@ class Runner:
     share = sum(worked.values()) / max(1.0, sum(self.work.values()))
     since = sum(worked.values()) - sum(self.start_work.values())
     left = sum(self.work.values()) - sum(worked.values())
-    running = ", ".join(f"{run.name} {100 * worked[run.name] / self.work[run.name]:.0f}%"
-                        for run, _ in self.active.values())
+    running = ", ".join(
+      f"{run.name} {100 * worked[run.name] / self.work[run.name]:.0f}%"
+      for run, _ in self.active.values()
+    )
     seconds = (time.monotonic() - self.begun) * left / since if since > 0 else None
-    self._say(f"runs {finished}/{self.total}  compute {100 * share:.0f}%"
-              + (f"  time left {duration(seconds)}" if seconds and left else "")
-              + (f"  now {running}" if running else ""))
+    self._say(
+      f"runs {finished}/{self.total}  compute {100 * share:.0f}%"
+      + (f"  time left {duration(seconds)}" if seconds and left else "")
+      + (f"  now {running}" if running else "")
+    )
 
   def _stop(self, number, _):
     self.stopping = number
@@ -191,11 +225,13 @@ def shares(jobs: int) -> list[tuple[set[int] | None, dict[str, str]]]:
   devices = gpus()
   if devices:
     if jobs > len(devices):
-      raise UserError(f"--jobs={jobs} is more than the {len(devices)} GPUs available: "
-                      f"{', '.join(devices)}. Set --jobs to {len(devices)} or less.")
+      raise UserError(
+        f"--jobs={jobs} is more than the {len(devices)} GPUs available: "
+        f"{', '.join(devices)}. Set --jobs to {len(devices)} or less."
+      )
     return [(None, {"CUDA_VISIBLE_DEVICES": ",".join(devices[i::jobs])}) for i in range(jobs)]
   cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-  return [(set(cores[i % len(cores)::jobs]) or None if cores else None, {}) for i in range(jobs)]
+  return [(set(cores[i % len(cores) :: jobs]) or None if cores else None, {}) for i in range(jobs)]
 
 
 def gpus() -> list[str]:
@@ -203,8 +239,13 @@ def gpus() -> list[str]:
   if "CUDA_VISIBLE_DEVICES" in os.environ:
     return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
   try:
-    listed = subprocess.run(["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
-                            capture_output=True, text=True, timeout=20, check=True).stdout
+    listed = subprocess.run(
+      ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
+      capture_output=True,
+      text=True,
+      timeout=20,
+      check=True,
+    ).stdout
   except (OSError, subprocess.SubprocessError):
     return []
   return listed.split()
@@ -227,13 +268,14 @@ def gather(out: Path, grid: Grid) -> list[dict]:
   rows = [json.loads(path.read_text()) for path in sorted((out / "runs").glob("*/row.json"))]
   rows = [row for row in rows if now.get(row["name"], row["fingerprint"]) == row["fingerprint"]]
   if rows:
-    records.write_rows(out / "runs.csv", rows)
+    runs_table.write_rows(out / "runs.csv", rows)
   return rows
 
 
 def samples_of(config: ConfigDict) -> int:
   """Number of examples that a run sees; reads the data only if the length is set in epochs."""
   from clip_jax.data.subset import count
+
   train, size = config.train, config.data.batch_size
   if train.steps is not None:
     return train.steps * size
@@ -258,40 +300,63 @@ def plan(runs: Sequence[Run], out: Path | None, *, accelerator: str, utilisation
     accelerator: a name in `budget.PEAKS`, for the hours while there is no measured speed.
     utilisation: fraction of its peak that training reaches.
   """
-  an_hour = budget.flops_an_hour(accelerator, utilisation)
+  an_hour = budgets.flops_an_hour(accelerator, utilisation)
   source = f"one {accelerator} at {utilisation:.0%} of its peak"
   if out and (out / "runs.csv").exists():
-    rows = records.read_rows(out / "runs.csv")
-    an_hour = 3600 * sum(float(r["train_flops"]) for r in rows) / sum(
-        float(r["wall_seconds"]) for r in rows)
+    rows = runs_table.read_rows(out / "runs.csv")
+    an_hour = (
+      3600
+      * sum(float(r["train_flops"]) for r in rows)
+      / sum(float(r["wall_seconds"]) for r in rows)
+    )
     source = f"at the measured speed of the {len(rows)} runs in {out}, one at a time"
   lines, left = [], 0.0
   for run in runs:
     samples, cost = samples_of(run.config), _cost(run.config)
     finished = out is not None and done(out, run)
     left += 0 if finished else cost.flops * samples
-    lines.append((run.name, f"{samples:,}", number(cost.image / 1e9), number(cost.text / 1e9),
-                  f"{cost.flops * samples:.2e}", number(cost.flops * samples / an_hour),
-                  "done" if finished else "missing"))
+    lines.append(
+      (
+        run.name,
+        f"{samples:,}",
+        number(cost.image / 1e9),
+        number(cost.text / 1e9),
+        f"{cost.flops * samples:.2e}",
+        number(cost.flops * samples / an_hour),
+        "done" if finished else "missing",
+      )
+    )
   missing = sum(line[-1] == "missing" for line in lines)
-  return (table(lines, ("run", "samples", "image G", "text G", "FLOP", "hours", "state"))
-          + f"\n\nG: 1e9 forward multiply-adds per example. Hours: {source}.\n{len(lines)} runs, "
-          f"{missing} missing: {left:.2e} FLOP, {number(left / an_hour)} hours.")
+  return (
+    table(lines, ("run", "samples", "image G", "text G", "FLOP", "hours", "state"))
+    + f"\n\nG: 1e9 forward multiply-adds per example. Hours: {source}.\n{len(lines)} runs, "
+    f"{missing} missing: {left:.2e} FLOP, {number(left / an_hour)} hours."
+  )
 
 
-def _cost(config: ConfigDict) -> Compute:
+def _cost(config: ConfigDict) -> ModelCompute:
   """`compute_of`, cached by model, objective, image views and batch size."""
   views = config.data.views.images
-  return _counted(to_json(ConfigDict({
-      "model": config.model, "objective": config.objective, "data": {
-          "batch_size": config.data.batch_size, "views": {"images": views}}})))
+  return _counted(
+    to_json(
+      ConfigDict(
+        {
+          "model": config.model,
+          "objective": config.objective,
+          "data": {"batch_size": config.data.batch_size, "views": {"images": views}},
+        }
+      )
+    )
+  )
 
 
 @functools.cache
-def _counted(text: str) -> Compute:
+def _counted(text: str) -> ModelCompute:
   from clip_jax.config import from_json
-  return budget.compute_of(from_json(text, trust=tuple({
-      name.partition(":")[0] for name in _named(json.loads(text))})))
+
+  return budgets.compute_of(
+    from_json(text, trust=tuple({name.partition(":")[0] for name in _named(json.loads(text))}))
+  )
 
 
 def _named(value):

@@ -6,21 +6,22 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from clip_jax.convolution import convolved
 from clip_jax.errors import UserError
-from clip_jax.layers import BatchNorm, Linear, added, check_heads, one_of
-from clip_jax.remat import REMAT
-from clip_jax.sharding import on_rows
-from clip_jax.target import computed_in
+from clip_jax.nn.convolution import conv2d
+from clip_jax.nn.layers import BatchNorm, Linear, add_bias, lookup
+from clip_jax.nn.remat import REMAT_POLICIES
+from clip_jax.nn.target import resolve_dtype
+from clip_jax.nn.transformer import check_heads
+from clip_jax.parallel.placement import shard_batch
 from clip_jax.towers.sizes import both_sides
 
 # Name -> blocks in each stage, channels of the stem, published image size.
 SIZES = {
-    "RN50": ((3, 4, 6, 3), 64, 224),
-    "RN101": ((3, 4, 23, 3), 64, 224),
-    "RN50x4": ((4, 6, 10, 6), 80, 288),
-    "RN50x16": ((6, 8, 18, 8), 96, 384),
-    "RN50x64": ((3, 15, 36, 10), 128, 448),
+  "RN50": ((3, 4, 6, 3), 64, 224),
+  "RN101": ((3, 4, 23, 3), 64, 224),
+  "RN50x4": ((4, 6, 10, 6), 80, 288),
+  "RN50x16": ((6, 8, 18, 8), 96, 384),
+  "RN50x64": ((3, 15, 36, 10), 128, 448),
 }
 
 
@@ -47,72 +48,98 @@ class ClipResnet(nnx.Module):
   Source: Radford et al. 2021, sec. 2.4; He et al. 2019 for the stem, Zhang 2019 for the pools.
   """
 
-  def __init__(self, *, size: str = "RN50", stages: tuple[int, ...] | None = None,
-               width: int | None = None, heads: int | None = None,
-               image_size: int | tuple[int, int] | None = None, dtype: str = "auto",
-               remat: str = "none", rngs: nnx.Rngs):
-    dtype = computed_in(dtype)
-    named = one_of(SIZES, size, "ClipResnet size")
+  def __init__(
+    self,
+    *,
+    size: str = "RN50",
+    stages: tuple[int, ...] | None = None,
+    width: int | None = None,
+    num_heads: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    dtype: str = "auto",
+    remat: str = "none",
+    rngs: nnx.Rngs,
+  ):
+    dtype = resolve_dtype(dtype)
+    named = lookup(SIZES, size, "ClipResnet size")
     stages = named[0] if stages is None else stages
     width = named[1] if width is None else width
-    one_of(REMAT, remat, "remat")
+    lookup(REMAT_POLICIES, remat, "remat")
     self.image_size = both_sides(named[2] if image_size is None else image_size)
     # Average pooling would drop an odd last row or column.
     fine = 2 ** (1 + len(stages))
     if any(side % fine for side in self.image_size):
-      raise UserError(f"ClipResnet downsamples images by {fine}, but {self.image_size[0]} x "
-                      f"{self.image_size[1]} is not divisible by that. Nearest valid height: "
-                      f"{max(1, round(self.image_size[0] / fine)) * fine}.")
+      raise UserError(
+        f"ClipResnet downsamples images by {fine}, but {self.image_size[0]} x "
+        f"{self.image_size[1]} is not divisible by that. Nearest valid height: "
+        f"{max(1, round(self.image_size[0] / fine)) * fine}."
+      )
     self.width, self.dtype, self.remat = width * 4 * 2 ** (len(stages) - 1), dtype, remat
     half = width // 2
     make = lambda inputs, outputs, stride: Convolution(
-        inputs, outputs, 3, stride=stride, dtype=dtype, rngs=rngs)
+      inputs, outputs, 3, stride=stride, dtype=dtype, rngs=rngs
+    )
     self.stem = nnx.List([make(3, half, 2), make(half, half, 1), make(half, width, 1)])
     self.stem_norms = nnx.List([BatchNorm(n, dtype=dtype) for n in (half, half, width)])
     made, channels = [], width
     for i, depth in enumerate(stages):
-      made.append(nnx.List([
-          Bottleneck(channels if j == 0 else width * 4 * 2**i, width * 2**i,
-                     stride=2 if i > 0 and j == 0 else 1, dtype=dtype, rngs=rngs)
-          for j in range(depth)]))
+      made.append(
+        nnx.List(
+          [
+            Bottleneck(
+              channels if j == 0 else width * 4 * 2**i,
+              width * 2**i,
+              stride=2 if i > 0 and j == 0 else 1,
+              dtype=dtype,
+              rngs=rngs,
+            )
+            for j in range(depth)
+          ]
+        )
+      )
       channels = width * 4 * 2**i
     self.stages = nnx.List(made)
     self.grid = tuple(side // fine for side in self.image_size)
-    self.head = AttentionPool(channels, heads or max(1, channels // 64), math.prod(self.grid),
-                              dtype=dtype, rngs=rngs)
+    self.head = AttentionPool(
+      channels, num_heads or max(1, channels // 64), math.prod(self.grid), dtype=dtype, rngs=rngs
+    )
 
-  def __call__(self, image: jax.Array, *, train: bool = False, keep: float = 1.0,
-               key: jax.Array | None = None) -> jax.Array:
+  def __call__(
+    self, image: jax.Array, *, train: bool = False, keep: float = 1.0, key: jax.Array | None = None
+  ) -> jax.Array:
     """float [B, H, W, 3] -> [B, D]; training updates the running averages."""
     if keep < 1:
       raise UserError(
-          f"keep={keep} drops patches, but a ResNet has none. Set the objective's keep_patches=1, "
-          "or train a Vit; to save compute with a ResNet, use smaller images.")
+        f"keep={keep} drops patches, but a ResNet has none. Set the objective's keep_patches=1, "
+        "or train a Vit; to save compute with a ResNet, use smaller images."
+      )
     if image.shape[1:3] != self.image_size:
-      raise UserError(f"ClipResnet expected images of {self.image_size[0]} x "
-                      f"{self.image_size[1]}, but got {image.shape[1]} x {image.shape[2]}. Set the "
-                      "tower's image_size and the crop's size to the same value.")
+      raise UserError(
+        f"ClipResnet expected images of {self.image_size[0]} x "
+        f"{self.image_size[1]}, but got {image.shape[1]} x {image.shape[2]}. Set the "
+        "tower's image_size and the crop's size to the same value."
+      )
     x = image
     for convolution, norm in zip(self.stem, self.stem_norms):
       x = jax.nn.relu(norm(convolution(x), train=train))
-    x = halved(x)
+    x = average_pool(x)
 
     def apply(block, x):
       x = block(x, train=train)
       return x, nnx.to_pure_dict(nnx.state(block, nnx.BatchStat))
 
     if self.remat != "none":
-      apply = jax.checkpoint(apply, policy=REMAT[self.remat])
+      apply = jax.checkpoint(apply, policy=REMAT_POLICIES[self.remat])
     for stage in self.stages:
       for block in stage:
-        x, averages = apply(block, on_rows(x))
+        x, averages = apply(block, shard_batch(x))
         if train and self.remat != "none":  # jax.checkpoint updated a copy of the averages.
           nnx.update(block, averages)
     B, H, W, C = x.shape
-    return on_rows(self.head(x.reshape(B, H * W, C)))
+    return shard_batch(self.head(x.reshape(B, H * W, C)))
 
 
-def halved(x: jax.Array) -> jax.Array:
+def average_pool(x: jax.Array) -> jax.Array:
   """2 x 2 average pooling: [B, H, W, C] -> [B, H / 2, W / 2, C]."""
   return nnx.avg_pool(x, (2, 2), strides=(2, 2))
 
@@ -120,18 +147,27 @@ def halved(x: jax.Array) -> jax.Array:
 class Convolution(nnx.Module):
   """A convolution without bias, zero-padded by half the kernel size on each side."""
 
-  def __init__(self, inputs: int, outputs: int, size: int, *, stride: int = 1,
-               dtype: str = "float32", rngs: nnx.Rngs):
+  def __init__(
+    self,
+    inputs: int,
+    outputs: int,
+    size: int,
+    *,
+    stride: int = 1,
+    dtype: str = "float32",
+    rngs: nnx.Rngs,
+  ):
     # He et al. 2015, eq. 10, because a ReLU follows.
-    self.kernel = nnx.Param(jax.random.normal(rngs.params(), (size, size, inputs, outputs))
-                            * math.sqrt(2 / (size * size * inputs)))
+    self.kernel = nnx.Param(
+      jax.random.normal(rngs.params(), (size, size, inputs, outputs))
+      * math.sqrt(2 / (size * size * inputs))
+    )
     self.stride, self.dtype = stride, dtype
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """[B, H, W, inputs] -> [B, H / stride, W / stride, outputs]."""
     pad = self.kernel.shape[0] // 2
-    return convolved(x.astype(self.dtype), self.kernel[...], self.stride,
-                     ((pad, pad), (pad, pad)))
+    return conv2d(x.astype(self.dtype), self.kernel[...], self.stride, ((pad, pad), (pad, pad)))
 
 
 class Bottleneck(nnx.Module):
@@ -140,10 +176,15 @@ class Bottleneck(nnx.Module):
   def __init__(self, inputs: int, width: int, *, stride: int, dtype: str, rngs: nnx.Rngs):
     make = lambda *of: Convolution(*of, dtype=dtype, rngs=rngs)
     self.convolutions = nnx.List(
-        [make(inputs, width, 1), make(width, width, 3), make(width, 4 * width, 1)])
+      [make(inputs, width, 1), make(width, width, 3), make(width, 4 * width, 1)]
+    )
     # The scale of the last norm starts at zero, so that a block starts as the identity.
-    self.norms = nnx.List([BatchNorm(n, scale=scale, dtype=dtype)
-                           for n, scale in ((width, 1.0), (width, 1.0), (4 * width, 0.0))])
+    self.norms = nnx.List(
+      [
+        BatchNorm(n, scale=scale, dtype=dtype)
+        for n, scale in ((width, 1.0), (width, 1.0), (4 * width, 0.0))
+      ]
+    )
     projects = stride > 1 or inputs != 4 * width
     self.shortcut = make(inputs, 4 * width, 1) if projects else None
     self.shortcut_norm = BatchNorm(4 * width, dtype=dtype) if projects else None
@@ -151,7 +192,7 @@ class Bottleneck(nnx.Module):
 
   def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
     """[B, H, W, inputs] -> [B, H / stride, W / stride, 4 * width]."""
-    pool = halved if self.stride > 1 else lambda x: x
+    pool = average_pool if self.stride > 1 else lambda x: x
     y = x
     for i, (convolution, norm) in enumerate(zip(self.convolutions, self.norms)):
       y = norm(convolution(pool(y) if i == 2 else y), train=train)
@@ -169,19 +210,22 @@ class AttentionPool(nnx.Module):
   Source: Radford et al. 2021, sec. 2.4.
   """
 
-  def __init__(self, width: int, heads: int, places: int, *, dtype: str, rngs: nnx.Rngs):
-    check_heads(width, heads)
+  def __init__(self, width: int, num_heads: int, places: int, *, dtype: str, rngs: nnx.Rngs):
+    check_heads(width, num_heads)
     init = lambda key, shape: width**-0.5 * jax.random.normal(key, shape)
     self.positions = nnx.Param(init(rngs.params(), (1 + places, width)))
-    self.query = Linear(width, (heads, width // heads), init=init, dtype=dtype, rngs=rngs)
-    self.key_value = Linear(width, (2, heads, width // heads), init=init, dtype=dtype, rngs=rngs)
+    self.query = Linear(width, (num_heads, width // num_heads), init=init, dtype=dtype, rngs=rngs)
+    self.key_value = Linear(
+      width, (2, num_heads, width // num_heads), init=init, dtype=dtype, rngs=rngs
+    )
     self.dtype = dtype
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """[B, N, D] -> [B, D]."""
-    x = jnp.concatenate([x.mean(axis=1, keepdims=True), x], axis=1)         # [B, N + 1, D]
-    x = added(x, self.positions[...])
-    key_value = self.key_value(x)                                           # [B, N + 1, 2, h, D/h]
+    x = jnp.concatenate([x.mean(axis=1, keepdims=True), x], axis=1)  # [B, N + 1, D]
+    x = add_bias(x, self.positions[...])
+    key_value = self.key_value(x)  # [B, N + 1, 2, h, D/h]
     x = jax.nn.dot_product_attention(
-        self.query(x[:, :1]), key_value[:, :, 0], key_value[:, :, 1])       # [B, 1, h, D/h]
+      self.query(x[:, :1]), key_value[:, :, 0], key_value[:, :, 1]
+    )  # [B, 1, h, D/h]
     return x.reshape(x.shape[0], -1)

@@ -4,19 +4,19 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from clip_jax import layers
-from clip_jax.convolution import convolved
-from clip_jax.sharding import everywhere, on_rows
-from clip_jax.target import computed_in
+from clip_jax.nn import layers, patches, transformer
+from clip_jax.nn.convolution import conv2d
+from clip_jax.nn.target import resolve_dtype
+from clip_jax.parallel.placement import replicate, shard_batch
 from clip_jax.towers.sizes import both_sides
 
 # Name -> blocks in each of the four stages, channels of the first stage.
 SIZES = {
-    "T": ((3, 3, 9, 3), 96),
-    "S": ((3, 3, 27, 3), 96),
-    "B": ((3, 3, 27, 3), 128),
-    "L": ((3, 3, 27, 3), 192),
-    "XL": ((3, 3, 27, 3), 256),
+  "T": ((3, 3, 9, 3), 96),
+  "S": ((3, 3, 27, 3), 96),
+  "B": ((3, 3, 27, 3), 128),
+  "L": ((3, 3, 27, 3), 192),
+  "XL": ((3, 3, 27, 3), 256),
 }
 INIT = layers.normal(0.02)
 
@@ -38,12 +38,22 @@ class ConvNext(nnx.Module):
   Source: Liu et al. 2022 (A ConvNet for the 2020s), sec. 2 and table 9; without stochastic depth.
   """
 
-  def __init__(self, *, size: str = "T", stages: tuple[int, ...] | None = None,
-               width: int | None = None, layer_scale: float = 1e-6,
-               image_size: int | tuple[int, int] = 224, activation: str = "gelu",
-               dtype: str = "auto", remat: str = "none", unroll: int = 0, rngs: nnx.Rngs):
-    dtype = computed_in(dtype)
-    named = layers.one_of(SIZES, size, "ConvNext size")
+  def __init__(
+    self,
+    *,
+    size: str = "T",
+    stages: tuple[int, ...] | None = None,
+    width: int | None = None,
+    layer_scale: float = 1e-6,
+    image_size: int | tuple[int, int] = 224,
+    activation: str = "gelu",
+    dtype: str = "auto",
+    remat: str = "none",
+    unroll: int = 0,
+    rngs: nnx.Rngs,
+  ):
+    dtype = resolve_dtype(dtype)
+    named = layers.lookup(SIZES, size, "ConvNext size")
     stages, width = tuple(stages or named[0]), width or named[1]
     self.image_size, self.width = both_sides(image_size), width * 2 ** (len(stages) - 1)
     self.stem = layers.Linear(4 * 4 * 3, width, init=INIT, dtype=dtype, rngs=rngs)
@@ -54,33 +64,41 @@ class ConvNext(nnx.Module):
       if i:
         norms.append(layers.LayerNorm(channels // 2, dtype=dtype))
         reductions.append(layers.Linear(2 * channels, channels, init=INIT, dtype=dtype, rngs=rngs))
-      make = lambda rngs: ConvNextBlock(channels, layer_scale, activation=activation, dtype=dtype,
-                                        rngs=rngs)
-      stacks.append(layers.Stack(make, depth, remat=remat, unroll=unroll, rngs=rngs))
+      make = lambda rngs: ConvNextBlock(
+        channels, layer_scale, activation=activation, dtype=dtype, rngs=rngs
+      )
+      stacks.append(transformer.Stack(make, depth, remat=remat, unroll=unroll, rngs=rngs))
     self.stacks = nnx.List(stacks)
     self.norms, self.reductions = nnx.List(norms), nnx.List(reductions)
     self.norm = layers.LayerNorm(self.width, dtype=dtype)
 
-  def __call__(self, image: jax.Array, *, train: bool = False, keep: float = 1.0,
-               key: jax.Array | None = None) -> jax.Array:
+  def __call__(
+    self, image: jax.Array, *, train: bool = False, keep: float = 1.0, key: jax.Array | None = None
+  ) -> jax.Array:
     """float [B, H, W, 3] -> [B, D]."""
-    layers.check_keeps_all(keep, "a ConvNext needs all of them for its convolutions")
-    x = self.stacks[0](self.stem_norm(self.stem(layers.squares(image, 4))))  # [B, H/4, W/4, width]
+    patches.check_no_patch_dropout(keep, "a ConvNext needs all of them for its convolutions")
+    x = self.stacks[0](
+      self.stem_norm(self.stem(patches.patchify_map(image, 4)))
+    )  # [B, H/4, W/4, width]
     for norm, reduction, stack in zip(self.norms, self.reductions, self.stacks[1:]):
-      x = stack(reduction(layers.squares(norm(x), 2)))       # Half the resolution, twice the width.
-    return on_rows(self.norm(x.mean(axis=(1, 2))))
+      x = stack(
+        reduction(patches.patchify_map(norm(x), 2))
+      )  # Half the resolution, twice the width.
+    return shard_batch(self.norm(x.mean(axis=(1, 2))))
 
 
 class ConvNextBlock(nnx.Module):
   """A residual block: depthwise 7x7 convolution, norm, MLP and a learned scale per channel."""
 
-  def __init__(self, width: int, layer_scale: float, *, activation: str, dtype: str,
-               rngs: nnx.Rngs):
+  def __init__(
+    self, width: int, layer_scale: float, *, activation: str, dtype: str, rngs: nnx.Rngs
+  ):
     self.kernel = nnx.Param(INIT(rngs.params(), (7, 7, 1, width)))
     self.bias = nnx.Param(jnp.zeros(width))
     self.norm = layers.LayerNorm(width, dtype=dtype)
-    self.mlp = layers.Mlp(width, 4 * width, activation=activation, init=INIT, dtype=dtype,
-                          rngs=rngs)
+    self.mlp = layers.Mlp(
+      width, 4 * width, activation=activation, init=INIT, dtype=dtype, rngs=rngs
+    )
     self.scale = nnx.Param(jnp.full(width, layer_scale))
     self.dtype = dtype
 
@@ -88,6 +106,6 @@ class ConvNextBlock(nnx.Module):
     """[B, H, W, C] -> [B, H, W, C]."""
     # FSDP shards the kernel by channels, and with that sharding its gradient would gather the
     # feature maps of all devices.
-    y = on_rows(convolved(x, everywhere(self.kernel[...]), groups=x.shape[-1]))
-    y = self.mlp(self.norm(layers.added(y, self.bias[...])))
-    return on_rows(x + layers.spread(self.scale[...], y.shape, y.dtype) * y)
+    y = shard_batch(conv2d(x, replicate(self.kernel[...]), groups=x.shape[-1]))
+    y = self.mlp(self.norm(layers.add_bias(y, self.bias[...])))
+    return shard_batch(x + layers.broadcast_param(self.scale[...], y.shape, y.dtype) * y)

@@ -8,9 +8,9 @@ from jax import lax
 import jax.numpy as jnp
 
 from clip_jax.errors import UserError
-from clip_jax.layers import check_keeps_all
-from clip_jax.sharding import on_rows
-from clip_jax.target import computed_in
+from clip_jax.nn.patches import check_no_patch_dropout
+from clip_jax.nn.target import resolve_dtype
+from clip_jax.parallel.placement import shard_batch
 from clip_jax.towers.sizes import both_sides, patch_grid
 
 FLOOR = 4e-3  # Added to a cell's energy, so that noise in plain areas is not amplified.
@@ -33,27 +33,35 @@ class Hog(nnx.Module):
   3 x 3 cells around it; there, once for each of the four blocks that contain it.
   """
 
-  def __init__(self, *, image_size: int | tuple[int, int] = 224, cell: int = 8,
-               orientations: int = 9, dtype: str = "auto"):
-    dtype = computed_in(dtype)
+  def __init__(
+    self,
+    *,
+    image_size: int | tuple[int, int] = 224,
+    cell: int = 8,
+    orientations: int = 9,
+    dtype: str = "auto",
+  ):
+    dtype = resolve_dtype(dtype)
     self.image_size, self.cell, self.orientations = both_sides(image_size), cell, orientations
     self.dtype = dtype
     self.width = math.prod(patch_grid(self.image_size, cell)) * (orientations + 3)
 
-  def __call__(self, image: jax.Array, *, train: bool = False, keep: float = 1.0,
-               key: jax.Array | None = None) -> jax.Array:
+  def __call__(
+    self, image: jax.Array, *, train: bool = False, keep: float = 1.0, key: jax.Array | None = None
+  ) -> jax.Array:
     """float [B, H, W, 3] -> [B, D]."""
-    check_keeps_all(keep, "a Hog has none")
+    check_no_patch_dropout(keep, "a Hog has none")
     if image.shape[1:3] != self.image_size:
       raise UserError(
-          f"Hog expected images of {self.image_size[0]} x {self.image_size[1]}, but got "
-          f"{image.shape[1]} x {image.shape[2]}. Set the tower's image_size and the crop's size to "
-          "the same value.")
+        f"Hog expected images of {self.image_size[0]} x {self.image_size[1]}, but got "
+        f"{image.shape[1]} x {image.shape[2]}. Set the tower's image_size and the crop's size to "
+        "the same value."
+      )
     image = image.astype(jnp.float32)
     edges = histograms(image, cell=self.cell, orientations=self.orientations)
-    colours = _means(image, self.cell)                                      # [B, h, w, 3]
+    colours = _means(image, self.cell)  # [B, h, w, 3]
     x = jnp.concatenate([4 * edges, 2 * colours], axis=-1)
-    return on_rows(x.reshape(x.shape[0], -1).astype(self.dtype))
+    return shard_batch(x.reshape(x.shape[0], -1).astype(self.dtype))
 
 
 def histograms(image: jax.Array, *, cell: int, orientations: int) -> jax.Array:
@@ -71,14 +79,14 @@ def histograms(image: jax.Array, *, cell: int, orientations: int) -> jax.Array:
     float32 [B, H / cell, W / cell, O], at least 0.
   """
   edged = jnp.pad(image, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-  along = edged[:, 1:-1, 2:] - edged[:, 1:-1, :-2]                          # [B, H, W, 3]
+  along = edged[:, 1:-1, 2:] - edged[:, 1:-1, :-2]  # [B, H, W, 3]
   down = edged[:, 2:, 1:-1] - edged[:, :-2, 1:-1]
   steepest = jnp.argmax(along**2 + down**2, axis=-1, keepdims=True)
   along, down = (jnp.take_along_axis(d, steepest, axis=-1)[..., 0] for d in (along, down))
-  turn = jnp.arctan2(down, along) / math.pi * orientations                  # [B, H, W]
+  turn = jnp.arctan2(down, along) / math.pi * orientations  # [B, H, W]
   away = jnp.abs(turn[..., None] - jnp.arange(orientations)) % orientations
-  share = jax.nn.relu(1 - jnp.minimum(away, orientations - away))           # [B, H, W, O]
-  cells = _means(jnp.hypot(along, down)[..., None] * share, cell)           # [B, h, w, O]
+  share = jax.nn.relu(1 - jnp.minimum(away, orientations - away))  # [B, H, W, O]
+  cells = _means(jnp.hypot(along, down)[..., None] * share, cell)  # [B, h, w, O]
   energy = jnp.square(cells).sum(-1, keepdims=True)
   energy = jnp.pad(energy, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
   energy = lax.reduce_window(energy, 0.0, lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "VALID") / 9

@@ -6,10 +6,10 @@ from typing import Any
 from flax import nnx
 import jax
 
-from clip_jax import layers
 from clip_jax.errors import UserError
-from clip_jax.sharding import on_rows
-from clip_jax.target import computed_in
+from clip_jax.nn import layers, patches, transformer
+from clip_jax.nn.target import resolve_dtype
+from clip_jax.parallel.placement import shard_batch
 from clip_jax.towers.sizes import both_sides, patch_grid
 
 # Name -> width, depth. The hidden width of the channel MLP is 4 times, that of the token MLP half
@@ -32,48 +32,80 @@ class MlpMixer(nnx.Module):
   Source: Tolstikhin et al. 2021, sec. 2 and table 1; initial values as in the authors' code.
   """
 
-  def __init__(self, *, size: str = "B", patch: int = 16, image_size: int | tuple[int, int] = 224,
-               width: int | None = None, depth: int | None = None, mlp: int | None = None,
-               token_mlp: int | None = None, activation: str = "gelu_tanh",
-               dtype: str = "auto", remat: str = "none", unroll: int = 0, rngs: nnx.Rngs):
-    dtype = computed_in(dtype)
-    named = layers.one_of(SIZES, size, "MlpMixer size")
+  def __init__(
+    self,
+    *,
+    size: str = "B",
+    patch: int = 16,
+    image_size: int | tuple[int, int] = 224,
+    width: int | None = None,
+    depth: int | None = None,
+    mlp_dim: int | None = None,
+    token_mlp_dim: int | None = None,
+    activation: str = "gelu_tanh",
+    dtype: str = "auto",
+    remat: str = "none",
+    unroll: int = 0,
+    rngs: nnx.Rngs,
+  ):
+    dtype = resolve_dtype(dtype)
+    named = layers.lookup(SIZES, size, "MlpMixer size")
     width, depth = width or named[0], depth or named[1]
     self.image_size, self.patch, self.width = both_sides(image_size), patch, width
     N = math.prod(patch_grid(self.image_size, patch))
     init = jax.nn.initializers.lecun_normal()
     self.embedding = layers.Linear(patch * patch * 3, width, init=init, dtype=dtype, rngs=rngs)
-    make = lambda rngs: MixerBlock(N, width, token_mlp or width // 2, mlp or 4 * width,
-                                   activation=activation, dtype=dtype, rngs=rngs)
-    self.stack = layers.Stack(make, depth, remat=remat, unroll=unroll, rngs=rngs)
+    make = lambda rngs: MixerBlock(
+      N,
+      width,
+      token_mlp_dim or width // 2,
+      mlp_dim or 4 * width,
+      activation=activation,
+      dtype=dtype,
+      rngs=rngs,
+    )
+    self.stack = transformer.Stack(make, depth, remat=remat, unroll=unroll, rngs=rngs)
     self.norm = layers.LayerNorm(width, dtype=dtype)
 
-  def __call__(self, image: jax.Array, *, train: bool = False, keep: float = 1.0,
-               key: jax.Array | None = None) -> jax.Array:
+  def __call__(
+    self, image: jax.Array, *, train: bool = False, keep: float = 1.0, key: jax.Array | None = None
+  ) -> jax.Array:
     """float [B, H, W, 3] -> [B, D]."""
-    layers.check_keeps_all(keep, "an MlpMixer has weights for each of them")
+    patches.check_no_patch_dropout(keep, "an MlpMixer has weights for each of them")
     if image.shape[1:3] != self.image_size:
-      raise UserError(f"MlpMixer expected images of {self.image_size[0]} x "
-                      f"{self.image_size[1]}, but got {image.shape[1]} x {image.shape[2]}; its "
-                      "token MLPs fit no other size. Set the tower's image_size and the crop's "
-                      "size to the same value.")
-    x = self.embedding(layers.patches(image, self.patch))                   # [B, N, D]
-    return on_rows(self.norm(self.stack(x)).mean(axis=1))
+      raise UserError(
+        f"MlpMixer expected images of {self.image_size[0]} x "
+        f"{self.image_size[1]}, but got {image.shape[1]} x {image.shape[2]}; its "
+        "token MLPs fit no other size. Set the tower's image_size and the crop's "
+        "size to the same value."
+      )
+    x = self.embedding(patches.patchify(image, self.patch))  # [B, N, D]
+    return shard_batch(self.norm(self.stack(x)).mean(axis=1))
 
 
 class MixerBlock(nnx.Module):
   """An MLP over the tokens of each channel, then one over the channels of each token."""
 
-  def __init__(self, tokens: int, width: int, token_mlp: int, mlp: int, *, activation: str,
-               dtype: str, rngs: nnx.Rngs):
+  def __init__(
+    self,
+    tokens: int,
+    width: int,
+    token_mlp_dim: int,
+    mlp_dim: int,
+    *,
+    activation: str,
+    dtype: str,
+    rngs: nnx.Rngs,
+  ):
     options: dict[str, Any] = dict(
-        activation=activation, init=jax.nn.initializers.lecun_normal(), dtype=dtype, rngs=rngs)
+      activation=activation, init=jax.nn.initializers.lecun_normal(), dtype=dtype, rngs=rngs
+    )
     self.norm_tokens = layers.LayerNorm(width, dtype=dtype)
-    self.tokens = layers.Mlp(tokens, token_mlp, **options)
+    self.tokens = layers.Mlp(tokens, token_mlp_dim, **options)
     self.norm_channels = layers.LayerNorm(width, dtype=dtype)
-    self.channels = layers.Mlp(width, mlp, **options)
+    self.channels = layers.Mlp(width, mlp_dim, **options)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """[B, N, D] -> [B, N, D]."""
     x = x + self.tokens(self.norm_tokens(x).swapaxes(1, 2)).swapaxes(1, 2)
-    return on_rows(x + self.channels(self.norm_channels(x)))
+    return shard_batch(x + self.channels(self.norm_channels(x)))

@@ -7,20 +7,21 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from clip_jax.convolution import convolved
 from clip_jax.errors import UserError
-from clip_jax.layers import Stack, check_keeps_all
-from clip_jax.remat import REMAT, made_again
-from clip_jax.sharding import on_rows
-from clip_jax.target import computed_in
+from clip_jax.nn.convolution import conv2d
+from clip_jax.nn.patches import check_no_patch_dropout
+from clip_jax.nn.remat import REMAT_POLICIES, remat
+from clip_jax.nn.target import resolve_dtype
+from clip_jax.nn.transformer import Stack
+from clip_jax.parallel.placement import shard_batch
 from clip_jax.towers.sizes import both_sides
 
 # Layers -> bottleneck blocks in each of the four stages.
 DEPTHS = {
-    26: (2, 2, 2, 2),
-    50: (3, 4, 6, 3),
-    101: (3, 4, 23, 3),
-    152: (3, 8, 36, 3),
+  26: (2, 2, 2, 2),
+  50: (3, 4, 6, 3),
+  101: (3, 4, 23, 3),
+  152: (3, 8, 36, 3),
 }
 
 
@@ -47,14 +48,28 @@ class BitResnet(nnx.Module):
   Source: Kolesnikov et al. 2020 (BiT), sec. 3.1 and 4.1, after He et al. 2016 (v2).
   """
 
-  def __init__(self, *, layers: int | None = 50, stages: tuple[int, ...] | None = None,
-               width: int = 64, block: str = "bottleneck", stem: str = "large", groups: int = 32,
-               pool: str = "gap", image_size: int | tuple[int, int] = 224, dtype: str = "auto",
-               remat: str = "none", unroll: int = 0, rngs: nnx.Rngs):
-    dtype = computed_in(dtype)
+  def __init__(
+    self,
+    *,
+    layers: int | None = 50,
+    stages: tuple[int, ...] | None = None,
+    width: int = 64,
+    block: str = "bottleneck",
+    stem: str = "large",
+    groups: int = 32,
+    pool: str = "gap",
+    image_size: int | tuple[int, int] = 224,
+    dtype: str = "auto",
+    remat: str = "none",
+    unroll: int = 0,
+    rngs: nnx.Rngs,
+  ):
+    dtype = resolve_dtype(dtype)
     if stages is None and layers not in DEPTHS:
-      raise UserError(f"Unknown BitResnet layers={layers}; choose from "
-                      f"{', '.join(map(str, DEPTHS))}, or set stages, as in stages=(2, 2, 2).")
+      raise UserError(
+        f"Unknown BitResnet layers={layers}; choose from "
+        f"{', '.join(map(str, DEPTHS))}, or set stages, as in stages=(2, 2, 2)."
+      )
     if block not in BLOCKS:
       raise UserError(f"Unknown BitResnet block {block!r}; choose from {', '.join(BLOCKS)}.")
     for name, value, known in (("stem", stem, ("large", "small")), ("pool", pool, ("gap", "flat"))):
@@ -69,38 +84,46 @@ class BitResnet(nnx.Module):
     firsts, stacks, channels = [], [], width
     for i, depth in enumerate(stages):
       make = lambda inputs, stride, rngs: BLOCKS[block](
-          inputs, width * 2**i, stride=stride, groups=groups, dtype=dtype, rngs=rngs)
+        inputs, width * 2**i, stride=stride, groups=groups, dtype=dtype, rngs=rngs
+      )
       firsts.append(make(channels, 2 if i else 1, rngs))
       channels = firsts[-1].outputs
-      stacks.append(Stack(lambda rngs: make(channels, 1, rngs), depth - 1, remat=remat,
-                          unroll=unroll, rngs=rngs))
+      stacks.append(
+        Stack(
+          lambda rngs: make(channels, 1, rngs), depth - 1, remat=remat, unroll=unroll, rngs=rngs
+        )
+      )
     self.firsts, self.stacks = nnx.List(firsts), nnx.List(stacks)
     self.norm = GroupNorm(channels, groups, dtype=dtype)
     self.places = tuple(
-        -(-side // ((4 if stem == "large" else 2) * 2 ** (len(stages) - 1)))
-        for side in self.image_size)
+      -(-side // ((4 if stem == "large" else 2) * 2 ** (len(stages) - 1)))
+      for side in self.image_size
+    )
     self.width = channels * (math.prod(self.places) if pool == "flat" else 1)
 
-  def __call__(self, image: jax.Array, *, train: bool = False, keep: float = 1.0,
-               key: jax.Array | None = None) -> jax.Array:
+  def __call__(
+    self, image: jax.Array, *, train: bool = False, keep: float = 1.0, key: jax.Array | None = None
+  ) -> jax.Array:
     """float [B, H, W, 3] -> [B, D]."""
-    check_keeps_all(keep, "a ResNet has none")
+    check_no_patch_dropout(keep, "a ResNet has none")
     x = self.stem(image)
     if self.stem_kind == "large":
       x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
     apply = lambda block, x: block(x)
     if self.remat != "none":
-      apply = jax.checkpoint(apply, policy=REMAT[self.remat])
+      apply = jax.checkpoint(apply, policy=REMAT_POLICIES[self.remat])
     for first, stack in zip(self.firsts, self.stacks):
-      x = stack(on_rows(apply(first, x)))
+      x = stack(shard_batch(apply(first, x)))
     x = jax.nn.relu(self.norm(x))
     if self.pool == "gap":
-      return on_rows(x.mean(axis=(1, 2)))
+      return shard_batch(x.mean(axis=(1, 2)))
     if x.shape[1:3] != self.places:
-      raise UserError(f'BitResnet with pool="flat" expected images of {self.image_size[0]} x '
-                      f'{self.image_size[1]}, but got {image.shape[1]} x {image.shape[2]}. Set the '
-                      'tower\'s image_size and the crop\'s size to the same value, or pool="gap".')
-    return on_rows(x.reshape(x.shape[0], -1))
+      raise UserError(
+        f'BitResnet with pool="flat" expected images of {self.image_size[0]} x '
+        f"{self.image_size[1]}, but got {image.shape[1]} x {image.shape[2]}. Set the "
+        "tower's image_size and the crop's size to the same value, or pool=\"gap\"."
+      )
+    return shard_batch(x.reshape(x.shape[0], -1))
 
 
 class StdConv(nnx.Module):
@@ -111,10 +134,20 @@ class StdConv(nnx.Module):
   Source: Qiao et al. 2019 (weight standardisation), eq. 2 and 3, scaled to preserve the variance.
   """
 
-  def __init__(self, inputs: int, outputs: int, size: int, *, stride: int = 1,
-               dtype: str = "float32", rngs: nnx.Rngs):
-    self.kernel = nnx.Param(jax.random.normal(rngs.params(), (size, size, inputs, outputs))
-                            / math.sqrt(size * size * inputs))
+  def __init__(
+    self,
+    inputs: int,
+    outputs: int,
+    size: int,
+    *,
+    stride: int = 1,
+    dtype: str = "float32",
+    rngs: nnx.Rngs,
+  ):
+    self.kernel = nnx.Param(
+      jax.random.normal(rngs.params(), (size, size, inputs, outputs))
+      / math.sqrt(size * size * inputs)
+    )
     self.stride, self.dtype = stride, dtype
 
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -123,7 +156,7 @@ class StdConv(nnx.Module):
     fan_in = math.prod(kernel.shape[:3])
     kernel = kernel - kernel.mean((0, 1, 2))
     kernel = kernel * lax.rsqrt(jnp.square(kernel).mean((0, 1, 2)) * fan_in + 1e-8)
-    return convolved(x.astype(self.dtype), kernel, self.stride)
+    return conv2d(x.astype(self.dtype), kernel, self.stride)
 
 
 class GroupNorm(nnx.Module):
@@ -132,22 +165,26 @@ class GroupNorm(nnx.Module):
   Source: Wu & He 2018, eq. 7.
   """
 
-  def __init__(self, width: int, groups: int, *, epsilon: float = 1e-5, dtype: str = "float32"):
+  def __init__(self, width: int, groups: int, *, norm_eps: float = 1e-5, dtype: str = "float32"):
     if width % groups:
-      raise UserError(f"{width} channels cannot be divided into {groups} groups. Set groups to a "
-                      f"divisor of the width, as in groups={math.gcd(width, groups)}.")
+      raise UserError(
+        f"{width} channels cannot be divided into {groups} groups. Set groups to a "
+        f"divisor of the width, as in groups={math.gcd(width, groups)}."
+      )
     self.scale = nnx.Param(jnp.ones(width))
     self.bias = nnx.Param(jnp.zeros(width))
-    self.groups, self.epsilon, self.dtype = groups, epsilon, dtype
+    self.groups, self.norm_eps, self.dtype = groups, norm_eps, dtype
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """[B, H, W, C] -> [B, H, W, C]."""
-    @made_again
+
+    @remat
     def normalised(x, scale, bias):
       grouped = x.astype(jnp.float32).reshape(*x.shape[:3], self.groups, -1)
       grouped = grouped - grouped.mean((1, 2, 4), keepdims=True)
       grouped = grouped * lax.rsqrt(
-          jnp.square(grouped).mean((1, 2, 4), keepdims=True) + self.epsilon)
+        jnp.square(grouped).mean((1, 2, 4), keepdims=True) + self.norm_eps
+      )
       return (grouped.reshape(x.shape) * scale + bias).astype(self.dtype)
 
     return normalised(x, self.scale[...], self.bias[...])
@@ -156,8 +193,16 @@ class GroupNorm(nnx.Module):
 class _Residual(nnx.Module):
   """A pre-activation residual block, x + f(norm(x)); x is projected where f changes the shape."""
 
-  def __init__(self, inputs: int, outputs: int, convolutions: tuple[tuple[int, int, int, int], ...],
-               *, groups: int, dtype: str, rngs: nnx.Rngs):
+  def __init__(
+    self,
+    inputs: int,
+    outputs: int,
+    convolutions: tuple[tuple[int, int, int, int], ...],
+    *,
+    groups: int,
+    dtype: str,
+    rngs: nnx.Rngs,
+  ):
     """Args: `convolutions`, the (inputs, outputs, size, stride) of each."""
     make = lambda c: StdConv(c[0], c[1], c[2], stride=c[3], dtype=dtype, rngs=rngs)
     self.outputs = outputs
@@ -173,27 +218,39 @@ class _Residual(nnx.Module):
     y = self.convolutions[0](y)
     for norm, convolution in zip(self.norms[1:], self.convolutions[1:]):
       y = convolution(jax.nn.relu(norm(y)))
-    return on_rows(x + y)
+    return shard_batch(x + y)
 
 
 class Basic(_Residual):
   """A residual block of two 3x3 convolutions."""
 
-  def __init__(self, inputs: int, width: int, *, stride: int, groups: int, dtype: str,
-               rngs: nnx.Rngs):
-    super().__init__(inputs, width, ((inputs, width, 3, stride), (width, width, 3, 1)),
-                     groups=groups, dtype=dtype, rngs=rngs)
+  def __init__(
+    self, inputs: int, width: int, *, stride: int, groups: int, dtype: str, rngs: nnx.Rngs
+  ):
+    super().__init__(
+      inputs,
+      width,
+      ((inputs, width, 3, stride), (width, width, 3, 1)),
+      groups=groups,
+      dtype=dtype,
+      rngs=rngs,
+    )
 
 
 class Bottleneck(_Residual):
   """A residual block of 1x1, 3x3 and 1x1 convolutions, with 4 times as many output channels."""
 
-  def __init__(self, inputs: int, width: int, *, stride: int, groups: int, dtype: str,
-               rngs: nnx.Rngs):
+  def __init__(
+    self, inputs: int, width: int, *, stride: int, groups: int, dtype: str, rngs: nnx.Rngs
+  ):
     super().__init__(
-        inputs, 4 * width,
-        ((inputs, width, 1, 1), (width, width, 3, stride), (width, 4 * width, 1, 1)),
-        groups=groups, dtype=dtype, rngs=rngs)
+      inputs,
+      4 * width,
+      ((inputs, width, 1, 1), (width, width, 3, stride), (width, 4 * width, 1, 1)),
+      groups=groups,
+      dtype=dtype,
+      rngs=rngs,
+    )
 
 
 BLOCKS = {"basic": Basic, "bottleneck": Bottleneck}

@@ -4,37 +4,41 @@ from clip_jax.errors import UserError
 
 # big_vision's names -> width, depth, hidden width of the MLP, number of heads.
 SIZES = {
-    "mu": (32, 1, 128, 2),
-    "Ti": (192, 12, 768, 3),
-    "S": (384, 12, 1536, 6),
-    "M": (512, 12, 2048, 8),
-    "B": (768, 12, 3072, 12),
-    "L": (1024, 24, 4096, 16),
-    "So400m": (1152, 27, 4304, 16),
-    "H": (1280, 32, 5120, 16),
-    "g": (1408, 40, 6144, 16),
-    "g-opt": (1536, 40, 6144, 16),
-    "G": (1664, 48, 8192, 16),
-    "G-opt": (1536, 48, 8192, 16),
-    "e": (1792, 56, 15360, 16),
+  "mu": (32, 1, 128, 2),
+  "Ti": (192, 12, 768, 3),
+  "S": (384, 12, 1536, 6),
+  "M": (512, 12, 2048, 8),
+  "B": (768, 12, 3072, 12),
+  "L": (1024, 24, 4096, 16),
+  "So400m": (1152, 27, 4304, 16),
+  "H": (1280, 32, 5120, 16),
+  "g": (1408, 40, 6144, 16),
+  "g-opt": (1536, 40, 6144, 16),
+  "G": (1664, 48, 8192, 16),
+  "G-opt": (1536, 48, 8192, 16),
+  "e": (1792, 56, 15360, 16),
 }
 
 
-def transformer_size(size: str, width: int | None, depth: int | None, mlp: int | None,
-                     heads: int | None) -> tuple[int, int, int, int]:
+def transformer_size(
+  size: str, width: int | None, depth: int | None, mlp_dim: int | None, num_heads: int | None
+) -> tuple[int, int, int, int]:
   """Returns (width, depth, mlp, heads) of a named size; arguments that are not None override it.
 
   With another width, the MLP defaults to 4 times that width and heads to a width of 64.
   """
   if size not in SIZES:
-    raise UserError(f"Unknown transformer size {size!r}; choose from {', '.join(SIZES)}. To use "
-                    "other dimensions, set width, depth, mlp and heads.")
+    raise UserError(
+      f"Unknown transformer size {size!r}; choose from {', '.join(SIZES)}. To use "
+      "other dimensions, set width, depth, mlp and heads."
+    )
   named = SIZES[size]
   if width is not None and width != named[0]:
     named = (width, named[1], 4 * width, max(1, width // 64))
-  width, depth, mlp, heads = (
-      n if given is None else given for given, n in zip((width, depth, mlp, heads), named))
-  return width, depth, mlp, heads
+  width, depth, mlp_dim, num_heads = (
+    n if given is None else given for given, n in zip((width, depth, mlp_dim, num_heads), named)
+  )
+  return width, depth, mlp_dim, num_heads
 
 
 def both_sides(image_size: int | tuple[int, int]) -> tuple[int, int]:
@@ -44,10 +48,15 @@ def both_sides(image_size: int | tuple[int, int]) -> tuple[int, int]:
     UserError: `image_size` is neither an int nor a pair of ints, or not positive.
   """
   sides = (image_size, image_size) if isinstance(image_size, int) else image_size
-  if not (isinstance(sides, (tuple, list)) and len(sides) == 2
-          and all(isinstance(side, int) and side > 0 for side in sides)):
-    raise UserError(f"image_size {image_size!r} is invalid. Set the side of a square, or (height, "
-                    "width), in pixels, as in 224 or (224, 288).")
+  if not (
+    isinstance(sides, (tuple, list))
+    and len(sides) == 2
+    and all(isinstance(side, int) and side > 0 for side in sides)
+  ):
+    raise UserError(
+      f"image_size {image_size!r} is invalid. Set the side of a square, or (height, "
+      "width), in pixels, as in 224 or (224, 288)."
+    )
   height, width = sides
   return height, width
 
@@ -56,6 +65,8 @@ def patch_grid(image_size: tuple[int, int], patch: int) -> tuple[int, int]:
   """Returns (rows, columns) of patches; raises `UserError` unless patches tile the image."""
   height, width = image_size
   if height % patch or width % patch:
-    raise UserError(f"A {height} x {width} image cannot be divided into {patch} x {patch} patches. "
-                    f"Nearest valid height: {max(1, round(height / patch)) * patch}.")
+    raise UserError(
+      f"A {height} x {width} image cannot be divided into {patch} x {patch} patches. "
+      f"Nearest valid height: {max(1, round(height / patch)) * patch}."
+    )
   return height // patch, width // patch

@@ -9,18 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clip_jax import layers
 from clip_jax.errors import UserError
-from clip_jax.sharding import on_rows
-from clip_jax.target import computed_in
+from clip_jax.nn import layers, patches, transformer
+from clip_jax.nn.target import resolve_dtype
+from clip_jax.parallel.placement import shard_batch
 from clip_jax.towers.sizes import both_sides
 
 # Name -> blocks in each of the four stages, channels of the first stage.
 SIZES = {
-    "T": ((2, 2, 6, 2), 96),
-    "S": ((2, 2, 18, 2), 96),
-    "B": ((2, 2, 18, 2), 128),
-    "L": ((2, 2, 18, 2), 192),
+  "T": ((2, 2, 6, 2), 96),
+  "S": ((2, 2, 18, 2), 96),
+  "B": ((2, 2, 18, 2), 128),
+  "L": ((2, 2, 18, 2), 192),
 }
 EPSILON = 1e-5
 INIT = layers.normal(0.02)
@@ -49,55 +49,76 @@ class Swin(nnx.Module):
   depth.
   """
 
-  def __init__(self, *, size: str = "T", stages: tuple[int, ...] | None = None,
-               width: int | None = None, window: int = 7, head_width: int = 32, patch: int = 4,
-               image_size: int | tuple[int, int] = 224, activation: str = "gelu",
-               dtype: str = "auto", remat: str = "none", unroll: int = 0, rngs: nnx.Rngs):
-    dtype = computed_in(dtype)
-    named = layers.one_of(SIZES, size, "Swin size")
+  def __init__(
+    self,
+    *,
+    size: str = "T",
+    stages: tuple[int, ...] | None = None,
+    width: int | None = None,
+    window: int = 7,
+    head_width: int = 32,
+    patch: int = 4,
+    image_size: int | tuple[int, int] = 224,
+    activation: str = "gelu",
+    dtype: str = "auto",
+    remat: str = "none",
+    unroll: int = 0,
+    rngs: nnx.Rngs,
+  ):
+    dtype = resolve_dtype(dtype)
+    named = layers.lookup(SIZES, size, "Swin size")
     stages, width = tuple(stages or named[0]), width or named[1]
     if any(depth % 2 for depth in stages):
-      raise UserError("Swin's blocks come in pairs, the second with shifted windows, but stages="
-                      f"{stages} has odd numbers. Use even numbers, as in stages=(2, 2, 6, 2).")
+      raise UserError(
+        "Swin's blocks come in pairs, the second with shifted windows, but stages="
+        f"{stages} has odd numbers. Use even numbers, as in stages=(2, 2, 6, 2)."
+      )
     if width % head_width:
-      raise UserError(f"Swin's width {width} is not divisible by head_width={head_width}. Set "
-                      f"head_width to a divisor, as in head_width={math.gcd(width, head_width)}.")
+      raise UserError(
+        f"Swin's width {width} is not divisible by head_width={head_width}. Set "
+        f"head_width to a divisor, as in head_width={math.gcd(width, head_width)}."
+      )
     self.image_size, self.patch = both_sides(image_size), patch
     self.width = width * 2 ** (len(stages) - 1)
     self.embedding = layers.Linear(patch * patch * 3, width, dtype=dtype, rngs=rngs)
-    self.embedding_norm = layers.LayerNorm(width, epsilon=EPSILON, dtype=dtype)
+    self.embedding_norm = layers.LayerNorm(width, norm_eps=EPSILON, dtype=dtype)
     stacks, norms, mergers = [], [], []
     for i, depth in enumerate(stages):
       channels = width * 2**i
       if i:
-        norms.append(layers.LayerNorm(2 * channels, epsilon=EPSILON, dtype=dtype))
-        mergers.append(layers.Linear(2 * channels, channels, bias=False, init=INIT, dtype=dtype,
-                                     rngs=rngs))
-      make = lambda rngs: Pair(channels, channels // head_width, window, activation=activation,
-                               dtype=dtype, rngs=rngs)
-      stacks.append(layers.Stack(make, depth // 2, remat=remat, unroll=unroll, rngs=rngs))
+        norms.append(layers.LayerNorm(2 * channels, norm_eps=EPSILON, dtype=dtype))
+        mergers.append(
+          layers.Linear(2 * channels, channels, bias=False, init=INIT, dtype=dtype, rngs=rngs)
+        )
+      make = lambda rngs: Pair(
+        channels, channels // head_width, window, activation=activation, dtype=dtype, rngs=rngs
+      )
+      stacks.append(transformer.Stack(make, depth // 2, remat=remat, unroll=unroll, rngs=rngs))
     self.stacks = nnx.List(stacks)
     self.norms, self.mergers = nnx.List(norms), nnx.List(mergers)
-    self.norm = layers.LayerNorm(self.width, epsilon=EPSILON, dtype=dtype)
+    self.norm = layers.LayerNorm(self.width, norm_eps=EPSILON, dtype=dtype)
 
-  def __call__(self, image: jax.Array, *, train: bool = False, keep: float = 1.0,
-               key: jax.Array | None = None) -> jax.Array:
+  def __call__(
+    self, image: jax.Array, *, train: bool = False, keep: float = 1.0, key: jax.Array | None = None
+  ) -> jax.Array:
     """float [B, H, W, 3] -> [B, D]."""
-    layers.check_keeps_all(keep, "a Swin needs all of them for its windows")
-    x = self.embedding_norm(self.embedding(layers.squares(image, self.patch)))
-    x = self.stacks[0](x)                                    # [B, H / patch, W / patch, width]
+    patches.check_no_patch_dropout(keep, "a Swin needs all of them for its windows")
+    x = self.embedding_norm(self.embedding(patches.patchify_map(image, self.patch)))
+    x = self.stacks[0](x)  # [B, H / patch, W / patch, width]
     for norm, merger, stack in zip(self.norms, self.mergers, self.stacks[1:]):
-      x = stack(merger(norm(layers.squares(x, 2))))          # Half the resolution, twice the width.
-    return on_rows(self.norm(x).mean(axis=(1, 2)))
+      x = stack(merger(norm(patches.patchify_map(x, 2))))  # Half the resolution, twice the width.
+    return shard_batch(self.norm(x).mean(axis=(1, 2)))
 
 
 class Pair(nnx.Module):
   """A block with regular windows, then one with windows shifted by half a window."""
 
-  def __init__(self, width: int, heads: int, window: int, *, activation: str, dtype: str,
-               rngs: nnx.Rngs):
-    make = lambda shifted: SwinBlock(width, heads, window, shifted=shifted, activation=activation,
-                                     dtype=dtype, rngs=rngs)
+  def __init__(
+    self, width: int, num_heads: int, window: int, *, activation: str, dtype: str, rngs: nnx.Rngs
+  ):
+    make = lambda shifted: SwinBlock(
+      width, num_heads, window, shifted=shifted, activation=activation, dtype=dtype, rngs=rngs
+    )
     self.plain, self.shifted = make(False), make(True)
 
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -108,18 +129,30 @@ class Pair(nnx.Module):
 class SwinBlock(nnx.Module):
   """A pre-norm transformer block with windowed attention."""
 
-  def __init__(self, width: int, heads: int, window: int, *, shifted: bool, activation: str,
-               dtype: str, rngs: nnx.Rngs):
-    self.norm_attention = layers.LayerNorm(width, epsilon=EPSILON, dtype=dtype)
-    self.attention = WindowAttention(width, heads, window, shifted=shifted, dtype=dtype, rngs=rngs)
-    self.norm_mlp = layers.LayerNorm(width, epsilon=EPSILON, dtype=dtype)
-    self.mlp = layers.Mlp(width, 4 * width, activation=activation, init=INIT, dtype=dtype,
-                          rngs=rngs)
+  def __init__(
+    self,
+    width: int,
+    num_heads: int,
+    window: int,
+    *,
+    shifted: bool,
+    activation: str,
+    dtype: str,
+    rngs: nnx.Rngs,
+  ):
+    self.norm_attention = layers.LayerNorm(width, norm_eps=EPSILON, dtype=dtype)
+    self.attention = WindowAttention(
+      width, num_heads, window, shifted=shifted, dtype=dtype, rngs=rngs
+    )
+    self.norm_mlp = layers.LayerNorm(width, norm_eps=EPSILON, dtype=dtype)
+    self.mlp = layers.Mlp(
+      width, 4 * width, activation=activation, init=INIT, dtype=dtype, rngs=rngs
+    )
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """[B, H, W, C] -> [B, H, W, C]."""
     x = x + self.attention(self.norm_attention(x))
-    return on_rows(x + self.mlp(self.norm_mlp(x)))
+    return shard_batch(x + self.mlp(self.norm_mlp(x)))
 
 
 class WindowAttention(nnx.Module):
@@ -131,11 +164,12 @@ class WindowAttention(nnx.Module):
   Source: Liu et al. 2021, sec. 3.2, eq. 4, fig. 4.
   """
 
-  def __init__(self, width: int, heads: int, window: int, *, shifted: bool, dtype: str,
-               rngs: nnx.Rngs):
-    self.attention = layers.Attention(width, heads, init=INIT, dtype=dtype, rngs=rngs)
+  def __init__(
+    self, width: int, num_heads: int, window: int, *, shifted: bool, dtype: str, rngs: nnx.Rngs
+  ):
+    self.attention = transformer.Attention(width, num_heads, init=INIT, dtype=dtype, rngs=rngs)
     side = 2 * window - 1
-    self.bias = nnx.Param(INIT(rngs.params(), (side, side, heads)))         # By relative position.
+    self.bias = nnx.Param(INIT(rngs.params(), (side, side, num_heads)))  # By relative position.
     self.window, self.shifted = window, shifted
 
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -145,17 +179,18 @@ class WindowAttention(nnx.Module):
     sides = [min(M, length) for length in (H, W)]
     shift = [M // 2 if self.shifted and length > M else 0 for length in (H, W)]
     padding = [-length % side for length, side in zip((H, W), sides)]
-    mask = visible((H, W), sides, shift, padding)                           # [windows, n, n]
-    bias = self.bias[...][offsets(sides, M)].transpose(2, 0, 1)[None]       # [1, heads, n, n]
+    mask = visible((H, W), sides, shift, padding)  # [windows, n, n]
+    bias = self.bias[...][offsets(sides, M)].transpose(2, 0, 1)[None]  # [1, heads, n, n]
     x = jnp.pad(x, ((0, 0), (0, padding[0]), (0, padding[1]), (0, 0)))
-    x = windows(_rolled(x, shift, -1), sides)                               # [B, windows, n, C]
+    x = windows(_rolled(x, shift, -1), sides)  # [B, windows, n, C]
     x = self.attention(x, None if mask is None else mask[:, None, None], bias)
     x = _rolled(unwindowed(x, sides, (H + padding[0], W + padding[1])), shift, 1)
     return x[:, :H, :W]
 
 
-def visible(shape: Sequence[int], sides: Sequence[int], shift: Sequence[int],
-            padding: Sequence[int]) -> np.ndarray | None:
+def visible(
+  shape: Sequence[int], sides: Sequence[int], shift: Sequence[int], padding: Sequence[int]
+) -> np.ndarray | None:
   """Attention mask within windows, bool [windows, n, n]; None if all positions see each other.
 
   Args:
@@ -167,16 +202,18 @@ def visible(shape: Sequence[int], sides: Sequence[int], shift: Sequence[int],
   if not any(shift) and not any(padding):
     return None
   # Along each axis, positions either wrapped around, did not, or are padding.
-  kinds = [np.roll(np.repeat([1, 0, 2], [s, length - s, p]), -s)
-           for length, s, p in zip(shape, shift, padding)]
+  kinds = [
+    np.roll(np.repeat([1, 0, 2], [s, length - s, p]), -s)
+    for length, s, p in zip(shape, shift, padding)
+  ]
   kind = 3 * kinds[0][:, None] + kinds[1]
-  kind = windows(kind[None, :, :, None], sides)[0, ..., 0]                  # [windows, n]
+  kind = windows(kind[None, :, :, None], sides)[0, ..., 0]  # [windows, n]
   return kind[:, :, None] == kind[:, None, :]
 
 
 def offsets(sides: Sequence[int], window: int) -> tuple[np.ndarray, np.ndarray]:
   """Row and column in the bias table of each pair of positions in a window, int [n, n] each."""
-  y, x = np.mgrid[:sides[0], :sides[1]].reshape(2, -1)
+  y, x = np.mgrid[: sides[0], : sides[1]].reshape(2, -1)
   return y[:, None] - y[None] + window - 1, x[:, None] - x[None] + window - 1
 
 

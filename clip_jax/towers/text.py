@@ -4,10 +4,10 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from clip_jax import layers
 from clip_jax.errors import UserError
-from clip_jax.sharding import on_rows, whole
-from clip_jax.target import computed_in
+from clip_jax.nn import layers, transformer
+from clip_jax.nn.target import resolve_dtype
+from clip_jax.parallel.placement import all_gather_param, shard_batch
 from clip_jax.towers.sizes import transformer_size
 
 POOLS = ("last", "eot", "mean", "map")
@@ -38,64 +38,100 @@ class TextTransformer(nnx.Module):
   Source: Radford et al. 2021, sec. 2.4; Zhai et al. 2023 for the bidirectional form.
   """
 
-  def __init__(self, *, vocabulary: int = 32_000, length: int = 16, size: str = "B",
-               causal: bool = False, pool: str = "last", mask_padding: bool = True,
-               end_token: int | None = None, epsilon: float = 1e-6,
-               width: int | None = None, depth: int | None = None, mlp: int | None = None,
-               heads: int | None = None, activation: str = "gelu_tanh", attention: str = "auto",
-               dtype: str = "auto", remat: str = "none", unroll: int = 0, rngs: nnx.Rngs):
-    dtype = computed_in(dtype)
+  def __init__(
+    self,
+    *,
+    vocab_size: int = 32_000,
+    context_length: int = 16,
+    size: str = "B",
+    causal: bool = False,
+    pool: str = "last",
+    mask_padding: bool = True,
+    eos_id: int | None = None,
+    norm_eps: float = 1e-6,
+    width: int | None = None,
+    depth: int | None = None,
+    mlp_dim: int | None = None,
+    num_heads: int | None = None,
+    activation: str = "gelu_tanh",
+    attention: str = "auto",
+    dtype: str = "auto",
+    remat: str = "none",
+    unroll: int = 0,
+    rngs: nnx.Rngs,
+  ):
+    dtype = resolve_dtype(dtype)
     if pool not in POOLS:
       raise UserError(f"Unknown TextTransformer pool {pool!r}; choose from {', '.join(POOLS)}.")
-    width, depth, mlp, heads = transformer_size(size, width, depth, mlp, heads)
-    self.width, self.vocabulary, self.length = width, vocabulary, length
+    width, depth, mlp_dim, num_heads = transformer_size(size, width, depth, mlp_dim, num_heads)
+    self.width, self.vocab_size, self.context_length = width, vocab_size, context_length
     self.causal, self.pool, self.mask_padding, self.dtype = causal, pool, mask_padding, dtype
-    self.end_token = end_token
-    self.embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), (vocabulary, width)))
-    self.positions = nnx.Param(0.01 * jax.random.normal(rngs.params(), (length, width)))
-    self.stack = layers.blocks(width, depth, heads, mlp, activation=activation, epsilon=epsilon,
-                               attention=attention, dtype=dtype, remat=remat, unroll=unroll,
-                               rngs=rngs)
-    self.norm = layers.LayerNorm(width, epsilon=epsilon, dtype=dtype)
+    self.eos_id = eos_id
+    self.embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), (vocab_size, width)))
+    self.positions = nnx.Param(0.01 * jax.random.normal(rngs.params(), (context_length, width)))
+    self.stack = transformer.transformer_stack(
+      width,
+      depth,
+      num_heads,
+      mlp_dim,
+      activation=activation,
+      norm_eps=norm_eps,
+      attention=attention,
+      dtype=dtype,
+      remat=remat,
+      unroll=unroll,
+      rngs=rngs,
+    )
+    self.norm = layers.LayerNorm(width, norm_eps=norm_eps, dtype=dtype)
     if pool == "map":
-      self.head = layers.MapHead(width, heads, mlp, activation=activation, epsilon=epsilon,
-                                 dtype=dtype, rngs=rngs)
+      self.head = transformer.MapHead(
+        width, num_heads, mlp_dim, activation=activation, norm_eps=norm_eps, dtype=dtype, rngs=rngs
+      )
 
   def __call__(self, tokens: jax.Array, *, train: bool = False) -> jax.Array:
     """Token ids, int32 [B, L], padded with 0 -> [B, D]."""
-    check_length(self.length, tokens)
+    check_length(self.context_length, tokens)
     real, end = real_tokens(tokens)
     # Look up in float32, because the gradient of a common token is a sum of very many terms.
-    x = whole(self.embedding[...])[tokens] + self.positions[...]            # [B, L, D]
+    x = all_gather_param(self.embedding[...])[tokens] + self.positions[...]  # [B, L, D]
     x = self.stack(x.astype(self.dtype), self._mask(real))
     if self.pool == "map":
-      return on_rows(self.head(self.norm(x), real))
+      return shard_batch(self.head(self.norm(x), real))
     if self.pool == "last":
       x = x[:, -1]
     elif self.pool == "eot":
-      if self.end_token is not None:
-        end = jnp.argmax(tokens == self.end_token, axis=1)
+      if self.eos_id is not None:
+        end = jnp.argmax(tokens == self.eos_id, axis=1)
       x = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
     else:
       # Average before the norm, so that each token's magnitude acts as its weight.
       x = (x * real[:, :, None]).sum(axis=1) / real.sum(axis=1)[:, None].astype(x.dtype)
-    return on_rows(self.norm(x))
+    return shard_batch(self.norm(x))
 
   def _mask(self, real):
     """Attention mask, bool [B or 1, 1, L, L], True where a query may attend; None for no mask."""
-    mask = jnp.tril(jnp.ones((1, 1, self.length, self.length), bool)) if self.causal else None
+    mask = (
+      jnp.tril(jnp.ones((1, 1, self.context_length, self.context_length), bool))
+      if self.causal
+      else None
+    )
     if self.mask_padding:
       keys = real[:, None, None, :]
-      mask = jnp.broadcast_to(keys, (real.shape[0], 1, self.length, self.length)) if mask is None \
-          else mask & keys
+      mask = (
+        jnp.broadcast_to(keys, (real.shape[0], 1, self.context_length, self.context_length))
+        if mask is None
+        else mask & keys
+      )
     return mask
 
 
 def check_length(length: int, tokens: jax.Array) -> None:
   """Raises `UserError` unless texts have the tower's context length."""
   if tokens.shape[1] != length:
-    raise UserError(f"The text tower expected {length} tokens per text, but got {tokens.shape[1]}. "
-                    "Set the tower's length and the tokenizer's length to the same value.")
+    raise UserError(
+      f"The text tower expected {length} tokens per text, but got {tokens.shape[1]}. "
+      "Set the tower's length and the tokenizer's length to the same value."
+    )
 
 
 def real_tokens(tokens: jax.Array) -> tuple[jax.Array, jax.Array]:

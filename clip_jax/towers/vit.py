@@ -6,10 +6,10 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from clip_jax import layers
 from clip_jax.errors import UserError
-from clip_jax.sharding import on_rows
-from clip_jax.target import computed_in
+from clip_jax.nn import layers, patches, transformer
+from clip_jax.nn.target import resolve_dtype
+from clip_jax.parallel.placement import shard_batch
 from clip_jax.towers.sizes import both_sides, transformer_size
 
 POOLS = ("gap", "tok", "map")
@@ -46,51 +46,86 @@ class Vit(nnx.Module):
   Source: Dosovitskiy et al. 2021; sizes, heads and initial values as in big_vision.
   """
 
-  def __init__(self, *, size: str = "B", patch: int = 16, image_size: int | tuple[int, int] = 224,
-               pool: str = "gap", positions: str = "learned", class_position: bool = False,
-               pre_norm: bool = False, patch_bias: bool = True, drop_rest: bool = False,
-               epsilon: float = 1e-6, width: int | None = None, depth: int | None = None,
-               mlp: int | None = None, heads: int | None = None, activation: str = "gelu_tanh",
-               attention: str = "auto", dtype: str = "auto", remat: str = "none",
-               unroll: int = 0, rngs: nnx.Rngs):
-    dtype = computed_in(dtype)
+  def __init__(
+    self,
+    *,
+    size: str = "B",
+    patch: int = 16,
+    image_size: int | tuple[int, int] = 224,
+    pool: str = "gap",
+    positions: str = "learned",
+    class_position: bool = False,
+    pre_norm: bool = False,
+    patch_bias: bool = True,
+    drop_rest: bool = False,
+    norm_eps: float = 1e-6,
+    width: int | None = None,
+    depth: int | None = None,
+    mlp_dim: int | None = None,
+    num_heads: int | None = None,
+    activation: str = "gelu_tanh",
+    attention: str = "auto",
+    dtype: str = "auto",
+    remat: str = "none",
+    unroll: int = 0,
+    rngs: nnx.Rngs,
+  ):
+    dtype = resolve_dtype(dtype)
     for name, value, known in (("pool", pool, POOLS), ("positions", positions, POSITIONS)):
       if value not in known:
         raise UserError(f"Unknown Vit {name} {value!r}; choose from {', '.join(known)}.")
     if class_position and (pool, positions) != ("tok", "learned"):
-      raise UserError('class_position=True gives a class token a learned position, so it needs '
-                      'pool="tok" and positions="learned", '
-                      f'not pool={pool!r} and positions={positions!r}.')
-    width, depth, mlp, heads = transformer_size(size, width, depth, mlp, heads)
+      raise UserError(
+        "class_position=True gives a class token a learned position, so it needs "
+        'pool="tok" and positions="learned", '
+        f"not pool={pool!r} and positions={positions!r}."
+      )
+    width, depth, mlp_dim, num_heads = transformer_size(size, width, depth, mlp_dim, num_heads)
     height, across = both_sides(image_size)
     if (height % patch or across % patch) and not drop_rest:
-      raise UserError(f"A {height} x {across} image cannot be divided into {patch} x {patch} "
-                      f"patches. Nearest valid height: {max(1, round(height / patch)) * patch}. "
-                      "Or set drop_rest=True to drop the rest.")
+      raise UserError(
+        f"A {height} x {across} image cannot be divided into {patch} x {patch} "
+        f"patches. Nearest valid height: {max(1, round(height / patch)) * patch}. "
+        "Or set drop_rest=True to drop the rest."
+      )
     self.grid = (height // patch, across // patch)
     N = math.prod(self.grid)
     self.width, self.patch, self.image_size, self.pool = width, patch, (height, across), pool
     self.class_position, self.dtype = class_position, dtype
-    self.embedding = layers.Linear(patch * patch * 3, width, bias=patch_bias, dtype=dtype,
-                                   rngs=rngs)
+    self.embedding = layers.Linear(
+      patch * patch * 3, width, bias=patch_bias, dtype=dtype, rngs=rngs
+    )
     if positions == "learned":
       self.positions: nnx.Variable = nnx.Param(
-          jax.random.normal(rngs.params(), (N + class_position, width)) / math.sqrt(width))
+        jax.random.normal(rngs.params(), (N + class_position, width)) / math.sqrt(width)
+      )
     else:
-      self.positions = Fixed(jnp.asarray(layers.sincos2d(*self.grid, width)))
+      self.positions = Fixed(jnp.asarray(patches.sincos2d(*self.grid, width)))
     if pool == "tok":
       self.class_token = nnx.Param(jnp.zeros(width))
-    self.pre_norm = layers.LayerNorm(width, epsilon=epsilon, dtype=dtype) if pre_norm else None
-    self.stack = layers.blocks(width, depth, heads, mlp, activation=activation, epsilon=epsilon,
-                               attention=attention, dtype=dtype, remat=remat, unroll=unroll,
-                               rngs=rngs)
-    self.norm = layers.LayerNorm(width, epsilon=epsilon, dtype=dtype)
+    self.pre_norm = layers.LayerNorm(width, norm_eps=norm_eps, dtype=dtype) if pre_norm else None
+    self.stack = transformer.transformer_stack(
+      width,
+      depth,
+      num_heads,
+      mlp_dim,
+      activation=activation,
+      norm_eps=norm_eps,
+      attention=attention,
+      dtype=dtype,
+      remat=remat,
+      unroll=unroll,
+      rngs=rngs,
+    )
+    self.norm = layers.LayerNorm(width, norm_eps=norm_eps, dtype=dtype)
     if pool == "map":
-      self.head = layers.MapHead(width, heads, mlp, activation=activation, epsilon=epsilon,
-                                 dtype=dtype, rngs=rngs)
+      self.head = transformer.MapHead(
+        width, num_heads, mlp_dim, activation=activation, norm_eps=norm_eps, dtype=dtype, rngs=rngs
+      )
 
-  def __call__(self, image: jax.Array, *, train: bool = False, keep: float = 1.0,
-               key: jax.Array | None = None) -> jax.Array:
+  def __call__(
+    self, image: jax.Array, *, train: bool = False, keep: float = 1.0, key: jax.Array | None = None
+  ) -> jax.Array:
     """float [B, H, W, 3] -> [B, D].
 
     Args:
@@ -98,26 +133,28 @@ class Vit(nnx.Module):
       key: one key per image, [B]; required if keep < 1.
     """
     if image.shape[1:3] != self.image_size:
-      raise UserError(f"Vit expected images of {self.image_size[0]} x {self.image_size[1]}, but "
-                      f"got {image.shape[1]} x {image.shape[2]}. Set the tower's image_size and "
-                      "the crop's size to the same value.")
+      raise UserError(
+        f"Vit expected images of {self.image_size[0]} x {self.image_size[1]}, but "
+        f"got {image.shape[1]} x {image.shape[2]}. Set the tower's image_size and "
+        "the crop's size to the same value."
+      )
     height, width = (side // self.patch * self.patch for side in self.image_size)
-    x = self.embedding(layers.patches(image[:, :height, :width], self.patch))  # [B, N, D]
+    x = self.embedding(patches.patchify(image[:, :height, :width], self.patch))  # [B, N, D]
     positions = self.positions[...]
-    x = layers.added(x, positions[1:] if self.class_position else positions)
+    x = layers.add_bias(x, positions[1:] if self.class_position else positions)
     if keep < 1:
-      x = layers.some_of(x, keep, key)                                      # [B, K, D]
+      x = patches.patch_dropout(x, keep, key)  # [B, K, D]
     if self.pool == "tok":
       token = self.class_token[...]
       token = token + positions[0] if self.class_position else token
-      token = layers.spread(token, (x.shape[0], 1, self.width), self.dtype)
-      x = jnp.concatenate([token, x], axis=1)                               # [B, K + 1, D]
+      token = layers.broadcast_param(token, (x.shape[0], 1, self.width), self.dtype)
+      x = jnp.concatenate([token, x], axis=1)  # [B, K + 1, D]
     if self.pre_norm is not None:
       x = self.pre_norm(x)
     x = self.norm(self.stack(x))
     if self.pool == "gap":
-      return on_rows(x.mean(axis=1))
-    return on_rows(x[:, 0] if self.pool == "tok" else self.head(x))
+      return shard_batch(x.mean(axis=1))
+    return shard_batch(x[:, 0] if self.pool == "tok" else self.head(x))
 
 
 class Fixed(nnx.Variable):

@@ -14,7 +14,7 @@ from ml_collections.config_dict import ConfigDict
 from clip_jax.config import call
 from clip_jax.data.sources.openclipart import OpenClipart
 from clip_jax.evaluators.few_shot import FewShot
-from clip_jax.evaluators.labelled import Labelled
+from clip_jax.evaluators.labeled_sets import LabeledSet
 from clip_jax.evaluators.linear_probe import LinearProbe
 from clip_jax.evaluators.retrieval import Retrieval
 from clip_jax.evaluators.zero_shot import ZeroShot
@@ -23,12 +23,16 @@ from clip_jax.evaluators.zero_shot import ZeroShot
 def get_config():
   """Builds the evaluators by name."""
   train, test = call(OpenClipart, split="train"), call(OpenClipart, split="test")
-  return ConfigDict({
+  return ConfigDict(
+    {
       "retrieval": call(Retrieval, source=test),
-      "retrieval_long": call(Retrieval, source=call(OpenClipart, split="test",
-                                                    caption="caption_long")),
+      "retrieval_long": call(
+        Retrieval, source=call(OpenClipart, split="test", caption="caption_long")
+      ),
       "zero_shot": call(ZeroShot, source=test, templates=("{}", "a {}", "a drawing of a {}")),
       "few_shot": call(FewShot, train=train, test=test, shots=(1, 5, 10)),
-      "probe": call(LinearProbe, train=call(Labelled, source=train),
-                    test=call(Labelled, source=test)),
-  })
+      "probe": call(
+        LinearProbe, train=call(LabeledSet, source=train), test=call(LabeledSet, source=test)
+      ),
+    }
+  )

@@ -25,22 +25,22 @@ from ml_collections.config_dict import ConfigDict
 from clip_jax.config import call
 from clip_jax.data.sources.tfds import Tfds
 from clip_jax.evaluators.few_shot import FewShot
-from clip_jax.evaluators.labelled import Labelled
+from clip_jax.evaluators.labeled_sets import LabeledSet
+from clip_jax.evaluators.linear_classifier import Sgd
 from clip_jax.evaluators.linear_probe import LinearProbe
-from clip_jax.evaluators.regression import Sgd
 from clip_jax.evaluators.retrieval import Retrieval
 from clip_jax.evaluators.robustness import Robustness
 from clip_jax.evaluators.zero_shot import ZeroShot
 
 # Name, split, label field, classes, what to do with records of other classes.
 SETS = {
-    "imagenet": ("imagenet2012", "validation", "label", "imagenet", "error"),
-    "imagenet_v2": ("imagenet_v2/matched-frequency", "test", "label", "imagenet", "error"),
-    "imagenet_a": ("imagenet_a", "test", "label", "imagenet_a", "error"),
-    "imagenet_r": ("imagenet_r", "test", "label", "imagenet_r", "error"),
-    "imagenet_sketch": ("imagenet_sketch", "test", "label", "imagenet", "error"),
-    "imagenet_real": ("imagenet2012_real", "validation", "real_label", "imagenet", "error"),
-    "objectnet": ("objectnet", "test", "label", "objectnet", "leave_out"),
+  "imagenet": ("imagenet2012", "validation", "label", "imagenet", "error"),
+  "imagenet_v2": ("imagenet_v2/matched-frequency", "test", "label", "imagenet", "error"),
+  "imagenet_a": ("imagenet_a", "test", "label", "imagenet_a", "error"),
+  "imagenet_r": ("imagenet_r", "test", "label", "imagenet_r", "error"),
+  "imagenet_sketch": ("imagenet_sketch", "test", "label", "imagenet", "error"),
+  "imagenet_real": ("imagenet2012_real", "validation", "real_label", "imagenet", "error"),
+  "objectnet": ("objectnet", "test", "label", "objectnet", "leave_out"),
 }
 VARIANTS = tuple(name for name in SETS if name != "imagenet")
 
@@ -53,27 +53,53 @@ def get_config(data_dir=None):
     return call(Tfds, name=name, split=split, text=None, label=label, data_dir=data_dir)
 
   def zero_shot(name, split, label, classes, others):
-    return call(ZeroShot, source=source(name, split, label), classes=classes, others=others,
-                templates="openai_80", resize=resize)
+    return call(
+      ZeroShot,
+      source=source(name, split, label),
+      classes=classes,
+      others=others,
+      templates="openai_80",
+      resize=resize,
+    )
 
   def test(name, split, label, classes, others):
-    return call(Labelled, source=source(name, split, label), classes=classes, others=others,
-                resize=resize)
+    return call(
+      LabeledSet, source=source(name, split, label), classes=classes, others=others, resize=resize
+    )
 
   train, validation = (source("imagenet2012", split, "label") for split in ("train", "validation"))
-  return ConfigDict({
+  return ConfigDict(
+    {
       **{name: zero_shot(*one) for name, one in SETS.items()},
-      "robustness": call(Robustness, standard="imagenet/top1",
-                         variants={name: f"{name}/top1" for name in VARIANTS}),
-      "few_shot": call(FewShot, train=source("imagenet2012", "train[:65000]", "label"),
-                       test=validation, classes="imagenet", shots=(5, 10), resize=resize),
-      "probe": call(LinearProbe, train=call(Labelled, source=train, classes="imagenet",
-                                            resize=resize),
-                    test=test(*SETS["imagenet"]), others={name: test(*SETS[name])
-                                                          for name in VARIANTS},
-                    solver=call(Sgd)),
-      "probe_robustness": call(Robustness, standard="probe/top1",
-                               variants={name: f"probe/{name}/top1" for name in VARIANTS}),
-      "coco": call(Retrieval, source=call(Tfds, name="coco_captions/2014", split="test",
-                                          text="captions/text", data_dir=data_dir), resize=resize),
-  })
+      "robustness": call(
+        Robustness, standard="imagenet/top1", variants={name: f"{name}/top1" for name in VARIANTS}
+      ),
+      "few_shot": call(
+        FewShot,
+        train=source("imagenet2012", "train[:65000]", "label"),
+        test=validation,
+        classes="imagenet",
+        shots=(5, 10),
+        resize=resize,
+      ),
+      "probe": call(
+        LinearProbe,
+        train=call(LabeledSet, source=train, classes="imagenet", resize=resize),
+        test=test(*SETS["imagenet"]),
+        others={name: test(*SETS[name]) for name in VARIANTS},
+        solver=call(Sgd),
+      ),
+      "probe_robustness": call(
+        Robustness,
+        standard="probe/top1",
+        variants={name: f"probe/{name}/top1" for name in VARIANTS},
+      ),
+      "coco": call(
+        Retrieval,
+        source=call(
+          Tfds, name="coco_captions/2014", split="test", text="captions/text", data_dir=data_dir
+        ),
+        resize=resize,
+      ),
+    }
+  )

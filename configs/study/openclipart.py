@@ -10,7 +10,7 @@ captions (the caption and keywords), titles, and keywords.
 
 from clip_jax.config import call
 from clip_jax.data.sources.openclipart import OpenClipart
-from clip_jax.study import grids, recipes
+from clip_jax.study import designs, recipes
 from clip_jax.study.grid import Grid
 
 POOL, SAMPLES, NOISE = 4_562, 25_600, 0.4
@@ -20,27 +20,59 @@ TEXTS = {"caption_long": "long captions", "title": "titles", "keywords": "keywor
 
 def drawings(noise=0.0, caption="caption"):
   """Returns the source for a quality in percent: noisy captions at 100, correct ones below."""
-  return lambda quality: call(OpenClipart, split="train", caption=caption,
-                              swapped=noise if quality == 100 else 0.0)
+  return lambda quality: call(
+    OpenClipart, split="train", caption=caption, swapped=noise if quality == 100 else 0.0
+  )
 
 
 def get_grid(seeds="3"):
   """Builds the grid, with each kind of run once per seed."""
-  seeds, small = range(int(seeds)), lambda **how: recipes.small(
-      drawings(**how), train=call(OpenClipart, split="train"),
-      test=call(OpenClipart, split="test"), classes=OpenClipart.classes)
+  seeds, small = (
+    range(int(seeds)),
+    lambda **how: recipes.small(
+      drawings(**how),
+      train=call(OpenClipart, split="train"),
+      test=call(OpenClipart, split="test"),
+      classes=OpenClipart.classes,
+    ),
+  )
   clean, same = small(), dict(data="openclipart", samples=SAMPLES, seeds=seeds)
   return Grid(
-      grids.by_size(clean, sizes=SIZES, archs=("ResNet-8",), **same)
-      + grids.by_size(clean, sizes=SIZES[1::2], archs=("ResNet-8",), methods=("SLIP", "CLIP+DA"),
-                      **same)
-      + grids.by_size(clean, sizes=SIZES[1::2], archs=("ViT-64x3",), methods=("CLIP", "FLIP"),
-                      **same)
-      + grids.by_size(clean, sizes=SIZES[-1:], archs=("Mixer-64x3",), **same)
-      + grids.augmentations(clean, data="openclipart", sizes=SIZES[1:2], epochs=22, seeds=seeds,
-                            augs=("none", "crop&flip", "RandAugment"), arch="ResNet-8")
-      + [run for field, name in TEXTS.items() for run in grids.by_size(
-          small(caption=field), sizes=SIZES[-1:], archs=("ResNet-8",),
-          **same | dict(data=f"openclipart, {name}"))]
-      + grids.cut(small(noise=NOISE), data="noisy openclipart", pool=POOL, cut=60, samples=SAMPLES,
-                  arch="ResNet-8", seeds=seeds), recipes.SMALL_COLUMNS)
+    designs.by_size(clean, sizes=SIZES, archs=("ResNet-8",), **same)
+    + designs.by_size(
+      clean, sizes=SIZES[1::2], archs=("ResNet-8",), methods=("SLIP", "CLIP+DA"), **same
+    )
+    + designs.by_size(
+      clean, sizes=SIZES[1::2], archs=("ViT-64x3",), methods=("CLIP", "FLIP"), **same
+    )
+    + designs.by_size(clean, sizes=SIZES[-1:], archs=("Mixer-64x3",), **same)
+    + designs.augmentations(
+      clean,
+      data="openclipart",
+      sizes=SIZES[1:2],
+      epochs=22,
+      seeds=seeds,
+      augs=("none", "crop&flip", "RandAugment"),
+      arch="ResNet-8",
+    )
+    + [
+      run
+      for field, name in TEXTS.items()
+      for run in designs.by_size(
+        small(caption=field),
+        sizes=SIZES[-1:],
+        archs=("ResNet-8",),
+        **same | dict(data=f"openclipart, {name}"),
+      )
+    ]
+    + designs.cut(
+      small(noise=NOISE),
+      data="noisy openclipart",
+      pool=POOL,
+      cut=60,
+      samples=SAMPLES,
+      arch="ResNet-8",
+      seeds=seeds,
+    ),
+    recipes.SMALL_COLUMNS,
+  )

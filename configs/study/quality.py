@@ -12,20 +12,17 @@ their image-text similarities, written by
 The authors have not trained this grid.
 """
 
-from pathlib import Path
-import runpy
+from clip_jax.configs import clip as clip_config
+from clip_jax.configs.evaluations import study as study_suite
 
-from clip_jax.study import grids, recipes
+from clip_jax.study import designs, recipes
 from clip_jax.study.grid import Grid
-
-CONFIGS = Path(__file__).parents[1]
-BASE = runpy.run_path(str(CONFIGS / "clip.py"))["get_config"]
-SUITE = runpy.run_path(str(CONFIGS / "evaluations" / "study.py"))["get_config"]
 
 
 def get_grid(data="data/pairs"):
   """Builds the grid on the pairs in the folder `data`."""
-  make = recipes.paper(BASE(), data, evaluators=SUITE())
+  make = recipes.paper(clip_config.get_config(), data, evaluators=study_suite.get_config())
   return Grid(
-      grids.quality_cuts(make, data="own", pool=grids.SIZES[-1], samples=grids.SAMPLES),
-      recipes.COLUMNS)
+    designs.quality_cuts(make, data="own", pool=designs.SIZES[-1], samples=designs.SAMPLES),
+    recipes.COLUMNS,
+  )

@@ -8,21 +8,25 @@ The cut is optional: recipe.py:ViT-B/32,CLIP,40 trains on the best 40% of the pa
 The authors have not trained these recipes.
 """
 
-from pathlib import Path
-import runpy
+from clip_jax.configs import clip as clip_config
 
 from clip_jax.errors import UserError
 from clip_jax.study import recipes
 
-BASE = runpy.run_path(str(Path(__file__).parents[1] / "clip.py"))["get_config"]
-
 
 def get_config(recipe="ViT-B/32,CLIP"):
   """Returns the config of a recipe, "architecture[,strategy[,cut]]"."""
-  arch, method, cut = (recipe.split(",") + ["CLIP", "100"][recipe.count(","):])[:3]
+  arch, method, cut = (recipe.split(",") + ["CLIP", "100"][recipe.count(",") :])[:3]
   if not cut.isdigit() or not 0 < int(cut) <= 100:
-    raise UserError(f"recipe.py:{recipe} has the cut {cut!r}, which is not a percentage from 1 to "
-                    "100; a recipe is architecture,strategy,cut, as in ViT-B/32,CLIP,40.")
-  return recipes.paper(BASE(), "data/pairs")(
-      arch=arch, method=method, aug="stacked RandAugment" if method == "CLIP+DA" else "none",
-      size=None, quality=int(cut), samples="3.4B")
+    raise UserError(
+      f"recipe.py:{recipe} has the cut {cut!r}, which is not a percentage from 1 to "
+      "100; a recipe is architecture,strategy,cut, as in ViT-B/32,CLIP,40."
+    )
+  return recipes.paper(clip_config.get_config(), "data/pairs")(
+    arch=arch,
+    method=method,
+    aug="stacked RandAugment" if method == "CLIP+DA" else "none",
+    size=None,
+    quality=int(cut),
+    samples="3.4B",
+  )

@@ -11,7 +11,7 @@ CLIPA trains with images of 24 pixels and texts of 12 tokens.
 
 from clip_jax.config import call
 from clip_jax.data.sources.openclipart import OpenClipart
-from clip_jax.study import grids, recipes
+from clip_jax.study import designs, recipes
 from clip_jax.study.grid import Grid
 
 SIZE, SAMPLES, ARCH = 4_562, 76_800, "ViT-64x3"
@@ -20,13 +20,28 @@ SIZE, SAMPLES, ARCH = 4_562, 76_800, "ViT-64x3"
 def get_grid(seeds="3"):
   """Builds the grid, with each kind of run once per seed."""
   drawings = lambda split: call(OpenClipart, split=split)
-  make = recipes.small(lambda quality: drawings("train"), train=drawings("train"),
-                       test=drawings("test"), classes=OpenClipart.classes)
+  make = recipes.small(
+    lambda quality: drawings("train"),
+    train=drawings("train"),
+    test=drawings("test"),
+    classes=OpenClipart.classes,
+  )
   how = dict(data="openclipart", arch=ARCH, seeds=range(int(seeds)))
   return Grid(
-      grids.by_size(make, data="openclipart", sizes=(SIZE,), samples=SAMPLES, archs=(ARCH,),
-                    methods=("CLIP", "SigLIP", "SLIP", "FLIP", "CLIPA"), seeds=how["seeds"])
-      + grids.augmentations(make, sizes=(SIZE,), epochs=SAMPLES / SIZE,
-                            augs=grids.AUGMENTATIONS[1:], **how)
-      + grids.equal_compute(make, size=SIZE, samples=SAMPLES,
-                            methods=("SLIP", "FLIP", "CLIPA"), **how), recipes.SMALL_COLUMNS)
+    designs.by_size(
+      make,
+      data="openclipart",
+      sizes=(SIZE,),
+      samples=SAMPLES,
+      archs=(ARCH,),
+      methods=("CLIP", "SigLIP", "SLIP", "FLIP", "CLIPA"),
+      seeds=how["seeds"],
+    )
+    + designs.augmentations(
+      make, sizes=(SIZE,), epochs=SAMPLES / SIZE, augs=designs.AUGMENTATIONS[1:], **how
+    )
+    + designs.equal_compute(
+      make, size=SIZE, samples=SAMPLES, methods=("SLIP", "FLIP", "CLIPA"), **how
+    ),
+    recipes.SMALL_COLUMNS,
+  )

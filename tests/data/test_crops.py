@@ -29,7 +29,7 @@ def mean_difference(a, b):
 def test_random_crops_match_pillow(height, width, size):
   image = scene(height, width)
   data = simplejpeg.encode_jpeg(image, 90)
-  crop = RandomResizedCrop(size, shrink=False)
+  crop = RandomResizedCrop(size, jpeg_draft=False)
   for seed in range(5):
     box = crop.box(height, width, np.random.default_rng(seed))
     h, w = (size, size) if isinstance(size, int) else size
@@ -40,7 +40,7 @@ def test_random_crops_match_pillow(height, width, size):
 
 
 def test_random_boxes_cover_the_requested_areas_ratios_and_positions():
-  crop = RandomResizedCrop(8, scale=(.1, .6), ratio=(.5, 2))
+  crop = RandomResizedCrop(8, scale=(0.1, 0.6), ratio=(0.5, 2))
   rng = np.random.default_rng(0)
   boxes = np.array([crop.box(300, 400, rng) for _ in range(4000)])
   left, top, right, bottom = boxes.T
@@ -48,14 +48,16 @@ def test_random_boxes_cover_the_requested_areas_ratios_and_positions():
   assert (left == 0).any() and (top == 0).any() and (right == 400).any() and (bottom == 300).any()
   share = (right - left) * (bottom - top) / (300 * 400)
   ratio = (right - left) / (bottom - top)
-  assert .095 < share.min() < .12 and .55 < share.max() < .61
-  assert .49 < ratio.min() < .52 and 1.9 < ratio.max() < 2.04
-  assert abs(np.log(ratio[share < .3]).mean()) < .05        # Wide and tall are equally likely.
+  assert 0.095 < share.min() < 0.12 and 0.55 < share.max() < 0.61
+  assert 0.49 < ratio.min() < 0.52 and 1.9 < ratio.max() < 2.04
+  assert abs(np.log(ratio[share < 0.3]).mean()) < 0.05  # Wide and tall are equally likely.
   assert abs(((left + right) / 2).mean() - 200) < 5 and abs(((top + bottom) / 2).mean() - 150) < 5
 
 
-@pytest.mark.parametrize("height, width, box", [
-    (10, 1000, (493, 0, 506, 10)), (1000, 10, (0, 493, 10, 506)), (50, 50, (0, 0, 50, 50))])
+@pytest.mark.parametrize(
+  "height, width, box",
+  [(10, 1000, (493, 0, 506, 10)), (1000, 10, (0, 493, 10, 506)), (50, 50, (0, 0, 50, 50))],
+)
 def test_the_fallback_is_the_largest_central_box(height, width, box):
   crop = RandomResizedCrop(8, scale=(1, 1), ratio=(3 / 4, 4 / 3))
 
@@ -76,12 +78,14 @@ def test_random_crops_of_tiny_images():
       assert got.shape == (16, 16, 3) and (got == 77).all()
 
 
-@pytest.mark.parametrize("height, width, most", [(480, 640, .7), (1203, 1601, .9)])
+@pytest.mark.parametrize("height, width, most", [(480, 640, 0.7), (1203, 1601, 0.9)])
 def test_decoding_at_a_reduced_size_barely_changes_pixels(height, width, most):
   data = simplejpeg.encode_jpeg(scene(height, width), 90)
   for seed in range(5):
-    exact, fast = (RandomResizedCrop(112, shrink=shrink)(data, np.random.default_rng(seed))
-                   for shrink in (False, True))
+    exact, fast = (
+      RandomResizedCrop(112, jpeg_draft=shrink)(data, np.random.default_rng(seed))
+      for shrink in (False, True)
+    )
     assert 0 < mean_difference(exact, fast) < most
     shifted = np.roll(exact, 1, axis=1)
     assert mean_difference(exact, fast) < mean_difference(exact, shifted) / 4
@@ -93,9 +97,13 @@ def test_fast_resizing_barely_changes_pixels(height, width, encoded):
   image = scene(height, width)
   image = simplejpeg.encode_jpeg(image, 90) if encoded else image
   for seed in range(5):
-    exact, fast = (RandomResizedCrop(112, shrink=False, resize=resize)(
-        image, np.random.default_rng(seed)) for resize in ("bicubic", "fast"))
-    shrunk = RandomResizedCrop(112, resize="fast")(image, np.random.default_rng(seed))
+    exact, fast = (
+      RandomResizedCrop(112, jpeg_draft=False, interpolation=resize)(
+        image, np.random.default_rng(seed)
+      )
+      for resize in ("bicubic", "fast")
+    )
+    shrunk = RandomResizedCrop(112, interpolation="fast")(image, np.random.default_rng(seed))
     for other in (fast, shrunk):
       assert 0 < mean_difference(exact, other) < 2
       for shift in ((1, 0), (0, 1), (-1, 0), (0, -1)):
@@ -104,8 +112,10 @@ def test_fast_resizing_barely_changes_pixels(height, width, encoded):
 
 def test_boxes_below_twice_the_output_size_are_decoded_in_full():
   data = simplejpeg.encode_jpeg(scene(120, 120), 90)
-  crops = [RandomResizedCrop(64, shrink=shrink)(data, np.random.default_rng(1))
-           for shrink in (False, True)]
+  crops = [
+    RandomResizedCrop(64, jpeg_draft=shrink)(data, np.random.default_rng(1))
+    for shrink in (False, True)
+  ]
   np.testing.assert_array_equal(*crops)
 
 
@@ -113,20 +123,24 @@ def test_crops_of_a_picture_equal_crops_of_its_bytes():
   data = simplejpeg.encode_jpeg(scene(480, 640), 90)
   picture = Picture(data)
   for seed, size in enumerate((32, 64, 200)):
-    np.testing.assert_array_equal(RandomResizedCrop(size)(picture, np.random.default_rng(seed)),
-                                  RandomResizedCrop(size)(data, np.random.default_rng(seed)))
+    np.testing.assert_array_equal(
+      RandomResizedCrop(size)(picture, np.random.default_rng(seed)),
+      RandomResizedCrop(size)(data, np.random.default_rng(seed)),
+    )
 
 
 def test_squash_matches_pillows_resize():
   image = scene(90, 60)
   np.testing.assert_array_equal(
-      Resize((32, 48))(image), np.asarray(Image.fromarray(image).resize((48, 32), Image.BICUBIC)))
+    Resize((32, 48))(image), np.asarray(Image.fromarray(image).resize((48, 32), Image.BICUBIC))
+  )
 
 
 @pytest.mark.parametrize("mode", ["squash", "crop"])
-@pytest.mark.parametrize("height, width, size", [
-    (301, 203, 64), (120, 90, 200), (77, 240, (16, 32))])
-@pytest.mark.parametrize("central", [1.0, .875])
+@pytest.mark.parametrize(
+  "height, width, size", [(301, 203, 64), (120, 90, 200), (77, 240, (16, 32))]
+)
+@pytest.mark.parametrize("central", [1.0, 0.875])
 def test_central_boxes_match_pillows_resize_with_a_box(mode, height, width, size, central):
   image = scene(height, width)
   resize = Resize(size, mode, central)
@@ -139,14 +153,14 @@ def test_crop_equals_resizing_the_shorter_side_then_cropping_the_centre():
   """Uses sides that divide evenly, so that the two steps need no rounding."""
   image = scene(256, 384)
   two_steps = np.asarray(Image.fromarray(image).resize((192, 128), Image.BICUBIC))[8:120, 40:152]
-  np.testing.assert_array_equal(Resize(112, "crop", central=.875)(image), two_steps)
+  np.testing.assert_array_equal(Resize(112, "crop", center_crop=0.875)(image), two_steps)
 
 
 def test_the_central_box_keeps_the_aspect_ratio_of_the_crop():
-  left, top, right, bottom = Resize((10, 20), "crop", .5).box(400, 400)
+  left, top, right, bottom = Resize((10, 20), "crop", 0.5).box(400, 400)
   assert (left, top, right, bottom) == (100, 150, 300, 250)
   assert Resize(10, "crop").box(300, 500) == (100, 0, 400, 300)
-  assert Resize(10, central=.5).box(300, 500) == (125, 75, 375, 225)
+  assert Resize(10, center_crop=0.5).box(300, 500) == (125, 75, 375, 225)
 
 
 def test_pad_keeps_the_whole_image_on_white():
@@ -161,26 +175,34 @@ def test_resize_ignores_rng_and_takes_encoded_bytes():
   image = scene(64, 64)
   out = io.BytesIO()
   Image.fromarray(image).save(out, "PNG")
-  np.testing.assert_array_equal(Resize(32)(out.getvalue(), np.random.default_rng(0)),
-                                Resize(32)(image))
+  np.testing.assert_array_equal(
+    Resize(32)(out.getvalue(), np.random.default_rng(0)), Resize(32)(image)
+  )
 
 
 def test_resize_with_shrink_barely_changes_pixels():
   data = simplejpeg.encode_jpeg(scene(1203, 1601), 90)
   for mode in ("squash", "crop", "pad"):
-    exact, fast = (Resize(112, mode, .875, shrink=shrink)(data) for shrink in (False, True))
-    assert 0 < mean_difference(exact, fast) < .9
+    exact, fast = (Resize(112, mode, 0.875, jpeg_draft=shrink)(data) for shrink in (False, True))
+    assert 0 < mean_difference(exact, fast) < 0.9
 
 
-@pytest.mark.parametrize("make, message", [
+@pytest.mark.parametrize(
+  "make, message",
+  [
     (lambda: RandomResizedCrop(0), "size 0 is not a positive int"),
     (lambda: RandomResizedCrop(8, scale=(0, 1)), r"scale \(0, 1\) is not a valid range"),
-    (lambda: RandomResizedCrop(8, scale=(.5, 1.5)), "minimum <= maximum <= 1"),
-    (lambda: RandomResizedCrop(8, resize="slow"), "resize 'slow' is not \"bicubic\" or \"fast\""),
+    (lambda: RandomResizedCrop(8, scale=(0.5, 1.5)), "minimum <= maximum <= 1"),
+    (
+      lambda: RandomResizedCrop(8, interpolation="slow"),
+      'resize \'slow\' is not "bicubic" or "fast"',
+    ),
     (lambda: RandomResizedCrop(8, ratio=(2, 1)), r"ratio \(2, 1\) is not a valid range"),
     (lambda: Resize((0, 3)), r"size \(0, 3\) is not a positive int"),
     (lambda: Resize(8, "stretch"), "mode 'stretch' is not"),
-    (lambda: Resize(8, central=0), "central 0 is not a fraction")])
+    (lambda: Resize(8, center_crop=0), "central 0 is not a fraction"),
+  ],
+)
 def test_invalid_arguments_raise(make, message):
   with pytest.raises(UserError, match=message):
     make()
@@ -192,10 +214,14 @@ def test_boxes_can_refer_to_the_squashed_image():
   shares, ratios = [], []
   for _ in range(500):
     left, top, right, bottom = crop.box(1000, 4000, rng)
-    h, w = (bottom - top) / 1000, (right - left) / 4000                     # In the unit square.
+    h, w = (bottom - top) / 1000, (right - left) / 4000  # In the unit square.
     shares.append(h * w)
     ratios.append(w / h)
   assert 0.299 < min(shares) < 0.33 and 0.8 < max(shares) < 0.901
   assert 0.49 < min(ratios) < 0.6 and 1.7 < max(ratios) < 2.01
   assert RandomResizedCrop(8, scale=(1, 1), ratio=(1, 1), squash=True).box(30, 90, rng) == (
-      0, 0, 90, 30)
+    0,
+    0,
+    90,
+    30,
+  )

@@ -23,9 +23,18 @@ def encoded(image, format, **options):
   return out.getvalue()
 
 
-@pytest.mark.parametrize("format, options", [
-    ("JPEG", dict(quality=90)), ("JPEG", dict(quality=90, progressive=True)), ("PNG", {}),
-    ("WEBP", {}), ("BMP", {}), ("GIF", {}), ("TIFF", {})])
+@pytest.mark.parametrize(
+  "format, options",
+  [
+    ("JPEG", dict(quality=90)),
+    ("JPEG", dict(quality=90, progressive=True)),
+    ("PNG", {}),
+    ("WEBP", {}),
+    ("BMP", {}),
+    ("GIF", {}),
+    ("TIFF", {}),
+  ],
+)
 def test_pixels_match_pillow(format, options):
   data = encoded(Image.fromarray(scene()), format, **options)
   expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
@@ -70,9 +79,16 @@ def test_transparency_is_composited_onto_white():
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("format", ["JPEG", "PNG"])
 def test_exif_orientation_is_applied(orientation, format):
-  turn = {1: lambda x: x, 2: lambda x: x[:, ::-1], 3: lambda x: x[::-1, ::-1], 4: lambda x: x[::-1],
-          5: lambda x: x.swapaxes(0, 1), 6: lambda x: np.rot90(x, -1),
-          7: lambda x: x[::-1, ::-1].swapaxes(0, 1), 8: np.rot90}[orientation]
+  turn = {
+    1: lambda x: x,
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.swapaxes(0, 1),
+    6: lambda x: np.rot90(x, -1),
+    7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
+    8: np.rot90,
+  }[orientation]
   exif = Image.Exif()
   exif[0x0112] = orientation
   data = encoded(Image.fromarray(scene()), format, exif=exif)
@@ -106,14 +122,14 @@ def test_only_plain_jpegs_decode_at_a_reduced_size():
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_truncated_images_raise(format, mode):
   data = encoded(Image.fromarray(scene(200, 200)).convert(mode), format)
-  for share in (.1, .5, .9):
+  for share in (0.1, 0.5, 0.9):
     with pytest.raises(UnreadableImage):
-      decode(data[:int(len(data) * share)])
+      decode(data[: int(len(data) * share)])
 
 
 def test_flipped_bits_in_a_jpeg_raise():
   data = bytearray(simplejpeg.encode_jpeg(scene(200, 200), 90))
-  data[len(data) // 2:len(data) // 2 + 4] = b"\xff\x00\xff\xd9"
+  data[len(data) // 2 : len(data) // 2 + 4] = b"\xff\x00\xff\xd9"
   with pytest.raises(UnreadableImage):
     decode(bytes(data))
 

@@ -17,8 +17,9 @@ def tree(tmp_path):
   return tmp_path
 
 
-@pytest.mark.parametrize("pattern", ["*.txt", "[ab].txt", "?.bin", "*/*.txt", "**/*.txt",
-                                     "d*/d.txt", "a.txt"])
+@pytest.mark.parametrize(
+  "pattern", ["*.txt", "[ab].txt", "?.bin", "*/*.txt", "**/*.txt", "d*/d.txt", "a.txt"]
+)
 @pytest.mark.parametrize("scheme", ["", "file://"])
 def test_patterns_match_as_in_glob(tree, pattern, scheme):
   where, files = matching(f"{scheme}{tree}/{pattern}")

@@ -13,8 +13,8 @@ import pytest
 
 import clip_jax
 from clip_jax.data import ArrayRecord, Examples, Subset, batches
+from clip_jax.data.augment.horizontal_flip import HorizontalFlip
 from clip_jax.data.crops import RandomResizedCrop
-from clip_jax.data.flip import HorizontalFlip
 from clip_jax.data.records import write
 from clip_jax.data.sources.openclipart import OpenClipart
 from clip_jax.data.sources.shapes import Shapes
@@ -68,10 +68,14 @@ def test_a_batch_holds_the_examples_of_its_positions(straight):
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 @pytest.mark.parametrize("threads", [0, 16])
 def test_the_global_batch_is_the_same_on_any_number_of_hosts_and_threads(straight, hosts, threads):
-  parts = [first(EXAMPLES, 8, batch_size=8, host=host, hosts=hosts, threads=threads)
-           for host in range(hosts)]
-  together = [{name: np.concatenate([part[name] for part in step]) for name in step[0]}
-              for step in zip(*parts)]
+  parts = [
+    first(EXAMPLES, 8, batch_size=8, host=host, hosts=hosts, threads=threads)
+    for host in range(hosts)
+  ]
+  together = [
+    {name: np.concatenate([part[name] for part in step]) for name in step[0]}
+    for step in zip(*parts)
+  ]
   assert_equal(together, straight)
 
 
@@ -89,10 +93,9 @@ def test_starting_at_a_later_step_gives_the_remaining_batches(straight, k):
 def test_starting_at_a_late_step_is_fast():
   examples = Examples(Shapes(10**9), VIEWS)
   begin = time.process_time()
-  batch, = first(examples, 1, batch_size=8, start=10_000_000, threads=0)
+  (batch,) = first(examples, 1, batch_size=8, start=10_000_000, threads=0)
   assert time.process_time() - begin < 1
-  assert batch["index"].tolist() == sorted(
-      examples.index(80_000_000 + row) for row in range(8))
+  assert batch["index"].tolist() == sorted(examples.index(80_000_000 + row) for row in range(8))
 
 
 def test_every_epoch_has_each_record_once_in_a_new_order():
@@ -111,6 +114,7 @@ def test_indices_agrees_with_index():
 
 def test_each_host_reads_its_own_part_of_the_files_in_order():
   """Records which indices are read below a subset in random order."""
+
   class Recording(Shapes):
     def __getitem__(self, i):
       self.read.append(i)
@@ -149,12 +153,13 @@ def damaged(tmp_path):
 
 
 def test_damaged_records_are_replaced_and_reported(damaged):
-  seen = first(damaged, 41, batch_size=8, threads=0)     # Eight epochs.
+  seen = first(damaged, 41, batch_size=8, threads=0)  # Eight epochs.
   broken = np.concatenate([batch["damaged"] for batch in seen])
   replaced = np.concatenate([batch["replaced"] for batch in seen])
   index = np.concatenate([batch["index"] for batch in seen])
-  wanted = np.concatenate([sorted(damaged.index(8 * step + row) for row in range(8))
-                           for step in range(41)])
+  wanted = np.concatenate(
+    [sorted(damaged.index(8 * step + row) for row in range(8)) for step in range(41)]
+  )
   assert not set(index) & {4, 20, 33}
   np.testing.assert_array_equal(replaced > 0, np.isin(wanted, [4, 20, 33]))
   np.testing.assert_array_equal(broken, np.where(replaced > 0, wanted, -1))
@@ -167,8 +172,10 @@ def test_replacements_are_deterministic(damaged):
   assert sum((batch["replaced"] > 0).sum() for batch in straight) > 0
   assert_equal(first(damaged, 6, batch_size=8, threads=8), straight)
   assert_equal(first(damaged, 4, batch_size=8, start=2, workers=1), straight[2:])
-  assert_equal(first(damaged, 3, batch_size=8, start=2, host=1, hosts=2), [
-      {name: batch[name][4:] for name in batch} for batch in straight[2:5]])
+  assert_equal(
+    first(damaged, 3, batch_size=8, start=2, host=1, hosts=2),
+    [{name: batch[name][4:] for name in batch} for batch in straight[2:5]],
+  )
   again = pickle.loads(pickle.dumps(damaged))
   assert_equal(first(again, 6, batch_size=8, threads=0), straight)
 
@@ -199,17 +206,23 @@ class Empty:
     return 0
 
 
-@pytest.mark.parametrize("make, message", [
+@pytest.mark.parametrize(
+  "make, message",
+  [
     (lambda: Examples(Empty(), VIEWS), "Empty has no records"),
     (lambda: Examples(Shapes(3), VIEWS, seed=-1), "seed -1 is negative"),
-    (lambda: batches(EXAMPLES, batch_size=100, hosts=8),
-     "batch_size 100 cannot be split over 8 hosts; nearest valid: 96, 104"),
+    (
+      lambda: batches(EXAMPLES, batch_size=100, hosts=8),
+      "batch_size 100 cannot be split over 8 hosts; nearest valid: 96, 104",
+    ),
     (lambda: batches(EXAMPLES, batch_size=3, hosts=8), "nearest valid: 8. Set"),
     (lambda: batches(EXAMPLES, batch_size=0), "batch_size 0 cannot be split"),
     (lambda: batches(EXAMPLES, batch_size=8, host=2, hosts=2), "host 2 is out of range"),
     (lambda: batches(EXAMPLES, batch_size=8, start=-1), "start -1 is negative"),
     (lambda: batches(EXAMPLES, batch_size=8, workers=-1), "workers -1 is negative"),
-    (lambda: batches(EXAMPLES, batch_size=8, threads=-1), "threads -1 is negative")])
+    (lambda: batches(EXAMPLES, batch_size=8, threads=-1), "threads -1 is negative"),
+  ],
+)
 def test_invalid_arguments_raise(make, message):
   with pytest.raises(UserError, match=message):
     make()
@@ -231,8 +244,13 @@ if __name__ == "__main__":
   print(len(kept))
 """)
   path = str(Path(clip_jax.__file__).parent.parent)
-  done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120,
-                        env={**os.environ, "PYTHONPATH": path})
+  done = subprocess.run(
+    [sys.executable, script],
+    capture_output=True,
+    text=True,
+    timeout=120,
+    env={**os.environ, "PYTHONPATH": path},
+  )
   assert (done.returncode, done.stdout, done.stderr) == (0, "3\n", "")
 
 

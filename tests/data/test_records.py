@@ -16,8 +16,10 @@ from clip_jax.errors import UserError
 
 
 def records(n, start=0):
-  return [{"image": bytes([i % 256]) * 3000, "text": ["é", str(i)], "score": 0.5, "n": i}
-          for i in range(start, start + n)]
+  return [
+    {"image": bytes([i % 256]) * 3000, "text": ["é", str(i)], "score": 0.5, "n": i}
+    for i in range(start, start + n)
+  ]
 
 
 @pytest.fixture
@@ -85,12 +87,21 @@ def test_a_source_is_picklable_and_thread_safe(shards):
 def bucket(shards, monkeypatch):
   """A gs:// URI that PyArrow and ArrayRecordReader are patched to read from a local folder."""
   where = fs.SubTreeFileSystem(str(shards.parent), fs.LocalFileSystem())
-  monkeypatch.setattr(paths, "fs", types.SimpleNamespace(
+  monkeypatch.setattr(
+    paths,
+    "fs",
+    types.SimpleNamespace(
       FileSystem=types.SimpleNamespace(from_uri=lambda uri: (where, uri.removeprefix("gs://"))),
-      FileSelector=fs.FileSelector, FileType=fs.FileType))
+      FileSelector=fs.FileSelector,
+      FileType=fs.FileType,
+    ),
+  )
   real = records_lib.ArrayRecordReader
-  monkeypatch.setattr(records_lib, "ArrayRecordReader", lambda file, **options: real(
-      file.replace("gs:/", str(shards.parent)), **options))
+  monkeypatch.setattr(
+    records_lib,
+    "ArrayRecordReader",
+    lambda file, **options: real(file.replace("gs:/", str(shards.parent)), **options),
+  )
   return f"gs://{shards.name}"
 
 
@@ -99,9 +110,15 @@ def test_shards_in_a_bucket_are_found_counted_and_read(shards, bucket):
   assert len(ArrayRecord(f"{bucket}/x-0000[01]*")) == 6
   file = f"{bucket}/x-00002-of-00003.array_record"
   assert ArrayRecord(file).files == [file]
-  listed = [{"file": p.name, "records": n, "bytes": p.stat().st_size,
-             "sha256": hashlib.sha256(p.read_bytes()).hexdigest()}
-            for p, n in zip(sorted(shards.iterdir()), (5, 1, 7))]
+  listed = [
+    {
+      "file": p.name,
+      "records": n,
+      "bytes": p.stat().st_size,
+      "sha256": hashlib.sha256(p.read_bytes()).hexdigest(),
+    }
+    for p, n in zip(sorted(shards.iterdir()), (5, 1, 7))
+  ]
   (shards / "manifest.json").write_text(json.dumps({"shards": listed}))
   assert list(ArrayRecord(bucket)) == records(13) and ArrayRecord(bucket).verify() == 3
   (shards / "x-00001-of-00003.array_record").write_bytes(b"")

@@ -19,23 +19,27 @@ LONG = "a small red dog with a large hat " * 30
 
 
 def used(row):
-  return row[:np.flatnonzero(row)[-1] + 1].tolist()
+  return row[: np.flatnonzero(row)[-1] + 1].tolist()
 
 
 # SentencePiece.
 
+
 def test_the_shipped_model_covers_open_clip_art():
-  tokenizer = SentencePiece(length=64)
-  assert tokenizer.vocabulary == 4096
+  tokenizer = SentencePiece(context_length=64)
+  assert tokenizer.vocab_size == 4096
   rows = tokenizer([record["text"] for record in OpenClipart("test")])
   assert rows.shape == (459, 64) and rows.dtype == np.int32 and rows.max() < 4096
-  assert (rows == 1).sum() < .002 * (rows > 0).sum()
+  assert (rows == 1).sum() < 0.002 * (rows > 0).sum()
   assert tokenizer._processor.decode(used(tokenizer(["Flag of ITALY"])[0])) == "flag of italy"
 
 
 def test_truncated_texts_keep_their_end_token():
-  assert all(used(row)[-1] == 3 and len(used(row)) == length
-             for length in (2, 16) for row in SentencePiece(length=length)([LONG]))
+  assert all(
+    used(row)[-1] == 3 and len(used(row)) == length
+    for length in (2, 16)
+    for row in SentencePiece(context_length=length)([LONG])
+  )
   assert SentencePiece(eos=False)([LONG])[0, -1] > 3
 
 
@@ -59,19 +63,19 @@ def test_case_matters_only_without_lower():
   assert not np.array_equal(cased(["A Red DOG"]), cased(["a red dog"]))
 
 
-@pytest.mark.parametrize("tokenizer", [SentencePiece(bos=True, length=9), ClipBpe(9)])
+@pytest.mark.parametrize("tokenizer", [SentencePiece(bos=True, context_length=9), ClipBpe(9)])
 def test_tokenizers_are_picklable(tokenizer):
   again = pickle.loads(pickle.dumps(tokenizer))
   assert np.array_equal(again([LONG, "dog"]), tokenizer([LONG, "dog"]))
-  assert (again.length, again.vocabulary) == (9, tokenizer.vocabulary)
+  assert (again.context_length, again.vocab_size) == (9, tokenizer.vocab_size)
 
 
 def test_a_trained_model_can_be_used(tmp_path):
   path = str(tmp_path / "a.model")
   texts = [record["text"].lower() for record in OpenClipart("val")]
   assert train_sentencepiece(texts, path, 300) == 300
-  tokenizer = SentencePiece(path, length=32)
-  assert tokenizer.vocabulary == 300
+  tokenizer = SentencePiece(path, context_length=32)
+  assert tokenizer.vocab_size == 300
   row = tokenizer([texts[0]])[0]
   assert tokenizer._processor.decode(used(row)) == texts[0] and used(row)[-1] == 3
 
@@ -87,8 +91,13 @@ def foreign(tmp_path, **options):
   """Trains a model with other special pieces than `train_sentencepiece` uses."""
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=iter(["a red dog", "a blue cat"] * 20), model_writer=model, vocab_size=20,
-      hard_vocab_limit=False, minloglevel=2, **options)
+    sentence_iterator=iter(["a red dog", "a blue cat"] * 20),
+    model_writer=model,
+    vocab_size=20,
+    hard_vocab_limit=False,
+    minloglevel=2,
+    **options,
+  )
   path = tmp_path / "foreign.model"
   path.write_bytes(model.getvalue())
   return str(path)
@@ -108,11 +117,15 @@ def test_unsuitable_models_raise(tmp_path):
     SentencePiece(str(tmp_path / "x.model"))
 
 
-@pytest.mark.parametrize("make, message", [
+@pytest.mark.parametrize(
+  "make, message",
+  [
     (lambda: SentencePiece("openclipart-8k"), "No SentencePiece model at openclipart-8k.*-4k"),
-    (lambda: SentencePiece(length=1), "length 1 leaves no room for text; set at least 2"),
-    (lambda: SentencePiece(length=2, bos=True), "at least 3"),
-    (lambda: ClipBpe(2), "length 2 leaves no room between start and end")])
+    (lambda: SentencePiece(context_length=1), "length 1 leaves no room for text; set at least 2"),
+    (lambda: SentencePiece(context_length=2, bos=True), "at least 3"),
+    (lambda: ClipBpe(2), "length 2 leaves no room between start and end"),
+  ],
+)
 def test_invalid_arguments_raise(make, message):
   with pytest.raises(UserError, match=message):
     make()
@@ -120,9 +133,16 @@ def test_invalid_arguments_raise(make, message):
 
 # CLIP's byte-pair encoding.
 
-@pytest.mark.parametrize("text, tokens", [
-    ("a photo of a cat", [320, 1125, 539, 320, 2368]), ("hello world!", [3306, 1002, 256]),
-    ("", []), ("a  photo\n of a CAT ", [320, 1125, 539, 320, 2368])])
+
+@pytest.mark.parametrize(
+  "text, tokens",
+  [
+    ("a photo of a cat", [320, 1125, 539, 320, 2368]),
+    ("hello world!", [3306, 1002, 256]),
+    ("", []),
+    ("a  photo\n of a CAT ", [320, 1125, 539, 320, 2368]),
+  ],
+)
 def test_clip_tokens_match_openai(text, tokens):
   row = ClipBpe()([text])[0]
   assert row.shape == (77,) and row.dtype == np.int32
@@ -146,8 +166,9 @@ def words(text):
   found, i = [], 0
   while i < len(text):
     kind = lambda c: "L" if c.isalpha() else "N" if c.isnumeric() else " " if c.isspace() else "S"
-    ending = next((e for e in ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
-                   if text.startswith(e, i)), None)
+    ending = next(
+      (e for e in ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d") if text.startswith(e, i)), None
+    )
     j = i + 1
     if ending:
       j = i + len(ending)
@@ -174,7 +195,7 @@ def naive_encoding(text, vocabulary, ranks):
       i = 0
       while i < len(parts) - 1:
         if (parts[i], parts[i + 1]) == best:
-          parts[i:i + 2] = [parts[i] + parts[i + 1]]
+          parts[i : i + 2] = [parts[i] + parts[i + 1]]
         i += 1
     tokens += [vocabulary[part] for part in parts]
   return tokens
@@ -183,11 +204,15 @@ def naive_encoding(text, vocabulary, ranks):
 def test_clip_tokens_match_a_naive_implementation():
   vocabulary = tokenizer_lib.clip_vocabulary()
   merges = tokenizer_lib.clip_merges()
-  assert len(vocabulary) == ClipBpe.vocabulary == 49_408 and len(merges) == 48_894
+  assert len(vocabulary) == ClipBpe.vocab_size == 49_408 and len(merges) == 48_894
   ranks = {pair: i for i, pair in enumerate(merges)}
   texts = [record["text"] for record in OpenClipart("test", "caption_long")]
-  texts += ["it's they'll 1234 ab12 ...!? $5.00",
-            "naïve café über straße", "日本語 テキスト", "🙂🙃 ok"]
+  texts += [
+    "it's they'll 1234 ab12 ...!? $5.00",
+    "naïve café über straße",
+    "日本語 テキスト",
+    "🙂🙃 ok",
+  ]
   letters = random.Random(0)
   texts += ["".join(letters.choices("aeiou nrtls-'.3é", k=30)) for _ in range(200)]
   clip = ClipBpe(300)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from clip_jax.data import Examples, decode as decode_lib
+from clip_jax.data.augment.horizontal_flip import HorizontalFlip
 from clip_jax.data.crops import RandomResizedCrop, Resize
-from clip_jax.data.flip import HorizontalFlip
 from clip_jax.data.sources.openclipart import OpenClipart
 from clip_jax.data.tokenizer import ClipBpe, SentencePiece
 from clip_jax.data.views import ImageView, Views
@@ -55,8 +55,9 @@ def test_augmentations_run_in_order_after_the_crop():
 def test_a_record_is_decoded_once(monkeypatch):
   count = []
   plain = decode_lib.Picture._decoded
-  monkeypatch.setattr(decode_lib.Picture, "_decoded",
-                      lambda *args: (count.append(1), plain(*args))[1])
+  monkeypatch.setattr(
+    decode_lib.Picture, "_decoded", lambda *args: (count.append(1), plain(*args))[1]
+  )
   Views({"image": CROP, "view_a": CROP, "view_b": CROP}, TOKENIZER)(RECORD, rng())
   assert len(count) == 1
 
@@ -68,13 +69,14 @@ def test_captions_are_drawn_with_the_requested_weights():
     drawn = [text_of(views(record, rng(seed))) for seed in range(600)]
     return [drawn.count(text) / 600 for text in RECORD["text"]]
 
-  np.testing.assert_allclose(shares("random"), [1 / 3] * 3, atol=.07)
+  np.testing.assert_allclose(shares("random"), [1 / 3] * 3, atol=0.07)
   np.testing.assert_allclose(shares("first"), [1, 0, 0])
-  np.testing.assert_allclose(shares((1, 0, 3)), [.25, 0, .75], atol=.07)
+  np.testing.assert_allclose(shares((1, 0, 3)), [0.25, 0, 0.75], atol=0.07)
 
 
 def test_the_caption_is_a_function_of_seed_and_position():
   """A position stands for one visit to one record: an epoch and an index."""
+
   class Captions:
     def __len__(self):
       return 5
@@ -89,7 +91,7 @@ def test_the_caption_is_a_function_of_seed_and_position():
 
   drawn = captions_of()
   assert drawn == captions_of() != captions_of(seed=1)
-  epochs = [drawn[k:k + 5] for k in range(0, 200, 5)]
+  epochs = [drawn[k : k + 5] for k in range(0, 200, 5)]
   assert all(sorted(text[0] for text in epoch) == list("01234") for epoch in epochs)
   for i in "01234":  # Over the epochs, all captions of a record are drawn about equally often.
     ways = [text[2] for text in drawn if text[0] == i]
@@ -100,7 +102,7 @@ def test_the_caption_is_a_function_of_seed_and_position():
 
 
 def test_a_single_text_is_used_with_any_policy():
-  for captions in ("random", "first", (.5, .5)):
+  for captions in ("random", "first", (0.5, 0.5)):
     views = Views({"image": CROP}, TOKENIZER, captions)
     assert text_of(views({**RECORD, "text": "one dog"}, rng())) == "one dog"
   assert text_of(Views({"image": CROP}, TOKENIZER)({**RECORD, "text": []}, rng())) == ""
@@ -109,21 +111,25 @@ def test_a_single_text_is_used_with_any_policy():
 LONG = "one red cat and two blue dogs sit under a green tree by the old house near the sea"
 
 
-@pytest.mark.parametrize("make", [
-    lambda length: SentencePiece(length=length),
-    lambda length: SentencePiece(length=length, bos=True, sticky_eos=True),
-    lambda length: SentencePiece(length=length, eos=False),
-    lambda length: ClipBpe(length=length)])
+@pytest.mark.parametrize(
+  "make",
+  [
+    lambda length: SentencePiece(context_length=length),
+    lambda length: SentencePiece(context_length=length, bos=True, sticky_eos=True),
+    lambda length: SentencePiece(context_length=length, eos=False),
+    lambda length: ClipBpe(context_length=length),
+  ],
+)
 @pytest.mark.parametrize("way", ["first", "random", "block"])
 def test_long_texts_are_shortened_as_configured_and_deterministically(make, way):
   whole, short = make(60)([LONG])[0], make(9)
   starts = int(getattr(short, "bos", True))
   ends = int(getattr(short, "eos", True))
   pad = whole[-1]
-  full = [int(t) for t in whole[:1 + max(i for i, t in enumerate(whole) if t != pad)]]
+  full = [int(t) for t in whole[: 1 + max(i for i, t in enumerate(whole) if t != pad)]]
   if pad and ends:  # The end token is also the padding, so it was stripped too.
     full.append(int(pad))
-  content, room = full[starts:len(full) - ends], 9 - starts - ends
+  content, room = full[starts : len(full) - ends], 9 - starts - ends
   assert len(content) > 2 * room
   views = Views({"image": ImageView(Resize(1))}, short, shorten=way)
   record = {"image": np.zeros((1, 1, 3), np.uint8), "text": LONG}
@@ -131,13 +137,13 @@ def test_long_texts_are_shortened_as_configured_and_deterministically(make, way)
   for seed in range(60):
     tokens = [int(t) for t in views(record, rng(seed))["tokens"]]
     np.testing.assert_array_equal(tokens, views(record, rng(seed))["tokens"])
-    assert tokens[:starts] == full[:starts] and tokens[9 - ends:] == full[len(full) - ends:]
-    kept = tokens[starts:9 - ends]
+    assert tokens[:starts] == full[:starts] and tokens[9 - ends :] == full[len(full) - ends :]
+    kept = tokens[starts : 9 - ends]
     if way == "random":
       rest = iter(content)
       assert all(token in rest for token in kept)  # In order, with gaps.
     else:
-      assert any(kept == content[i:i + room] for i in range(len(content) - room + 1))
+      assert any(kept == content[i : i + room] for i in range(len(content) - room + 1))
     seen.add(tuple(kept))
   assert len(seen) == 1 if way == "first" else len(seen) > len(content) - room - 2
   if way == "first":
@@ -147,26 +153,38 @@ def test_long_texts_are_shortened_as_configured_and_deterministically(make, way)
 
 
 def test_shorten_changes_neither_short_texts_nor_images():
-  views = [Views({"image": CROP}, TOKENIZER, captions="first", shorten=way)
-           for way in ("first", "random", "block")]
+  views = [
+    Views({"image": CROP}, TOKENIZER, captions="first", shorten=way)
+    for way in ("first", "random", "block")
+  ]
   examples = [v(RECORD, rng(3)) for v in views]
   for example in examples[1:]:
     np.testing.assert_array_equal(example["tokens"], examples[0]["tokens"])
     np.testing.assert_array_equal(example["image"], examples[0]["image"])
 
 
-@pytest.mark.parametrize("make, message", [
+@pytest.mark.parametrize(
+  "make, message",
+  [
     (lambda: Views({}, TOKENIZER), "No image view; give at least"),
     (lambda: Views({"index": CROP}, TOKENIZER), "Image view name index is reserved"),
     (lambda: Views({"image": CROP}, TOKENIZER, "last"), "captions 'last' is not"),
     (lambda: Views({"image": CROP}, TOKENIZER, (0, 0)), r"captions \(0, 0\) is not"),
     (lambda: Views({"image": CROP}, TOKENIZER, ()), r"captions \(\) is not"),
-    (lambda: Views({"image": CROP}, TOKENIZER, shorten="syntax"),
-     "shorten 'syntax' is not one of 'first', 'random', 'block'"),
-    (lambda: Views({"image": CROP}, TOKENIZER, (1, 2))(RECORD, rng()),
-     "2 weights, but a record has 3 texts"),
-    (lambda: Views({"image": CROP}, TOKENIZER)({"jpg": b"", "txt": ""}, rng()),
-     "no 'image' and no 'text'; it has 'jpg', 'txt'")])
+    (
+      lambda: Views({"image": CROP}, TOKENIZER, shorten="syntax"),
+      "shorten 'syntax' is not one of 'first', 'random', 'block'",
+    ),
+    (
+      lambda: Views({"image": CROP}, TOKENIZER, (1, 2))(RECORD, rng()),
+      "2 weights, but a record has 3 texts",
+    ),
+    (
+      lambda: Views({"image": CROP}, TOKENIZER)({"jpg": b"", "txt": ""}, rng()),
+      "no 'image' and no 'text'; it has 'jpg', 'txt'",
+    ),
+  ],
+)
 def test_invalid_arguments_raise(make, message):
   with pytest.raises(UserError, match=message):
     make()

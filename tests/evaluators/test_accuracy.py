@@ -18,7 +18,7 @@ def test_ranks_with_ties_and_several_correct_classes_match_loops(monkeypatch):
   monkeypatch.setattr("clip_jax.evaluators.accuracy._ROWS", 7)
   rng = np.random.default_rng(0)
   scores = rng.integers(0, 6, (40, 9)).astype(np.float32)  # Many ties.
-  right = [tuple(rng.permutation(9)[:rng.integers(1, 4)]) for _ in range(40)]
+  right = [tuple(rng.permutation(9)[: rng.integers(1, 4)]) for _ in range(40)]
   assert class_ranks(scores, right).tolist() == ranks_by_loops(scores, right)
 
 
@@ -33,16 +33,19 @@ def test_accuracies_match_counts_by_hand():
   right = [(0,), (0,), (1,), (1,), (2,), (2, 6)]
   metrics, errors = accuracies(np.array([0, 1, 0, 4, 5, 9]), right, 7)
   assert metrics["top1"] == pytest.approx(200 / 6) and metrics["top5"] == pytest.approx(400 / 6)
-  assert metrics["mean_per_class"] == pytest.approx(100 * (.5 + .5 + 0 + 0) / 4)
+  assert metrics["mean_per_class"] == pytest.approx(100 * (0.5 + 0.5 + 0 + 0) / 4)
   assert metrics["chance"] == pytest.approx(100 * (7 / 6) / 7)
-  assert errors["top5"] == pytest.approx(100 * (2 / 3 * 1 / 3 / 6) ** .5)
-  assert errors["mean_per_class"] == pytest.approx(100 * (.25 / 2 + .25 / 2) ** .5 / 4)
+  assert errors["top5"] == pytest.approx(100 * (2 / 3 * 1 / 3 / 6) ** 0.5)
+  assert errors["mean_per_class"] == pytest.approx(100 * (0.25 / 2 + 0.25 / 2) ** 0.5 / 4)
 
 
 def test_standard_errors_match_the_deviation_over_many_samples():
   rng = np.random.default_rng(0)
-  draws = [accuracies(np.where(rng.random(60) < .3, 0, 1), [(k % 3,) for k in range(60)], 3)
-           for _ in range(400)]
+  draws = [
+    accuracies(np.where(rng.random(60) < 0.3, 0, 1), [(k % 3,) for k in range(60)], 3)
+    for _ in range(400)
+  ]
   for name in ("top1", "mean_per_class"):
     assert np.mean([errors[name] for _, errors in draws]) == pytest.approx(
-        np.std([metrics[name] for metrics, _ in draws]), rel=.1)
+      np.std([metrics[name] for metrics, _ in draws]), rel=0.1
+    )

@@ -30,7 +30,7 @@ def by_least_squares(x, y, test, classes, penalty=1024.0):
   mean, deviation = x.mean(0), x.std(0) + 1e-5
   whitened = lambda v: np.hstack([(v - mean) / deviation, np.full((len(v), 1), 100.0)])
   a, targets = whitened(x), 2.0 * np.eye(classes)[y] - 1
-  rows = np.vstack([a, penalty ** .5 * np.eye(a.shape[1])])
+  rows = np.vstack([a, penalty**0.5 * np.eye(a.shape[1])])
   w = np.linalg.lstsq(rows, np.vstack([targets, np.zeros((a.shape[1], classes))]), rcond=None)[0]
   return whitened(test) @ w
 
@@ -46,8 +46,9 @@ def test_accuracy_is_the_mean_over_random_draws():
   x, y = blobs(60, spread=2.5)
   test, right = blobs(40, seed=1, spread=2.5)
   names = ("a", "b", "c")
-  answer = FewShot(records(x, y), records(test, right), classes=names, shots=(1, 4),
-                   seeds=3).answer(Vectors())
+  answer = FewShot(
+    records(x, y), records(test, right), classes=names, shots=(1, 4), seeds=3
+  ).answer(Vectors())
   expected = {1: [], 4: []}
   for seed in range(3):
     rng = np.random.default_rng(seed)
@@ -60,7 +61,7 @@ def test_accuracy_is_the_mean_over_random_draws():
     name = f"{shots}_shot_top1"
     assert answer.detail["by_seed"][name] == pytest.approx(each)
     assert answer.metrics[name] == pytest.approx(np.mean(each))
-    assert answer.detail["standard_error"][name] == pytest.approx(np.std(each, ddof=1) / 3 ** .5)
+    assert answer.detail["standard_error"][name] == pytest.approx(np.std(each, ddof=1) / 3**0.5)
   assert answer.metrics["examples"] == 40 and answer.metrics["classes"] == 3
   assert answer.metrics["4_shot_top1"] > answer.metrics["chance"]
   assert answer.detail["penalty"] == 1024 and answer.detail["train"]["records"] == 60
@@ -68,8 +69,9 @@ def test_accuracy_is_the_mean_over_random_draws():
 
 def test_the_standard_error_of_one_seed_is_zero():
   x, y = blobs(9)
-  answer = FewShot(records(x, y), records(x, y), classes=("a", "b", "c"), shots=(1,),
-                   seeds=1).answer(Vectors())
+  answer = FewShot(
+    records(x, y), records(x, y), classes=("a", "b", "c"), shots=(1,), seeds=1
+  ).answer(Vectors())
   assert answer.detail["standard_error"] == {"1_shot_top1": 0.0}
 
 
@@ -79,11 +81,15 @@ def test_too_few_images_of_a_class_are_an_error():
     FewShot(records(x, y), records(x, y), classes=("a", "b", "c"), shots=(1, 5))(Vectors())
 
 
-@pytest.mark.parametrize("arguments, message", [
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
     (dict(shots=()), r"shots=\(\), seeds=3"),
     (dict(shots=(0,)), r"shots=\(0,\), seeds=3"),
     (dict(seeds=0), "seeds=0"),
-    (dict(features="logits"), "features='logits'.* tower, embedding")])
+    (dict(features="logits"), "features='logits'.* tower, embedding"),
+  ],
+)
 def test_invalid_arguments_are_an_error_before_anything_is_embedded(arguments, message):
   with pytest.raises(UserError, match=message):
     FewShot(records(*blobs(3)), records(*blobs(3)), classes=("a", "b", "c"), **arguments)

@@ -46,8 +46,9 @@ def ranks_by_loops(z_image, z_text, owner):
   for i in images:
     best = max(score(i, j) for j in texts if owner[j] == i)
     image_rank.append(sum(score(i, j) >= best - 1e-6 for j in texts if owner[j] != i))
-  text_rank = [sum(score(i, j) >= score(owner[j], j) - 1e-6 for i in images if i != owner[j])
-               for j in texts]
+  text_rank = [
+    sum(score(i, j) >= score(owner[j], j) - 1e-6 for i in images if i != owner[j]) for j in texts
+  ]
   return image_rank, text_rank
 
 
@@ -57,7 +58,7 @@ def test_ranks_match_loops_for_any_block_size(block):
   owner = np.concatenate([np.arange(11), rng.integers(0, 11, 12)])  # One or more texts per image.
   z_image, z_text = unit(rng, 11, 4), unit(rng, 23, 4)
   z_text[3], z_text[15], z_image[5] = z_text[0], z_text[1], z_image[6]  # Ties in both directions.
-  image_rank, text_rank = ranks(z_image, z_text, owner, block=block)
+  image_rank, text_rank = ranks(z_image, z_text, owner, chunk_size=block)
   expected_image, expected_text = ranks_by_loops(z_image, z_text, owner)
   assert image_rank.tolist() == expected_image
   assert text_rank.tolist() == expected_text
@@ -77,7 +78,7 @@ def test_recall_at_k_counts_the_ranks_below_k():
   # On a circle, text i is about i / 2 steps beyond image i, so that about i images are nearer.
   angle = np.arange(2 * n) * np.pi / 40
   z_image = np.stack([np.cos(angle), np.sin(angle)], 1)
-  text_angle = angle + np.arange(2 * n) * np.pi / 40 * .51
+  text_angle = angle + np.arange(2 * n) * np.pi / 40 * 0.51
   turned = {f"{i}": [np.cos(a), np.sin(a)] for i, a in enumerate(text_angle)}
   metrics = Retrieval(records(*turned))(Table(z_image, turned))
   score = z_image @ np.array(list(turned.values())).T
@@ -88,7 +89,7 @@ def test_recall_at_k_counts_the_ranks_below_k():
 
 
 def test_an_image_needs_one_good_caption_but_each_caption_is_scored():
-  z_text = {"good": [1, 0], "bad": [0, 1], "other": [.6, .8]}
+  z_text = {"good": [1, 0], "bad": [0, 1], "other": [0.6, 0.8]}
   metrics = Retrieval(records(["bad", "good"], "other"))(Table([[1, 0], [0, 1]], z_text))
   assert metrics["image_to_text_r1"] == 50  # Image 1 is nearest to "bad", a caption of image 0.
   assert metrics["text_to_image_r1"] == pytest.approx(200 / 3)
@@ -104,7 +105,8 @@ def test_identical_captions_of_two_images_are_misses():
 
 def test_identical_captions_of_one_image_do_not_compete():
   metrics = Retrieval(records(["cat", "cat"], "dog"))(
-      Table(np.eye(2), {"cat": [1, 0], "dog": [0, 1]}))
+    Table(np.eye(2), {"cat": [1, 0], "dog": [0, 1]})
+  )
   assert metrics["image_to_text_r1"] == 100
 
 
@@ -119,7 +121,7 @@ def test_ties_are_detected_despite_rounding_in_a_large_matrix_product():
   rng = np.random.default_rng(1)
   z_image = unit(rng, 300, 192)
   z_text = np.repeat(unit(rng, 1, 192), 300, 0)
-  image_rank, _ = ranks(z_image, z_text, np.arange(300), block=37)
+  image_rank, _ = ranks(z_image, z_text, np.arange(300), chunk_size=37)
   assert image_rank.tolist() == [299] * 300
 
 
@@ -127,8 +129,9 @@ def test_ties_are_detected_despite_rounding_in_a_large_matrix_product():
 def test_a_diverged_model_finds_nothing(nan_in):
   z = unit(np.random.default_rng(2), 15, 3)
   nan = np.full_like(z, np.nan)
-  image_rank, text_rank = ranks(nan if nan_in != "text" else z, nan if nan_in != "image" else z,
-                                np.arange(15))
+  image_rank, text_rank = ranks(
+    nan if nan_in != "text" else z, nan if nan_in != "image" else z, np.arange(15)
+  )
   assert image_rank.tolist() == text_rank.tolist() == [14] * 15
 
 
@@ -159,9 +162,9 @@ def test_embedding_in_chunks_gives_the_same_result(monkeypatch):
   texts = [f"{i}" for i in range(20)]
   embedder = Table(unit(rng, 20, 3), dict(zip(texts, unit(rng, 20, 3))))
   whole = Retrieval(records(*texts))(embedder)
-  monkeypatch.setattr("clip_jax.evaluators.shared.CHUNK", 7)
+  monkeypatch.setattr("clip_jax.evaluators.embedding_cache.CHUNK", 7)
   embedder.calls.clear()
-  assert Retrieval(records(*texts), block=3)(embedder) == whole
+  assert Retrieval(records(*texts), chunk_size=3)(embedder) == whole
   assert [len(call) for call in embedder.calls] == [7, 7, 6]
 
 
@@ -240,10 +243,13 @@ def test_an_invalid_text_is_an_error(text):
 
 
 def test_every_recall_has_a_standard_error():
-  detail = Retrieval(records("a", "b", ["c", "d"])).answer(
-      Table(np.eye(3), {"a": [1, 0, 0], "b": [0, 1, 0], "c": [1, 0, 0], "d": [0, 0, 1]})).detail
-  assert detail["standard_error"]["image_to_text_r1"] == pytest.approx(100 * (2 / 9 / 3) ** .5)
-  assert detail["standard_error"]["text_to_image_r1"] == pytest.approx(100 * (3 / 16 / 4) ** .5)
+  detail = (
+    Retrieval(records("a", "b", ["c", "d"]))
+    .answer(Table(np.eye(3), {"a": [1, 0, 0], "b": [0, 1, 0], "c": [1, 0, 0], "d": [0, 0, 1]}))
+    .detail
+  )
+  assert detail["standard_error"]["image_to_text_r1"] == pytest.approx(100 * (2 / 9 / 3) ** 0.5)
+  assert detail["standard_error"]["text_to_image_r1"] == pytest.approx(100 * (3 / 16 / 4) ** 0.5)
 
 
 def test_an_unreadable_image_counts_as_a_miss_and_can_be_drawn():

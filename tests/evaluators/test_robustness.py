@@ -5,21 +5,24 @@ import math
 import pytest
 
 from clip_jax.errors import UserError
-from clip_jax.evaluators.answers import Answer, ask
+from clip_jax.evaluators.embedding_cache import EmbeddingCache
+from clip_jax.evaluators.results import Result, evaluate_all
 from clip_jax.evaluators.robustness import Robustness, effective_robustness, line
-from clip_jax.evaluators.shared import Shared
 
 VARIANTS = {"v2": "imagenet_v2/top1", "a": "imagenet_a/top1"}
 
 
 def test_robustness_averages_the_metrics_of_other_evaluators():
   evaluators = {
-      "imagenet": lambda embedder: {"top1": 60.0}, "imagenet_v2": lambda embedder: {"top1": 52.0},
-      "imagenet_a": lambda embedder: {"top1": 20.0},
-      "robustness": Robustness("imagenet/top1", VARIANTS)}
-  answer = ask(evaluators, Shared(None))["robustness"]
-  assert answer == Answer({"average": 36.0, "standard": 60.0},
-                          {"variants": {"v2": 52.0, "a": 20.0}, "lines": {}})
+    "imagenet": lambda embedder: {"top1": 60.0},
+    "imagenet_v2": lambda embedder: {"top1": 52.0},
+    "imagenet_a": lambda embedder: {"top1": 20.0},
+    "robustness": Robustness("imagenet/top1", VARIANTS),
+  }
+  answer = evaluate_all(evaluators, EmbeddingCache(None))["robustness"]
+  assert answer == Result(
+    {"average": 36.0, "standard": 60.0}, {"variants": {"v2": 52.0, "a": 20.0}, "lines": {}}
+  )
 
 
 def test_effective_robustness_is_the_distance_to_the_line_on_logit_axes():
@@ -27,8 +30,11 @@ def test_effective_robustness_is_the_distance_to_the_line_on_logit_axes():
   (x1, y1), (x2, y2) = (55.0, 42.0), (76.0, 63.0)
   slope = (logit(y2) - logit(y1)) / (logit(x2) - logit(x1))
   expected = logit(y1) + slope * (logit(70.0) - logit(x1))
-  found = Robustness("imagenet/top1", VARIANTS, {"v2": ((x1, y1), (x2, y2))}).summary(
-      {"imagenet/top1": 70.0, "imagenet_v2/top1": 66.0, "imagenet_a/top1": 5.0}).metrics
+  found = (
+    Robustness("imagenet/top1", VARIANTS, {"v2": ((x1, y1), (x2, y2))})
+    .summary({"imagenet/top1": 70.0, "imagenet_v2/top1": 66.0, "imagenet_a/top1": 5.0})
+    .metrics
+  )
   assert found["effective_v2"] == pytest.approx(66.0 - 100 / (1 + math.exp(-expected)))
   assert effective_robustness(x1, y1, line(((x1, y1), (x2, y2)))) == pytest.approx(0)
 
@@ -37,21 +43,25 @@ def test_the_line_through_more_than_two_references_is_the_least_squares_fit():
   points = [(50.0, 40.0), (60.0, 52.0), (70.0, 60.0), (80.0, 73.0)]
   x, y = ([math.log(p[k] / (100 - p[k])) for p in points] for k in (0, 1))
   mean = lambda v: sum(v) / len(v)
-  slope = (sum((a - mean(x)) * (b - mean(y)) for a, b in zip(x, y))
-           / sum((a - mean(x)) ** 2 for a in x))
+  slope = sum((a - mean(x)) * (b - mean(y)) for a, b in zip(x, y)) / sum(
+    (a - mean(x)) ** 2 for a in x
+  )
   assert line(points) == pytest.approx((slope, mean(y) - slope * mean(x)))
 
 
-@pytest.mark.parametrize("points", [(), ((50.0, 40.0),), ((50.0, 40.0), (50.0, 41.0)),
-                                    ((50.0, 0.0), (60.0, 41.0))])
+@pytest.mark.parametrize(
+  "points", [(), ((50.0, 40.0),), ((50.0, 40.0), (50.0, 41.0)), ((50.0, 0.0), (60.0, 41.0))]
+)
 def test_references_that_do_not_define_a_line_are_an_error(points):
   with pytest.raises(UserError, match="references=.* do not define a line"):
     line(points)
 
 
 def test_missing_metrics_and_variants_are_errors():
-  with pytest.raises(UserError, match="'imagenet_a/top1'; available are imagenet/top1, "
-                                      "imagenet_v2/top1. Did you mean"):
+  with pytest.raises(
+    UserError,
+    match="'imagenet_a/top1'; available are imagenet/top1, imagenet_v2/top1. Did you mean",
+  ):
     Robustness("imagenet/top1", VARIANTS).summary({"imagenet/top1": 1.0, "imagenet_v2/top1": 1.0})
   with pytest.raises(UserError, match="'v3'; available are v2, a"):
     Robustness("imagenet/top1", VARIANTS, {"v3": ((50.0, 40.0), (60.0, 41.0))})

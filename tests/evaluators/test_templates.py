@@ -29,10 +29,15 @@ def test_most_of_the_eighty_come_with_both_articles_as_published():
     assert " ".join(words) + " {}" + after in eighty, template
 
 
-@pytest.mark.parametrize("name, count, first", [
-    ("food101", 1, "a photo of {}, a type of food."), ("cifar10", 18, "a photo of a {}."),
+@pytest.mark.parametrize(
+  "name, count, first",
+  [
+    ("food101", 1, "a photo of {}, a type of food."),
+    ("cifar10", 18, "a photo of a {}."),
     ("gtsrb", 3, 'a zoomed in photo of a "{}" traffic sign.'),
-    ("ucf101", 48, "a photo of a person {}.")])
+    ("ucf101", 48, "a photo of a person {}."),
+  ],
+)
 def test_data_sets_have_their_published_templates(name, count, first):
   assert len(templates(name)) == count and templates(name)[0] == first
 
@@ -77,11 +82,19 @@ def test_an_empty_list_or_file_of_templates_is_an_error(tmp_path):
     templates(())
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("Persian_cat", "persian cat"), ("St. Bernard", "st bernard"),
-    ("  jack-o'-lantern ", "jackolantern"), ("tench, Tinca tinca", "tench tinca tinca"),
-    ("a photo of a {}.", "a photo of a {}"), ("{}!  In {Braces}", "{} in braces"),
-    ("Über_Äpfel", "über äpfel"), ("a\t\n b", "a b")])
+@pytest.mark.parametrize(
+  "text, expected",
+  [
+    ("Persian_cat", "persian cat"),
+    ("St. Bernard", "st bernard"),
+    ("  jack-o'-lantern ", "jackolantern"),
+    ("tench, Tinca tinca", "tench tinca tinca"),
+    ("a photo of a {}.", "a photo of a {}"),
+    ("{}!  In {Braces}", "{} in braces"),
+    ("Über_Äpfel", "über äpfel"),
+    ("a\t\n b", "a b"),
+  ],
+)
 def test_the_canonical_form_matches_big_vision(text, expected):
   assert canonical(text) == expected
   assert canonical(expected) == expected

@@ -8,7 +8,7 @@ import pytest
 from clip_jax.config import build, call, from_json, to_json
 from clip_jax.errors import UserError
 from clip_jax.evaluators.classes import in_imagenet, published
-from clip_jax.evaluators.shared import Shared
+from clip_jax.evaluators.embedding_cache import EmbeddingCache
 from clip_jax.evaluators.zero_shot import ZeroShot, class_embeddings
 
 
@@ -35,8 +35,9 @@ class Hashed(Table):
 
   def encode_text(self, texts):
     self.asked += texts
-    z = np.stack([np.random.default_rng(list(text.encode())).normal(size=self.width)
-                  for text in texts])
+    z = np.stack(
+      [np.random.default_rng(list(text.encode())).normal(size=self.width) for text in texts]
+    )
     return (z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32)
 
 
@@ -49,11 +50,12 @@ def records(*pairs):
 
 
 def test_the_nearest_class_is_chosen():
-  metrics = ZeroShot(records(([.9, .1], 0), ([.2, .8], 1), ([.3, .7], 0), ([0, 1], 1)),
-                     ("cat", "dog"))(Table(TWO))
+  metrics = ZeroShot(
+    records(([0.9, 0.1], 0), ([0.2, 0.8], 1), ([0.3, 0.7], 0), ([0, 1], 1)), ("cat", "dog")
+  )(Table(TWO))
   assert metrics["top1"] == 75
   assert metrics["examples"] == 4 and metrics["classes"] == 2 and metrics["chance"] == 50
-  assert metrics["standard_error"] == pytest.approx(100 * math.sqrt(.75 * .25 / 4))
+  assert metrics["standard_error"] == pytest.approx(100 * math.sqrt(0.75 * 0.25 / 4))
   assert "top5" not in metrics  # It would always be 100% with two classes.
 
 
@@ -76,7 +78,7 @@ def by_loops(z_image, z_class, truth):
 
 
 def test_accuracies_match_loops(monkeypatch):
-  monkeypatch.setattr("clip_jax.evaluators.shared.CHUNK", 17)
+  monkeypatch.setattr("clip_jax.evaluators.embedding_cache.CHUNK", 17)
   monkeypatch.setattr("clip_jax.evaluators.accuracy._ROWS", 9)
   monkeypatch.setattr("clip_jax.evaluators.zero_shot.CHUNK", 5)
   rng = np.random.default_rng(0)
@@ -87,23 +89,25 @@ def test_accuracies_match_loops(monkeypatch):
   for name in names:
     z = np.mean([embedder.encode_text([f.replace("{}", name)])[0] for f in forms], 0)
     z_class.append(z / np.linalg.norm(z))
-  z_image = np.array([z_class[t] + rng.normal(size=8) * .6 for t in truth])
+  z_image = np.array([z_class[t] + rng.normal(size=8) * 0.6 for t in truth])
   metrics = ZeroShot(records(*zip(z_image, truth)), names, templates=forms)(embedder)
   top1, top5, mean = by_loops(z_image, z_class, truth)
   assert 20 < top1 < 90
   assert (metrics["top1"], metrics["top5"], metrics["mean_per_class"]) == pytest.approx(
-      (top1, top5, mean))
+    (top1, top5, mean)
+  )
 
 
 def test_a_class_embedding_is_the_normalised_mean_of_its_prompts():
-  table = Table({"a cat": [1, 0, 0], "the cat": [0, 1, 0],
-                 "a dog": [0, 0, 1], "the dog": [0, 0, 1]})
-  z = class_embeddings(Shared(table), [["a cat", "the cat"], ["a dog", "the dog"]])
-  np.testing.assert_allclose(z, [[.5 ** .5, .5 ** .5, 0], [0, 0, 1]], rtol=1e-6)
+  table = Table(
+    {"a cat": [1, 0, 0], "the cat": [0, 1, 0], "a dog": [0, 0, 1], "the dog": [0, 0, 1]}
+  )
+  z = class_embeddings(EmbeddingCache(table), [["a cat", "the cat"], ["a dog", "the dog"]])
+  np.testing.assert_allclose(z, [[0.5**0.5, 0.5**0.5, 0], [0, 0, 1]], rtol=1e-6)
 
 
 def test_prompts_that_cancel_out_give_a_zero_embedding():
-  z = class_embeddings(Shared(Table({"a": [1, 0], "b": [-1, 0]})), [["a", "b"]])
+  z = class_embeddings(EmbeddingCache(Table({"a": [1, 0], "b": [-1, 0]})), [["a", "b"]])
   assert z.tolist() == [[0, 0]]
 
 
@@ -130,7 +134,7 @@ def test_a_diverged_model_has_zero_accuracy():
 
 
 def test_a_class_may_have_several_names():
-  embedder = Table({"cat": [1, 0], "kitty": [.6, .8], "dog": [-1, 0]})
+  embedder = Table({"cat": [1, 0], "kitty": [0.6, 0.8], "dog": [-1, 0]})
   source = records((CAT, "c"), ([-1, 0], "d"))
   metrics = ZeroShot(source, {"c": ("cat", "kitty"), "d": "dog"})(embedder)
   assert metrics["top1"] == 100
@@ -157,16 +161,25 @@ def test_only_the_given_classes_are_candidates():
 
 def test_canonicalise_applies_to_names_and_templates():
   embedder = Hashed()
-  ZeroShot(records(([1] * 8, 0), ([1] * 8, 1)), ("Persian_cat", "St. Bernard"),
-           templates=("A photo of a {}.", "{}"), canonicalise=True)(embedder)
+  ZeroShot(
+    records(([1] * 8, 0), ([1] * 8, 1)),
+    ("Persian_cat", "St. Bernard"),
+    templates=("A photo of a {}.", "{}"),
+    canonicalise=True,
+  )(embedder)
   assert embedder.asked == [
-      "a photo of a persian cat", "persian cat", "a photo of a st bernard", "st bernard"]
+    "a photo of a persian cat",
+    "persian cat",
+    "a photo of a st bernard",
+    "st bernard",
+  ]
 
 
 def test_names_and_templates_are_unchanged_by_default():
   embedder = Hashed()
-  ZeroShot(records(([1] * 8, 0), ([1] * 8, 1)), ("Persian_cat", "{braces}"),
-           templates="A photo of a {}.")(embedder)
+  ZeroShot(
+    records(([1] * 8, 0), ([1] * 8, 1)), ("Persian_cat", "{braces}"), templates="A photo of a {}."
+  )(embedder)
   assert embedder.asked == ["A photo of a Persian_cat.", "A photo of a {braces}."]
 
 
@@ -177,7 +190,7 @@ def test_a_published_set_of_templates_is_selected_by_name():
 
 
 def test_a_limit_may_exclude_classes_from_the_mean():
-  source = records(*[(CAT, 0)] * 5, *[(DOG, 1)] * 5, ([.6, .8], 2))
+  source = records(*[(CAT, 0)] * 5, *[(DOG, 1)] * 5, ([0.6, 0.8], 2))
   metrics = ZeroShot(source, ("cat", "dog", "fox"), limit=2)(Table({**TWO, "fox": [-1, 0]}))
   assert metrics["examples"] == 2
   assert metrics["mean_per_class"] == 100
@@ -186,8 +199,9 @@ def test_a_limit_may_exclude_classes_from_the_mean():
 def test_a_label_may_be_a_list_of_correct_classes_or_empty():
   images = {(1.0, 0.0): [0, 1], (0.0, 1.0): [0], (0.6, 0.8): [1, 2], (-1.0, 0.0): []}
   embedder = Table({**TWO, "fox": [0.0, -1.0]})
-  answer = ZeroShot(records(*((list(z), label) for z, label in images.items())),
-                    ("cat", "dog", "fox")).answer(embedder)
+  answer = ZeroShot(
+    records(*((list(z), label) for z, label in images.items())), ("cat", "dog", "fox")
+  ).answer(embedder)
   # The predictions are cat, dog, dog: correct, wrong, correct. The last image has no label.
   assert answer.metrics["top1"] == pytest.approx(200 / 3)
   assert answer.metrics["examples"] == 3 and answer.detail["left_out"] == 1
@@ -219,22 +233,32 @@ def test_a_source_may_name_its_classes_and_classes_may_be_keyed_by_these_names()
 
 
 def test_the_detail_has_standard_errors_and_settings():
-  answer = ZeroShot(records(([.9, .1], 0), ([.2, .8], 1), ([.3, .7], 0), ([0, 1], 1)),
-                    ("cat", "dog"), templates="a {}!", canonicalise=True).answer(
-                        Table({f"a {name}": z for name, z in TWO.items()}))
+  answer = ZeroShot(
+    records(([0.9, 0.1], 0), ([0.2, 0.8], 1), ([0.3, 0.7], 0), ([0, 1], 1)),
+    ("cat", "dog"),
+    templates="a {}!",
+    canonicalise=True,
+  ).answer(Table({f"a {name}": z for name, z in TWO.items()}))
   detail = answer.detail
-  assert detail["standard_error"]["top1"] == pytest.approx(100 * math.sqrt(.75 * .25 / 4))
+  assert detail["standard_error"]["top1"] == pytest.approx(100 * math.sqrt(0.75 * 0.25 / 4))
   # The accuracy is 50% on "cat" and 100% on "dog", so only "cat" contributes to the error.
   assert detail["standard_error"]["mean_per_class"] == pytest.approx(
-      100 * math.sqrt(.5 * .5 / 2) / 2)
+    100 * math.sqrt(0.5 * 0.5 / 2) / 2
+  )
   assert detail["sentences"] == ["a {}"] and detail["canonicalise"]
   assert detail["classes"] == ["cat", "dog"] and detail["records"] == detail["asked"] == 4
   assert detail["unreadable"] == 0 and detail["resize"] == "the embedder's own"
 
 
-@pytest.mark.parametrize("name, count, label, names", [
-    ("imagenet", 1000, "0", ("tench",)), ("imagenet_a", 200, "6", ("stingray",)),
-    ("imagenet_r", 200, "1", ("goldfish",)), ("objectnet", 113, "wok", ("wok",))])
+@pytest.mark.parametrize(
+  "name, count, label, names",
+  [
+    ("imagenet", 1000, "0", ("tench",)),
+    ("imagenet_a", 200, "6", ("stingray",)),
+    ("imagenet_r", 200, "1", ("goldfish",)),
+    ("objectnet", 113, "wok", ("wok",)),
+  ],
+)
 def test_published_classes_are_selected_by_name(name, count, label, names):
   found = published(name)
   assert len(found) == count and found[label] == names
@@ -247,7 +271,9 @@ def test_objectnet_maps_to_125_imagenet_classes():
   assert len(rows) == len(set(rows)) == 125
   names = published("imagenet")
   assert {names[row] for row in in_imagenet("objectnet")["bicycle"]} == {
-      ("mountain bike",), ("tandem bicycle",)}
+    ("mountain bike",),
+    ("tandem bicycle",),
+  }
 
 
 def test_the_error_for_unknown_published_classes_lists_the_sets():
@@ -256,8 +282,9 @@ def test_the_error_for_unknown_published_classes_lists_the_sets():
 
 
 def test_the_error_for_an_unknown_resize_lists_the_modes():
-  with pytest.raises(UserError, match="resize='squish'; .* squash, crop, central_crop.*"
-                                      "Did you mean 'squash'"):
+  with pytest.raises(
+    UserError, match="resize='squish'; .* squash, crop, central_crop.*Did you mean 'squash'"
+  ):
     ZeroShot(records((CAT, 0)), ("cat", "dog"), resize="squish")
 
 
@@ -298,8 +325,9 @@ def test_the_error_for_classes_without_images_names_them():
 
 def test_the_error_for_an_unknown_label_lists_the_classes():
   evaluate = ZeroShot(records((CAT, "cat"), (DOG, "dogs")), ("cat", "dog"))
-  with pytest.raises(UserError, match="Record 1 has label 'dogs', .* the 2 classes: cat, dog. Did "
-                                      "you mean 'dog'"):
+  with pytest.raises(
+    UserError, match="Record 1 has label 'dogs', .* the 2 classes: cat, dog. Did you mean 'dog'"
+  ):
     evaluate(Table(TWO))
   with pytest.raises(UserError, match="has label -1, .* the 2 classes: cat, dog"):
     ZeroShot(records((CAT, -1)), ("cat", "dog"))(Table(TWO))

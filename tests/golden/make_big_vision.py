@@ -25,8 +25,10 @@ def make(name, seed, **options):
   rng = np.random.default_rng(seed)
   tower = dict(variant=None, width=32, depth=2, mlp_dim=48, num_heads=4)
   model = two_towers.Model(
-      image={**tower, "patch_size": (8, 8), "head_zeroinit": False, **options.pop("image")},
-      text={**tower, "vocab_size": 64, **options.pop("text", {})}, **options)
+    image={**tower, "patch_size": (8, 8), "head_zeroinit": False, **options.pop("image")},
+    text={**tower, "vocab_size": 64, **options.pop("text", {})},
+    **options,
+  )
   image = rng.integers(0, 256, (3, 24, 24, 3)).astype(np.uint8)
   tokens = rng.integers(2, 64, (3, 8)).astype(np.int32)
   tokens[0, 3:], tokens[1, 6:] = 1, 1
@@ -39,21 +41,36 @@ def make(name, seed, **options):
     fan = 1 if single else max(1, x.size // x.shape[-1] // 2)
     one = 1.0 if path.endswith("scale") else 0.0
     shaken[path] = (one + rng.normal(size=x.shape) * (0.2 if x.ndim < 2 else fan**-0.5)).astype(
-        np.float32)
+      np.float32
+    )
   shaken["t"] = np.full((1,), 2.3, np.float32)
   if "b" in shaken:
     shaken["b"] = np.full((1,), -4.5, np.float32)
   z_image, z_text, out = model.apply(
-      {"params": flax.traverse_util.unflatten_dict(shaken, sep="/")}, pixels, tokens)
+    {"params": flax.traverse_util.unflatten_dict(shaken, sep="/")}, pixels, tokens
+  )
   folder = HERE / "big_vision"
   folder.mkdir(exist_ok=True)
   np.savez_compressed(folder / f"{name}.npz", **{f"params/{k}": x for k, x in shaken.items()})
   np.savez_compressed(
-      folder / f"{name}_outputs.npz", image=image, tokens=tokens, z_image=z_image, z_text=z_text,
-      scale=np.float32(out["t"][0]), bias=np.float32(out["b"][0] if "b" in out else 0))
+    folder / f"{name}_outputs.npz",
+    image=image,
+    tokens=tokens,
+    z_image=z_image,
+    z_text=z_text,
+    scale=np.float32(out["t"][0]),
+    bias=np.float32(out["b"][0] if "b" in out else 0),
+  )
 
 
 if __name__ == "__main__":
-  make("siglip", 0, image={"pool_type": "map", "scan": True}, text={"scan": True},
-       out_dim=(None, 32), temperature_init=10.0, bias_init=-10.0)
+  make(
+    "siglip",
+    0,
+    image={"pool_type": "map", "scan": True},
+    text={"scan": True},
+    out_dim=(None, 32),
+    temperature_init=10.0,
+    bias_init=-10.0,
+  )
   make("lit", 1, image={"pool_type": "tok"}, out_dim=(20, 20), temperature_init=10.0)

@@ -6,28 +6,34 @@ import numpy as np
 import optax
 import pytest
 
-from clip_jax import sharding, step as step_lib
 from clip_jax.config import call
-from clip_jax.model import bounds, split
+from clip_jax.model.learner import param_bounds, split_state
 from clip_jax.objectives.clip import Clip
 from clip_jax.objectives.flip import flip
 from clip_jax.objectives.siglip import Siglip
 from clip_jax.objectives.slip import Slip
-from clip_jax.optim import kept_within
-from clip_jax.towers.bag import BagOfTokens
-from clip_jax.towers.beside import Beside
+from clip_jax.parallel import mesh as mesh_lib, partition, placement
+from clip_jax.towers.bag_of_tokens import BagOfTokens
+from clip_jax.towers.concat import ConcatTowers
 from clip_jax.towers.hog import Hog
+from clip_jax.training import state as state_lib, step as step_lib
+from clip_jax.training.optim import with_bounds
 from tiny import LENGTH, SIZE, VOCABULARY, batch, image_tower, largest_difference, learner
 
-SMALL = dict(hidden=32, outputs=16, dtype="float32")
+SMALL = dict(projection_hidden_dim=32, outputs=16, dtype="float32")
 OBJECTIVES = {
-    "clip": call(Clip),
-    "flip-blockwise": call(flip, block=4),
-    "siglip": call(Siglip),
-    "siglip-masked-blockwise": call(Siglip, keep_patches=0.75, block=8),
-    "slip": call(Slip, **SMALL),
-    "slip-masked-blockwise": call(Slip, pairs=call(Siglip, keep_patches=0.5, block=4),
-                                  keep_patches=0.75, block=8, **SMALL),
+  "clip": call(Clip),
+  "flip-blockwise": call(flip, chunk_size=4),
+  "siglip": call(Siglip),
+  "siglip-masked-blockwise": call(Siglip, keep_patches=0.75, chunk_size=8),
+  "slip": call(Slip, **SMALL),
+  "slip-masked-blockwise": call(
+    Slip,
+    pairs=call(Siglip, keep_patches=0.5, chunk_size=4),
+    keep_patches=0.75,
+    chunk_size=8,
+    **SMALL,
+  ),
 }
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 4, 1), (4, 1, 2)]  # data, fsdp, tensor
 B = 16
@@ -37,16 +43,16 @@ def trained(objective, *, mesh=None, microbatches=1, steps=3, optimizer=None, **
   """The state and the losses after a few optimizer steps, on a mesh or on one device."""
   optimizer = optimizer or optax.sgd(0.1)
   made = learner(objective, **model)
-  graphdef = split(made)[0]
+  graphdef = split_state(made)[0]
   step = step_lib.make_train_step(graphdef, optimizer, seed=3, microbatches=microbatches)
-  state = step_lib.create(made, optimizer)
+  state = state_lib.init_train_state(made, optimizer)
   losses = []
-  mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
+  mesh = mesh or mesh_lib.make_mesh(devices=jax.devices()[:1])
   with jax.set_mesh(mesh):
-    state = jax.device_put(state, sharding.state_shardings(state, mesh, smallest=64))
+    state = jax.device_put(state, partition.state_shardings(state, mesh, smallest=64))
     step = jax.jit(step, donate_argnums=0)
     for i in range(steps):
-      state, metrics = step(state, sharding.to_device(batch(B, seed=i), mesh))
+      state, metrics = step(state, placement.host_rows_to_global(batch(B, seed=i), mesh))
       losses.append(float(metrics["loss"]))
   return jax.device_get(state), losses
 
@@ -73,35 +79,38 @@ def test_microbatches_match_one_batch(plain):
 
 def test_eight_devices_match_one(plain):
   objective, result = plain
-  check_same(result, trained(objective, mesh=sharding.make_mesh(2, 2, 2)))
+  check_same(result, trained(objective, mesh=mesh_lib.make_mesh(2, 2, 2)))
 
 
 def test_every_mesh_shape_matches_one_device():
   result = trained(OBJECTIVES["flip-blockwise"])
   for sizes in MESHES:
-    check_same(result, trained(OBJECTIVES["flip-blockwise"], mesh=sharding.make_mesh(*sizes)))
+    check_same(result, trained(OBJECTIVES["flip-blockwise"], mesh=mesh_lib.make_mesh(*sizes)))
 
 
 def test_towers_for_small_data_match_on_eight_devices():
-  model = dict(image=call(Beside, towers=(image_tower(), call(Hog, image_size=SIZE))),
-               text=call(BagOfTokens, vocabulary=VOCABULARY, length=LENGTH, width=32),
-               image_projection="mlp", hidden=64)
-  check_same(trained(call(Clip), **model),
-             trained(call(Clip), mesh=sharding.make_mesh(2, 2, 2), **model))
+  model = dict(
+    image=call(ConcatTowers, towers=(image_tower(), call(Hog, image_size=SIZE))),
+    text=call(BagOfTokens, vocab_size=VOCABULARY, context_length=LENGTH, width=32),
+    image_projection="mlp",
+    projection_hidden_dim=64,
+  )
+  check_same(
+    trained(call(Clip), **model), trained(call(Clip), mesh=mesh_lib.make_mesh(2, 2, 2), **model)
+  )
 
 
 def test_microbatches_on_eight_devices_match_one():
   objective = OBJECTIVES["slip-masked-blockwise"]
-  check_same(trained(objective),
-             trained(objective, mesh=sharding.make_mesh(8, 1), microbatches=2))
+  check_same(trained(objective), trained(objective, mesh=mesh_lib.make_mesh(8, 1), microbatches=2))
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_overfits_one_batch(name):
   made = learner(OBJECTIVES[name])
-  optimizer = kept_within(optax.adam(3e-3), bounds(made))
-  step = jax.jit(step_lib.make_train_step(split(made)[0], optimizer, seed=0))
-  state, data = step_lib.create(made, optimizer), batch(B)
+  optimizer = with_bounds(optax.adam(3e-3), param_bounds(made))
+  step = jax.jit(step_lib.make_train_step(split_state(made)[0], optimizer, seed=0))
+  state, data = state_lib.init_train_state(made, optimizer), batch(B)
   state, first = step(state, data)
   for _ in range(60):
     state, last = step(state, data)
@@ -110,8 +119,8 @@ def test_overfits_one_batch(name):
 
 def test_scale_stops_at_its_bound_and_can_leave_it():
   made = learner(call(Clip, max_scale=20.0))
-  optimizer = kept_within(optax.sgd(1.0), bounds(made))
-  _, params, _ = split(made)
+  optimizer = with_bounds(optax.sgd(1.0), param_bounds(made))
+  _, params, _ = split_state(made)
   at = lambda params: float(jnp.exp(params["objective"]["log_scale"]))
   push = jax.tree.map(jnp.zeros_like, params)
   push["objective"]["log_scale"] = jnp.float32(-5.0)
@@ -128,7 +137,7 @@ def test_scale_stops_at_its_bound_and_can_leave_it():
 def test_initial_scale_and_bounds_are_those_of_clip():
   made = learner()
   np.testing.assert_allclose(jnp.exp(made.objective.log_scale[...]), 1 / 0.07, rtol=1e-6)
-  assert bounds(made)["objective"]["log_scale"] == (0.0, pytest.approx(np.log(100)))
+  assert param_bounds(made)["objective"]["log_scale"] == (0.0, pytest.approx(np.log(100)))
 
 
 def test_evaluation_uses_all_patches():

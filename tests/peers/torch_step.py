@@ -33,12 +33,19 @@ ROOT = Path(__file__).parents[2]
 
 def parsed(arguments):
   """Returns the options by name, as strings, without those that are neither given nor defaulted."""
-  parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("tower")
   parser.add_argument("batch")
-  for name, default in (("microbatches", "1"), ("rounds", "5"), ("cores", "1"),
-                        ("dtype", "float32"), ("against", None), ("json", None)):
+  for name, default in (
+    ("microbatches", "1"),
+    ("rounds", "5"),
+    ("cores", "1"),
+    ("dtype", "float32"),
+    ("against", None),
+    ("json", None),
+  ):
     parser.add_argument(f"--{name}", default=default)
   parser.add_argument("--serve", help=argparse.SUPPRESS)
   return {name: x for name, x in vars(parser.parse_args(arguments)).items() if x is not None}
@@ -48,7 +55,7 @@ def main(arguments):
   options = parsed(arguments)
   tower, batch = options.pop("tower"), options.pop("batch")
   if "serve" in options:
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:int(options["cores"])])
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(options["cores"])])
     make = {"torch": torch_step, "clip_jax": our_step}[options["serve"]]
     serve(*make(tower, int(batch), int(options["microbatches"]), options["dtype"]), int(batch))
     return
@@ -68,15 +75,28 @@ def main(arguments):
     peer.wait()
   ratios = sorted(a / b for a, b in zip(rates[ours], rates[theirs]))
   medians = {name: statistics.median(values) for name, values in rates.items()}
-  print(f"ViT-{tower}, batch {batch} in {options['microbatches']} microbatches, "
-        f"{options['cores']} cores: {ours} trains {statistics.median(ratios):.2f} times as many "
-        f"images per CPU-second as {theirs} "
-        f"(rounds: {ratios[0]:.2f} to {ratios[-1]:.2f}); "
-        + ", ".join(f"{name} {value:.2f}" for name, value in medians.items()))
+  print(
+    f"ViT-{tower}, batch {batch} in {options['microbatches']} microbatches, "
+    f"{options['cores']} cores: {ours} trains {statistics.median(ratios):.2f} times as many "
+    f"images per CPU-second as {theirs} "
+    f"(rounds: {ratios[0]:.2f} to {ratios[-1]:.2f}); "
+    + ", ".join(f"{name} {value:.2f}" for name, value in medians.items())
+  )
   if "json" in options:
-    Path(options["json"]).write_text(json.dumps(
-        {"tower": tower, "batch": int(batch), **options, "versions": versions,
-         "ratio": statistics.median(ratios), "images per CPU-second": rates}, indent=1) + "\n")
+    Path(options["json"]).write_text(
+      json.dumps(
+        {
+          "tower": tower,
+          "batch": int(batch),
+          **options,
+          "versions": versions,
+          "ratio": statistics.median(ratios),
+          "images per CPU-second": rates,
+        },
+        indent=1,
+      )
+      + "\n"
+    )
 
 
 def started(name, tower, batch, options):
@@ -84,10 +104,22 @@ def started(name, tower, batch, options):
   kind, dtype = name.split()
   python = os.environ.get("TORCH_PYTHON", sys.executable) if kind == "torch" else sys.executable
   return subprocess.Popen(
-      [python, __file__, tower, batch, f"--microbatches={options['microbatches']}",
-       f"--dtype={dtype}", f"--cores={options['cores']}", f"--serve={kind}"],
-      stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
-      env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"})
+    [
+      python,
+      __file__,
+      tower,
+      batch,
+      f"--microbatches={options['microbatches']}",
+      f"--dtype={dtype}",
+      f"--cores={options['cores']}",
+      f"--serve={kind}",
+    ],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+    cwd=ROOT,
+    env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+  )
 
 
 def serve(step, version, batch):
@@ -108,18 +140,19 @@ def our_step(tower, batch, pieces, dtype):
   """Returns a step of configs/benchmark.py with the optimizer that both libraries have."""
   import jax
 
-  from clip_jax.benches.step import first_state, random_batch
+  from clip_jax.benches.bench_step import first_state, random_batch
   from clip_jax.config import call
-  from clip_jax.optim import adamw
-  from clip_jax.parts import prepare
-  from clip_jax.schedules import warmup_constant
+  from clip_jax.training.optim import adamw
+  from clip_jax.training.schedules import warmup_constant
+  from clip_jax.training.setup import build_setup
   from configs.benchmark import get_config
+
   config = get_config(tower)
   config.data.batch_size, config.train.microbatches = batch, pieces
   config.model.image.dtype = config.model.text.dtype = dtype
   with config.unlocked():
     config.optimizer = call(adamw, schedule=call(warmup_constant, warmup=1), **OPTIMIZER)
-  parts = prepare(config)
+  parts = build_setup(config)
   with jax.set_mesh(parts.mesh):
     images, train_step, state = random_batch(parts), parts.train_step, first_state(parts)
 
@@ -136,10 +169,11 @@ def torch_step(tower, batch, pieces, dtype):
   import torch
   from torch import nn
   import torch.nn.functional as F
+
   size, patch = tower.split("/")
   width, depth, heads = SIZES[size]
   text_width, text_depth, text_heads = SIZES["B"]  # The text tower of configs/benchmark.py.
-  N = (IMAGE // int(patch))**2
+  N = (IMAGE // int(patch)) ** 2
 
   class Block(nn.Module):
     def __init__(self, width, heads):
@@ -147,8 +181,9 @@ def torch_step(tower, batch, pieces, dtype):
       self.heads = heads
       self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
       self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-      self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"),
-                               nn.Linear(4 * width, width))
+      self.mlp = nn.Sequential(
+        nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width)
+      )
 
     def forward(self, x, mask=None):
       B, L, D = x.shape
@@ -187,8 +222,13 @@ def torch_step(tower, batch, pieces, dtype):
   torch.manual_seed(0)
   model = Clip()
   optimizer = torch.optim.AdamW(
-      model.parameters(), lr=OPTIMIZER["learning_rate"], betas=(OPTIMIZER["b1"], OPTIMIZER["b2"]),
-      eps=OPTIMIZER["eps"], weight_decay=OPTIMIZER["weight_decay"], fused=True)
+    model.parameters(),
+    lr=OPTIMIZER["learning_rate"],
+    betas=(OPTIMIZER["b1"], OPTIMIZER["b2"]),
+    eps=OPTIMIZER["eps"],
+    weight_decay=OPTIMIZER["weight_decay"],
+    fused=True,
+  )
   image = torch.randint(0, 256, (batch, 3, IMAGE, IMAGE), dtype=torch.uint8)
   tokens = torch.randint(1, 100, (batch, LENGTH))
 

@@ -6,10 +6,17 @@ from clip_jax.errors import UserError
 from clip_jax.planning.chips import CHIPS, COMPARED, Topology, topology
 
 
-@pytest.mark.parametrize("text, devices, hosts", [
-    ("v5e:16x16", 256, 64), ("v4:2x2x4", 16, 4), ("2xv5e:4x8", 64, 16), ("h100:8", 8, 1),
-    ("h200:20", 20, 3), ("V6E:2x2", 4, 1),
-])
+@pytest.mark.parametrize(
+  "text, devices, hosts",
+  [
+    ("v5e:16x16", 256, 64),
+    ("v4:2x2x4", 16, 4),
+    ("2xv5e:4x8", 64, 16),
+    ("h100:8", 8, 1),
+    ("h200:20", 20, 3),
+    ("V6E:2x2", 4, 1),
+  ],
+)
 def test_topology_has_devices_and_hosts(text, devices, hosts):
   made = topology(text)
   assert (made.devices, made.hosts) == (devices, hosts)
@@ -17,7 +24,9 @@ def test_topology_has_devices_and_hosts(text, devices, hosts):
   assert topology(str(made)) == made
 
 
-@pytest.mark.parametrize("text, message", [
+@pytest.mark.parametrize(
+  "text, message",
+  [
     ("v5e-16", "v5e-16 is not CHIP:SIDES, as in v5e:16x16"),
     ("v5e:", "is not CHIP:SIDES"),
     ("v5f:4x4", "no chip 'v5f'; there are v4.*Did you mean 'v5.'"),
@@ -28,7 +37,8 @@ def test_topology_has_devices_and_hosts(text, devices, hosts):
     ("0xv5e:4x4", "slices of v5e have 2 sides"),
     ("h100:2x4", "slices of h100 have 1 sides of 1 chip or more, as in h100:8"),
     ("2xh100:8", "GPUs come in hosts of 8, not in slices. Write h100:16"),
-])
+  ],
+)
 def test_malformed_topology_is_an_error_with_a_suggestion(text, message):
   with pytest.raises(UserError, match=message):
     topology(text)
@@ -42,14 +52,17 @@ def test_v5e_pod_matches_its_data_sheet():
   assert 256 * pod.bandwidth(everyone) == pytest.approx(51.2e12)
 
 
-@pytest.mark.parametrize("name, group, links", [
-    ("v5e:16x16", [(0, 0, 0), (0, 0, 1)], 2),                 # Along a side that is a ring.
-    ("v5e:8x16", [(0, 0, 0), (0, 1, 0)], 1),                  # Along an open side.
-    ("v5e:8x16", [(0, 0, 0), (0, 1, 1)], 3),                  # Along both sides.
+@pytest.mark.parametrize(
+  "name, group, links",
+  [
+    ("v5e:16x16", [(0, 0, 0), (0, 0, 1)], 2),  # Along a side that is a ring.
+    ("v5e:8x16", [(0, 0, 0), (0, 1, 0)], 1),  # Along an open side.
+    ("v5e:8x16", [(0, 0, 0), (0, 1, 1)], 3),  # Along both sides.
     ("v5e:4x4", [(0, 0, 0), (0, 3, 3)], 2),
     ("v4:4x4x8", [(0, 0, 0, 0), (0, 1, 1, 1)], 6),
     ("v4:2x2x1", [(0, 0, 0, 0), (0, 1, 0, 0)], 1),
-])
+  ],
+)
 def test_bandwidth_of_a_group_adds_up_the_sides_it_extends_over(name, group, links):
   made = topology(name)
   assert made.bandwidth(group) == links * made.chip.link
@@ -87,7 +100,11 @@ def test_room_is_all_memory_of_a_tpu_and_three_quarters_of_a_gpu():
 
 def test_tpu_clock_times_mxu_size_is_peak_flops():
   """MXUs do 128 x 128 or 256 x 256 multiply-adds per cycle, of two FLOPs each."""
-  for name, mxus in (("v4", 8 * 128**2), ("v5e", 4 * 128**2), ("v5p", 8 * 128**2),
-                     ("v6e", 4 * 256**2)):
+  for name, mxus in (
+    ("v4", 8 * 128**2),
+    ("v5e", 4 * 128**2),
+    ("v5p", 8 * 128**2),
+    ("v6e", 4 * 256**2),
+  ):
     assert CHIPS[name].flops / CHIPS[name].clock == pytest.approx(2 * mxus, rel=5e-3)
   assert {chip.clock for chip in CHIPS.values() if not chip.dimensions} == {None}

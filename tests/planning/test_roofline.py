@@ -27,7 +27,8 @@ def test_interconnect_is_received_bytes_over_the_links():
   thrice = collective("all-reduce", 16e9, everyone, times=3)
   assert seconds(thrice) == pytest.approx(3 * 30e9 / 100e9)
   assert seconds(collective("all-gather", 16e9, everyone), collective("all-gather", 16e9, row)) == (
-      pytest.approx(0.15 + 0.24))
+    pytest.approx(0.15 + 0.24)
+  )
 
 
 def test_input_is_shared_by_the_cores_of_all_hosts():

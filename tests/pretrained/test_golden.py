@@ -10,9 +10,9 @@ import pytest
 import clip_jax
 from clip_jax import export
 from clip_jax.errors import UserError
-from clip_jax.loading import read
-from clip_jax.pretrained import big_vision, hugging_face, open_clip, safetensors
-from clip_jax.pretrained.saved import flat
+from clip_jax.inference.loading import load_bundle
+from clip_jax.pretrained import big_vision, hugging_face, open_clip, safetensors_file
+from clip_jax.pretrained.model_bundle import flatten
 from goldens import GOLDENS, TEXTS, encoded, loaded, outputs, unit
 
 FORMATS = {"open_clip": open_clip, "huggingface": hugging_face, "big_vision": big_vision}
@@ -39,14 +39,15 @@ def test_the_tokenizer_matches_the_original_library(name):
 
 @pytest.mark.parametrize("name", [n for n in GOLDENS if "picture" in outputs(n)])
 def test_preprocessing_matches_the_original_library(name):
-  np.testing.assert_array_equal(loaded(name).preprocess(outputs(name)["picture"]),
-                                outputs(name)["picture_seen"])
+  np.testing.assert_array_equal(
+    loaded(name).preprocess(outputs(name)["picture"]), outputs(name)["picture_seen"]
+  )
 
 
 def arrays_of(name, where):
   if name.startswith("big_vision"):
     return big_vision._arrays(where)
-  return safetensors.read(where / module(name).WEIGHTS)
+  return safetensors_file.read(where / module(name).WEIGHTS)
 
 
 @pytest.mark.parametrize("name", GOLDENS)
@@ -55,7 +56,7 @@ def test_a_checkpoint_survives_a_round_trip(name, tmp_path, monkeypatch):
     monkeypatch.setitem(open_clip.sizes.SIZES, "B", (36, 2, 144, 12))
     monkeypatch.setitem(open_clip.TIMM_EXACT, "base", {(16, 32)})
   out = tmp_path / ("out.npz" if name.startswith("big_vision") else "out")
-  saved = read(GOLDENS[name][0])
+  saved = load_bundle(GOLDENS[name][0])
   module(name).write(saved, out)
   there, here = arrays_of(name, GOLDENS[name][0]), arrays_of(name, out)
   assert there.keys() == here.keys()
@@ -63,12 +64,20 @@ def test_a_checkpoint_survives_a_round_trip(name, tmp_path, monkeypatch):
     assert x.shape == here[key].shape, key
     if "num_batches_tracked" not in key:
       # The scale is read as exp(log_scale) and written as its logarithm.
-      np.testing.assert_allclose(x.astype(np.float32), here[key], rtol=3e-7 if "logit" in key or
-                                 key == "t" else 0, err_msg=key)
-  again = read(out)
+      np.testing.assert_allclose(
+        x.astype(np.float32),
+        here[key],
+        rtol=3e-7 if "logit" in key or key == "t" else 0,
+        err_msg=key,
+      )
+  again = load_bundle(out)
   assert again.model == saved.model
-  assert all((x == y).all() for x, y in zip(jax.tree.leaves((saved.params, saved.stats)),
-                                            jax.tree.leaves((again.params, again.stats))))
+  assert all(
+    (x == y).all()
+    for x, y in zip(
+      jax.tree.leaves((saved.params, saved.stats)), jax.tree.leaves((again.params, again.stats))
+    )
+  )
   if "text_tokens" in outputs(name):
     np.testing.assert_array_equal(again.tokenizer(TEXTS), outputs(name)["text_tokens"])
   pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3)).astype(np.uint8)
@@ -77,8 +86,9 @@ def test_a_checkpoint_survives_a_round_trip(name, tmp_path, monkeypatch):
 
 def test_a_checkpoint_is_converted_to_another_format(tmp_path):
   out = tmp_path / "there"
-  export.main([f"--from={GOLDENS['open_clip_quickgelu'][0]}", "--format=huggingface",
-               f"--out={out}"])
+  export.main(
+    [f"--from={GOLDENS['open_clip_quickgelu'][0]}", "--format=huggingface", f"--out={out}"]
+  )
   config = json.loads((out / "config.json").read_text())
   assert config["model_type"] == "clip" and config["text_config"]["hidden_act"] == "quick_gelu"
   there = outputs("open_clip_quickgelu")
@@ -91,12 +101,14 @@ def test_a_checkpoint_is_converted_to_another_format(tmp_path):
 
 
 def test_a_big_vision_model_converts_to_hugging_faces_siglip(tmp_path):
-  hugging_face.write(read(GOLDENS["big_vision_siglip"][0]), tmp_path)
+  hugging_face.write(load_bundle(GOLDENS["big_vision_siglip"][0]), tmp_path)
   z_image, z_text = encoded(clip_jax.load(tmp_path), "big_vision_siglip")
-  np.testing.assert_allclose(z_image, unit(outputs("big_vision_siglip")["z_image"]), rtol=1e-4,
-                             atol=1e-6)
-  np.testing.assert_allclose(z_text, unit(outputs("big_vision_siglip")["z_text"]), rtol=1e-4,
-                             atol=1e-6)
+  np.testing.assert_allclose(
+    z_image, unit(outputs("big_vision_siglip")["z_image"]), rtol=1e-4, atol=1e-6
+  )
+  np.testing.assert_allclose(
+    z_text, unit(outputs("big_vision_siglip")["z_text"]), rtol=1e-4, atol=1e-6
+  )
 
 
 def copy(name, tmp_path, **changes):
@@ -104,16 +116,19 @@ def copy(name, tmp_path, **changes):
   folder = tmp_path / name
   shutil.copytree(GOLDENS[name][0], folder)
   file = folder / module(name).WEIGHTS
-  arrays = {k: np.array(x) for k, x in safetensors.read(file).items()}
+  arrays = {k: np.array(x) for k, x in safetensors_file.read(file).items()}
   for key, x in changes.items():
     arrays.pop(key) if x is None else arrays.update({key: x})
-  safetensors.write(file, arrays)
+  safetensors_file.write(file, arrays)
   return folder
 
 
 def test_the_error_lists_missing_extra_and_misshapen_arrays_and_counts_the_rest(tmp_path):
-  changes = {"visual.proj": None, "ln_final.weight": np.ones(7, np.float32),
-             **{f"other.{i}": np.ones(1, np.float32) for i in range(6)}}
+  changes = {
+    "visual.proj": None,
+    "ln_final.weight": np.ones(7, np.float32),
+    **{f"other.{i}": np.ones(1, np.float32) for i in range(6)},
+  }
   folder = copy("open_clip_vit", tmp_path, **changes)
   with pytest.raises(UserError) as e:
     clip_jax.load(folder)
@@ -126,36 +141,48 @@ def test_the_error_lists_missing_extra_and_misshapen_arrays_and_counts_the_rest(
 
 
 def test_constant_buffers_in_a_checkpoint_are_ignored(tmp_path):
-  folder = copy("huggingface_clip", tmp_path, **{
-      "text_model.embeddings.position_ids": np.arange(8)[None]})
-  assert (flat(read(folder).params)["text/positions"]
-          == flat(read(GOLDENS["huggingface_clip"][0]).params)["text/positions"]).all()
+  folder = copy(
+    "huggingface_clip", tmp_path, **{"text_model.embeddings.position_ids": np.arange(8)[None]}
+  )
+  assert (
+    flatten(load_bundle(folder).params)["text/positions"]
+    == flatten(load_bundle(GOLDENS["huggingface_clip"][0]).params)["text/positions"]
+  ).all()
 
 
 def test_the_text_tower_may_have_a_prefix(tmp_path):
   """In a CustomTextCLIP of open_clip, the names of the text tower start with "text."."""
   folder = copy("open_clip_vit", tmp_path)
   file = folder / "open_clip_model.safetensors"
-  arrays = {k if k.startswith(("visual.", "logit")) else f"text.{k}": np.array(x)
-            for k, x in safetensors.read(file).items()}
-  safetensors.write(file, arrays)
-  there = read(GOLDENS["open_clip_vit"][0])
-  assert all((x == y).all() for x, y in zip(
-      jax.tree.leaves(there.params), jax.tree.leaves(read(folder).params)))
+  arrays = {
+    k if k.startswith(("visual.", "logit")) else f"text.{k}": np.array(x)
+    for k, x in safetensors_file.read(file).items()
+  }
+  safetensors_file.write(file, arrays)
+  there = load_bundle(GOLDENS["open_clip_vit"][0])
+  assert all(
+    (x == y).all()
+    for x, y in zip(jax.tree.leaves(there.params), jax.tree.leaves(load_bundle(folder).params))
+  )
 
 
 def test_sharded_weights_are_read(tmp_path):
   folder = copy("huggingface_clip", tmp_path)
-  arrays = {k: np.array(x) for k, x in safetensors.read(folder / "model.safetensors").items()}
+  arrays = {k: np.array(x) for k, x in safetensors_file.read(folder / "model.safetensors").items()}
   (folder / "model.safetensors").unlink()
   halves = [dict(list(arrays.items())[i::2]) for i in range(2)]
   for i, half in enumerate(halves):
-    safetensors.write(folder / f"part{i}.safetensors", half)
-  (folder / "model.safetensors.index.json").write_text(json.dumps(
-      {"weight_map": {k: f"part{i}.safetensors" for i, half in enumerate(halves) for k in half}}))
-  whole = read(GOLDENS["huggingface_clip"][0])
-  assert all((x == y).all() for x, y in zip(
-      jax.tree.leaves(whole.params), jax.tree.leaves(read(folder).params)))
+    safetensors_file.write(folder / f"part{i}.safetensors", half)
+  (folder / "model.safetensors.index.json").write_text(
+    json.dumps(
+      {"weight_map": {k: f"part{i}.safetensors" for i, half in enumerate(halves) for k in half}}
+    )
+  )
+  whole = load_bundle(GOLDENS["huggingface_clip"][0])
+  assert all(
+    (x == y).all()
+    for x, y in zip(jax.tree.leaves(whole.params), jax.tree.leaves(load_bundle(folder).params))
+  )
 
 
 def described(name, tmp_path, change):
@@ -169,43 +196,71 @@ def described(name, tmp_path, change):
   return folder
 
 
-@pytest.mark.parametrize("name, change, message", [
+@pytest.mark.parametrize(
+  "name, change, message",
+  [
     ("open_clip_vit", lambda c: c.pop("model_cfg"), "no model_cfg, so it is not an open_clip"),
-    ("open_clip_vit", lambda c: c["model_cfg"]["vision_cfg"].update(ls_init_value=1e-5),
-     r"vision_cfg has \{'ls_init_value': 1e-05\}, which clip_jax does not support. It reads"),
+    (
+      "open_clip_vit",
+      lambda c: c["model_cfg"]["vision_cfg"].update(ls_init_value=1e-5),
+      r"vision_cfg has \{'ls_init_value': 1e-05\}, which clip_jax does not support. It reads",
+    ),
     ("open_clip_vit", lambda c: c["model_cfg"]["vision_cfg"].update(pool_type="avg"), "pool_type"),
-    ("open_clip_resnet", lambda c: c["model_cfg"]["vision_cfg"].update(attentional_pool=True),
-     "attentional_pool"),
-    ("open_clip_vit", lambda c: c["model_cfg"]["text_cfg"].update(hf_model_name="roberta-base"),
-     "text_cfg has {'hf_model_name': 'roberta-base'}"),
+    (
+      "open_clip_resnet",
+      lambda c: c["model_cfg"]["vision_cfg"].update(attentional_pool=True),
+      "attentional_pool",
+    ),
+    (
+      "open_clip_vit",
+      lambda c: c["model_cfg"]["text_cfg"].update(hf_model_name="roberta-base"),
+      "text_cfg has {'hf_model_name': 'roberta-base'}",
+    ),
     ("open_clip_vit", lambda c: c["model_cfg"]["text_cfg"].update(pool_type="first"), "pool_type"),
-    ("open_clip_siglip", lambda c: c["model_cfg"]["vision_cfg"].update(timm_model_name="resnet50"),
-     "image tower resnet50. The only timm models supported are SigLIP ViTs"),
-    ("open_clip_siglip", lambda c: c["model_cfg"]["vision_cfg"].update(timm_proj="mlp"),
-     "'timm_proj': 'mlp'"),
-    ("huggingface_clip", lambda c: c.update(model_type="bert"),
-     "of type 'bert'. .*can be read are 'clip' and 'siglip'"),
-    ("huggingface_clip", lambda c: c["text_config"].update(hidden_act="swish"),
-     "Unsupported activation 'swish'. .*can be read are quick_gelu"),
-    ("huggingface_siglip", lambda c: c["vision_config"].update(vision_use_head=False),
-     "without a pooling head"),
-])
+    (
+      "open_clip_siglip",
+      lambda c: c["model_cfg"]["vision_cfg"].update(timm_model_name="resnet50"),
+      "image tower resnet50. The only timm models supported are SigLIP ViTs",
+    ),
+    (
+      "open_clip_siglip",
+      lambda c: c["model_cfg"]["vision_cfg"].update(timm_proj="mlp"),
+      "'timm_proj': 'mlp'",
+    ),
+    (
+      "huggingface_clip",
+      lambda c: c.update(model_type="bert"),
+      "of type 'bert'. .*can be read are 'clip' and 'siglip'",
+    ),
+    (
+      "huggingface_clip",
+      lambda c: c["text_config"].update(hidden_act="swish"),
+      "Unsupported activation 'swish'. .*can be read are quick_gelu",
+    ),
+    (
+      "huggingface_siglip",
+      lambda c: c["vision_config"].update(vision_use_head=False),
+      "without a pooling head",
+    ),
+  ],
+)
 def test_unsupported_configs_are_refused(name, change, message, tmp_path):
   with pytest.raises(UserError, match=message):
-    read(described(name, tmp_path, change))
+    load_bundle(described(name, tmp_path, change))
 
 
 def test_a_truncated_config_is_an_error(tmp_path):
   folder = described("huggingface_clip", tmp_path, lambda c: None)
   (folder / "config.json").write_text('{"model_type": ')
   with pytest.raises(UserError, match="config.json is not JSON: .* Download it again"):
-    read(folder)
+    load_bundle(folder)
 
 
 def test_end_token_2_in_an_old_config_means_the_largest_id(tmp_path):
-  folder = described("huggingface_clip", tmp_path,
-                     lambda c: c["text_config"].update(eos_token_id=2))
-  assert read(folder).model.text.end_token == 63
+  folder = described(
+    "huggingface_clip", tmp_path, lambda c: c["text_config"].update(eos_token_id=2)
+  )
+  assert load_bundle(folder).model.text.eos_id == 63
 
 
 def test_a_missing_tokenizer_is_an_error_only_when_texts_are_encoded(tmp_path):
@@ -215,27 +270,30 @@ def test_a_missing_tokenizer_is_an_error_only_when_texts_are_encoded(tmp_path):
   folder = described("huggingface_siglip", tmp_path, lambda c: None)
   (folder / "spiece.model").unlink()
   with pytest.raises(UserError, match="has no tokenizer: .*nor spiece.model"):
-    read(folder).tokenizer(["a dog"])
+    load_bundle(folder).tokenizer(["a dog"])
   with pytest.raises(UserError, match="does not include its tokenizer. Put its SentencePiece"):
     loaded("big_vision_siglip").encode_text(["a dog"])
 
 
-@pytest.mark.parametrize("change, message", [
+@pytest.mark.parametrize(
+  "change, message",
+  [
     (lambda a: a.pop("params/t"), "not a big_vision two-tower model: it lacks t"),
     (lambda a: a.pop("params/img/Transformer/encoderblock/LayerNorm_0/scale"), "encoderblock_0"),
     (lambda a: a.update({"params/img/pos_embedding": np.ones((1, 8, 32))}), "8 image positions"),
     (lambda a: a.update({"params/img/pos_embedding": np.array([None])}), "not an .npz file of"),
-])
+  ],
+)
 def test_an_npz_of_another_kind_is_an_error(change, message, tmp_path):
   arrays = dict(np.load(GOLDENS["big_vision_siglip"][0]))
   change(arrays)
   np.savez(tmp_path / "x.npz", **arrays)
   with pytest.raises(UserError, match=message):
-    read(tmp_path / "x.npz")
+    load_bundle(tmp_path / "x.npz")
 
 
 def test_a_tokenizer_in_the_folder_of_an_npz_is_used(tmp_path):
   shutil.copy(GOLDENS["big_vision_siglip"][0], tmp_path / "x.npz")
   shutil.copy(GOLDENS["huggingface_siglip"][0] / "spiece.model", tmp_path / "c4.model")
-  tokens = read(tmp_path / "x.npz").tokenizer(["a dog"])
+  tokens = load_bundle(tmp_path / "x.npz").tokenizer(["a dog"])
   assert tokens.shape == (1, 8) and (tokens[0, -3:] == 1).all()

@@ -3,9 +3,9 @@
 import pytest
 
 from clip_jax.errors import UserError
-from clip_jax.study import advice, records
-from clip_jax.study.evidence import Evidence
-from clip_jax.study.records import Point
+from clip_jax.study import advice, runs_table
+from clip_jax.study.predictor import Predictor
+from clip_jax.study.runs_table import RunResult
 
 
 @pytest.fixture(scope="module")
@@ -17,13 +17,17 @@ def fixed():
 @pytest.fixture(scope="module")
 def evidence():
   """Laws and effects fitted to the paper's zero-shot errors."""
-  return Evidence([p for p in records.paper() if p.metric == "zero_shot"], "webli")
+  return Predictor([p for p in runs_table.paper() if p.metric == "zero_shot"], "webli")
 
 
 def test_predictions_match_existing_runs(fixed):
   by = {r.name: r for r in fixed[0].recipes}
-  for arch, error in (("ViT-B/32", 56.6), ("ViT-L/16", 47.0), ("ResNet-50", 58.2),
-                      ("Swin-T", 54.5)):
+  for arch, error in (
+    ("ViT-B/32", 56.6),
+    ("ViT-L/16", 47.0),
+    ("ResNet-50", 58.2),
+    ("Swin-T", 54.5),
+  ):
     one = by[f"{arch}, CLIP, all pairs"]
     assert one.error == pytest.approx(error, abs=2.5) and one.low < error < one.high, arch
   assert by["ViT-B/32, CLIP+DA, all pairs"].error == pytest.approx(47.8, abs=2)
@@ -43,9 +47,16 @@ def test_advice_follows_the_figures_where_the_text_contradicts_them(fixed):
 
 def test_text_states_evidence_distance_and_command(fixed):
   said = advice.text(fixed, top=3)
-  for words in ("figure 9a, 50M pairs", "(measured)", "error x 0.8", "not distinguishable",
-                "--config=configs/study/recipe.py:", "What would change the answer",
-                "a quarter of the pairs", "only the ranking"):
+  for words in (
+    "figure 9a, 50M pairs",
+    "(measured)",
+    "error x 0.8",
+    "not distinguishable",
+    "--config=configs/study/recipe.py:",
+    "What would change the answer",
+    "a quarter of the pairs",
+    "only the ranking",
+  ):
     assert words in said, words
   assert "  4. " not in said
 
@@ -58,10 +69,12 @@ def test_intervals_grow_with_distance_until_there_is_no_prediction(evidence):
     width[times] = one.high / one.low
   assert width[1] < width[2] < width[8]
   best, refused = evidence.ranked(10_000, None, 100_000)
-  assert not best and all("a factor of" in line or "less than one example" in line
-                          or "hurts" in line for line in refused)
-  assert not any(r.method == "CLIP+DA" and r.epochs < 2
-                 for r in evidence.ranked(10**8, None, 10**8)[0])
+  assert not best and all(
+    "a factor of" in line or "less than one example" in line or "hurts" in line for line in refused
+  )
+  assert not any(
+    r.method == "CLIP+DA" and r.epochs < 2 for r in evidence.ranked(10**8, None, 10**8)[0]
+  )
 
 
 def test_samples_follow_from_compute_and_cost(evidence):
@@ -76,11 +89,27 @@ def test_own_runs_come_first_and_are_fitted_the_same_way():
   def error(size, epochs, slip):
     worth = size * (1 + 8 * (1 - 2.718 ** (-(epochs - 1) / 8)))
     return (40 + 55 * (1 + worth / 2000) ** -1) * (0.9 if slip else 1)
-  runs = [Point("mine", "epochs", "A", "SLIP" if slip else "CLIP", "none", 100.0, size,
-                size * epochs, 2.0 if slip else 1.0, "r10", error(size, epochs, slip),
-                where=f"run-{size}-{epochs}-{slip}")
-          for size in (500, 1000, 2000, 4000, 8000) for epochs in (1, 8) for slip in (False, True)]
-  own, = advice.advise(2000, samples=16_000, runs=runs, metric="r10")
+
+  runs = [
+    RunResult(
+      "mine",
+      "epochs",
+      "A",
+      "SLIP" if slip else "CLIP",
+      "none",
+      100.0,
+      size,
+      size * epochs,
+      2.0 if slip else 1.0,
+      "r10",
+      error(size, epochs, slip),
+      where=f"run-{size}-{epochs}-{slip}",
+    )
+    for size in (500, 1000, 2000, 4000, 8000)
+    for epochs in (1, 8)
+    for slip in (False, True)
+  ]
+  (own,) = advice.advise(2000, samples=16_000, runs=runs, metric="r10")
   assert own.data == "mine" and own.recipes[0].name == "A, SLIP, all pairs"
   assert own.recipes[0].error == pytest.approx(error(2000, 8, True), rel=0.03)
   said = advice.text([own])

@@ -6,16 +6,18 @@ import numpy as np
 import pytest
 
 from clip_jax.errors import UserError
-from clip_jax.study import fits, laws, records
+from clip_jax.study import law_fits, laws, runs_table
 
 D = np.array([10, 25, 50, 100, 200, 400, 800, 1600, 3200]) * 1e6
 
 
 def error(x, epochs=1.0, *, floor=35.0, scale=3e8, exponent=1.2, repeats=8.0):
   """Computes the law point by point, independently of `laws`."""
+
   def one(x, epochs):
     worth = x * (1 + repeats * (1 - math.exp(-(epochs - 1) / repeats)))
     return floor + (100 - floor) * (1 + worth / scale) ** -exponent
+
   return np.array([one(a, b) for a, b in zip(*np.broadcast_arrays(np.atleast_1d(x), epochs))])
 
 
@@ -77,20 +79,27 @@ def test_frontier_marks_pareto_optimal_points():
 
 
 def test_one_law_of_data_and_epochs_fits_the_papers_runs():
-  points = [p for p in records.paper() if p.metric == "zero_shot" and p.arch == "ViT-B/32"
-            and p.method == "CLIP"]
-  found = {one.kind: one for one in fits.fit_all(points)}["data and epochs"]
+  points = [
+    p
+    for p in runs_table.paper()
+    if p.metric == "zero_shot" and p.arch == "ViT-B/32" and p.method == "CLIP"
+  ]
+  found = {one.kind: one for one in law_fits.fit_all(points)}["data and epochs"]
   assert found.law.spread < 0.03 and 5 < found.law.constants["repeats"][0] < 9
   assert abs(found.held_out.miss) < 1.5
-  printed = fits.text([found])
+  printed = law_fits.text([found])
   assert "data and epochs" in printed and "ViT-B/32" in printed
 
 
 def test_fits_are_written_with_intervals(tmp_path):
-  points = [records.Point("d", "one epoch", "A", "CLIP", "none", 100, int(x), int(x), 1.0,
-                          "zero_shot", float(e)) for x, e in zip(D, error(D))]
-  fits.write(fits.fit_all(points), tmp_path / "fits.csv")
+  points = [
+    runs_table.RunResult(
+      "d", "one epoch", "A", "CLIP", "none", 100, int(x), int(x), 1.0, "zero_shot", float(e)
+    )
+    for x, e in zip(D, error(D))
+  ]
+  law_fits.write(law_fits.fit_all(points), tmp_path / "fits.csv")
   text = (tmp_path / "fits.csv").read_text()
   assert "floor_low" in text and "data, one epoch" in text
   with pytest.raises(UserError, match="No series has the 5 different sizes"):
-    fits.fit_all(points[:3])
+    law_fits.fit_all(points[:3])

@@ -14,10 +14,10 @@ import time
 import pytest
 
 from clip_jax.errors import UserError
-from clip_jax.study import grid as grid_lib, point, records, runner
+from clip_jax.study import grid as grid_lib, run_result, runner, runs_table
 
 ROOT = Path(__file__).parents[2]
-GRID = '''
+GRID = """
 import sys
 sys.path[:0] = [{tests!r}]
 from run_config import get_config
@@ -26,7 +26,7 @@ def get_grid(runs="3"):
   factors = dict(data="d", protocol="epochs", arch="A", method="CLIP", aug="none", quality=100.0)
   return Grid([Run(f"run{{i}}", changed(get_config("16"), seed=i), factors)
                for i in range(int(runs))], {{"i2t_r10": "retrieval/image_to_text_r10"}})
-'''
+"""
 # Stand-in for training. codes.json lists what each run does at each start: its exit code, or "wait"
 # to run until its parent closes the pipe.
 STAND_IN = """
@@ -60,11 +60,19 @@ class StandIn(runner.Runner):
   def _start(self, run, slot):
     folder = self.out / "runs" / run.folder
     folder.mkdir(parents=True, exist_ok=True)
-    row = {**dict.fromkeys(records.COLUMNS[:9], ""), **run.factors, "name": run.name,
-           "fingerprint": run.fingerprint}
+    row = {
+      **dict.fromkeys(runs_table.COLUMNS[:9], ""),
+      **run.factors,
+      "name": run.name,
+      "fingerprint": run.fingerprint,
+    }
     with (folder / "log.txt").open("a") as log:
-      return subprocess.Popen([sys.executable, "-S", "-c", STAND_IN, str(folder), json.dumps(row)],
-                              stdin=subprocess.PIPE, stdout=log, stderr=log)
+      return subprocess.Popen(
+        [sys.executable, "-S", "-c", STAND_IN, str(folder), json.dumps(row)],
+        stdin=subprocess.PIPE,
+        stdout=log,
+        stderr=log,
+      )
 
 
 def started(grid_file, out, codes, **options):
@@ -75,8 +83,12 @@ def started(grid_file, out, codes, **options):
   (out / "runs").mkdir(exist_ok=True)
   made = StandIn(str(grid_file), grid, out, **{"jobs": 2, **options})
   code = made.run()
-  starts = {run.name: len(path.read_text()) if (
-      path := out / "runs" / run.folder / "starts").exists() else 0 for run in grid.runs}
+  starts = {
+    run.name: len(path.read_text())
+    if (path := out / "runs" / run.folder / "starts").exists()
+    else 0
+    for run in grid.runs
+  }
   return code, starts
 
 
@@ -84,7 +96,7 @@ def test_every_run_is_trained_once(grid_file, tmp_path, capsys):
   out = tmp_path / "out"
   codes = {f"run{i}": [0] for i in range(3)}
   assert started(grid_file, out, codes) == (0, {"run0": 1, "run1": 1, "run2": 1})
-  assert [row["name"] for row in records.read_rows(out)] == ["run0", "run1", "run2"]
+  assert [row["name"] for row in runs_table.read_rows(out)] == ["run0", "run1", "run2"]
   assert started(grid_file, out, codes)[1] == {"run0": 1, "run1": 1, "run2": 1}, "no run restarts"
   assert "3 runs, 3 of them done" in capsys.readouterr().out
 
@@ -106,10 +118,16 @@ def test_user_mistakes_are_not_retried(grid_file, tmp_path):
 def test_a_machine_trains_its_part_of_the_grid(grid_file, tmp_path):
   codes = {f"run{i}": [0] for i in range(3)}
   assert started(grid_file, tmp_path / "out", codes, part=(1, 2))[1] == {
-      "run0": 0, "run1": 1, "run2": 0}
+    "run0": 0,
+    "run1": 1,
+    "run2": 0,
+  }
   assert started(grid_file, tmp_path / "out", codes, part=(0, 2))[1] == {
-      "run0": 1, "run1": 1, "run2": 1}
-  assert len(records.read_rows(tmp_path / "out")) == 3
+    "run0": 1,
+    "run1": 1,
+    "run2": 1,
+  }
+  assert len(runs_table.read_rows(tmp_path / "out")) == 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -155,22 +173,21 @@ def test_numbers_out_of_range_are_rejected(grid_file, tmp_path):
 
 
 def test_the_clock_includes_a_killed_start(tmp_path):
-  point.write(tmp_path / "clock.json", {"seconds": 100.0, "begun": 1000.0})
+  run_result.write(tmp_path / "clock.json", {"seconds": 100.0, "begun": 1000.0})
   (tmp_path / "metrics.jsonl").touch()
   os.utime(tmp_path / "metrics.jsonl", (1030, 1030))
-  assert 130 <= point.Clock(tmp_path).stop() < 140
+  assert 130 <= run_result.Clock(tmp_path).stop() < 140
 
 
 def test_a_grid_that_changed_while_running_is_rejected(grid_file, tmp_path, monkeypatch):
-  monkeypatch.setattr(point, "_end_with_parent", lambda: None)
+  monkeypatch.setattr(run_result, "_end_with_parent", lambda: None)
   with pytest.raises(UserError, match="changed while .* running: the config of run0"):
-    point.run_one(str(grid_file), "run0", tmp_path, "000000000000")
+    run_result.run_one(str(grid_file), "run0", tmp_path, "000000000000")
 
 
 def test_a_killed_grid_resumes_from_a_checkpoint(grid_file, tmp_path):
   out = tmp_path / "out"
-  command = [sys.executable, "-m", "clip_jax.study", "run", f"--grid={grid_file}:1",
-             f"--out={out}"]
+  command = [sys.executable, "-m", "clip_jax.study", "run", f"--grid={grid_file}:1", f"--out={out}"]
   environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
   first = subprocess.Popen(command, cwd=ROOT, env=environment)
   while not any(p.name.isdigit() for p in out.glob("runs/*/checkpoints/*")):
@@ -178,13 +195,18 @@ def test_a_killed_grid_resumes_from_a_checkpoint(grid_file, tmp_path):
     time.sleep(0.02)
   first.kill()
   first.wait()
-  done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True,
-                        text=True, timeout=300)
+  done = subprocess.run(
+    command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True, timeout=300
+  )
   assert "1 of 1 runs are done" in done.stdout
-  row, = records.read_rows(out)
+  (row,) = runs_table.read_rows(out)
   assert (row["name"], row["dataset_size"], row["samples_seen"], row["seed"]) == (
-      "run0", "4562", "512", "0")
+    "run0",
+    "4562",
+    "512",
+    "0",
+  )
   assert float(row["i2t_r10"]) >= 0 and float(row["wall_seconds"]) > 0 and row["fingerprint"]
   assert float(row["train_flops"]) == pytest.approx(6e9 * float(row["forward_gmacs"]) * 512)
-  log, = out.glob("runs/*/log.txt")
+  (log,) = out.glob("runs/*/log.txt")
   assert "from step" in log.read_text(), "the run must resume instead of starting over"

@@ -6,13 +6,24 @@ import pytest
 
 from clip_jax.errors import UserError
 from clip_jax.study import summary
-from clip_jax.study.records import Point
+from clip_jax.study.runs_table import RunResult
 
 
 def run(error, seed, *, method="CLIP", aug="none", metric="i2t_r10", quality=100.0):
-  return Point(data="d", protocol="same samples", arch="ViT-m", method=method, aug=aug,
-               quality=quality, dataset_size=4562, samples_seen=76_800, forward_gmacs=0.5,
-               metric=metric, error=error, seed=seed)
+  return RunResult(
+    data="d",
+    protocol="same samples",
+    arch="ViT-m",
+    method=method,
+    aug=aug,
+    quality=quality,
+    dataset_size=4562,
+    samples_seen=76_800,
+    forward_gmacs=0.5,
+    metric=metric,
+    error=error,
+    seed=seed,
+  )
 
 
 def test_rows_show_mean_and_standard_deviation_over_seeds():
@@ -23,7 +34,8 @@ def test_rows_show_mean_and_standard_deviation_over_seeds():
   accuracies = [100 - error for error in errors]
   expected = f"{statistics.mean(accuracies):.1f} ± {statistics.stdev(accuracies):.1f}"
   assert lines[2] == (
-      f"| d | same samples | ViT-m | CLIP | 4.562k | 76.8k | 38,400 | {expected} | 40.0 | 3 |")
+    f"| d | same samples | ViT-m | CLIP | 4.562k | 76.8k | 38,400 | {expected} | 40.0 | 3 |"
+  )
   assert "| CLIP+DA (RandAugment) |" in lines[3] and lines[3].endswith("| 30.0 |  | 1 |")
 
 

@@ -11,26 +11,35 @@ import pytest
 
 from clip_jax.config import build, call
 from clip_jax.errors import UserError
-from clip_jax.model import split
-from clip_jax.towers.clip_resnet import SIZES, BatchNorm, ClipResnet, halved
+from clip_jax.model.learner import split_state
+from clip_jax.towers.clip_resnet import SIZES, BatchNorm, ClipResnet, average_pool
 
 
 def small(**changes):
-  return call(ClipResnet, **{**dict(stages=(1,), width=4, heads=2, image_size=(16, 24),
-                                    dtype="float32"), **changes})
+  return call(
+    ClipResnet,
+    **{**dict(stages=(1,), width=4, num_heads=2, image_size=(16, 24), dtype="float32"), **changes},
+  )
 
 
 def pixels(B=4):
   return np.random.default_rng(0).normal(size=(B, 16, 24, 3)).astype(np.float32)
 
 
-@pytest.mark.parametrize("size, parameters", [
+@pytest.mark.parametrize(
+  "size, parameters",
+  [
     # The image encoders of open_clip's models with these names.
-    ("RN50", 38_316_896), ("RN101", 56_259_936), ("RN50x64", 420_380_352)])
+    ("RN50", 38_316_896),
+    ("RN101", 56_259_936),
+    ("RN50x64", 420_380_352),
+  ],
+)
 def test_sizes_have_the_published_number_of_parameters(size, parameters):
   embed = dict(RN50=1024, RN101=512, RN50x64=1024)[size]
   tower = jax.eval_shape(
-      lambda key: build(call(ClipResnet, size=size), rngs=nnx.Rngs(key)), jax.random.key(0))
+    lambda key: build(call(ClipResnet, size=size), rngs=nnx.Rngs(key)), jax.random.key(0)
+  )
   count = sum(x.size for x in jax.tree.leaves(nnx.state(tower, nnx.Param)))
   # The output projection of the attention pool belongs to our model, not the tower.
   assert count + (tower.width + 1) * embed == parameters
@@ -55,18 +64,18 @@ def test_batch_norm_normalises_and_updates_running_averages():
 
 def test_pooling_averages_two_by_two():
   x = np.arange(2 * 4 * 6 * 3, dtype=np.float32).reshape(2, 4, 6, 3)
-  y = np.asarray(halved(jnp.asarray(x)))
+  y = np.asarray(average_pool(jnp.asarray(x)))
   assert y.shape == (2, 2, 3, 3)
   np.testing.assert_allclose(y[1, 1, 2], x[1, 2:4, 4:6].mean((0, 1)))
 
 
 def gradients(remat):
   tower = build(small(remat=remat), rngs=nnx.Rngs(0))
-  graphdef, params, stats = split(tower)
+  graphdef, params, stats = split_state(tower)
 
   def loss(params):
     tower = nnx.merge(graphdef, params, stats)
-    return jnp.square(tower(pixels(), train=True)).sum(), split(tower)[2]
+    return jnp.square(tower(pixels(), train=True)).sum(), split_state(tower)[2]
 
   (value, stats), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
   return value, stats, gradient

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import by_hand
-from clip_jax import sharding
 from clip_jax.config import build, call
 from clip_jax.errors import UserError
-from clip_jax.model import split
+from clip_jax.model.learner import split_state
+from clip_jax.parallel import mesh as mesh_lib, partition, placement
 from clip_jax.towers.convnext import ConvNextBlock
 from tiny_towers import IMAGE_TOWERS, changed, features, filled, pixels
 
@@ -33,12 +33,13 @@ def depthwise(p, x):
 def test_convnext_matches_its_blocks_written_out(image_size):
   spec = changed(IMAGE_TOWERS["convnext"], image_size=image_size)
   tower, image = filled(spec), pixels(spec, B=2)
-  p = split(tower)[1]
+  p = split_state(tower)[1]
   x = by_hand.layer_norm(p["stem_norm"], by_hand.linear(p["stem"], by_hand.squares(image, 4)))
   for stage in range(2):
     if stage:
-      x = by_hand.linear(p["reductions"][0],
-                         by_hand.squares(by_hand.layer_norm(p["norms"][0], x), 2))
+      x = by_hand.linear(
+        p["reductions"][0], by_hand.squares(by_hand.layer_norm(p["norms"][0], x), 2)
+      )
     for i in range(2):
       b = by_hand.of(p["stacks"][stage]["blocks"], i)
       y = by_hand.mlp(b["mlp"], by_hand.layer_norm(b["norm"], depthwise(b, x)))
@@ -60,12 +61,14 @@ def test_layer_scale_starts_small():
 
 
 def test_feature_maps_are_not_gathered():
-  block, mesh = filled(call(ConvNextBlock, width=32, layer_scale=1.0, activation="gelu",
-                            dtype="float32")), sharding.make_mesh(2, 4)
+  block, mesh = (
+    filled(call(ConvNextBlock, width=32, layer_scale=1.0, activation="gelu", dtype="float32")),
+    mesh_lib.make_mesh(2, 4),
+  )
   loss = lambda block, x: jnp.sin(block(x)).sum()
   with jax.set_mesh(mesh):
-    block = jax.device_put(block, sharding.state_shardings(block, mesh, smallest=64))
-    x = jax.device_put(jnp.ones((16, 8, 8, 32)), sharding.rows(mesh))
+    block = jax.device_put(block, partition.state_shardings(block, mesh, smallest=64))
+    x = jax.device_put(jnp.ones((16, 8, 8, 32)), placement.batch_sharding(mesh))
     program = jax.jit(jax.grad(loss, (0, 1))).lower(block, x).compile().as_text()
   gathered = re.findall(r"= f32\[([\d,]*)\]\S* all-gather\(", program)
   assert "7,7,1,32" in gathered and "16,8,8,32" not in gathered

@@ -12,7 +12,7 @@ from clip_jax.config import build, call
 from clip_jax.errors import UserError
 from clip_jax.objectives.clip import Clip
 from clip_jax.towers import hog
-from clip_jax.towers.beside import Beside
+from clip_jax.towers.concat import ConcatTowers
 from clip_jax.towers.vit import Vit
 from tiny import SIZE, batch, image_tower, learner
 
@@ -30,9 +30,12 @@ def by_hand(image, cell, orientations):
       low = int(turn)
       for k, share in ((low, 1 - (turn - low)), (low + 1, turn - low)):
         cells[y // cell, x // cell, k % orientations] += (
-            share * math.hypot(along[c], down[c]) / cell**2)
+          share * math.hypot(along[c], down[c]) / cell**2
+        )
   energy = np.pad((cells**2).sum(-1), 1, mode="edge")
-  around = [[energy[y:y + 3, x:x + 3].mean() for x in range(W // cell)] for y in range(H // cell)]
+  around = [
+    [energy[y : y + 3, x : x + 3].mean() for x in range(W // cell)] for y in range(H // cell)
+  ]
   return cells / np.sqrt(np.array(around)[..., None] + hog.FLOOR)
 
 
@@ -71,7 +74,7 @@ def test_invalid_arguments_are_reported():
     hog.Hog(image_size=16)(jnp.zeros((1, 16, 16, 3)), keep=0.5)
 
 
-BOTH = call(Beside, towers=(image_tower(), call(hog.Hog, image_size=SIZE, dtype="float32")))
+BOTH = call(ConcatTowers, towers=(image_tower(), call(hog.Hog, image_size=SIZE, dtype="float32")))
 
 
 def test_combined_features_are_those_of_each_tower():
@@ -97,4 +100,4 @@ def test_combined_towers_are_trained():
 
 def test_combined_towers_with_different_image_sizes_are_an_error():
   with pytest.raises(UserError, match="same image_size, but got 16 x 16, 32 x 32"):
-    build(call(Beside, towers=(image_tower(), image_tower(image_size=32))), rngs=nnx.Rngs(0))
+    build(call(ConcatTowers, towers=(image_tower(), image_tower(image_size=32))), rngs=nnx.Rngs(0))

@@ -8,7 +8,7 @@ import pytest
 import by_hand
 from clip_jax.config import build
 from clip_jax.errors import UserError
-from clip_jax.model import split
+from clip_jax.model.learner import split_state
 from tiny_towers import IMAGE_TOWERS, changed, features, filled, pixels
 
 SPEC = changed(IMAGE_TOWERS["mixer"], image_size=(16, 24))
@@ -16,7 +16,7 @@ SPEC = changed(IMAGE_TOWERS["mixer"], image_size=(16, 24))
 
 def test_mixer_matches_its_equations():
   tower, image = filled(SPEC), pixels(SPEC)
-  p = split(tower)[1]
+  p = split_state(tower)[1]
   x = by_hand.linear(p["embedding"], by_hand.squares(image, 8)).reshape(4, 6, 32)
   for i in range(2):
     b = by_hand.of(p["stack"]["blocks"], i)

@@ -7,7 +7,7 @@ import pytest
 import by_hand
 from clip_jax.config import build, call
 from clip_jax.errors import UserError
-from clip_jax.model import split
+from clip_jax.model.learner import split_state
 from clip_jax.towers.swin import WindowAttention
 from tiny_towers import IMAGE_TOWERS, changed, features, filled, pixels
 
@@ -24,43 +24,59 @@ def attention(p, x, window, shifted):
   def window_of(at, length):
     return 0 if length <= window else (at - (window // 2 if shifted else 0)) // window
 
-  same = [[(window_of(a[0], H), window_of(a[1], W)) == (window_of(b[0], H), window_of(b[1], W))
-           for b in places] for a in places]
+  same = [
+    [
+      (window_of(a[0], H), window_of(a[1], W)) == (window_of(b[0], H), window_of(b[1], W))
+      for b in places
+    ]
+    for a in places
+  ]
   qkv_kernel, qkv_bias = (np.asarray(p["attention"]["qkv"][k]) for k in ("kernel", "bias"))
   table, flat, out = np.asarray(p["bias"]), x.reshape(B, H * W, C), 0
   for head in range(qkv_kernel.shape[2]):
     q, k, v = (flat @ qkv_kernel[:, i, head] + qkv_bias[i, head] for i in range(3))
-    logits = q @ k.swapaxes(1, 2) / np.sqrt(q.shape[-1])                    # [B, HW, HW]
+    logits = q @ k.swapaxes(1, 2) / np.sqrt(q.shape[-1])  # [B, HW, HW]
     for i, a in enumerate(places):
       for j, b in enumerate(places):
-        logits[:, i, j] += (table[a[0] - b[0] + window - 1, a[1] - b[1] + window - 1, head]
-                            if same[i][j] else -np.inf)
+        logits[:, i, j] += (
+          table[a[0] - b[0] + window - 1, a[1] - b[1] + window - 1, head] if same[i][j] else -np.inf
+        )
     weights = np.exp(logits - logits.max(-1, keepdims=True))
-    out += weights / weights.sum(-1, keepdims=True) @ v @ np.asarray(
-        p["attention"]["out"]["kernel"])[head]
+    out += (
+      weights
+      / weights.sum(-1, keepdims=True)
+      @ v
+      @ np.asarray(p["attention"]["out"]["kernel"])[head]
+    )
   return (out + np.asarray(p["attention"]["out"]["bias"])).reshape(x.shape)
 
 
 @pytest.mark.parametrize("shifted", [False, True])
-@pytest.mark.parametrize("window, shape", [
-    (4, (8, 8)),    # Windows fit.
-    (3, (8, 4)),    # Windows do not fit, and the last one is mostly padding.
-    (4, (4, 8)),    # One window high, so shifted only horizontally.
-    (7, (3, 5)),    # The map is smaller than a window.
-    (3, (2, 10)),   # Smaller than a window vertically, padded and shifted horizontally.
-])
+@pytest.mark.parametrize(
+  "window, shape",
+  [
+    (4, (8, 8)),  # Windows fit.
+    (3, (8, 4)),  # Windows do not fit, and the last one is mostly padding.
+    (4, (4, 8)),  # One window high, so shifted only horizontally.
+    (7, (3, 5)),  # The map is smaller than a window.
+    (3, (2, 10)),  # Smaller than a window vertically, padded and shifted horizontally.
+  ],
+)
 def test_windowed_attention_matches_masked_attention(window, shape, shifted):
-  spec = call(WindowAttention, width=8, heads=2, window=window, shifted=shifted, dtype="float32")
+  spec = call(
+    WindowAttention, width=8, num_heads=2, window=window, shifted=shifted, dtype="float32"
+  )
   ours = filled(spec)
   x = np.random.default_rng(0).normal(size=(2, *shape, 8)).astype(np.float32)
-  np.testing.assert_allclose(features(ours, x), attention(split(ours)[1], x, window, shifted),
-                             rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(
+    features(ours, x), attention(split_state(ours)[1], x, window, shifted), rtol=1e-4, atol=1e-4
+  )
 
 
 def test_swin_matches_its_blocks_written_out():
   spec = changed(IMAGE_TOWERS["swin"], image_size=(13, 18))  # Maps of 7 x 9 and 4 x 5.
   tower, image = filled(spec), pixels(spec, B=2)
-  p = split(tower)[1]
+  p = split_state(tower)[1]
   norm = lambda p, x: by_hand.layer_norm(p, x, 1e-5)
   x = norm(p["embedding_norm"], by_hand.linear(p["embedding"], by_hand.squares(image, 2)))
   for stage, pairs in enumerate((1, 2)):

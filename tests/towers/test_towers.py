@@ -13,11 +13,11 @@ from tiny import LENGTH, batch, image_tower, largest_difference, text_tower
 from tiny_towers import IMAGE_TOWERS, changed, pixels
 
 TEXT_TOWERS = {
-    "last": text_tower(mask_padding=False),
-    "eot": text_tower(pool="eot", causal=True),
-    "mean": text_tower(pool="mean"),
-    "map": text_tower(pool="map"),
-    "words": text_tower(pool="mean", depth=0),
+  "last": text_tower(mask_padding=False),
+  "eot": text_tower(pool="eot", causal=True),
+  "mean": text_tower(pool="mean"),
+  "map": text_tower(pool="map"),
+  "words": text_tower(pool="mean", depth=0),
 }
 
 
@@ -66,8 +66,7 @@ def test_a_causal_tower_does_not_see_later_tokens():
   early = np.full((1, LENGTH), 3, np.int32)
   late = early.copy()
   late[0, -1] = 4
-  embed = lambda tokens: tower.stack(
-      tower.embedding[...][tokens], tower._mask(tokens != 0))
+  embed = lambda tokens: tower.stack(tower.embedding[...][tokens], tower._mask(tokens != 0))
   np.testing.assert_allclose(embed(early)[:, :-1], embed(late)[:, :-1], atol=1e-6)
   assert largest_difference(embed(early)[:, -1], embed(late)[:, -1]) > 1e-3
 
@@ -126,7 +125,8 @@ def test_invalid_arguments_are_reported():
     build(call(BitResnet, pool="max"), rngs=rngs)
   with pytest.raises(UserError, match='pool="flat" expected images of 16 x 20, but got 32 x 20'):
     build(changed(IMAGE_TOWERS["resnet-flat"], image_size=(16, 20)), rngs=rngs)(
-        jnp.zeros((1, 32, 20, 3)))
+      jnp.zeros((1, 32, 20, 3))
+    )
   with pytest.raises(UserError, match="8 channels cannot be divided into 32 groups.*groups=8"):
     build(call(BitResnet, stages=(1,), width=8), rngs=rngs)
   with pytest.raises(UserError, match="drops patches, but a ResNet has none. Set the objective's"):

@@ -25,8 +25,9 @@ class Dropped(Exception):
     return self.args[0]
 
 
-def clean(raw: dict[str, Any], *, max_side: int | None = None, quality: int = 92,
-          max_text: int = 2000) -> tuple[dict[str, Any], list[str]]:
+def clean(
+  raw: dict[str, Any], *, max_side: int | None = None, quality: int = 92, max_text: int = 2000
+) -> tuple[dict[str, Any], list[str]]:
   """Returns a valid training record, with its image re-encoded only if necessary.
 
   Decodes every image once to detect damaged ones. Ordinary JPEG, PNG and WebP images keep their
@@ -84,8 +85,8 @@ def _text(text, most, changes):
   if len(text) <= most:
     return text
   changes.append("text cut")
-  cut = text[:most + 1]
-  return (cut[:cut.rindex(" ")] if " " in cut else text[:most]).strip()
+  cut = text[: most + 1]
+  return (cut[: cut.rindex(" ")] if " " in cut else text[:most]).strip()
 
 
 def _image(image, max_side, quality, changes):
@@ -160,11 +161,11 @@ def _reduced(pixels, max_side, changes):
 def _without_exif(jpeg):
   """Removes the EXIF segments of a JPEG without changing the pixels."""
   kept, at = [jpeg[:2]], 2
-  while jpeg[at:at + 1] == b"\xff" and jpeg[at + 1] != 0xDA:  # SOS: start of the pixel data.
-    end = at + 2 + int.from_bytes(jpeg[at + 2:at + 4], "big")
+  while jpeg[at : at + 1] == b"\xff" and jpeg[at + 1] != 0xDA:  # SOS: start of the pixel data.
+    end = at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
     if end <= at + 3:
       break
-    if not (jpeg[at + 1] == 0xE1 and jpeg[at + 4:at + 10] == b"Exif\0\0"):
+    if not (jpeg[at + 1] == 0xE1 and jpeg[at + 4 : at + 10] == b"Exif\0\0"):
       kept.append(jpeg[at:end])
     at = end
   return b"".join(kept) + jpeg[at:]

@@ -3,11 +3,10 @@
 from collections.abc import Iterator
 import dataclasses
 import functools
-import importlib.util
 import os
-from pathlib import Path
 from typing import Any
 
+from clip_jax.cli.config_files import load_function
 from clip_jax.config import build
 from clip_jax.data.ingest.clean import Dropped
 from clip_jax.data.ingest.webdataset import samples
@@ -40,6 +39,7 @@ class Job:
       becomes one shard.
     max_side, quality, max_text: see `clean`.
   """
+
   where: str
   format: str
   image: str = "image"
@@ -54,8 +54,11 @@ class Job:
   @property
   def settings(self) -> dict[str, Any]:
     """All attributes except `where`, because the input may move between runs."""
-    return {k: list(v) if isinstance(v, tuple) else v
-            for k, v in dataclasses.asdict(self).items() if k != "where"}
+    return {
+      k: list(v) if isinstance(v, tuple) else v
+      for k, v in dataclasses.asdict(self).items()
+      if k != "where"
+    }
 
 
 class Tars:
@@ -71,8 +74,10 @@ class Tars:
   def describe(self, piece: int) -> dict[str, Any]:
     """Returns the name and size of the tar, which show whether it has changed."""
     file = self._files[piece]
-    return {"input": os.path.basename(file),
-            "input_bytes": self._filesystem.get_file_info(file).size}
+    return {
+      "input": os.path.basename(file),
+      "input_bytes": self._filesystem.get_file_info(file).size,
+    }
 
   def read(self, piece: int) -> Iterator[dict[str, Any] | Dropped]:
     """Yields the raw records of a piece, or a `Dropped` for each unreadable one."""
@@ -110,7 +115,7 @@ class Ranges:
 
 
 @functools.lru_cache(1)
-def opened(job: Job) -> Tars | Ranges:
+def open_inputs(job: Job) -> Tars | Ranges:
   """Opens the input of a job, once per process.
 
   Raises:
@@ -144,16 +149,13 @@ def named_source(where: str) -> Source:
   """
   if where in SOURCES:
     return SOURCES[where]()
-  file, _, argument = where.partition(":") if ".py:" in where else (where, "", "")
-  if file.endswith(".py") and Path(file).is_file():
-    spec = importlib.util.spec_from_file_location("prepared_config", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(argument) if argument else module.get_config()
+  if where.partition(":")[0].endswith(".py"):
+    config = load_function(where, "get_config", "source")()
     return build(config.data.source if "data" in config else config)
   try:
     return ArrayRecord(where)
   except UserError as error:
     raise UserError(
-        f"--from={where} is not a source; expected {', '.join(SOURCES)}, a config file (.py) "
-        f"with a get_config() that returns a source, or ArrayRecord files: {error}") from error
+      f"--from={where} is not a source; expected {', '.join(SOURCES)}, a config file (.py) "
+      f"with a get_config() that returns a source, or ArrayRecord files: {error}"
+    ) from error

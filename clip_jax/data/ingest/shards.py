@@ -12,7 +12,7 @@ from typing import Any
 import msgpack
 
 from clip_jax.data.ingest.clean import Dropped, clean
-from clip_jax.data.ingest.inputs import Job, opened
+from clip_jax.data.ingest.inputs import Job, open_inputs
 from clip_jax.data.records import write
 from clip_jax.errors import UserError
 
@@ -35,7 +35,7 @@ def write_shard(job: Job, piece: int, out: str) -> dict[str, Any]:
     The note: file, records, bytes, sha256, input, read, dropped and changed records by reason,
     values of the licence and source fields, settings.
   """
-  source = opened(job)
+  source = open_inputs(job)
   counts: dict[str, Any] = {"read": 0, "dropped": Counter(), "changed": Counter()}
   values = {name: Counter() for name in _COUNTED}
 
@@ -47,7 +47,8 @@ def write_shard(job: Job, piece: int, out: str) -> dict[str, Any]:
           raise raw
         note = ["unreadable JSON"] if raw.pop("unreadable JSON", False) else []
         record, changes = clean(
-            raw, max_side=job.max_side, quality=job.quality, max_text=job.max_text)
+          raw, max_side=job.max_side, quality=job.quality, max_text=job.max_text
+        )
         _check_writable(record)
       except Dropped as dropped:
         counts["dropped"][dropped.reason] += 1
@@ -65,11 +66,18 @@ def write_shard(job: Job, piece: int, out: str) -> dict[str, Any]:
     left.unlink(missing_ok=True)
   written = write(records(), str(partial))
   os.replace(partial, path)
-  note = {"file": path.name, "records": written, "bytes": path.stat().st_size,
-          "sha256": sha256(path), **source.describe(piece), "read": counts["read"],
-          "dropped": _sorted(counts["dropped"]), "changed": _sorted(counts["changed"]),
-          "values": {name: _most(seen) for name, seen in values.items() if seen},
-          "settings": job.settings}
+  note = {
+    "file": path.name,
+    "records": written,
+    "bytes": path.stat().st_size,
+    "sha256": sha256(path),
+    **source.describe(piece),
+    "read": counts["read"],
+    "dropped": _sorted(counts["dropped"]),
+    "changed": _sorted(counts["changed"]),
+    "values": {name: _most(seen) for name, seen in values.items() if seen},
+    "settings": job.settings,
+  }
   _write_json(_note_path(out, piece, len(source)), note)
   return note
 
@@ -81,13 +89,13 @@ def _check_writable(record):
     raise Dropped("unwritable field") from error
 
 
-def finished(job: Job, piece: int, out: str) -> dict[str, Any] | None:
+def is_finished(job: Job, piece: int, out: str) -> dict[str, Any] | None:
   """Returns the note of a shard if it is complete and up to date, else None.
 
   Raises:
     UserError: the shard was written with other settings.
   """
-  source = opened(job)
+  source = open_inputs(job)
   path = _note_path(out, piece, len(source))
   try:
     note = json.loads(path.read_text())
@@ -98,9 +106,10 @@ def finished(job: Job, piece: int, out: str) -> dict[str, Any] | None:
   different = [name for name in given if note.get("settings", {}).get(name) != given[name]]
   if different:
     raise UserError(
-        f"{path} was written with other settings: "
-        + ", ".join(f"{n} {note.get('settings', {}).get(n)!r}, not {given[n]!r}" for n in different)
-        + ". Use the same settings, or another --out.")
+      f"{path} was written with other settings: "
+      + ", ".join(f"{n} {note.get('settings', {}).get(n)!r}, not {given[n]!r}" for n in different)
+      + ". Use the same settings, or another --out."
+    )
   described = source.describe(piece)
   same = all(note.get(name) == value for name, value in described.items())
   return note if same and size == note["bytes"] else None
@@ -116,12 +125,15 @@ def check_folder(out: str, pieces: int) -> None:
   for path in sorted(Path(out).glob("*.array_record")):
     number = re.fullmatch(r"records-\d+-of-(\d+)\.array_record", path.name)
     if not number or int(number[1]) != pieces:
-      raise UserError(f"{out} contains {path.name}, but the input gives {pieces} shards. Delete it "
-                      "if the input has changed, or use another --out.")
+      raise UserError(
+        f"{out} contains {path.name}, but the input gives {pieces} shards. Delete it "
+        "if the input has changed, or use another --out."
+      )
 
 
-def write_manifest(job: Job, out: str, *, licence: str | None = None,
-                   source: str | None = None) -> dict[str, Any] | None:
+def write_manifest(
+  job: Job, out: str, *, licence: str | None = None, source: str | None = None
+) -> dict[str, Any] | None:
   """Writes and returns manifest.json if all shards are finished; otherwise returns None.
 
   Args:
@@ -132,7 +144,7 @@ def write_manifest(job: Job, out: str, *, licence: str | None = None,
   Raises:
     UserError: all records were dropped.
   """
-  notes = [finished(job, piece, out) for piece in range(len(opened(job)))]
+  notes = [is_finished(job, piece, out) for piece in range(len(open_inputs(job)))]
   if not all(notes):
     return None
   dropped, changed, values = Counter(), Counter(), {name: Counter() for name in _COUNTED}
@@ -143,17 +155,25 @@ def write_manifest(job: Job, out: str, *, licence: str | None = None,
       values[name].update(seen)
   read, records = (sum(note[name] for note in notes) for name in ("read", "records"))
   if not records:
-    raise UserError(f"None of the {read:,} records of {job.where} can be used: "
-                    + ", ".join(f"{n:,} {reason}" for reason, n in dropped.most_common())
-                    + ". Check --format, --image and --text.")
+    raise UserError(
+      f"None of the {read:,} records of {job.where} can be used: "
+      + ", ".join(f"{n:,} {reason}" for reason, n in dropped.most_common())
+      + ". Check --format, --image and --text."
+    )
   kept = ("file", "records", "bytes", "sha256", "input", "input_bytes")
   manifest = {
-      "schema": SCHEMA, "records": records, "bytes": sum(note["bytes"] for note in notes),
-      "read": read, "dropped": _sorted(dropped), "changed": _sorted(changed),
-      "licence": licence, "source": source,
-      "values": {name: _most(seen) for name, seen in values.items() if seen},
-      "settings": job.settings,
-      "shards": [{name: note[name] for name in kept if name in note} for note in notes]}
+    "schema": SCHEMA,
+    "records": records,
+    "bytes": sum(note["bytes"] for note in notes),
+    "read": read,
+    "dropped": _sorted(dropped),
+    "changed": _sorted(changed),
+    "licence": licence,
+    "source": source,
+    "values": {name: _most(seen) for name, seen in values.items() if seen},
+    "settings": job.settings,
+    "shards": [{name: note[name] for name in kept if name in note} for note in notes],
+  }
   _write_json(Path(out) / "manifest.json", manifest)
   return manifest
 

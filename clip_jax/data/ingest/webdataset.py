@@ -81,8 +81,10 @@ def _fault(member):
 
 
 def _sample(key, members, fields):
-  sample = {"key": "/".join(filter(None, key)),
-            **{name: members[name] for name in ("image", "text") if name in members}}
+  sample = {
+    "key": "/".join(filter(None, key)),
+    **{name: members[name] for name in ("image", "text") if name in members},
+  }
   if "json" in members:
     try:
       notes = json.loads(members["json"])

@@ -25,8 +25,15 @@ class Folder:
     classes: class names by label, which are the names of the subfolders; only with class folders.
   """
 
-  def __init__(self, path: str, captions: str | None = "captions.jsonl", image: str = "image",
-               text: str = "caption", fields: tuple[str, ...] = (), check: bool = True):
+  def __init__(
+    self,
+    path: str,
+    captions: str | None = "captions.jsonl",
+    image: str = "image",
+    text: str = "caption",
+    fields: tuple[str, ...] = (),
+    check: bool = True,
+  ):
     """Reads the table or lists the class folders, and checks that the images exist.
 
     Args:
@@ -67,23 +74,33 @@ class Folder:
   def _read_table(self, table, image, text, fields):
     if not os.path.isfile(table):
       there = [n for n in sorted(os.listdir(self.path)) if n.endswith(_TABLES)]
-      raise UserError(f"There is no table {table}; the folder has "
-                      f"{', '.join(there) or 'no tables'}. Set captions to the name of a table, or "
-                      "to None if there is one subfolder per class.")
+      raise UserError(
+        f"There is no table {table}; the folder has "
+        f"{', '.join(there) or 'no tables'}. Set captions to the name of a table, or "
+        "to None if there is one subfolder per class."
+      )
     rows = {}
     own = {image: "image", text: "text"}
     for line, row in _rows(table):
       for name in (image, text, *fields):
         if name not in row:
           close = difflib.get_close_matches(name, row, 1)
-          raise UserError(f"{table}, line {line} has no {name!r}, only {', '.join(row)}."
-                          + (f" Did you mean {close[0]!r}?" if close else
-                             f" Rename the column, or pass its name as {own[name]}=NAME to the "
-                             f"source or --{own[name]}=NAME to prepare." if name in own else ""))
+          raise UserError(
+            f"{table}, line {line} has no {name!r}, only {', '.join(row)}."
+            + (
+              f" Did you mean {close[0]!r}?"
+              if close
+              else f" Rename the column, or pass its name as {own[name]}=NAME to the "
+              f"source or --{own[name]}=NAME to prepare."
+              if name in own
+              else ""
+            )
+          )
       texts = row[text]
       if not isinstance(texts, (str, list)):
-        raise UserError(f"{table}, line {line}: {text} is {texts!r}; expected a string or a list "
-                        "of strings.")
+        raise UserError(
+          f"{table}, line {line}: {text} is {texts!r}; expected a string or a list of strings."
+        )
       key = _inside(row[image], f"{table}, line {line}")
       if key in rows:
         before = rows[key]["text"]
@@ -96,13 +113,17 @@ class Folder:
 
   def _read_classes(self):
     classes = sorted(e.name for e in os.scandir(self.path) if e.is_dir() and e.name[0] != ".")
-    found = [(os.path.join(name, file), {"label": label}) for label, name in enumerate(classes)
-             for file in sorted(os.listdir(os.path.join(self.path, name)))
-             if file.lower().endswith(IMAGES)]
+    found = [
+      (os.path.join(name, file), {"label": label})
+      for label, name in enumerate(classes)
+      for file in sorted(os.listdir(os.path.join(self.path, name)))
+      if file.lower().endswith(IMAGES)
+    ]
     if not found:
       raise UserError(
-          f"{self.path} has no images in subfolders; expected files CLASS/NAME ending in one of "
-          f"{', '.join(IMAGES)}. If a table lists the images, set captions to its name.")
+        f"{self.path} has no images in subfolders; expected files CLASS/NAME ending in one of "
+        f"{', '.join(IMAGES)}. If a table lists the images, set captions to its name."
+      )
     self.classes = tuple(classes)
     self._keys, self._rows = map(list, zip(*found))
 
@@ -119,9 +140,10 @@ class Folder:
     missing = [k for k in self._keys if os.path.basename(k) not in listed[os.path.dirname(k)]]
     if missing:
       raise UserError(
-          f"{len(missing):,} of the {len(self._keys):,} images listed in {captions} are missing in "
-          f"{self.path}: {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}. Remove "
-          "their rows, or add the images.")
+        f"{len(missing):,} of the {len(self._keys):,} images listed in {captions} are missing in "
+        f"{self.path}: {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}. Remove "
+        "their rows, or add the images."
+      )
 
 
 def _rows(table):
@@ -145,8 +167,10 @@ def _rows(table):
   except UnicodeDecodeError as error:
     raise UserError(f"{table} is not UTF-8: {error}. Convert it to UTF-8.") from error
   except (ValueError, csv.Error) as error:
-    raise UserError(f"{table}, line {number}: {error}. Expected one JSON object per line in a "
-                    ".jsonl file, or rows under a header row in a .csv or .tsv file.") from error
+    raise UserError(
+      f"{table}, line {number}: {error}. Expected one JSON object per line in a "
+      ".jsonl file, or rows under a header row in a .csv or .tsv file."
+    ) from error
 
 
 def _inside(path, where):

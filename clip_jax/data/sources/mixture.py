@@ -27,8 +27,9 @@ class Mixture:
     visits: dict, how often the mixture contains each record of a source, on average.
   """
 
-  def __init__(self, sources: Mapping[str, Source], weights: Mapping[str, float],
-               size: int | None = None):
+  def __init__(
+    self, sources: Mapping[str, Source], weights: Mapping[str, float], size: int | None = None
+  ):
     """Computes the order of the sources without reading any records.
 
     Args:
@@ -45,15 +46,19 @@ class Mixture:
     # Sort by name, because a config does not preserve the order of its entries.
     self._names = sorted(sources)
     if not self._names or self._names != sorted(weights):
-      raise UserError(f"The mixture has sources {', '.join(self._names) or 'none'} but weights for "
-                      f"{', '.join(sorted(weights)) or 'none'}. Give each source one weight.")
+      raise UserError(
+        f"The mixture has sources {', '.join(self._names) or 'none'} but weights for "
+        f"{', '.join(sorted(weights)) or 'none'}. Give each source one weight."
+      )
     self.sources = {name: sources[name] for name in self._names}
     for name, source in self.sources.items():
       if not len(source):
         raise UserError(f"Source {name!r} of the mixture has no records.")
       if not 0 < weights[name] < math.inf:
-        raise UserError(f"The weight {weights[name]} of {name!r} is not a positive number. Set "
-                        "one, or remove the source from the mixture.")
+        raise UserError(
+          f"The weight {weights[name]} of {name!r} is not a positive number. Set "
+          "one, or remove the source from the mixture."
+        )
     total = math.fsum(weights.values())
     self._quotas = _quotas({name: weights[name] / total for name in self._names})
     self._turn, self._rank = _pattern(self._quotas)
@@ -61,8 +66,10 @@ class Mixture:
     if self.size < 1:
       raise UserError(f"size is {size}; expected at least 1 record, or None.")
     period, rest = divmod(self.size, len(self._turn))
-    self.counts = {name: int(period * quota + (self._turn[:rest] == k).sum())
-                   for k, (name, quota) in enumerate(zip(self._names, self._quotas))}
+    self.counts = {
+      name: int(period * quota + (self._turn[:rest] == k).sum())
+      for k, (name, quota) in enumerate(zip(self._names, self._quotas))
+    }
     self.visits = {name: count / len(self.sources[name]) for name, count in self.counts.items()}
 
   def _least(self):
@@ -96,9 +103,10 @@ class Mixture:
   def __str__(self) -> str:
     """One line per source: its fraction of the mixture and how often each record appears."""
     return "\n".join(
-        f"{name}: {self.counts[name] / self.size:.2%}, {self.counts[name]:,} of {self.size:,}; "
-        f"each of its {len(self.sources[name]):,} records {self.visits[name]:.3g} times"
-        for name in self._names)
+      f"{name}: {self.counts[name] / self.size:.2%}, {self.counts[name]:,} of {self.size:,}; "
+      f"each of its {len(self.sources[name]):,} records {self.visits[name]:.3g} times"
+      for name in self._names
+    )
 
 
 def _quotas(shares):
@@ -109,12 +117,14 @@ def _quotas(shares):
   fits = np.flatnonzero((off < 1e-9 * sums[:, 0]) & (np.rint(w * sums).min(1) > 0))
   P = int(sums[fits[0], 0]) if len(fits) else _LONGEST
   quotas = np.floor(w * P + 1e-6).astype(int)
-  rests = np.argsort(quotas - w * P, kind="stable")[:P - quotas.sum()]
+  rests = np.argsort(quotas - w * P, kind="stable")[: P - quotas.sum()]
   quotas[rests] += 1
   for name, quota in zip(shares, quotas):
     if quota < 1:
-      raise UserError(f"The weight of {name!r} is {shares[name]:.2g} of the total, less than 1 in "
-                      f"{_LONGEST:,}. Raise it, or remove the source.")
+      raise UserError(
+        f"The weight of {name!r} is {shares[name]:.2g} of the total, less than 1 in "
+        f"{_LONGEST:,}. Raise it, or remove the source."
+      )
   return [int(q) for q in quotas]
 
 

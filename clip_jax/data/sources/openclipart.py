@@ -24,8 +24,9 @@ class OpenClipart:
 
   classes = ("card", "clipart", "flag", "icon", "pattern", "shape", "symbol")
 
-  def __init__(self, split: str = "train", caption: str | tuple[str, ...] = "caption",
-               swapped: float = 0.0):
+  def __init__(
+    self, split: str = "train", caption: str | tuple[str, ...] = "caption", swapped: float = 0.0
+  ):
     """Opens one split.
 
     Args:
@@ -45,13 +46,17 @@ class OpenClipart:
     fields = (caption,) if isinstance(caption, str) else tuple(caption)
     unknown = [field for field in fields if field not in FIELDS]
     if unknown or not fields:
-      raise UserError(f"openclipart has no text field {', '.join(map(repr, unknown)) or '()'}; it "
-                      f"has {', '.join(FIELDS)}.")
+      raise UserError(
+        f"openclipart has no text field {', '.join(map(repr, unknown)) or '()'}; it "
+        f"has {', '.join(FIELDS)}."
+      )
     if not 0 <= swapped <= 1:
       raise UserError(f"swapped is {swapped}; expected a fraction between 0 and 1.")
     if swapped and split != "train":
-      raise UserError(f"swapped={swapped} works with the train split only, not with {split}. Leave "
-                      "it at 0, so that the evaluation uses the correct captions.")
+      raise UserError(
+        f"swapped={swapped} works with the train split only, not with {split}. Leave "
+        "it at 0, so that the evaluation uses the correct captions."
+      )
     self.split, self.fields, self.swapped = split, fields, swapped
     self.several = not isinstance(caption, str)
     self.records = ArrayRecord(str(_FOLDER / f"{split}.array_record"))
@@ -64,6 +69,11 @@ class OpenClipart:
     swapped = record.get("u", 1.0) < self.swapped
     described = self.records[record["mismatch"]] if swapped else record
     texts = [described[field] or described["caption"] for field in self.fields]
-    return {"image": record["image"], "text": texts if self.several else texts[0],
-            "subset": record["subset"], "label": self.classes.index(record["subset"]),
-            "key": record["key"], "swapped": swapped}
+    return {
+      "image": record["image"],
+      "text": texts if self.several else texts[0],
+      "subset": record["subset"],
+      "label": self.classes.index(record["subset"]),
+      "key": record["key"],
+      "swapped": swapped,
+    }

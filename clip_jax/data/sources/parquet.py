@@ -32,9 +32,15 @@ class Parquet:
       those of Hugging Face do.
   """
 
-  def __init__(self, path: str, image: str = "image",
-               text: str | tuple[str, ...] | None = "caption", label: str | None = None,
-               fields: tuple[str, ...] = (), groups: int = 4):
+  def __init__(
+    self,
+    path: str,
+    image: str = "image",
+    text: str | tuple[str, ...] | None = "caption",
+    label: str | None = None,
+    fields: tuple[str, ...] = (),
+    groups: int = 4,
+  ):
     """Reads the footer of every file, which lists its row groups and columns.
 
     Args:
@@ -62,8 +68,9 @@ class Parquet:
       opened = list(pool.map(self._opened, self.files))
     for file, (schema, _) in zip(self.files, opened):
       self._check(schema, file)
-    self._places = [(file, group) for file, (_, rows) in zip(self.files, opened)
-                    for group in range(len(rows))]
+    self._places = [
+      (file, group) for file, (_, rows) in zip(self.files, opened) for group in range(len(rows))
+    ]
     self._ends = list(itertools.accumulate(n for _, rows in opened for n in rows))
     classes = _classes(opened[0][0], label)
     if classes:
@@ -129,7 +136,8 @@ class Parquet:
     columns = [self._image, *self._texts, *self._fields]
     with self._filesystem.open_input_file(file) as opened:
       return pq.ParquetFile(opened).read_row_group(
-          group, columns=columns + [self._label] * bool(self._label), use_threads=False)
+        group, columns=columns + [self._label] * bool(self._label), use_threads=False
+      )
 
   def _opened(self, file):
     """Returns (schema, number of rows of each row group) of a file."""
@@ -137,27 +145,34 @@ class Parquet:
       with self._filesystem.open_input_file(file) as opened:
         read = pq.ParquetFile(opened)
         groups = read.metadata
-        return read.schema_arrow, [groups.row_group(g).num_rows
-                                   for g in range(groups.num_row_groups)]
+        return read.schema_arrow, [
+          groups.row_group(g).num_rows for g in range(groups.num_row_groups)
+        ]
     except (pa.ArrowInvalid, OSError) as error:
-      raise UserError(f"{file} is truncated or not a Parquet file: "
-                      f"{str(error).partition(chr(10))[0]} Copy or write it again.") from error
+      raise UserError(
+        f"{file} is truncated or not a Parquet file: "
+        f"{str(error).partition(chr(10))[0]} Copy or write it again."
+      ) from error
 
   def _check(self, schema, file):
     for column, fits, wanted in (
-        (self._image, _is_image, "bytes or a struct with bytes"),
-        *((text, _is_text, "strings or lists of strings") for text in self._texts),
-        *((field, lambda _: True, "") for field in self._fields),
-        *((label, pa.types.is_integer, "integers") for label in [self._label] if label)):
+      (self._image, _is_image, "bytes or a struct with bytes"),
+      *((text, _is_text, "strings or lists of strings") for text in self._texts),
+      *((field, lambda _: True, "") for field in self._fields),
+      *((label, pa.types.is_integer, "integers") for label in [self._label] if label),
+    ):
       if column not in schema.names:
         close = difflib.get_close_matches(column, schema.names, 1)
         raise UserError(
-            f"{file} has no column {column!r}; it has {_columns(schema)}."
-            + (f" Did you mean {close[0]!r}?" if close else ""))
+          f"{file} has no column {column!r}; it has {_columns(schema)}."
+          + (f" Did you mean {close[0]!r}?" if close else "")
+        )
       kind = schema.field(column).type
       if not fits(kind):
-        raise UserError(f"Column {column!r} of {file} has type {kind}; expected {wanted}. The "
-                        f"file has {_columns(schema)}.")
+        raise UserError(
+          f"Column {column!r} of {file} has type {kind}; expected {wanted}. The "
+          f"file has {_columns(schema)}."
+        )
 
 
 def columns(path: str) -> list[str]:
@@ -176,8 +191,11 @@ def _is_binary(kind):
 
 
 def _is_image(kind):
-  return _is_binary(kind) or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
-                              and _is_binary(kind.field("bytes").type))
+  return _is_binary(kind) or (
+    pa.types.is_struct(kind)
+    and kind.get_field_index("bytes") >= 0
+    and _is_binary(kind.field("bytes").type)
+  )
 
 
 def _is_text(kind):
@@ -195,8 +213,9 @@ def _text(value):
 
 def _flat(values):
   """Flattens a list of str and lists of str into a list of str."""
-  return [text for value in map(_text, values)
-          for text in ([value] if isinstance(value, str) else value)]
+  return [
+    text for value in map(_text, values) for text in ([value] if isinstance(value, str) else value)
+  ]
 
 
 def _classes(schema, label):

@@ -9,22 +9,30 @@ from clip_jax.data.selection import record_number
 from clip_jax.errors import UserError
 
 COLOURS = {
-    "red": (214, 39, 40), "orange": (255, 140, 20), "yellow": (245, 215, 40),
-    "green": (44, 160, 44), "cyan": (60, 200, 215), "blue": (40, 80, 200),
-    "purple": (140, 70, 190), "pink": (240, 130, 190), "brown": (130, 80, 45),
-    "black": (25, 25, 25)}
+  "red": (214, 39, 40),
+  "orange": (255, 140, 20),
+  "yellow": (245, 215, 40),
+  "green": (44, 160, 44),
+  "cyan": (60, 200, 215),
+  "blue": (40, 80, 200),
+  "purple": (140, 70, 190),
+  "pink": (240, 130, 190),
+  "brown": (130, 80, 45),
+  "black": (25, 25, 25),
+}
 # Membership tests on the square |x|, |y| <= 1, with x to the right and y down.
 SHAPES = {
-    "circle": lambda x, y: x**2 + y**2 <= 1,
-    "ring": lambda x, y: (x**2 + y**2 <= 1) & (x**2 + y**2 >= 0.3),
-    "square": lambda x, y: np.maximum(abs(x), abs(y)) <= 0.88,
-    "diamond": lambda x, y: abs(x) + abs(y) <= 1,
-    "triangle": lambda x, y: abs(x) <= (y + 1) / 2,
-    "cross": lambda x, y: np.minimum(abs(x), abs(y)) <= 0.33,
-    "bar": lambda x, y: abs(y) <= 0.36,
-    "moon": lambda x, y: (x**2 + y**2 <= 1) & ((x - 0.5)**2 + y**2 >= 0.6)}
+  "circle": lambda x, y: x**2 + y**2 <= 1,
+  "ring": lambda x, y: (x**2 + y**2 <= 1) & (x**2 + y**2 >= 0.3),
+  "square": lambda x, y: np.maximum(abs(x), abs(y)) <= 0.88,
+  "diamond": lambda x, y: abs(x) + abs(y) <= 1,
+  "triangle": lambda x, y: abs(x) <= (y + 1) / 2,
+  "cross": lambda x, y: np.minimum(abs(x), abs(y)) <= 0.33,
+  "bar": lambda x, y: abs(y) <= 0.36,
+  "moon": lambda x, y: (x**2 + y**2 <= 1) & ((x - 0.5) ** 2 + y**2 >= 0.6),
+}
 _SIZES = {"small": 0.55, "large": 0.95}  # Diameter, as a fraction of the grid cell.
-_CELLS = 3                               # Each object has its own cell of a 3 x 3 grid.
+_CELLS = 3  # Each object has its own cell of a 3 x 3 grid.
 
 
 class Shapes:
@@ -43,8 +51,9 @@ class Shapes:
 
   classes = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 
-  def __init__(self, size: int, image_size: int = 64, noise: float = 0.0, seed: int = 0,
-               objects: int = 3):
+  def __init__(
+    self, size: int, image_size: int = 64, noise: float = 0.0, seed: int = 0, objects: int = 3
+  ):
     """Stores the settings; scenes are drawn when they are read.
 
     Args:
@@ -81,8 +90,12 @@ class Shapes:
     swapped = rng.random() < self.noise
     while swapped and (other := _caption(self._scene(rng))) == text:
       pass
-    return {"image": image, "text": other if swapped else text, "label": scene[0][0],
-            "swapped": bool(swapped)}
+    return {
+      "image": image,
+      "text": other if swapped else text,
+      "label": scene[0][0],
+      "swapped": bool(swapped),
+    }
 
   def _scene(self, rng):
     """Draws (label, size name, row, column, how to name a diagonal) for each object."""
@@ -90,8 +103,10 @@ class Shapes:
     cells = rng.permutation(_CELLS**2)
     labels = rng.integers(len(self.classes), size=count)
     coins = rng.random((2, count))
-    return [(int(label), "large" if large < 0.5 else "small", *divmod(int(cell), _CELLS), way < 0.5)
-            for label, large, way, cell in zip(labels, *coins, cells)]
+    return [
+      (int(label), "large" if large < 0.5 else "small", *divmod(int(cell), _CELLS), way < 0.5)
+      for label, large, way, cell in zip(labels, *coins, cells)
+    ]
 
   def _drawn(self, scene, rng):
     """Renders uint8 [S, S, 3]: antialiased objects on a light background."""
@@ -104,7 +119,7 @@ class Shapes:
       D = len(cover)
       room = S / _CELLS - D
       top, left = int(row * S / _CELLS + down * room), int(column * S / _CELLS + right * room)
-      under = image[top:top + D, left:left + D]
+      under = image[top : top + D, left : left + D]
       under[:] = colour + (under * cover >> 8)
     return image
 
@@ -113,8 +128,10 @@ def _caption(scene):
   """Returns the caption: all objects, and where the first is relative to each other one."""
   names = [f"a {size} {Shapes.classes[label]}" for label, size, *_ in scene]
   places = [_relation(scene[0], other) for other in scene[1:]]
-  return " and ".join([names[0] + (f" {places[0]} {names[1]}" if places else "")]
-                      + [f"{place} {name}" for place, name in zip(places[1:], names[2:])])
+  return " and ".join(
+    [names[0] + (f" {places[0]} {names[1]}" if places else "")]
+    + [f"{place} {name}" for place, name in zip(places[1:], names[2:])]
+  )
 
 
 def _relation(one, other):
@@ -136,7 +153,7 @@ def _stamp(label, D):
   """
   colour, shape = Shapes.classes[label].split()
   fine = (np.arange(8 * D) + 0.5) / (4 * D) - 1
-  inside = SHAPES[shape](*np.meshgrid(fine, fine))                           # [8D, 8D]
+  inside = SHAPES[shape](*np.meshgrid(fine, fine))  # [8D, 8D]
   opacity = np.rint(256 * inside.reshape(D, 8, D, 8).mean((1, 3)))[..., None]
-  painted = np.array(COLOURS[colour]) * opacity / 256                        # [D, D, 3]
+  painted = np.array(COLOURS[colour]) * opacity / 256  # [D, D, 3]
   return np.rint(painted).astype(np.uint16), (256 - opacity).astype(np.uint16)

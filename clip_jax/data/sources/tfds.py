@@ -21,9 +21,15 @@ class Tfds:
     classes: class names by label; only with a `label`.
   """
 
-  def __init__(self, name: str, split: str = "train", image: str = "image",
-               text: str | tuple[str, ...] | None = "caption", label: str | None = None,
-               data_dir: str | None = None):
+  def __init__(
+    self,
+    name: str,
+    split: str = "train",
+    image: str = "image",
+    text: str | tuple[str, ...] | None = "caption",
+    label: str | None = None,
+    data_dir: str | None = None,
+  ):
     """Finds the data set and checks the feature names.
 
     Args:
@@ -44,6 +50,7 @@ class Tfds:
     """
     # Imported here because it takes most of a second and only this source needs it.
     import tensorflow_datasets as tfds
+
     builder = _builder(name, data_dir)
     features = builder.info.features
     self.name, self.split = name, split
@@ -76,6 +83,7 @@ def _builder(name, data_dir):
   """Returns a read-only builder for the prepared files."""
   import tensorflow_datasets as tfds
   from tensorflow_datasets.core import naming, read_only_builder
+
   if os.path.isfile(os.path.join(name, "dataset_info.json")):
     return tfds.builder_from_directory(name)
   try:
@@ -84,20 +92,22 @@ def _builder(name, data_dir):
     return read_only_builder.builder_from_files(str(short), **options)
   except (tfds.core.DatasetNotFoundError, ValueError) as error:
     folder = os.path.expanduser(
-        data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+      data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    )
     there = sorted({*os.listdir(folder)} - {"downloads"}) if os.path.isdir(folder) else []
     close = difflib.get_close_matches(name, there, 1)
     raise UserError(
-        f"No prepared data set {name!r} in {folder}, which contains {_listed(there)}."
-        + (f" Did you mean {close[0]!r}?" if close else "")
-        + f" Prepare it with: tfds build {name} --file_format=array_record --data_dir={folder}. "
-        "Or set data_dir to its parent folder, or set name to the folder of its dataset_info.json."
+      f"No prepared data set {name!r} in {folder}, which contains {_listed(there)}."
+      + (f" Did you mean {close[0]!r}?" if close else "")
+      + f" Prepare it with: tfds build {name} --file_format=array_record --data_dir={folder}. "
+      "Or set data_dir to its parent folder, or set name to the folder of its dataset_info.json."
     ) from error
 
 
 def _records(builder, split, image):
   """Opens the TFDS data source, with image decoding turned off."""
   import tensorflow_datasets as tfds
+
   decoders = tfds.decode.SkipDecoding()
   for part in reversed(image):
     decoders = {part: decoders}
@@ -106,19 +116,21 @@ def _records(builder, split, image):
     count = splits[split].num_examples
   except (KeyError, ValueError, AssertionError) as error:
     raise UserError(
-        f"{builder.info.name} has no split {split!r} ({_first_line(error)}); it has "
-        + ", ".join(f"{n} of {s.num_examples:,}" for n, s in sorted(splits.items()))
-        + ', and slices of these, such as "train[:10%]".') from error
+      f"{builder.info.name} has no split {split!r} ({_first_line(error)}); it has "
+      + ", ".join(f"{n} of {s.num_examples:,}" for n, s in sorted(splits.items()))
+      + ', and slices of these, such as "train[:10%]".'
+    ) from error
   if not count:
     raise UserError(f"Split {split!r} of {builder.info.name} is empty. Set a larger slice.")
   try:
     return builder.as_data_source(split=split, decoders=decoders)
   except NotImplementedError as error:
     raise UserError(
-        f"{builder.data_dir} contains {builder.info.file_format.value} files, which do not support "
-        "random access. Convert them with: tfds convert_format "
-        f"--dataset_version_dir={builder.data_dir} --out_file_format=array_record --out_dir=DIR, "
-        "and pass DIR as the name.") from error
+      f"{builder.data_dir} contains {builder.info.file_format.value} files, which do not support "
+      "random access. Convert them with: tfds convert_format "
+      f"--dataset_version_dir={builder.data_dir} --out_file_format=array_record --out_dir=DIR, "
+      "and pass DIR as the name."
+    ) from error
 
 
 def _path(features, written, dataset, kind):
@@ -135,24 +147,29 @@ def _path(features, written, dataset, kind):
     if not fits:
       raise UserError(_no_feature(features, written, dataset))
     path.append(max(fits, key=len))
-    rest, inside = rest[len(path[-1]) + 1:], inside[path[-1]]
+    rest, inside = rest[len(path[-1]) + 1 :], inside[path[-1]]
   found = _inside(inside)
   if not isinstance(found, kind):
     raise UserError(
-        f"Feature {written!r} of {dataset} has type {type(found).__name__}; expected "
-        f"{kind.__name__}. {_features_of(features, dataset)}")
+      f"Feature {written!r} of {dataset} has type {type(found).__name__}; expected "
+      f"{kind.__name__}. {_features_of(features, dataset)}"
+    )
   return tuple(path)
 
 
 def _no_feature(features, written, dataset):
   close = difflib.get_close_matches(written, [name for name, _ in _leaves(features)], 1)
-  return (f"{dataset} has no feature {written!r}. {_features_of(features, dataset)}"
-          + (f" Did you mean {close[0]!r}?" if close else ""))
+  return f"{dataset} has no feature {written!r}. {_features_of(features, dataset)}" + (
+    f" Did you mean {close[0]!r}?" if close else ""
+  )
 
 
 def _features_of(features, dataset):
-  return (f"{dataset} has " + ", ".join(
-      f"{name} ({type(feature).__name__})" for name, feature in _leaves(features)) + ".")
+  return (
+    f"{dataset} has "
+    + ", ".join(f"{name} ({type(feature).__name__})" for name, feature in _leaves(features))
+    + "."
+  )
 
 
 def _leaves(features, before=""):

@@ -31,16 +31,28 @@ def image_of(data, **settings):
 
 def bomb(width, height):
   """Returns a PNG of 70 bytes that claims the given size."""
+
   def chunk(kind, content):
-    return (struct.pack(">I", len(content)) + kind + content
-            + struct.pack(">I", zlib.crc32(kind + content)))
+    return (
+      struct.pack(">I", len(content))
+      + kind
+      + content
+      + struct.pack(">I", zlib.crc32(kind + content))
+    )
+
   head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-  return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(
-      b"IEND", b"")
+  return (
+    b"\x89PNG\r\n\x1a\n"
+    + chunk(b"IHDR", head)
+    + chunk(b"IDAT", zlib.compress(b""))
+    + chunk(b"IEND", b"")
+  )
 
 
-@pytest.mark.parametrize("format, mode", [
-    ("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGB"), ("PNG", "P"), ("PNG", "RGBA"), ("WEBP", "RGB")])
+@pytest.mark.parametrize(
+  "format, mode",
+  [("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGB"), ("PNG", "P"), ("PNG", "RGBA"), ("WEBP", "RGB")],
+)
 def test_ordinary_images_keep_their_bytes(format, mode):
   data = encoded(Image.fromarray(scene()).convert(mode), format)
   assert image_of(data) == (data, []) == image_of(data, max_side=64)
@@ -53,15 +65,16 @@ def unusual():
   wide = Image.fromarray(scene()[..., 0].astype(np.uint16) * 257)
   frames = dict(save_all=True, append_images=[Image.new("RGB", (64, 48), "blue")])
   return {
-      "animated": encoded(picture, "WEBP", lossless=True, **frames),
-      "animated PNG": encoded(picture, "PNG", **frames),
-      "from GIF": encoded(picture, "GIF", **frames),
-      "from BMP": encoded(picture, "BMP"),
-      "from TIFF": encoded(picture, "TIFF"),
-      "CMYK": encoded(picture.convert("CMYK"), "JPEG", quality=95),
-      "16 bits": encoded(wide, "PNG"),
-      "turned": encoded(picture, "JPEG", exif=exif, quality=95),
-      "turned PNG": encoded(picture, "PNG", exif=exif)}
+    "animated": encoded(picture, "WEBP", lossless=True, **frames),
+    "animated PNG": encoded(picture, "PNG", **frames),
+    "from GIF": encoded(picture, "GIF", **frames),
+    "from BMP": encoded(picture, "BMP"),
+    "from TIFF": encoded(picture, "TIFF"),
+    "CMYK": encoded(picture.convert("CMYK"), "JPEG", quality=95),
+    "16 bits": encoded(wide, "PNG"),
+    "turned": encoded(picture, "JPEG", exif=exif, quality=95),
+    "turned PNG": encoded(picture, "PNG", exif=exif),
+  }
 
 
 @pytest.mark.parametrize("what", unusual())
@@ -83,8 +96,14 @@ def test_16_bit_colour_pngs_are_detected():
   head = plain[:24] + b"\x10" + plain[25:29]
   head += struct.pack(">I", zlib.crc32(head[12:29]))
   body = zlib.compress(rows)
-  data = (head + struct.pack(">I", len(body)) + b"IDAT" + body
-          + struct.pack(">I", zlib.crc32(b"IDAT" + body)) + plain[-12:])
+  data = (
+    head
+    + struct.pack(">I", len(body))
+    + b"IDAT"
+    + body
+    + struct.pack(">I", zlib.crc32(b"IDAT" + body))
+    + plain[-12:]
+  )
   np.testing.assert_array_equal(decode(data), scene())
   assert image_of(data)[1] == ["16 bits"]
 
@@ -118,14 +137,22 @@ def test_pixel_arrays_are_stored_losslessly():
   assert changes == ["encoded", "resized"] and decode(image).shape == (24, 32, 3)
 
 
-@pytest.mark.parametrize("data, reason", [
-    (bomb(60_000, 60_000), "too many pixels"), (bomb(10_000, 10_000), "too many pixels"),
-    (bomb(64, 48), "unreadable image"), (b"", "unreadable image"), (b"hello", "unreadable image"),
+@pytest.mark.parametrize(
+  "data, reason",
+  [
+    (bomb(60_000, 60_000), "too many pixels"),
+    (bomb(10_000, 10_000), "too many pixels"),
+    (bomb(64, 48), "unreadable image"),
+    (b"", "unreadable image"),
+    (b"hello", "unreadable image"),
     (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "unreadable image"),
     (encoded(Image.fromarray(scene()), "JPEG")[:-200], "unreadable image"),
     (encoded(Image.fromarray(scene()), "PNG")[:-50], "unreadable image"),
     (np.zeros((4, 4), np.uint8), "unreadable image"),
-    (None, "no image")], ids=lambda x: x if isinstance(x, str) else "image")
+    (None, "no image"),
+  ],
+  ids=lambda x: x if isinstance(x, str) else "image",
+)
 def test_images_that_cannot_be_used_are_dropped(data, reason):
   with pytest.raises(Dropped) as caught:
     image_of(data)
@@ -133,8 +160,9 @@ def test_images_that_cannot_be_used_are_dropped(data, reason):
 
 
 def text_of(text, **settings):
-  record, changes = clean({"image": encoded(Image.fromarray(scene()), "PNG"), "text": text},
-                          **settings)
+  record, changes = clean(
+    {"image": encoded(Image.fromarray(scene()), "PNG"), "text": text}, **settings
+  )
   return record["text"], changes
 
 
@@ -154,9 +182,18 @@ def test_long_texts_are_truncated_at_a_word_boundary():
   assert text_of("é" * 2000) == ("é" * 2000, [])
 
 
-@pytest.mark.parametrize("text, reason", [
-    ("", "empty text"), (" \n", "empty text"), ([], "empty text"), (["", " "], "empty text"),
-    (b"caf\xe9", "invalid UTF-8"), ("half \ud83d", "invalid UTF-8"), (None, "no text")])
+@pytest.mark.parametrize(
+  "text, reason",
+  [
+    ("", "empty text"),
+    (" \n", "empty text"),
+    ([], "empty text"),
+    (["", " "], "empty text"),
+    (b"caf\xe9", "invalid UTF-8"),
+    ("half \ud83d", "invalid UTF-8"),
+    (None, "no text"),
+  ],
+)
 def test_texts_that_cannot_be_used_are_dropped(text, reason):
   with pytest.raises(Dropped) as caught:
     text_of(text)

@@ -26,15 +26,23 @@ def tar(members):
 
 
 def read(data, fields=("url",)):
-  return [s.reason if isinstance(s, Dropped) else s
-          for s in webdataset.samples(io.BytesIO(data), fields)]
+  return [
+    s.reason if isinstance(s, Dropped) else s for s in webdataset.samples(io.BytesIO(data), fields)
+  ]
 
 
-PAIRS = [member for i in range(3) for member in (
-    (f"{i:05d}.jpg", b"J%d" % i), (f"{i:05d}.txt", b"T%d" % i),
-    (f"{i:05d}.json", json.dumps({"url": f"u{i}", "caption": "other", "exif": {}}).encode()))]
-SAMPLES = [{"key": f"{i:05d}", "image": b"J%d" % i, "text": b"T%d" % i, "url": f"u{i}"}
-           for i in range(3)]
+PAIRS = [
+  member
+  for i in range(3)
+  for member in (
+    (f"{i:05d}.jpg", b"J%d" % i),
+    (f"{i:05d}.txt", b"T%d" % i),
+    (f"{i:05d}.json", json.dumps({"url": f"u{i}", "caption": "other", "exif": {}}).encode()),
+  )
+]
+SAMPLES = [
+  {"key": f"{i:05d}", "image": b"J%d" % i, "text": b"T%d" % i, "url": f"u{i}"} for i in range(3)
+]
 
 
 def test_members_with_the_same_key_form_a_sample():
@@ -45,26 +53,41 @@ def test_members_with_the_same_key_form_a_sample():
 def test_folders_other_image_types_and_other_extensions_are_handled():
   folder = tarfile.TarInfo("d")
   folder.type = tarfile.DIRTYPE
-  assert read(tar([folder, ("d/1.PNG", b"P"), ("d/1.txt", b"T"), ("d/1.npy", b"?"),
-                   ("e/1.webp", b"W"), ("e/1.txt", b"U"), ("readme.md", b"-")])) == [
-      {"key": "d/1", "image": b"P", "text": b"T"}, {"key": "e/1", "image": b"W", "text": b"U"}]
+  assert read(
+    tar(
+      [
+        folder,
+        ("d/1.PNG", b"P"),
+        ("d/1.txt", b"T"),
+        ("d/1.npy", b"?"),
+        ("e/1.webp", b"W"),
+        ("e/1.txt", b"U"),
+        ("readme.md", b"-"),
+      ]
+    )
+  ) == [{"key": "d/1", "image": b"P", "text": b"T"}, {"key": "e/1", "image": b"W", "text": b"U"}]
 
 
 def test_the_text_comes_from_the_json_if_there_is_no_txt():
   assert read(tar([("1.jpg", b"J"), ("1.json", b'{"caption": "c"}')])) == [
-      {"key": "1", "image": b"J", "text": "c"}]
+    {"key": "1", "image": b"J", "text": "c"}
+  ]
 
 
 @pytest.mark.parametrize("notes", [b"{", b"7", b"\xff", b"[" * 100_000])
 def test_a_damaged_json_is_reported(notes):
   assert read(tar([("1.jpg", b"J"), ("1.txt", b"T"), ("1.json", notes)])) == [
-      {"key": "1", "image": b"J", "text": b"T", "unreadable JSON": True}]
+    {"key": "1", "image": b"J", "text": b"T", "unreadable JSON": True}
+  ]
 
 
 def test_a_sample_may_lack_its_image_or_text():
   assert read(tar([("1.txt", b"T"), ("2.jpg", b"J"), ("3.jpg", b"A"), ("3.jpg", b"B")])) == [
-      {"key": "1", "text": b"T"}, {"key": "2", "image": b"J"}, {"key": "3", "image": b"A"},
-      {"key": "3", "image": b"B"}]
+    {"key": "1", "text": b"T"},
+    {"key": "2", "image": b"J"},
+    {"key": "3", "image": b"A"},
+    {"key": "3", "image": b"B"},
+  ]
 
 
 @pytest.mark.parametrize("name", ["../x.jpg", "a/../../x.jpg", "/etc/x.jpg", "..\\x.jpg", ".."])
@@ -91,14 +114,14 @@ def test_a_truncated_tar_yields_the_complete_samples_and_an_error():
   for cut in (1, 511, 512, 700, 3 * 1024, 3 * 1024 + 5, 4 * 1024 + 512, 6 * 1024 + 100, end):
     got = read(data[:cut])
     assert got[-1] == "truncated tar", cut
-    assert got[:-1] == SAMPLES[:len(got) - 1], cut
+    assert got[:-1] == SAMPLES[: len(got) - 1], cut
     assert len(got) - 1 >= cut // (3 * 1024) - 1
-  assert read(data[:end + 512]) == SAMPLES
+  assert read(data[: end + 512]) == SAMPLES
 
 
 def test_other_files_and_damaged_headers_are_reported():
   assert read(b"hello" * 500) == ["truncated tar"] == read(b"")
   data = bytearray(tar(PAIRS))
-  data[3 * 1024:3 * 1024 + 200] = b"x" * 200
+  data[3 * 1024 : 3 * 1024 + 200] = b"x" * 200
   assert read(bytes(data)) == ["truncated tar"]
   assert read(gzip.compress(tar(PAIRS))[:-40])[-1] == "truncated tar"

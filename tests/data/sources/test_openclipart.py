@@ -34,8 +34,9 @@ def test_images_are_small_and_readable():
 def test_every_field_falls_back_to_the_caption(field):
   captions, source = OpenClipart("val"), OpenClipart("val", field)
   records = captions.records
-  assert all(source[i]["text"] == (records[i][field] or captions[i]["text"])
-             for i in range(len(source)))
+  assert all(
+    source[i]["text"] == (records[i][field] or captions[i]["text"]) for i in range(len(source))
+  )
 
 
 def test_several_fields_give_a_list_with_one_text_per_field():
@@ -45,18 +46,19 @@ def test_several_fields_give_a_list_with_one_text_per_field():
 
 
 def test_swapped_texts_come_from_other_records_and_are_nested():
-  right, some, more = (OpenClipart(swapped=share) for share in (0, .2, .4))
-  drawn = {.2: [some[i] for i in range(0, 4562, 7)], .4: [more[i] for i in range(0, 4562, 7)]}
+  right, some, more = (OpenClipart(swapped=share) for share in (0, 0.2, 0.4))
+  drawn = {0.2: [some[i] for i in range(0, 4562, 7)], 0.4: [more[i] for i in range(0, 4562, 7)]}
   swapped = {share: np.array([r["swapped"] for r in drawn[share]]) for share in drawn}
-  assert abs(swapped[.2].mean() - .2) < .05 and abs(swapped[.4].mean() - .4) < .05
-  assert (swapped[.4] >= swapped[.2]).all()
-  for i, record in zip(range(0, 4562, 7), drawn[.4]):
+  assert abs(swapped[0.2].mean() - 0.2) < 0.05 and abs(swapped[0.4].mean() - 0.4) < 0.05
+  assert (swapped[0.4] >= swapped[0.2]).all()
+  for i, record in zip(range(0, 4562, 7), drawn[0.4]):
     assert record["image"] == right[i]["image"]
     if not record["swapped"]:
       assert record["text"] == right[i]["text"]
-  other = [r["text"] != right[i]["text"]
-           for i, r in zip(range(0, 4562, 7), drawn[.4]) if r["swapped"]]
-  assert np.mean(other) > .99
+  other = [
+    r["text"] != right[i]["text"] for i, r in zip(range(0, 4562, 7), drawn[0.4]) if r["swapped"]
+  ]
+  assert np.mean(other) > 0.99
 
 
 def test_the_source_is_picklable():
@@ -70,13 +72,17 @@ def test_the_data_files_are_small_and_include_the_licence():
   assert {"LICENSE.txt", "README.md"} <= {p.name for p in openclipart._FOLDER.iterdir()}
 
 
-@pytest.mark.parametrize("arguments, message", [
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
     (dict(split="tests"), "no split 'tests'; it has train, val, test"),
     (dict(caption="alt"), "no text field 'alt'; it has caption, caption_long, title"),
     (dict(caption=("title", "alt", "x")), "no text field 'alt', 'x'"),
     (dict(caption=()), "no text field"),
     (dict(swapped=40), "swapped is 40; expected a fraction"),
-    (dict(split="test", swapped=.4), "swapped=0.4 works with the train split only")])
+    (dict(split="test", swapped=0.4), "swapped=0.4 works with the train split only"),
+  ],
+)
 def test_an_invalid_argument_is_rejected(arguments, message):
   with pytest.raises(UserError, match=message):
     OpenClipart(**arguments)

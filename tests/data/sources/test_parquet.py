@@ -15,8 +15,10 @@ from clip_jax.errors import UserError
 
 
 def rows(n, start=0):
-  return [{"image": bytes([i]) * 50, "caption": f"é {i}", "label": i % 3, "url": f"u{i}"}
-          for i in range(start, start + n)]
+  return [
+    {"image": bytes([i]) * 50, "caption": f"é {i}", "label": i % 3, "url": f"u{i}"}
+    for i in range(start, start + n)
+  ]
 
 
 def expected(i):
@@ -26,8 +28,9 @@ def expected(i):
 @pytest.fixture
 def folder(tmp_path):
   for k, (start, count) in enumerate(((0, 25), (25, 3), (28, 12))):
-    pq.write_table(pa.Table.from_pylist(rows(count, start)), tmp_path / f"{k}.parquet",
-                   row_group_size=10)
+    pq.write_table(
+      pa.Table.from_pylist(rows(count, start)), tmp_path / f"{k}.parquet", row_group_size=10
+    )
   (tmp_path / "readme.md").write_text("not a table")
   return tmp_path
 
@@ -45,7 +48,8 @@ def read(monkeypatch):
   """List of the row groups read so far, as (file, row group)."""
   places, real = [], Parquet._read
   monkeypatch.setattr(
-      Parquet, "_read", lambda self, *place: places.append(place) or real(self, *place))
+    Parquet, "_read", lambda self, *place: places.append(place) or real(self, *place)
+  )
   return places
 
 
@@ -90,9 +94,12 @@ def test_the_source_is_picklable(folder):
 
 
 def test_hugging_face_image_structs_and_class_names_are_read(tmp_path):
-  table = pa.Table.from_pylist([
+  table = pa.Table.from_pylist(
+    [
       {"image": {"bytes": b"abc", "path": "x.jpg"}, "label": 1},
-      {"image": {"bytes": None, "path": "y.jpg"}, "label": 0}])
+      {"image": {"bytes": None, "path": "y.jpg"}, "label": 0},
+    ]
+  )
   note = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
   table = table.replace_schema_metadata({"huggingface": json.dumps(note)})
   pq.write_table(table, tmp_path / "a.parquet")
@@ -103,8 +110,7 @@ def test_hugging_face_image_structs_and_class_names_are_read(tmp_path):
 
 
 def test_texts_may_be_lists_bytes_nulls_or_several_columns(tmp_path):
-  table = pa.table({"image": [b"x", b"y"], "one": [b"\xc3\xa9", None],
-                    "many": [["a", "b"], []]})
+  table = pa.table({"image": [b"x", b"y"], "one": [b"\xc3\xa9", None], "many": [["a", "b"], []]})
   pq.write_table(table, tmp_path / "a.parquet")
   assert [r["text"] for r in Parquet(str(tmp_path), text="one")] == ["é", ""]
   assert [r["text"] for r in Parquet(str(tmp_path), text="many")] == [["a", "b"], []]
@@ -114,7 +120,10 @@ def test_texts_may_be_lists_bytes_nulls_or_several_columns(tmp_path):
 
 def test_further_columns_are_included_under_their_names(folder):
   assert Parquet(str(folder), fields=("url",), label="label")[7] == {
-      **expected(7), "label": 1, "url": "u7"}
+    **expected(7),
+    "label": 1,
+    "url": "u7",
+  }
   assert parquet.columns(str(folder)) == ["image", "caption", "label", "url"]
 
 
@@ -124,14 +133,18 @@ def test_an_empty_file_has_no_records(tmp_path):
   assert len(Parquet(str(tmp_path))) == 0
 
 
-@pytest.mark.parametrize("arguments, message", [
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
     (dict(text="text"), r"0.parquet has no column 'text'; it has image \(binary\), caption \(str"),
     (dict(image="imag"), "no column 'imag'.*Did you mean 'image'"),
     (dict(fields=("licence",)), "no column 'licence'"),
     (dict(image="url"), "Column 'url' of .* has type string; expected bytes or a struct"),
     (dict(text="label"), "Column 'label' of .* has type int64; expected strings or lists of"),
     (dict(label="url"), "Column 'url' of .* has type string; expected integers"),
-    (dict(groups=0), "groups is 0; expected at least 1 row group")])
+    (dict(groups=0), "groups is 0; expected at least 1 row group"),
+  ],
+)
 def test_an_invalid_argument_is_rejected(folder, arguments, message):
   with pytest.raises(UserError, match=message):
     Parquet(str(folder), **arguments)

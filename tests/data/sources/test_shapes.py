@@ -59,10 +59,10 @@ def test_a_record_depends_on_seed_and_index_only():
 
 
 def test_noise_swaps_a_fraction_of_the_captions_but_no_image():
-  clean, some, more = (Shapes(2000, noise=noise) for noise in (0, .2, .5))
+  clean, some, more = (Shapes(2000, noise=noise) for noise in (0, 0.2, 0.5))
   rows = [(clean[i], some[i], more[i]) for i in range(2000)]
-  assert abs(np.mean([b["swapped"] for _, b, _ in rows]) - .2) < .04
-  assert abs(np.mean([c["swapped"] for _, _, c in rows]) - .5) < .04
+  assert abs(np.mean([b["swapped"] for _, b, _ in rows]) - 0.2) < 0.04
+  assert abs(np.mean([c["swapped"] for _, _, c in rows]) - 0.5) < 0.04
   for a, b, c in rows:
     assert not a["swapped"] and b["swapped"] <= c["swapped"]
     assert (a["text"] != b["text"]) == b["swapped"] and (a["text"] != c["text"]) == c["swapped"]
@@ -75,11 +75,15 @@ def test_images_have_the_requested_size():
     assert image.dtype == np.uint8 and image.shape == (size, size, 3)
 
 
-@pytest.mark.parametrize("arguments, message", [
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
     (dict(size=0), "size is 0; expected at least 1 record"),
     (dict(size=1, image_size=8), "image_size is 8; expected at least 16"),
     (dict(size=1, noise=2), "noise is 2; expected a fraction"),
-    (dict(size=1, objects=4), "objects is 4; expected 1, 2 or 3")])
+    (dict(size=1, objects=4), "objects is 4; expected 1, 2 or 3"),
+  ],
+)
 def test_an_invalid_argument_is_rejected(arguments, message):
   with pytest.raises(UserError, match=message):
     Shapes(**arguments)

@@ -37,13 +37,20 @@ def prepared(name, features, records, folder, file_format="array_record"):
       return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
     def _split_generators(self, manager):
-      return {"train": self._generate_examples(records),
-              "validation": self._generate_examples(records[:2])}
+      return {
+        "train": self._generate_examples(records),
+        "validation": self._generate_examples(records[:2]),
+      }
 
     def _generate_examples(self, given):
       for i, record in enumerate(given):
-        yield i, {key: io.BytesIO(value) if isinstance(value, bytes) else value
-                  for key, value in record.items()}
+        yield (
+          i,
+          {
+            key: io.BytesIO(value) if isinstance(value, bytes) else value
+            for key, value in record.items()
+          },
+        )
 
   Builder.name = name
   Builder(data_dir=str(folder), file_format=file_format).download_and_prepare()
@@ -53,18 +60,37 @@ def prepared(name, features, records, folder, file_format="array_record"):
 def folder(tmp_path_factory):
   folder = tmp_path_factory.mktemp("tfds")
   image, text = tfds.features.Image(encoding_format="jpeg"), tfds.features.Text()
-  prepared("pairs", {"image": image, "caption": text, "url/of": text},
-           [{"image": jpeg(i), "caption": c, "url/of": f"u{i}"} for i, c in enumerate(CAPTIONS)],
-           folder)
-  prepared("many_captions",
-           {"image": image, "image/filename": text,
-            "captions": tfds.features.Sequence({"id": np.int64, "text": text}),
-            "regions": tfds.features.Dataset({"phrase": text})},
-           [{"image": jpeg(i), "image/filename": f"{i}.jpg",
-             "captions": [{"id": k, "text": f"{i} {k}"} for k in range(3)],
-             "regions": [{"phrase": "sky"}, {"phrase": f"tree {i}"}]} for i in range(4)], folder)
-  prepared("animals", {"image": image, "label": tfds.features.ClassLabel(names=["cat", "dog"])},
-           [{"image": jpeg(i), "label": ("cat", "dog")[i % 2]} for i in range(6)], folder)
+  prepared(
+    "pairs",
+    {"image": image, "caption": text, "url/of": text},
+    [{"image": jpeg(i), "caption": c, "url/of": f"u{i}"} for i, c in enumerate(CAPTIONS)],
+    folder,
+  )
+  prepared(
+    "many_captions",
+    {
+      "image": image,
+      "image/filename": text,
+      "captions": tfds.features.Sequence({"id": np.int64, "text": text}),
+      "regions": tfds.features.Dataset({"phrase": text}),
+    },
+    [
+      {
+        "image": jpeg(i),
+        "image/filename": f"{i}.jpg",
+        "captions": [{"id": k, "text": f"{i} {k}"} for k in range(3)],
+        "regions": [{"phrase": "sky"}, {"phrase": f"tree {i}"}],
+      }
+      for i in range(4)
+    ],
+    folder,
+  )
+  prepared(
+    "animals",
+    {"image": image, "label": tfds.features.ClassLabel(names=["cat", "dog"])},
+    [{"image": jpeg(i), "label": ("cat", "dog")[i % 2]} for i in range(6)],
+    folder,
+  )
   return str(folder)
 
 
@@ -72,7 +98,8 @@ def test_records_have_the_stored_bytes_and_the_text(folder):
   source = Tfds("pairs", data_dir=folder)
   assert len(source) == 20
   assert sorted((r["text"], r["image"]) for r in source) == sorted(
-      (c, jpeg(i)) for i, c in enumerate(CAPTIONS))
+    (c, jpeg(i)) for i, c in enumerate(CAPTIONS)
+  )
   assert set(source[0]) == {"image", "text"}
 
 
@@ -100,7 +127,8 @@ def test_a_classification_set_has_labels_and_class_names(folder):
   source = Tfds("animals", text=None, label="label", data_dir=folder)
   assert source.classes == ("cat", "dog")
   assert sorted((r["label"], r["image"]) for r in source) == sorted(
-      (i % 2, jpeg(i)) for i in range(6))
+    (i % 2, jpeg(i)) for i in range(6)
+  )
   assert set(source[0]) == {"image", "label"} and type(source[0]["label"]) is int
   assert not hasattr(Tfds("pairs", data_dir=folder), "classes")
 
@@ -124,14 +152,20 @@ from clip_jax.data.sources.tfds import Tfds
 assert "tensorflow_datasets" not in sys.modules
 print(Tfds("many_captions", text="captions/text", data_dir={folder!r})[1]["text"][2])
 assert "tensorflow" not in sys.modules"""
-  out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                       cwd=ROOT)
+  out = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+  )
   assert re.fullmatch(r"\d 2\n", out.stdout)
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (dict(text="text"), r"pairs has no feature 'text'. pairs has caption \(Text\), image "
-                        r"\(Image\), url/of \(Text\)."),
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
+    (
+      dict(text="text"),
+      r"pairs has no feature 'text'. pairs has caption \(Text\), image "
+      r"\(Image\), url/of \(Text\).",
+    ),
     (dict(text="captoin"), "Did you mean 'caption'"),
     (dict(image="caption"), "'caption' of pairs has type Text; expected Image"),
     (dict(text="image"), "'image' of pairs has type Image; expected Text"),
@@ -141,19 +175,26 @@ assert "tensorflow" not in sys.modules"""
     (dict(split="train[:x]"), r"no split 'train\[:x\]'"),
     (dict(split="train[30:]"), r"no split 'train\[30:\]' .*20"),
     (dict(split="train[:0]"), r"Split 'train\[:0\]' of pairs is empty"),
-    (dict(name="pears"),
-     "No prepared data set 'pears' in .*, which contains animals, many_captions, pairs. Did "
-     "you mean 'pairs'.*tfds build pears --file_format=array_record"),
-    (dict(name="pairs:3.0.0"), "No prepared data set 'pairs:3.0.0'")])
+    (
+      dict(name="pears"),
+      "No prepared data set 'pears' in .*, which contains animals, many_captions, pairs. Did "
+      "you mean 'pairs'.*tfds build pears --file_format=array_record",
+    ),
+    (dict(name="pairs:3.0.0"), "No prepared data set 'pairs:3.0.0'"),
+  ],
+)
 def test_an_unknown_name_is_reported_with_the_known_ones(folder, arguments, message):
   with pytest.raises(UserError, match=message):
     Tfds(**{"name": "pairs", "data_dir": folder, **arguments})
 
 
 def test_the_error_for_files_without_random_access_says_how_to_convert_them(tmp_path):
-  prepared("old", {"caption": tfds.features.Text(),
-                   "image": tfds.features.Image(encoding_format="jpeg")},
-           [{"image": jpeg(0), "caption": "x"}], tmp_path)
+  prepared(
+    "old",
+    {"caption": tfds.features.Text(), "image": tfds.features.Image(encoding_format="jpeg")},
+    [{"image": jpeg(0), "caption": "x"}],
+    tmp_path,
+  )
   info = tmp_path / "old/1.0.0/dataset_info.json"
   info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
   with pytest.raises(UserError, match="contains tfrecord files.*tfds convert_format --dataset"):

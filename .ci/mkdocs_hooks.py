@@ -1,0 +1,180 @@
+"""MkDocs hooks and a griffe extension for the documentation site; nothing here imports clip_jax.
+
+The pages use two markers, each on a line of its own:
+
+  <!-- modules: clip_jax.towers -->   the reference of every module of that package
+  <!-- help: clip_jax.train -->       the help text of that command
+
+Pages of the repository's root are added to the site, and links to files outside docs/ become links
+to the reference, or plain text if the file is not on the site.
+"""
+
+import ast
+import logging
+import os
+from pathlib import Path
+import re
+from typing import Any
+
+import griffe
+from mkdocs.structure.files import File
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "clip_jax"
+# Pages of the root, by their name on the site.
+ROOT_PAGES = {"README.md": "guide.md", "CONTRIBUTING.md": "contributing.md",
+              "CHANGELOG.md": "changelog.md", "SECURITY.md": "security.md"}
+INTERNAL = ("benches", "cli")   # Packages without a page in the reference.
+LINK = re.compile(r"(!?)\[([^\[\]]*(?:\[[^\[\]]*\][^\[\]]*)*)\]\(([^)\s]+)\)")
+SECTION = re.compile(r"(Args|Arguments|Attributes|Examples?|Raises|Returns|Yields|Receives):$")
+
+log = logging.getLogger("mkdocs.hooks.clip_jax")
+
+
+def on_files(files: Any, *, config: Any) -> Any:
+  """Adds the pages of the repository's root, and the images that they show from other folders."""
+  for name, page in ROOT_PAGES.items():
+    text = (ROOT / name).read_text(encoding="utf-8")
+    files.append(File.generated(config, page, content=text))
+    for image, _, target in LINK.findall(text):
+      if image and not target.startswith(("docs/", "http")):
+        path = str(ROOT / target)
+        files.append(File.generated(config, _image(target), abs_src_path=path))
+  _check_coverage(config)
+  return files
+
+
+def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:
+  """Expands the markers of a page and rewrites its links."""
+  markdown = re.sub(r"^<!-- modules: (\S+) -->$", lambda m: _modules(m[1]), markdown, flags=re.M)
+  markdown = re.sub(r"^<!-- help: (\S+) -->$", lambda m: _help(m[1]), markdown, flags=re.M)
+  sources = {page: name for name, page in ROOT_PAGES.items()}
+  name = page.file.src_uri
+  source = ROOT / sources[name] if name in sources else ROOT / "docs" / name
+  return LINK.sub(lambda m: _link(m, source, Path(name)), markdown)
+
+
+def _link(match: re.Match[str], source: Path, page: Path) -> str:
+  """A link of the file `source`, as it has to be on the page `page` of the site."""
+  image, text, target = match.groups()
+  path, _, anchor = target.partition("#")
+  there = Path(os.path.normpath(source.parent / path))
+  if not path or "://" in target or not there.exists():
+    return match[0]   # If it leads nowhere, the strict build reports it.
+  name = there.relative_to(ROOT).as_posix()
+  if name in ROOT_PAGES:
+    on_site = ROOT_PAGES[name]
+  elif image and not name.startswith("docs/"):
+    on_site = _image(name)
+  elif name.startswith("docs/") and there.is_file():
+    on_site = name.removeprefix("docs/")
+  elif there.suffix == ".py" and name.startswith("clip_jax/") and name.split("/")[1] not in INTERNAL:
+    return f"[{text}][{_module(there)}]"
+  else:
+    return text
+  url = os.path.relpath(on_site, page.parent) + (f"#{anchor}" if anchor else "")
+  return f"{image}[{text}]({url})"
+
+
+def _image(name: str) -> str:
+  return "images/" + name.replace("/", "-")
+
+
+def _module(path: Path) -> str:
+  return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def _modules(package: str) -> str:
+  """A block of mkdocstrings for each module of a package, those of its own folder first."""
+  folder = ROOT.joinpath(*package.split("."))
+  found = [path for path in folder.rglob("*.py") if not path.name.startswith("__")]
+  if not found:
+    log.warning("There is no module in %s; is that package's page still right?", package)
+  found.sort(key=lambda path: (path.parent != folder, path))
+  return "\n\n".join(f"::: {_module(path)}" for path in found)
+
+
+def _help(module: str) -> str:
+  """The HELP constant of a command's module, read from its source."""
+  path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
+  for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "HELP":
+      return f"```text\n{ast.literal_eval(node.value).rstrip()}\n```"
+  log.warning("%s has no HELP text.", module)
+  return ""
+
+
+def _check_coverage(config: Any) -> None:
+  """Warns of packages of clip_jax that no page of the reference shows."""
+  pages = "\n".join(path.read_text(encoding="utf-8")
+                    for path in Path(config.docs_dir, "api").glob("*.md"))
+  for folder in sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py")):
+    if folder not in INTERNAL and f"<!-- modules: clip_jax.{folder} -->" not in pages:
+      log.warning("No page in docs/api shows the package clip_jax.%s.", folder)
+
+
+class Docstrings(griffe.Extension):
+  """Adapts docstrings to what griffe's parser and Markdown understand."""
+
+  def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+    """Rewrites the docstring of one object."""
+    if obj.docstring:
+      obj.docstring.value = fence_indented(split_items(obj.docstring.value))
+
+
+def split_items(text: str) -> str:
+  """Turns an item for several names, `b1, b2: decay`, into one item for each name."""
+  lines = []
+  section = False
+  names: list[str] = []
+  item: list[str] = []
+
+  def close_item():
+    for name in names:
+      lines.extend([f"  {name}: {item[0]}", *item[1:]])
+    names.clear()
+    item.clear()
+
+  for line in text.splitlines():
+    start = re.match(r"  (\S.*?): (.*)", line)
+    if names and (line.startswith("    ") or not line.strip()):
+      item.append(line)
+      continue
+    close_item()
+    if line.strip() and not line.startswith("  "):
+      section = bool(SECTION.match(line))
+    if section and start and re.fullmatch(r"\w+(, \w+)+", start[1]):
+      names.extend(start[1].split(", "))
+      item.append(start[2])
+    else:
+      lines.append(line)
+  close_item()
+  return "\n".join(lines)
+
+
+def fence_indented(text: str) -> str:
+  """Puts fences around indented blocks that are not in a section such as `Args:`."""
+  lines, block, section, blank = [], [], False, True
+
+  def close_block():
+    while block and not block[-1].strip():
+      block.pop()
+    if block:
+      lines.extend(["```text", *block, "```", ""])
+    block.clear()
+
+  for line in text.splitlines():
+    indented = line.startswith("  ")
+    if block and (indented or not line.strip()):
+      block.append(line)
+      continue
+    close_block()
+    if not indented and line.strip():
+      section = bool(SECTION.match(line))
+    if indented and blank and not section:
+      block.append(line)
+    else:
+      lines.append(line)
+    blank = not line.strip()
+  close_block()
+  return "\n".join(lines)

@@ -1,1 +1,0 @@
-"""Image augmentations that run on the device, before the towers."""

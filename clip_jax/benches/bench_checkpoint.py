@@ -1,0 +1,45 @@
+"""Measures checkpoints: the stall of the step that saves one, and the time to save and restore."""
+
+from pathlib import Path
+import tempfile
+import time
+
+import jax
+
+from clip_jax.benches.bench_step import first_state, random_batch
+from clip_jax.benches.machine import per_call
+from clip_jax.training.checkpoint import Checkpoints
+from clip_jax.training.setup import TrainSetup
+
+
+def bench_checkpoint(parts: TrainSetup) -> dict[str, float]:
+  """Measures a save in the background of training, and a restore, in the temporary folder."""
+  with tempfile.TemporaryDirectory() as folder, jax.set_mesh(parts.mesh):
+    batch, train_step = random_batch(parts), parts.train_step
+    seconds, _, state = per_call(lambda state: train_step(state, batch)[0], first_state(parts))
+    checkpoints = Checkpoints(Path(folder) / "checkpoints")
+    checkpoints.save(0, state, parts.config)  # Warm-up: imports and first-time setup.
+    checkpoints.wait()
+    begun = time.perf_counter()
+    checkpoints.save(1, state, parts.config)
+    stall = time.perf_counter() - begun
+    state = jax.block_until_ready(train_step(state, batch)[0])
+    during = time.perf_counter() - begun - stall
+    checkpoints.wait()
+    saved = time.perf_counter() - begun
+    begun = time.perf_counter()
+    jax.block_until_ready(checkpoints.restore(parts.state, 1))
+    restored = time.perf_counter() - begun
+    size = sum(
+      path.stat().st_size for path in (checkpoints.folder / "1").rglob("*") if path.is_file()
+    )
+    checkpoints.close()
+  return {
+    "stall of the step that saves, steps": stall / seconds,
+    "the step beside the save, steps": during / seconds,
+    "stall, s": stall,
+    "until saved, s": saved,
+    "restore, s": restored,
+    "size on disk, MB": size / 1e6,
+    "seconds a step": seconds,
+  }

@@ -1,0 +1,223 @@
+"""Benchmarks the input pipeline against a plain loop and against Pillow."""
+
+from collections.abc import Callable, Iterator
+import io
+import resource
+import sys
+import time
+from typing import Any
+
+import numpy as np
+from PIL import Image
+import simplejpeg
+
+from clip_jax.data.crops import RandomResizedCrop
+from clip_jax.data.pipeline import Examples, batches
+from clip_jax.data.tokenizer import SentencePiece
+from clip_jax.data.views import ImageView, Views
+from clip_jax.interfaces import Source
+
+SIZES = ((400, 300), (640, 480), (1600, 1200))  # (width, height)
+_BATCH = 16
+_ROUNDS = 3  # Alternate the variants, so that drifts in machine speed affect all of them.
+
+
+def compare(
+  seconds: float = 3.0,
+  sizes: tuple[tuple[int, int], ...] = SIZES,
+  *,
+  crop: int = 224,
+  threads: int = 2,
+  pictures: int = 8,
+) -> dict[str, float]:
+  """Measures images per CPU-second: decode and crop a JPEG, tokenize its text, batch the results.
+
+  All variants crop the same boxes of the same images but resize them differently. Their pixels are
+  compared with Pillow's: the mean absolute difference, of 255.
+
+  Args:
+    seconds: measuring time per variant and size.
+    sizes: (width, height) of the generated JPEGs.
+    crop: side of the random-resized crop in pixels.
+    threads: prefetching threads of the pipeline.
+    pictures: number of JPEGs per size.
+
+  Returns:
+    Measured numbers by name.
+  """
+  numbers = {}
+  for width, height in sizes:
+    source = Jpegs(width, height, pictures)
+    pillow = Examples(source, PillowViews(crop))
+    usual, exact, fast = (
+      Examples(source, views(crop, **options))
+      for options in ({}, {"jpeg_draft": False}, {"interpolation": "fast"})
+    )
+    ways = {
+      "pipeline": lambda made: pipeline(usual, made, threads),
+      "plain loop": lambda made: plain(usual, made),
+      "all Pillow": lambda made: plain(pillow, made),
+      "pipeline, jpeg_draft=False": lambda made: pipeline(exact, made, threads),
+      'pipeline, interpolation="fast"': lambda made: pipeline(fast, made, threads),
+    }
+    rates = rate_each(ways, seconds)
+    reference = [pillow[i]["image"].astype(np.int16) for i in range(2 * pictures)]
+    size = f"{width}x{height}"
+    for name, rate in rates.items():
+      numbers[f"{size} {name}, images per CPU-second"] = rate
+    numbers[f"{size} Grain's overhead over the plain loop, %"] = 100 * (
+      rates["plain loop"] / rates["pipeline"] - 1
+    )
+    for name, examples in (
+      ("pipeline", usual),
+      ("jpeg_draft=False", exact),
+      ('interpolation="fast"', fast),
+    ):
+      numbers[f"{size} {name}, pixels differ from Pillow's by"] = float(
+        np.mean([np.abs(examples[i]["image"] - image).mean() for i, image in enumerate(reference)])
+      )
+  return numbers
+
+
+def rate_each(ways: dict[str, Callable], seconds: float) -> dict[str, float]:
+  """Measures images per CPU-second of several variants, in alternating rounds.
+
+  Args:
+    ways: variants by name; each takes a list, appends one element per image to it, and returns an
+      iterator of batches.
+    seconds: measuring time per variant.
+  """
+  images, cpu = dict.fromkeys(ways, 0), dict.fromkeys(ways, 0.0)
+  for _ in range(_ROUNDS):
+    for name, way in ways.items():
+      made: list = []
+      begun, end = time.process_time(), time.monotonic() + seconds / _ROUNDS
+      stream = way(made)
+      while time.monotonic() < end:
+        next(stream)
+      stream.close()
+      # Prefetched images are still being made. Wait, so that both they and their time are counted.
+      _wait_until_idle()
+      images[name] += len(made)
+      cpu[name] += time.process_time() - begun
+  return {name: images[name] / cpu[name] for name in ways}
+
+
+def _wait_until_idle():
+  """Waits until no thread of this process is using the CPU."""
+  quiet = 0
+  while quiet < 3:
+    before = time.process_time()
+    time.sleep(0.05)
+    quiet = quiet + 1 if time.process_time() - before < 0.002 else 0
+
+
+def pipeline(examples: Examples, made: list, threads: int, batch_size: int = _BATCH) -> Iterator:
+  """Returns an iterator over the training pipeline's batches; appends to `made` for each image."""
+  counted = Examples(examples.source, _Counted(examples.views, made), seed=examples.seed)
+  return batches(counted, batch_size=batch_size, threads=threads)
+
+
+def plain(examples: Examples, made: list, batch_size: int = _BATCH) -> Iterator:
+  """Yields batches of the same examples in their unsorted order, made one at a time in a loop."""
+  counted = Examples(examples.source, _Counted(examples.views, made), seed=examples.seed)
+  position = 0
+  while True:
+    rows = [counted[position + i] for i in range(batch_size)]
+    yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    position += batch_size
+
+
+def start_seconds(source: Source, make: Callable, step: int = 10_000_000) -> float:
+  """Measures the seconds until the first batch of a run that resumes at `step`."""
+  begun = time.perf_counter()
+  stream = batches(Examples(source, make), batch_size=_BATCH, start=step, threads=0)
+  next(stream)
+  seconds = time.perf_counter() - begun
+  stream.close()  # type: ignore[attr-defined]  # A generator.
+  return seconds
+
+
+def memory_growth(stream: Iterator, warm: int, steps: int) -> float:
+  """Measures how many bytes this process grows by over `steps` batches, after `warm` batches."""
+  for _ in range(warm):
+    next(stream)
+  before = _resident()
+  for _ in range(steps):
+    next(stream)
+  return _resident() - before
+
+
+def _resident():
+  """Returns the resident memory in bytes, or its peak where /proc is not available."""
+  try:
+    with open("/proc/self/statm", encoding="ascii") as f:
+      return int(f.read().split()[1]) * resource.getpagesize()
+  except OSError:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+class Jpegs:
+  """A source of a few synthetic JPEGs of one size: noise at all scales, quality 90."""
+
+  def __init__(self, width: int, height: int, count: int, seed: int = 0):
+    rng = np.random.default_rng(seed)
+    self.images = [simplejpeg.encode_jpeg(_scene(height, width, rng), 90) for _ in range(count)]
+
+  def __len__(self) -> int:
+    return len(self.images)
+
+  def __getitem__(self, i: int) -> dict[str, Any]:
+    return {"image": self.images[i], "text": f"a photo of {i} clouds over a green field"}
+
+
+def _scene(height, width, rng):
+  """Generates uint8 [H, W, 3] with amplitudes that fall with frequency, as in photographs."""
+  scene = rng.normal(size=(height, width, 1)).repeat(3, axis=2) * 0.1
+  for octave in range(1, 8):
+    coarse = rng.normal(size=(2**octave, 2**octave, 3)).astype(np.float32) / 2**octave
+    scene += np.stack(
+      [
+        np.asarray(Image.fromarray(channel).resize((width, height), Image.Resampling.BICUBIC))
+        for channel in coarse.transpose(2, 0, 1)
+      ],
+      -1,
+    )
+  return (120 + 55 * (scene - scene.mean()) / scene.std()).clip(0, 255).astype(np.uint8)
+
+
+def views(crop: int, **options: Any) -> Views:
+  """Returns views with one random-resized crop and tokens."""
+  return Views({"image": ImageView(RandomResizedCrop(crop, **options))}, SentencePiece())
+
+
+class PillowViews:
+  """The same views, with every image operation done by Pillow."""
+
+  def __init__(self, crop: int):
+    self.crop, self.tokenizer = RandomResizedCrop(crop), SentencePiece()
+    self.outputs = ("image", "tokens")
+
+  def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """One record -> {"image": uint8 [H, W, 3], "tokens": int32 [L]}."""
+
+    def cropped(picture, rng):
+      # Only the header of `picture` has been read, so Pillow does all of the decoding.
+      box = self.crop.box(picture.height, picture.width, rng)
+      image = Image.open(io.BytesIO(record["image"])).convert("RGB").crop(box)
+      return np.asarray(image.resize(self.crop.size[::-1], Image.Resampling.BICUBIC))
+
+    return Views({"image": ImageView(cropped)}, self.tokenizer)(record, rng)
+
+
+class _Counted:
+  """Wraps views and appends to `made` for each example."""
+
+  def __init__(self, views: Any, made: list[None]):
+    self.views, self.made, self.outputs = views, made, views.outputs
+
+  def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    example = self.views(record, rng)
+    self.made.append(None)
+    return example

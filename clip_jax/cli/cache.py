@@ -1,0 +1,25 @@
+"""Where data that can be recomputed is cached between commands."""
+
+import hashlib
+import os
+from pathlib import Path
+import platform
+
+
+def caches() -> Path:
+  """Returns the folder for cached files, all of which can be recomputed."""
+  return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clip_jax"
+
+
+def compiled_programs() -> Path:
+  """Returns the folder for compiled programs, which JAX_COMPILATION_CACHE_DIR overrides."""
+  # Machines may share a home directory, and a program compiled for one CPU may not run on another.
+  try:
+    flags = next(
+      line
+      for line in Path("/proc/cpuinfo").read_text().splitlines()
+      if line.startswith(("flags", "Features"))
+    )
+  except (OSError, StopIteration):
+    flags = platform.processor()
+  return caches() / f"compiled-{hashlib.sha256(flags.encode()).hexdigest()[:8]}"

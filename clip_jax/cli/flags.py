@@ -1,0 +1,153 @@
+"""Command-line flags: plain ones, and configs with overrides (--config=FILE --config.a.b=value)."""
+
+import re
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+from absl import flags as absl_flags
+from ml_collections import config_flags
+
+from clip_jax.cli.config_files import resolve
+from clip_jax.cli.suggest import did_you_mean
+from clip_jax.errors import UserError
+
+# Old flag -> today's; commands that have today's accept the old one.
+ALIASES = {"from": "model", "like": "query_image", "sheet": "contact_sheet"}
+
+
+def parse(
+  arguments: list[str],
+  text: str,
+  *,
+  config: bool | str = False,
+  strings: tuple[str, ...] = (),
+  switches: tuple[str, ...] = (),
+) -> SimpleNamespace:
+  """Parses flags; returns their values by name, with the config overridden and locked.
+
+  Args:
+    arguments: arguments of the command, without the program's name.
+    text: help text, printed for --help.
+    config: whether there is a --config flag; or the name of that flag, if different.
+    strings: names of flags that take a value, None if not given.
+    switches: names of flags without a value.
+
+  Raises:
+    UserError: a flag or a name in the config does not exist, with the closest match in the message;
+      or the config file is missing.
+  """
+  if {"--help", "-h", "-help"} & set(arguments):
+    print(text.rstrip())
+    sys.exit(0)
+  arguments = [_renamed(argument, strings) for argument in arguments]
+  values = absl_flags.FlagValues()
+  for name in strings:
+    absl_flags.DEFINE_string(name, None, "", flag_values=values)
+  for name in switches:
+    absl_flags.DEFINE_bool(name, False, "", flag_values=values)
+  config = "config" if config is True else config
+  if config:
+    arguments = _with_config_path(arguments, config)
+    config_flags.DEFINE_config_file(config, flag_values=values, sys_argv=["clip_jax", *arguments])
+  known = (*strings, *switches, *((config,) if config else ()))
+  for argument in arguments:
+    _check_name(argument, known)
+  try:
+    extra = values(["clip_jax", *arguments])[1:]
+  except (absl_flags.Error, AttributeError, KeyError, TypeError) as e:
+    raise UserError(_readable(e, arguments)) from e
+  if extra:
+    raise UserError(f"{extra[0]!r} is not a flag; flags look like --name=value.")
+  return SimpleNamespace(**{name: values[name].value for name in known})
+
+
+class _OrNone(absl_flags.ArgumentParser):
+  """Accepts None in addition to another parser's values, such as --config.train.steps=None."""
+
+  def __init__(self, parser: Any):
+    super().__init__()
+    self.parser = parser
+
+  def parse(self, argument):
+    return None if argument in (None, "None") else self.parser.parse(argument)
+
+  def flag_type(self):
+    return self.parser.flag_type()
+
+
+for _kind, _parser in ((int, absl_flags.IntegerParser()), (float, absl_flags.FloatParser())):
+  config_flags.register_flag_parser_for_type(_kind, _OrNone(_parser))
+
+
+def _renamed(argument, known):
+  """An argument with today's name of its flag."""
+  name = re.match(r"--?([^=]+)", argument)
+  new = ALIASES.get(name[1]) if name and name[1] not in known else None
+  return f"--{new}{argument[name.end() :]}" if new in known else argument
+
+
+def _with_config_path(arguments, flag):
+  """The arguments with the path of the config file in place of an installed config's name."""
+  given = [a for a in arguments if a.startswith(f"--{flag}=")]
+  if not given:
+    example = "quickstart" if flag == "config" else "evaluations/openclipart"
+    raise UserError(f"No {flag} is given. Set --{flag}=NAME or FILE.py, as in --{flag}={example}.")
+  path, argument = resolve(given[-1].partition("=")[2], flag)
+  return [
+    *(a for a in arguments if a not in given),
+    f"--{flag}={path}" + (f":{argument}" if argument else ""),
+  ]
+
+
+def _check_name(argument, known):
+  name = re.match(r"--?([^=.]*)", argument)
+  if name and name[1] and name[1].removeprefix("no") not in known and name[1] not in known:
+    raise UserError(
+      f"There is no flag --{name[1]}; there are "
+      f"{', '.join('--' + n for n in known)}.{did_you_mean(name[1], known, '--{}')}"
+    )
+
+
+def _readable(error: Exception, arguments: list[str]) -> str:
+  """Returns the message of an error of the flag library, without quotes and repetitions."""
+  message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+  if "no attribute 'get_config" in message:
+    given = next(a for a in arguments if re.match(r"--\w+=.*\.py", a))
+    return (
+      f"The file in {given} does not define get_config(). If it is a grid of the study, use "
+      "python -m clip_jax.study run --grid=FILE --out=DIR."
+    )
+  # The library wraps a UserError raised by a config file in the text of its traceback.
+  message = message.rpartition(f"{UserError.__module__}.{UserError.__name__}: ")[2]
+  message = message.strip().strip("'\"")
+  # It quotes the message about an unknown config field as a Python string.
+  lacks = re.search(r"(\w+)\\?'(?:\\n|\n)(Did you mean \"\w+\") instead", message)
+  return f"The config has no {lacks[1]!r}. {lacks[2]}?" if lacks else message
+
+
+def shard(text: str | None) -> tuple[int, int]:
+  """Parses --shard=i/n, which makes this machine i of n; returns (i, n), or (0, 1) for None.
+
+  Raises:
+    UserError: `text` is not of that form, or i is not below n.
+  """
+  numbers = re.fullmatch(r"(\d+)/(\d+)", text or "0/1")
+  if not numbers or int(numbers[1]) >= int(numbers[2]):
+    raise UserError(f"--shard={text} is not I/N with I from 0 to N - 1, as in --shard=0/8.")
+  return int(numbers[1]), int(numbers[2])
+
+
+def whole(text: str | None, flag: str, default: int, *, at_least: int = 1) -> int:
+  """Returns the integer value of a flag, or `default` if `text` is None.
+
+  Raises:
+    UserError: `text` is not an integer or is below `at_least`.
+  """
+  if text is None:
+    return default
+  if not re.fullmatch(r"\d+", text) or int(text) < at_least:
+    raise UserError(
+      f"{flag}={text} is not an integer of at least {at_least}, as in {flag}={default}."
+    )
+  return int(text)

@@ -1,0 +1,1 @@
+"""Costs of a model: FLOPs and parameters, profiler traces, compiled programs."""

@@ -1,0 +1,113 @@
+"""Profiles the device time of a compiled program, by instruction and by part of the train step."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+import re
+from typing import Any, NamedTuple
+
+import jax
+
+# Named scopes of the train step; an instruction in several of them counts for the first one here.
+PARTS = ("augmentation", "optimizer", "loss", "image_tower", "text_tower")
+# Instructions that contain others, which account for their time.
+_HOLDING = {"while", "call", "conditional", "async-start", "async-done"}
+
+
+class Instruction(NamedTuple):
+  """The opcode of an instruction of a compiled program, and the named scopes it was traced in."""
+
+  opcode: str
+  scopes: str
+
+
+def instructions(text: str) -> dict[str, Instruction]:
+  """Parses the text of a compiled program (`compiled.as_text()`) into instructions by name."""
+  found, inside, products, reads = {}, {}, {}, {}
+  computation = ""
+  for line in text.splitlines():
+    if not line.startswith(" "):
+      computation = line.removeprefix("ENTRY ").removeprefix("%").partition(" ")[0]
+    made = re.match(r"\s*(?:ROOT )?%?([\w.-]+) = \S.*?[\s}\])]([a-z][a-z0-9-]*)\((.*)", line)
+    if not made:
+      continue
+    name, opcode, rest = made.groups()
+    scopes = re.search(r'op_name="([^"]*/[^"]*)"', rest)
+    found[name] = Instruction(opcode, scopes[1] if scopes else "")
+    reads[name] = re.findall(r"%([\w.-]+)", rest)
+    if scopes:
+      inside[computation] = scopes[1]  # The last one is that of the computation's result.
+      if opcode in ("dot", "convolution"):
+        products[computation] = scopes[1]
+  # A fusion takes the scopes of the matrix product in it. An instruction that the compiler left
+  # without scopes takes those of the computations that it calls or of its operands.
+  for name, others in reads.items():
+    named = lambda table: [table[o] for o in others if table.get(o)]
+    known = (
+      named(products) or [found[name].scopes]
+      if found[name].scopes
+      else named(products)
+      + named(inside)
+      + [found[o].scopes for o in others if o in found and found[o].scopes]
+    )
+    found[name] = found[name]._replace(scopes=known[0] if known else "")
+  return found
+
+
+def part(scopes: str) -> str:
+  """The first of `PARTS` that an instruction's scopes contain, or "other"."""
+  words = set(re.findall(r"\w+", scopes))
+  return next((name for name in PARTS if name in words), "other")
+
+
+def record_trace(run: Callable[[], Any], folder: Path | str) -> Path:
+  """Runs a function under the profiler.
+
+  Returns:
+    Path of the trace in `folder`, for TensorBoard. The folder of the trace also contains
+    perfetto_trace.json.gz, for ui.perfetto.dev.
+  """
+  folder, options = Path(folder), jax.profiler.ProfileOptions()
+  options.python_tracer_level = 0  # It slows down the host and records nothing about the device.
+  before = set(folder.rglob("*.xplane.pb"))
+  with jax.profiler.trace(str(folder), create_perfetto_trace=True, profiler_options=options):
+    jax.block_until_ready(run())
+  return max(set(folder.rglob("*.xplane.pb")) - before)
+
+
+def device_seconds(trace: Path | str, program: Mapping[str, Instruction]) -> Counter:
+  """Sums the seconds spent in each instruction of a program, by name, over devices and runs."""
+  seconds = Counter()
+  for plane in jax.profiler.ProfileData.from_file(str(trace)).planes:
+    for line in plane.lines:
+      for event in line.events:
+        stats = dict(event.stats)
+        name = str(stats.get("hlo_op", event.name if plane.name.startswith("/device:TPU") else ""))
+        if name in program and program[name].opcode not in _HOLDING:
+          seconds[name] += event.duration_ns / 1e9
+  return seconds
+
+
+def by_part(seconds: Mapping[str, float], program: Mapping[str, Instruction]) -> dict[str, float]:
+  """Returns the share of device time in each of `PARTS` and in "other"; the shares sum to 1."""
+  shares, total = dict.fromkeys((*PARTS, "other"), 0.0), sum(seconds.values())
+  for name, value in seconds.items():
+    shares[part(program[name].scopes)] += value / total
+  return shares
+
+
+def most_expensive(
+  seconds: Mapping[str, float], program: Mapping[str, Instruction], most: int = 10
+) -> list[tuple[str, float, str]]:
+  """Returns (instruction, share of device time, scopes) of the most expensive instructions."""
+  total = sum(seconds.values())
+  return [
+    (name, value / total, _short(program[name].scopes))
+    for name, value in Counter(seconds).most_common(most)
+  ]
+
+
+def _short(scopes: str, most: int = 70) -> str:
+  """Drops the name of the program, and shortens a long list of scopes from the left."""
+  scopes = scopes.partition("/")[2] or scopes
+  return scopes if len(scopes) <= most else "..." + scopes[-most:]

@@ -1,0 +1,81 @@
+"""Random colour jitter on the host."""
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+from clip_jax.errors import UserError
+
+
+class ColorJitter:
+  """Jitters brightness, contrast, saturation and hue in random order; `__call__(image, rng)`.
+
+  Each strength is a maximum: a factor is drawn uniformly from [1 - strength, 1 + strength], and the
+  hue shift from [-hue, hue], as a fraction of the colour circle.
+
+  Source: Chen et al. 2020 (SimCLR), with the defaults of Mu et al. 2022 (SLIP). The operations are
+  Pillow's, so pixels are rounded to integers after each one.
+  """
+
+  def __init__(
+    self,
+    brightness: float = 0.4,
+    contrast: float = 0.4,
+    saturation: float = 0.4,
+    hue: float = 0.1,
+    probability: float = 0.8,
+    grayscale: float = 0.2,
+  ):
+    """Checks and stores the strengths.
+
+    Args:
+      brightness, contrast, saturation: maximum change of each factor, in [0, 1].
+      hue: maximum hue shift as a fraction of the colour circle, in [0, 0.5].
+      probability: probability of applying the jitter at all.
+      grey: probability of converting to grey afterwards.
+
+    Raises:
+      UserError: an argument is out of range.
+    """
+    ranges = (
+      ("brightness", brightness, 1),
+      ("contrast", contrast, 1),
+      ("saturation", saturation, 1),
+      ("hue", hue, 0.5),
+      ("probability", probability, 1),
+      ("grey", grayscale, 1),
+    )
+    for name, value, most in ranges:
+      if not 0 <= value <= most:
+        raise UserError(f"{name} {value} is not between 0 and {most}.")
+    self.strengths = np.array([brightness, contrast, saturation, hue])
+    self.probability, self.grey = probability, grayscale
+
+  def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """uint8 [H, W, 3] -> uint8 [H, W, 3]."""
+    # Draw every random number even if it goes unused, so that no decision shifts a later draw.
+    change, drop = rng.random(2)
+    changes = self.strengths * rng.uniform(-1, 1, size=4)
+    order = rng.permutation(4)
+    picture = Image.fromarray(image)
+    if change < self.probability:
+      for i in order:
+        if self.strengths[i]:
+          picture = _OPERATIONS[i](picture, changes[i])
+    if drop < self.grey:
+      picture = picture.convert("L").convert("RGB")
+    return np.asarray(picture)
+
+
+def rotate_hue(picture: Image.Image, turn: float) -> Image.Image:
+  """Shifts the hue by `turn`, a fraction of the colour circle, in steps of 1/256."""
+  hue, saturation, value = picture.convert("HSV").split()
+  table = [(i + round(256 * turn)) % 256 for i in range(256)]
+  return Image.merge("HSV", (hue.point(table), saturation, value)).convert("RGB")
+
+
+_OPERATIONS = (
+  lambda picture, change: ImageEnhance.Brightness(picture).enhance(1 + change),
+  lambda picture, change: ImageEnhance.Contrast(picture).enhance(1 + change),
+  lambda picture, change: ImageEnhance.Color(picture).enhance(1 + change),
+  rotate_hue,
+)

@@ -1,0 +1,106 @@
+"""Tokenizers of published checkpoints: a tokenizer.json, optionally after cleaning the text."""
+
+from collections.abc import Sequence
+from pathlib import Path
+import string
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from clip_jax.errors import UserError
+from clip_jax.interfaces import Tokenizer
+
+
+class TokenizerJson:
+  """Tokenizes with a tokenizer.json, including its special tokens; picklable.
+
+  Attributes:
+    length: L, the context length.
+    vocabulary: number of tokens.
+  """
+
+  def __init__(self, path: str, context_length: int = 64, padding: int = 0):
+    """Loads the file.
+
+    Args:
+      path: a tokenizer.json as written by Hugging Face's libraries.
+      length: L, the context length. Longer texts are truncated but keep their end token.
+      padding: id of the token that pads shorter texts.
+
+    Raises:
+      UserError: there is no such file, or it is not a tokenizer.json.
+    """
+    self.context_length, self.padding = context_length, padding
+    if not Path(path).is_file():
+      raise UserError(f"No tokenizer at {path}. Expected the path of a tokenizer.json.")
+    try:
+      self._load(Path(path).read_text(encoding="utf-8"))
+    except Exception as error:  # The library raises bare exceptions.
+      raise UserError(f"{path} is not a tokenizer.json: {error}") from error
+
+  def _load(self, text):
+    self._tokenizer = tokenizers.Tokenizer.from_str(text)
+    self._tokenizer.enable_truncation(self.context_length)
+    self._tokenizer.no_padding()
+
+  def __getstate__(self) -> dict[str, Any]:
+    return {**self.__dict__, "_tokenizer": self._tokenizer.to_str()}
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    self.__dict__.update(state)
+    self._load(state["_tokenizer"])
+
+  @property
+  def vocab_size(self) -> int:
+    """Vocabulary size: all token ids are smaller."""
+    return self._tokenizer.get_vocab_size()
+
+  @property
+  def json(self) -> str:
+    """The tokenizer, serialised as JSON."""
+    return self._tokenizer.to_str()
+
+  def __call__(self, texts: Sequence[str]) -> np.ndarray:
+    """Texts -> int32 [len(texts), L]."""
+    tokens = np.full((len(texts), self.context_length), self.padding, np.int32)
+    for row, found in zip(tokens, self._tokenizer.encode_batch(list(texts))):
+      row[: len(found.ids)] = found.ids
+    return tokens
+
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+CLEANERS = {
+  "lower": str.lower,
+  # Collapses white space. The next two also lower-case and remove punctuation: "words" as in
+  # big_vision and open_clip, "letters" as in Hugging Face, which keeps words joined by an
+  # underscore together.
+  "whitespace": lambda text: " ".join(text.split()),
+  "words": lambda text: " ".join(text.replace("_", " ").translate(_NO_PUNCTUATION).lower().split()),
+  "letters": lambda text: " ".join(text.translate(_NO_PUNCTUATION).lower().split()),
+}
+
+
+class CleanedTokenizer:
+  """Wraps a tokenizer and cleans texts first; `clean` is a name in `CLEANERS`."""
+
+  def __init__(self, tokenizer: Tokenizer, clean: str):
+    if clean not in CLEANERS:
+      raise UserError(f"Unknown text cleaning {clean!r}; choose from {', '.join(CLEANERS)}.")
+    self.tokenizer, self.clean = tokenizer, clean
+    self.context_length, self.vocab_size = tokenizer.context_length, tokenizer.vocab_size
+
+  def __call__(self, texts: Sequence[str]) -> np.ndarray:
+    """Texts -> int32 [len(texts), L]."""
+    return self.tokenizer([CLEANERS[self.clean](text) for text in texts])
+
+
+class MissingTokenizer:
+  """Stands in for a missing tokenizer and raises an error when it is called."""
+
+  def __init__(self, why: str, context_length: int, vocab_size: int):
+    self.why, self.context_length, self.vocab_size = why, context_length, vocab_size
+
+  def __call__(self, texts: Sequence[str]) -> np.ndarray:
+    """Raises UserError with the reason why there is no tokenizer."""
+    raise UserError(self.why)

@@ -1,0 +1,387 @@
+"""Multinomial logistic regression on cached features, by full-batch L-BFGS or by SGD."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+import numpy as np
+import optax
+
+from clip_jax.errors import UserError
+from clip_jax.parallel.mesh import BATCH
+from clip_jax.parallel.placement import replicated_sharding, shard_batch
+
+_ROWS = 8192  # Rows of logits computed at a time: 33 MB for 1,000 classes.
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+  """A linear classifier of features.
+
+  Attributes:
+    mean: mean of the training features, float32 [D], used to standardise the input.
+    deviation: standard deviation of the training features, float32 [D].
+    w: weights, float32 [D, C].
+    b: bias, float32 [C].
+    detail: JSON-serialisable record of how the classifier was fitted.
+  """
+
+  mean: np.ndarray
+  deviation: np.ndarray
+  w: np.ndarray
+  b: np.ndarray
+  detail: dict[str, Any]
+
+  def __call__(self, x: np.ndarray) -> np.ndarray:
+    """Computes logits: float32 [n, D] -> float32 [n, C]."""
+    return (x - self.mean) / self.deviation @ self.w + self.b
+
+
+@dataclasses.dataclass(frozen=True)
+class Lbfgs:
+  """Full-batch L-BFGS with the L2 penalty chosen on held-out examples.
+
+  Minimises mean cross-entropy + penalty / 2 * sum(w^2) on standardised features, with the bias
+  unpenalised. The final classifier is fitted to all examples with the best penalty.
+
+  Source: the linear probe of Radford et al. 2021.
+
+  Attributes:
+    penalties: penalties to try; each fit is initialised with the solution of the next larger one.
+    iterations: maximum number of loss evaluations per fit.
+    tolerance: gradient norm at which a fit has converged.
+    validation: fraction of the examples held out to choose the penalty.
+    seed: seed that selects the held-out examples.
+  """
+
+  penalties: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+  iterations: int = 1000
+  tolerance: float = 1e-4
+  validation: float = 0.1
+  seed: int = 0
+
+  def __post_init__(self) -> None:
+    _check_sweep("penalties", self.penalties, self.validation)
+
+  def fit(self, x: np.ndarray, y: np.ndarray, classes: int, mesh: Mesh) -> Fit:
+    """Fits a classifier.
+
+    Args:
+      x: features, float32 [n, D].
+      y: class of each row, int [n].
+      classes: number of classes, C.
+      mesh: devices to shard the rows over.
+    """
+    mean, deviation = x.mean(0), x.std(0) + 1e-5
+    held = held_out(len(x), self.validation, self.seed)
+    standard = (x - mean) / deviation
+    tried, chosen = {}, None
+    with jax.set_mesh(mesh):
+      rows, labels, kept, all_of_them = _on_rows(
+        mesh,
+        np.pad(standard, ((0, 0), (0, 1)), constant_values=1),
+        y.astype(np.int32),
+        (~held).astype(np.float32),
+        np.ones(len(x), np.float32),
+      )
+      w = jax.device_put(np.zeros((x.shape[1] + 1, classes), np.float32), replicated_sharding(mesh))
+      solve = functools.partial(_lbfgs, tolerance=self.tolerance, iterations=self.iterations)
+      for penalty in sorted(self.penalties, reverse=True):
+        w, steps, norm = solve(w, rows, labels, kept, penalty)
+        share = _validation(np.asarray(w)[:-1], np.asarray(w)[-1], standard, y, held)
+        tried[penalty] = {
+          "validation_top1": share,
+          "evaluations": int(steps),
+          "grad_norm": float(norm),
+        }
+        # Ties go to the largest penalty, because penalties are tried in descending order.
+        if chosen is None or share > tried[chosen[0]]["validation_top1"]:
+          chosen = penalty, w
+      w, steps, norm = solve(chosen[1], rows, labels, all_of_them, chosen[0])
+    return Fit(
+      mean,
+      deviation,
+      np.asarray(w)[:-1],
+      np.asarray(w)[-1],
+      {
+        "solver": "L-BFGS",
+        "penalty": chosen[0],
+        "tried": {f"{k:g}": v for k, v in tried.items()},
+        "at_the_edge": len(tried) > 1 and chosen[0] in (min(tried), max(tried)),
+        "evaluations": int(steps),
+        "grad_norm": float(norm),
+        "converged": bool(norm <= self.tolerance),
+        "held_out": int(held.sum()),
+      },
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sgd:
+  """SGD with momentum and cosine decay to 0, with the learning rate chosen on held-out examples.
+
+  The layer is initialised to zero. All learning rates are trained at once without the held-out
+  examples; the best one is then trained on all examples.
+
+  Source: the study's probe has a zero-initialised layer and a learning rate swept for each tower.
+  It does not specify momentum, batch size and epochs; these are those of SLIP's probe (Mu et al.
+  2021).
+
+  Attributes:
+    rates: peak learning rates to try, for standardised features.
+    epochs: number of passes over the examples.
+    batch_size: examples per step.
+    momentum: momentum coefficient.
+    validation: fraction of the examples held out to choose the learning rate.
+    seed: seed of the held-out examples and of the shuffling.
+  """
+
+  rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+  epochs: int = 90
+  batch_size: int = 1024
+  momentum: float = 0.9
+  validation: float = 0.1
+  seed: int = 0
+
+  def __post_init__(self) -> None:
+    _check_sweep("rates", self.rates, self.validation)
+
+  def fit(self, x: np.ndarray, y: np.ndarray, classes: int, mesh: Mesh) -> Fit:
+    """Fits a classifier.
+
+    Args:
+      x: features, float32 [n, D].
+      y: class of each row, int [n].
+      classes: number of classes, C.
+      mesh: devices to shard each batch over; the features are replicated.
+    """
+    mean, deviation = x.mean(0), x.std(0) + 1e-5
+    held = held_out(len(x), self.validation, self.seed)
+    with jax.set_mesh(mesh):
+      rows, labels = (
+        jax.make_array_from_callback(v.shape, replicated_sharding(mesh), v.__getitem__)
+        for v in ((x - mean) / deviation, y.astype(np.int32))
+      )
+      train = functools.partial(self._train, rows, labels, classes)
+      many = train(np.flatnonzero(~held), self.rates)
+      tried = {
+        rate: _validation(w, b, (x - mean) / deviation, y, held)
+        for rate, w, b in zip(self.rates, *many)
+      }
+      rate = max(tried, key=tried.get)
+      w, b = (v[0] for v in train(np.arange(len(x)), (rate,)))
+    return Fit(
+      mean,
+      deviation,
+      w,
+      b,
+      {
+        "solver": "SGD",
+        "rate": rate,
+        "tried": {f"{k:g}": v for k, v in tried.items()},
+        "at_the_edge": len(tried) > 1 and rate in (min(tried), max(tried)),
+        "epochs": self.epochs,
+        "batch_size": self.batch_size,
+        "momentum": self.momentum,
+        "held_out": int(held.sum()),
+      },
+    )
+
+  def _train(self, rows, labels, classes, of, rates):
+    """Trains on the examples `of` with each rate; returns weights [R, D, C] and biases [R, C]."""
+    size = min(self.batch_size, len(of))
+    per_epoch = len(of) // size  # Each epoch drops a different random remainder.
+    rng = np.random.default_rng(self.seed)
+    zeros = lambda: (
+      np.zeros((len(rates), rows.shape[1], classes), np.float32),
+      np.zeros((len(rates), classes), np.float32),
+    )
+    wb, velocity = zeros(), zeros()
+    for epoch in range(self.epochs):
+      order = rng.permutation(of)[: per_epoch * size].reshape(per_epoch, size).astype(np.int32)
+      wb, velocity = _sgd_epoch(
+        wb,
+        velocity,
+        rows,
+        labels,
+        order,
+        np.float32(rates),
+        np.float32(epoch / self.epochs),
+        np.float32(1 / (self.epochs * per_epoch)),
+        np.float32(self.momentum),
+      )
+    return tuple(map(np.asarray, wb))
+
+
+def held_out(n: int, share: float, seed: int) -> np.ndarray:
+  """Mask of a random fraction `share` of n examples, bool [n]; at least one and never all."""
+  held = np.zeros(n, bool)
+  held[np.random.default_rng(seed).permutation(n)[: min(n - 1, max(1, round(share * n)))]] = True
+  return held
+
+
+def _check_sweep(name, values, validation):
+  if not values or min(values) <= 0:
+    raise UserError(f"{name}={tuple(values)}; expected at least one value, all above 0.")
+  if not 0 < validation < 1:
+    raise UserError(f"validation={validation}; expected a fraction between 0 and 1.")
+
+
+def _everywhere(tree):
+  """Replicates each array over all devices, so that every host can read it."""
+  return jax.tree.map(lambda v: lax.with_sharding_constraint(v, P()), tree)
+
+
+def _validation(w, b, x, y, held):
+  """Top-1 accuracy on the held-out examples, in percent."""
+  return 100 * float(np.mean((x[held] @ w + b).argmax(1) == y[held]))
+
+
+def _on_rows(mesh, *arrays):
+  """Pads each array [n, ...] with zeros and reshapes it to [K, R, ...], R sharded over the mesh."""
+  n = len(arrays[0])
+  R = min(-(-_ROWS // mesh.size), -(-n // mesh.size)) * mesh.size
+  K = -(-n // R)
+
+  def put(v):
+    filled = np.zeros((K * R, *v.shape[1:]), v.dtype)
+    filled[:n] = v
+    filled = filled.reshape(K, R, *v.shape[1:])
+    return jax.make_array_from_callback(
+      filled.shape, NamedSharding(mesh, P(None, BATCH)), lambda at: filled[at]
+    )
+
+  return [put(v) for v in arrays]
+
+
+def _cross_entropy(logits, y, weight):
+  """Weighted sum over rows of the cross-entropy of logits [R, C] and classes y [R]."""
+  return (weight * optax.softmax_cross_entropy_with_integer_labels(logits, y)).sum()
+
+
+@functools.partial(jax.jit, static_argnames=("memory",))
+def _lbfgs(w, x, y, weight, penalty, *, iterations, tolerance, memory=10):
+  """Minimises the loss; returns weights [D + 1, C], number of evaluations and gradient norm.
+
+  Each iteration of the loop evaluates the loss once, at a trial point. The point is accepted if it
+  satisfies the Armijo condition; otherwise the step size is halved.
+
+  Source: Nocedal and Wright, algorithm 7.4.
+  """
+
+  def one(w, part):
+    x, y, weight = part
+    return _cross_entropy(jnp.matmul(x, w, precision="highest"), y, weight)
+
+  def loss(w):
+    sums = lax.map(lambda part: jax.checkpoint(one, prevent_cse=False)(w, part), (x, y, weight))
+    return sums.sum() / weight.sum() + penalty / 2 * jnp.square(w[:-1]).sum()
+
+  def direction(g, S, Y, rho, k):
+    """Approximates -(inverse Hessian) g from the last steps S and gradient differences Y."""
+    at = (k - 1 - jnp.arange(memory)) % memory  # Newest first.
+    there = jnp.arange(memory) < k
+
+    def back(q, i):
+      alpha = there[i] * rho[at[i]] * jnp.vdot(S[at[i]], q)
+      return q - alpha * Y[at[i]], alpha
+
+    q, alphas = lax.scan(back, -g, jnp.arange(memory))
+    newest = (k - 1) % memory
+    scale = jnp.where(
+      k > 0,
+      1 / (rho[newest] * jnp.vdot(Y[newest], Y[newest])),
+      1 / jnp.maximum(1, jnp.linalg.norm(g)),
+    )
+
+    def forth(q, i):
+      beta = rho[at[i]] * jnp.vdot(Y[at[i]], q)
+      return q + there[i] * (alphas[i] - beta) * S[at[i]], None
+
+    return lax.scan(forth, scale * q, jnp.arange(memory)[::-1])[0]
+
+  def turn(state):
+    w, f, g, d, t, S, Y, rho, k, count = state
+    trial = w + t * d
+    f_new, g_new = jax.value_and_grad(loss)(trial)
+    # The last term is a margin for float32 rounding near the minimum.
+    accepted = f_new <= f + 1e-4 * t * jnp.vdot(g, d) + 1e-7 * jnp.abs(f)
+    s, change = trial - w, g_new - g
+    curvature = jnp.vdot(s, change)
+    kept = accepted & (curvature > 1e-12)
+
+    def moved():
+      at = k % memory
+      new = (S.at[at].set(s), Y.at[at].set(change), rho.at[at].set(1 / curvature), k + 1)
+      S_, Y_, rho_, k_ = jax.tree.map(lambda a, b: jnp.where(kept, a, b), new, (S, Y, rho, k))
+      return (
+        trial,
+        f_new,
+        g_new,
+        direction(g_new, S_, Y_, rho_, k_),
+        jnp.float32(1),
+        S_,
+        Y_,
+        rho_,
+        k_,
+      )
+
+    return *lax.cond(accepted, moved, lambda: (w, f, g, d, t / 2, S, Y, rho, k)), count + 1
+
+  def unfinished(state):
+    _, _, g, _, t, *_, count = state
+    return (count == 0) | ((count < iterations) & (jnp.linalg.norm(g) > tolerance) & (t > 1e-9))
+
+  past = jnp.zeros((memory, *w.shape))
+  # The first iteration takes a zero step, to evaluate the gradient at the initial weights.
+  start = (
+    w,
+    jnp.float32(jnp.inf),
+    jnp.zeros_like(w),
+    jnp.zeros_like(w),
+    jnp.float32(1),
+    past,
+    past,
+    jnp.zeros(memory),
+    jnp.int32(0),
+    jnp.int32(0),
+  )
+  w, _, g, *_, count = lax.while_loop(unfinished, turn, start)
+  return _everywhere((w, count, jnp.linalg.norm(g)))
+
+
+@functools.partial(jax.jit, donate_argnums=(0, 1))
+def _sgd_epoch(wb, velocity, x, y, order, rates, begun, per_step, momentum):
+  """Trains one epoch with each learning rate.
+
+  Args:
+    wb: weights [R, D, C] and biases [R, C] of the R learning rates.
+    velocity: momentum buffers, shaped as `wb`.
+    x: features, float32 [n, D].
+    y: class of each row, int32 [n].
+    order: rows of each batch, int32 [steps, B].
+    rates: peak learning rates, float32 [R].
+    begun: fraction of the run that is complete before this epoch.
+    per_step: fraction of the run that one step takes.
+    momentum: momentum coefficient.
+  """
+
+  def loss(wb, x, y):
+    logits = jnp.matmul(x, wb[0], precision="highest") + wb[1]
+    return _cross_entropy(logits, y, 1 / len(x))
+
+  def step(carry, now):
+    wb, velocity = carry
+    k, at = now
+    images, labels = shard_batch(x[at]), y[at]
+    grad = jax.vmap(jax.grad(loss), (0, None, None))(wb, images, labels)
+    velocity = jax.tree.map(lambda v, g: momentum * v + g, velocity, grad)
+    rate = rates * (1 + jnp.cos(jnp.pi * (begun + k * per_step))) / 2  # [R]
+    wb = jax.tree.map(lambda p, v: p - rate.reshape(-1, *[1] * (p.ndim - 1)) * v, wb, velocity)
+    return (wb, velocity), None
+
+  return _everywhere(lax.scan(step, (wb, velocity), (jnp.arange(len(order)), order))[0])

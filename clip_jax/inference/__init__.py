@@ -1,0 +1,1 @@
+"""Using a trained model: loading, embedding, scoring records, indexing and searching pictures."""

@@ -1,0 +1,164 @@
+"""A model with its preprocessing and tokenizer, which encodes images and texts as unit vectors."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+import functools
+import itertools
+from typing import Any
+
+from flax import nnx
+import jax
+from jax.experimental import multihost_utils
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import numpy as np
+
+from clip_jax.errors import UserError
+from clip_jax.interfaces import Tokenizer
+from clip_jax.model.two_towers import TwoTowers
+from clip_jax.parallel.mesh import make_mesh
+from clip_jax.parallel.placement import batch_sharding, replicated_sharding
+
+
+class Embedder:
+  """Encodes images and texts with a trained model.
+
+  Attributes:
+    model: the two towers.
+    tokenize: list of str -> int32 [B, L].
+    preprocess: encoded bytes, a PIL image or uint8 [H, W, 3] -> uint8 of the model's size.
+    scale, bias: logit = scale * z_image @ z_text + bias, for unit vectors.
+    mesh: the devices to run on.
+    batch_size: the largest number of images or texts encoded at once.
+    threads: number of threads that preprocess images.
+  """
+
+  def __init__(
+    self,
+    model: TwoTowers,
+    preprocess: Callable[[Any], np.ndarray],
+    tokenize: Tokenizer,
+    *,
+    scale: float = 100.0,
+    bias: float = 0.0,
+    mesh: Mesh | None = None,
+    batch_size: int = 256,
+    threads: int = 8,
+  ):
+    """Stores the attributes.
+
+    `mesh` defaults to all devices, and `batch_size` is rounded up to a multiple of their number.
+    """
+    self.model, self.preprocess, self.tokenize = model, preprocess, tokenize
+    self.scale, self.bias = scale, bias
+    self.mesh = mesh or make_mesh()
+    self.batch_size = -(-batch_size // self.mesh.size) * self.mesh.size
+    self.threads = threads
+
+  def encode_image(self, images: np.ndarray | Iterable[Any]) -> np.ndarray:
+    """Encodes images as unit vectors, float32 [n, E].
+
+    Args:
+      images: uint8 [n, H, W, 3], or an iterable of encoded bytes, PIL images or uint8 arrays.
+
+    Raises:
+      UserError: there are no images.
+    """
+    with ThreadPoolExecutor(self.threads) as pool:
+      made = (
+        np.stack(list(pool.map(self.preprocess, piece)))
+        for piece in _batched(images, self.batch_size)
+      )
+      return self._encoded(_images, made)
+
+  def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+    """Encodes texts as unit vectors, float32 [n, E].
+
+    Raises:
+      UserError: there are no texts, or `texts` is a single string.
+    """
+    if isinstance(texts, str):
+      raise UserError(f"encode_text takes a list of texts: use encode_text([{texts!r}]).")
+    return self._encoded(_texts, map(self.tokenize, _batched(texts, self.batch_size)))
+
+  def encode_share(self, share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Encodes images that are spread over the hosts, each of which has preprocessed its share.
+
+    Args:
+      share: uint8 [n, H, W, 3], the preprocessed images of this host; n is the same on every host.
+
+    Returns:
+      The image tower's features, float32 [hosts * n, D], and the unit vectors, float32
+      [hosts * n, E], in the order of the hosts. Every host receives all of them.
+    """
+    # Gather all pixels on every host, so that any mesh works, whatever its order of devices.
+    batch = multihost_utils.process_allgather(share) if jax.process_count() > 1 else share
+    batch = np.asarray(batch).reshape(-1, *share.shape[1:])
+    graphdef, arrays = nnx.split(self.model)
+    with jax.set_mesh(self.mesh):
+      made = _program(_features_too, graphdef, self.mesh)(
+        arrays, self._on_device(self._filled(batch))
+      )
+    features, z = (np.asarray(x)[: len(batch)] for x in made)
+    return features, z
+
+  def _encoded(self, method, batches):
+    """Encodes all batches and concatenates the results.
+
+    Batches are padded, so that few programs are compiled for any number of rows.
+    """
+    graphdef, arrays = nnx.split(self.model)
+    out = []
+    with jax.set_mesh(self.mesh):
+      for batch in batches:
+        z = _program(method, graphdef, self.mesh)(arrays, self._on_device(self._filled(batch)))
+        out.append(np.asarray(z)[: len(batch)])
+    if not out:
+      raise UserError("There is nothing to encode: the list is empty.")
+    return np.concatenate(out)
+
+  def _filled(self, batch):
+    """Pads a batch with zeros to a power of two, or to the next size that the devices divide."""
+    size = max(self.mesh.size, 1 << (len(batch) - 1).bit_length())
+    if len(batch) <= self.batch_size:
+      size = min(size, self.batch_size)
+    filled = np.zeros((-(-size // self.mesh.size) * self.mesh.size, *batch.shape[1:]), batch.dtype)
+    filled[: len(batch)] = batch
+    return filled
+
+  def _on_device(self, batch):
+    # Every process has all rows and supplies those that its devices hold.
+    return jax.make_array_from_callback(
+      batch.shape, batch_sharding(self.mesh), lambda index: batch[index]
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _program(method: Callable, graphdef: Any, mesh: Mesh) -> Callable:
+  """Returns the compiled encoder of a model structure on a mesh; its output is replicated."""
+
+  def encode(arrays, x):
+    return method(nnx.merge(graphdef, arrays), x)
+
+  return jax.jit(
+    encode, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated_sharding(mesh)
+  )
+
+
+def _images(model, image):
+  return model.encode_image(image)
+
+
+def _texts(model, tokens):
+  return model.encode_text(tokens)
+
+
+def _features_too(model, image):
+  features = model.image_features(image)
+  return features.astype(jnp.float32), model.project_image(features)
+
+
+def _batched(items: Iterable[Any], n: int) -> Iterator[list[Any]]:
+  items = iter(items)
+  while piece := list(itertools.islice(items, n)):
+    yield piece

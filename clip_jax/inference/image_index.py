@@ -1,0 +1,152 @@
+"""Embeds the images of a folder and caches the embeddings."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+import hashlib
+import os
+from pathlib import Path
+import zipfile
+
+import numpy as np
+
+from clip_jax.cli.cache import caches
+from clip_jax.cli.progress import Progress
+from clip_jax.data.decode import UnreadableImage
+from clip_jax.data.sources.folder import IMAGES
+from clip_jax.errors import UserError
+from clip_jax.inference.embedder import Embedder
+
+_BLOCK = 1024  # Images between two saves, the most that an interrupted run has to recompute.
+
+
+class ImageIndex:
+  """The embedded images of a folder.
+
+  Attributes:
+    folder: the folder.
+    names: paths of the images relative to the folder, sorted.
+    z: embeddings, float32 [n, E], of unit length.
+    unreadable: names of image files that cannot be read.
+  """
+
+  def __init__(self, folder: Path, names: list[str], z: np.ndarray, unreadable: list[str]):
+    self.folder, self.names, self.z, self.unreadable = folder, names, z, unreadable
+
+  def nearest(self, z: np.ndarray, top: int) -> list[tuple[int, float]]:
+    """Returns (index, cosine) of the `top` images nearest to float32 [E], best first."""
+    scores = self.z @ z
+    best = np.argsort(-scores, kind="stable")[:top]
+    return [(int(k), float(scores[k])) for k in best]
+
+  def paths(self) -> list[str]:
+    """Returns the paths of the images in the order of `names`."""
+    return [str(self.folder / name) for name in self.names]
+
+
+def build_index(
+  embedder: Embedder, fingerprint: str, folder: Path | str, say: Callable[[str], None]
+) -> ImageIndex:
+  """Returns the index of a folder, embedding only images that are new or changed.
+
+  Embeddings are cached under `cli.caches()` in one file per folder and model, which is saved every
+  `_BLOCK` images.
+
+  Args:
+    embedder: the model.
+    fingerprint: hash of the model, part of the cache key.
+    folder: searched recursively for images, except for hidden files and folders.
+    say: receives progress messages.
+
+  Raises:
+    UserError: there is no such folder, or it has no readable images.
+  """
+  folder = Path(folder).absolute()
+  if not folder.is_dir():
+    raise UserError(f"There is no folder {folder}. Set --images to a folder of images.")
+  there = _pictures(folder)
+  if not there:
+    raise UserError(f"{folder} and its subfolders have no images; looked for {', '.join(IMAGES)}.")
+  name = hashlib.sha256(f"{folder}\n{fingerprint}".encode()).hexdigest()[:16]
+  file = caches() / "indexes" / f"{name}.npz"
+  known = _read(file)
+  new = [name for name, stamp in there.items() if known.get(name, (None,))[0] != stamp]
+  known = {name: known[name] for name in there if name not in set(new)}
+  if new:
+    progress = Progress(len(new), say, "images")
+    for start in range(0, len(new), _BLOCK):
+      block = new[start : start + _BLOCK]
+      for name, z in zip(block, _embedded(embedder, folder, block)):
+        known[name] = (there[name], z)
+      _write(file, known)
+      progress.add(len(block), damaged=sum(known[name][1] is None for name in block))
+  good = [name for name in there if known[name][1] is not None]
+  unreadable = [name for name in there if known[name][1] is None]
+  if not good:
+    raise UserError(
+      f"None of the {len(there):,} images in {folder} can be read: "
+      f"{', '.join(unreadable[:5])}{', ...' if len(unreadable) > 5 else ''}."
+    )
+  return ImageIndex(folder, good, np.stack([known[name][1] for name in good]), unreadable)
+
+
+def _pictures(folder: Path) -> dict[str, tuple[int, int]]:
+  """Returns (bytes, modification time in ns) of each image by its path relative to the folder."""
+  found = {}
+  for at, folders, files in os.walk(folder):
+    folders[:] = sorted(name for name in folders if not name.startswith("."))
+    for name in files:
+      if name.lower().endswith(IMAGES) and not name.startswith("."):
+        path = Path(at, name)
+        try:
+          stat = path.stat()
+        except OSError:  # A dangling link, or deleted since it was listed.
+          continue
+        found[str(path.relative_to(folder))] = (stat.st_size, stat.st_mtime_ns)
+  return dict(sorted(found.items()))
+
+
+def _embedded(embedder, folder, names):
+  """Returns an embedding for each image, None for those that cannot be read."""
+
+  def read(name):
+    try:
+      return embedder.preprocess((folder / name).read_bytes())
+    except (OSError, UnreadableImage):
+      return None
+
+  found = []
+  with ThreadPoolExecutor(embedder.threads) as pool:
+    for start in range(0, len(names), embedder.batch_size):
+      images = list(pool.map(read, names[start : start + embedder.batch_size]))
+      readable = [image for image in images if image is not None]
+      z = iter(embedder.encode_share(np.stack(readable))[1] if readable else ())
+      found += [None if image is None else next(z) for image in images]
+  return found
+
+
+def _read(file: Path) -> dict[str, tuple]:
+  """Reads (stamp, embedding or None) by name as written by `_write`; {} if the file is damaged."""
+  try:
+    with np.load(file) as stored:
+      names, stamps, z = (stored[key] for key in ("names", "stamps", "z"))
+  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    return {}
+  return {
+    str(name): (tuple(map(int, stamp)), None if np.isnan(row[0]) else row)
+    for name, stamp, row in zip(names, stamps, z)
+  }
+
+
+def _write(file: Path, known: dict[str, tuple]) -> None:
+  """Writes the cache file atomically; a row of NaN stands for an unreadable image."""
+  file.parent.mkdir(parents=True, exist_ok=True)
+  width = next((len(z) for _, z in known.values() if z is not None), 1)
+  missing = np.full(width, np.nan, np.float32)
+  temporary = file.with_suffix(".new.npz")
+  np.savez(
+    temporary,
+    names=np.array(list(known)),
+    stamps=np.array([stamp for stamp, _ in known.values()], np.int64),
+    z=np.stack([missing if z is None else z for _, z in known.values()]),
+  )
+  os.replace(temporary, file)

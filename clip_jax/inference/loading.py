@@ -1,0 +1,240 @@
+"""Loads a trained model from a run of this package or from another library's checkpoint."""
+
+from collections.abc import Callable
+import copy
+import dataclasses
+from pathlib import Path
+
+from flax import nnx
+import jax
+import numpy as np
+
+from clip_jax.config import build
+from clip_jax.data.crops import Resize
+from clip_jax.data.resize_then_crop import ResizeThenCrop
+from clip_jax.errors import UserError
+from clip_jax.inference.embedder import Embedder
+from clip_jax.interfaces import Tokenizer
+from clip_jax.model import learner as learner_lib
+from clip_jax.model.learner import abstract_learner
+from clip_jax.model.transfer import fit_to
+from clip_jax.parallel.mesh import make_mesh
+from clip_jax.parallel.placement import replicated_sharding
+from clip_jax.pretrained import big_vision, hugging_face, open_clip, run_checkpoint
+from clip_jax.pretrained.model_bundle import ModelBundle, abstract_model, flatten
+
+HUB = "hf-hub:"
+PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+_KNOWN = """
+  the --workdir of a training run: config.json and checkpoints/
+  an open_clip directory: open_clip_config.json and open_clip_model.safetensors
+  a Hugging Face directory: config.json and model.safetensors
+  a big_vision file: NAME.npz
+  a repository on the Hugging Face Hub with one of these: hf-hub:ORG/NAME"""
+
+
+def load(
+  where: str | Path, *, image_size: int | tuple[int, int] | None = None, trust: tuple[str, ...] = ()
+) -> Embedder:
+  """Loads a model with its preprocessing and tokenizer.
+
+  Checkpoints of other libraries compute in float32, runs in the dtype that their config sets. TPUs
+  round the inputs of float32 matrix products to bfloat16, unless
+  `jax.default_matmul_precision("highest")` is set.
+
+  Args:
+    where: the workdir of a run, an open_clip or Hugging Face directory, a big_vision .npz, or
+      "hf-hub:ORG/NAME" for a repository on the Hugging Face Hub that has one of these.
+    image_size: side length in pixels, or (height, width), if different from the size that the model
+      was trained at; position embeddings are resampled.
+    trust: modules outside this package that a run's config may call; see `config.from_json`.
+
+  Returns:
+    An `Embedder` on all devices.
+
+  Raises:
+    UserError: there is no model at `where`, its format or architecture is not supported, or the
+      model cannot be adapted to `image_size`.
+  """
+  mesh, saved = make_mesh(), load_bundle(where, trust=trust)
+  if image_size is not None:
+    saved = _resized(saved, image_size, f"{where}, at image_size={image_size},")
+  return _embedder(saved, mesh=mesh)
+
+
+def load_bundle(where: str | Path, *, trust: tuple[str, ...] = ()) -> ModelBundle:
+  """Reads a model as a `Saved`, for conversion to another format.
+
+  The arguments and errors are those of `load`.
+  """
+  if str(where).startswith(HUB):
+    where = download(str(where).removeprefix(HUB))
+  where = Path(where)
+  return _reader(where)(where, trust)
+
+
+def _reader(where: Path) -> Callable[[Path, tuple[str, ...]], ModelBundle]:
+  """Returns the function that reads the format found at `where`."""
+  if where.suffix in PICKLED and where.is_file():
+    raise UserError(_refusal([where.name], where.parent))
+  if where.suffix == ".npz" and where.is_file():
+    return lambda where, _: big_vision.read(where)
+  has = lambda name: (where / name).is_file()
+  if (where / "checkpoints").is_dir() and has("config.json"):
+    return _run
+  if has(open_clip.CONFIG) and has(open_clip.WEIGHTS):
+    return lambda where, _: open_clip.read(where)
+  if has(hugging_face.CONFIG) and (has(hugging_face.WEIGHTS) or has(hugging_face.INDEX)):
+    return lambda where, _: hugging_face.read(where)
+  pickled = sorted(p.name for p in where.iterdir() if p.suffix in PICKLED) if where.is_dir() else []
+  if pickled:
+    raise UserError(_refusal(pickled, where))
+  if has("config.json"):
+    raise UserError(
+      f"{where} has a config.json, but no checkpoint and no weights. If it is a training run, it "
+      "has not saved a checkpoint yet: wait for one, or set --config.train.save_every to fewer "
+      "steps. If it is a Hugging Face model, download model.safetensors too."
+    )
+  there = sorted(p.name for p in where.iterdir())[:8] if where.is_dir() else []
+  found = (
+    "There is no such file or directory."
+    if not where.exists()
+    else f"It contains {', '.join(there) or 'no files'}."
+  )
+  raise UserError(f"No model found in {where}. {found} Expected one of:{_KNOWN}")
+
+
+def _refusal(names, folder):
+  """Returns the error message for pickled weights, with a script that converts them."""
+  name = names[0]
+  target = hugging_face.WEIGHTS if name.startswith("pytorch_model") else open_clip.WEIGHTS
+  return (
+    f"{folder / name} is a pickle, and loading a pickle can run arbitrary code. Convert it once, "
+    "in an environment with PyTorch:\n"
+    f"  import torch, safetensors.torch\n"
+    f"  state = torch.load({str(folder / name)!r}, map_location='cpu', weights_only=True)\n"
+    "  state = {k.removeprefix('module.'): v.contiguous()\n"
+    "           for k, v in state.get('state_dict', state).items()}\n"
+    f"  safetensors.torch.save_file(state, {str(folder / target)!r})\n"
+    "Then load the directory, which must also contain the config that belongs to the weights."
+  )
+
+
+def download(repository: str) -> Path:
+  """Returns the local directory of a Hub repository, which is downloaded unless cached.
+
+  Args:
+    repository: ORG/NAME, or ORG/NAME@REVISION.
+
+  Raises:
+    UserError: huggingface_hub is not installed, or the download failed.
+  """
+  try:
+    import huggingface_hub
+  except ImportError as error:
+    raise UserError(
+      f"Downloading {HUB}{repository} needs huggingface_hub, which is not installed: "
+      "pip install huggingface_hub."
+    ) from error
+  name, _, revision = repository.partition("@")
+  try:
+    return Path(
+      huggingface_hub.snapshot_download(
+        name,
+        revision=revision or None,
+        allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.npz"],
+      )
+    )
+  except Exception as error:  # Several libraries raise their own errors here.
+    raise UserError(
+      f"Cannot download {HUB}{repository}: {error} Check that the name is ORG/NAME, and that "
+      "there is a network connection or the repository is in the cache (HF_HOME)."
+    ) from error
+
+
+def _run(workdir: Path, trust: tuple[str, ...]) -> ModelBundle:
+  """Reads the newest checkpoint of a training run."""
+  step = run_checkpoint.latest_step(workdir)
+  if step is None:
+    raise UserError(
+      f"The run in {workdir} has not saved a checkpoint yet. Wait for one, or set "
+      "--config.train.save_every to fewer steps."
+    )
+  config = run_checkpoint.read_config(workdir, step, trust=trust)
+  graphdef, params, stats = learner_lib.split_state(abstract_learner(config))
+  mesh = make_mesh()
+  everywhere = lambda tree: jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated_sharding(mesh)), tree
+  )
+  params, stats = run_checkpoint.read_learner(workdir, step, everywhere(params), everywhere(stats))
+  learner = nnx.merge(graphdef, params, stats)
+  scale, bias = (float(x) for x in learner.objective.logit())
+  _, params, stats = learner_lib.split_state(learner.model)
+  return ModelBundle(
+    config.model,
+    params,
+    stats,
+    scale,
+    bias,
+    _squash(learner.model),
+    build(config.data.views.tokenizer),
+  )
+
+
+def _resized(saved: ModelBundle, image_size: int | tuple[int, int], what: str) -> ModelBundle:
+  """Adapts a model to another image size."""
+  config, old = copy.deepcopy(saved.model), abstract_model(saved.model)
+  with config.ignore_type():
+    config.image.image_size = image_size
+  new = abstract_model(config)
+  empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), learner_lib.split_state(new)[1])
+  grids = (getattr(model.image, "grid", None) for model in (old, new))
+  params = fit_to(saved.params, empty, *grids, what=what)
+  # Keep the BatchNorm running averages, but recompute fixed position embeddings for the new size.
+  make = lambda key: learner_lib.split_state(build(config, rngs=nnx.Rngs(key)))[2]
+  averages = flatten(nnx.to_pure_dict(nnx.state(old, nnx.BatchStat)))
+  known = flatten(saved.stats)
+  stats = jax.tree_util.tree_map_with_path(
+    lambda path, x: known[name] if (name := _name(path)) in averages else x,
+    jax.jit(make)(jax.random.key(0)),
+  )
+  preprocess = copy.copy(saved.preprocess)
+  preprocess.size = new.image.image_size
+  if isinstance(preprocess, ResizeThenCrop) and preprocess.side:
+    preprocess.side = round(preprocess.side * preprocess.size[0] / saved.preprocess.size[0])
+  return dataclasses.replace(saved, model=config, params=params, stats=stats, preprocess=preprocess)
+
+
+def _name(path):
+  return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _squash(model):
+  """Returns the preprocessing of a run: it squashes images to the model's size."""
+  return Resize(model.image.image_size)
+
+
+def _embedder(saved: ModelBundle, *, mesh: jax.sharding.Mesh) -> Embedder:
+  graphdef, _, _ = learner_lib.split_state(abstract_model(saved.model))
+  params, stats = jax.device_put((saved.params, saved.stats), replicated_sharding(mesh))
+  return Embedder(
+    nnx.merge(graphdef, params, stats),
+    saved.preprocess,
+    saved.tokenizer,
+    scale=saved.scale,
+    bias=saved.bias,
+    mesh=mesh,
+  )
+
+
+def embedder_of(
+  learner: learner_lib.Learner, tokenizer: Tokenizer, *, mesh: jax.sharding.Mesh
+) -> Embedder:
+  """Makes the embedder of a learner's model.
+
+  Images are squashed to the model's size, and the objective provides the logit scale and bias.
+  """
+  scale, bias = (float(x) for x in learner.objective.logit())
+  return Embedder(
+    learner.model, _squash(learner.model), tokenizer, scale=scale, bias=bias, mesh=mesh
+  )

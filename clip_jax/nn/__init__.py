@@ -1,0 +1,1 @@
+"""Layers, attention, convolution, patches, rematerialisation and target platforms."""

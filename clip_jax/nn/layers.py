@@ -1,0 +1,253 @@
+"""Layers that towers are built from: linear, norms, attention, blocks, the scanned stack, patches.
+
+Parameters are float32; `dtype` is the dtype a layer computes in. Kernels are [in, ..., out], and
+attention heads have their own axis, so that tensor parallelism can split it.
+
+The gradient of a parameter is a sum over all rows of the batch, including those on other devices.
+`product` and `spread` cast it to float32 before the sum: in bfloat16, which has 8 significant bits,
+a sum over 256 devices is off by 1.5%.
+"""
+
+from collections.abc import Callable
+import functools
+import math
+from typing import Any
+
+from flax import nnx
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from clip_jax.errors import UserError
+from clip_jax.nn.remat import remat
+from clip_jax.nn.target import target_platform
+from clip_jax.parallel.placement import shard_batch
+
+Initializer = Callable[..., jax.Array]
+
+# big_vision uses the tanh approximation, OpenAI's CLIP quick_gelu, and open_clip's own models the
+# exact form.
+ACTIVATIONS = {
+  "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+  "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+  "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+}
+
+
+def lookup(table: dict[Any, Any], name: Any, what: str) -> Any:
+  """Returns `table[name]`; raises `UserError`, listing the known names, if it is not there."""
+  if name not in table:
+    raise UserError(f"Unknown {what} {name!r}; choose from {', '.join(map(repr, table))}.")
+  return table[name]
+
+
+def glorot(fan_in: int, fan_out: int) -> Initializer:
+  """Glorot uniform with explicit fans, for kernels where the shape does not determine them.
+
+  The variance is 2 / (fan_in + fan_out).
+
+  Source: Glorot & Bengio 2010, eq. 16.
+  """
+  limit = math.sqrt(6 / (fan_in + fan_out))
+  return lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -limit, limit)
+
+
+def normal(deviation: float) -> Initializer:
+  """Normal initializer with a fixed standard deviation, independent of the shape."""
+  return lambda key, shape: deviation * jax.random.normal(key, shape)
+
+
+def _matmul(x, kernel, n):
+  return lax.dot_general(
+    x, kernel.astype(x.dtype), ((range(x.ndim - n, x.ndim), range(n)), ((), ()))
+  )
+
+
+def _matmul_gradients(n, residuals, g):
+  x, kernel = residuals
+  rows = tuple(range(x.ndim - n))
+  dx = lax.dot_general(
+    g, kernel.astype(g.dtype), ((range(len(rows), g.ndim), range(n, kernel.ndim)), ((), ()))
+  )
+  return dx, lax.dot_general(x, g, ((rows, rows), ((), ())), preferred_element_type=kernel.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def matmul_f32_grad(x: jax.Array, kernel: jax.Array, n: int) -> jax.Array:
+  """Computes `x @ kernel` over the last n axes of x, in x's dtype.
+
+  The kernel's gradient has the kernel's dtype.
+  """
+  return _matmul(x, kernel, n)
+
+
+# Save the float32 parameter, not its bfloat16 cast: the scan would stack one cast per block.
+matmul_f32_grad.defvjp(lambda x, kernel, n: (_matmul(x, kernel, n), (x, kernel)), _matmul_gradients)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def broadcast_param(parameter: jax.Array, shape: tuple[int, ...], dtype: str) -> jax.Array:
+  """Casts a parameter to `dtype` and broadcasts it to `shape`.
+
+  The parameter's gradient has the parameter's dtype.
+  """
+  return jnp.broadcast_to(parameter.astype(dtype), shape)
+
+
+def _broadcast_gradient(shape, dtype, parameter, g):
+  if target_platform() == "gpu":
+    # Without the barrier, XLA keeps a float32 copy of g and of its inputs for this sum. For
+    # positions, [N, D], it also lays out all activations batch-last, unless g is flattened first.
+    g = lax.optimization_barrier(g.reshape(-1, parameter.size) if parameter.ndim == 2 else g)
+    if parameter.ndim == 2:
+      return (g.sum(0, dtype=parameter.dtype).reshape(parameter.shape),)
+  return (g.sum(range(len(shape) - parameter.ndim), dtype=parameter.dtype),)
+
+
+broadcast_param.defvjp(
+  lambda parameter, shape, dtype: (broadcast_param(parameter, shape, dtype), parameter),
+  _broadcast_gradient,
+)
+
+
+def add_bias(x: jax.Array, parameter: jax.Array) -> jax.Array:
+  """Computes `x + parameter`, broadcasting the parameter over the leading axes of x."""
+  return x + broadcast_param(parameter, x.shape, x.dtype)
+
+
+class Linear(nnx.Module):
+  """A linear layer, `x @ kernel + bias`, over the last axes of x.
+
+  Args:
+    inputs, outputs: shapes of the contracted and the new axes; an int is a single axis.
+    init: initializer of the kernel; Glorot uniform by default.
+  """
+
+  def __init__(
+    self,
+    inputs: int | tuple[int, ...],
+    outputs: int | tuple[int, ...],
+    *,
+    bias: bool = True,
+    init: Initializer | None = None,
+    dtype: str = "float32",
+    rngs: nnx.Rngs,
+  ):
+    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    init = init or glorot(math.prod(inputs), math.prod(outputs))
+    self.kernel = nnx.Param(init(rngs.params(), inputs + outputs))
+    self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
+    self.contracted = len(inputs)
+    self.dtype = dtype
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[..., inputs] -> [..., outputs]."""
+    x = matmul_f32_grad(x.astype(self.dtype), self.kernel[...], self.contracted)
+    return x if self.bias is None else add_bias(x, self.bias[...])
+
+
+class LayerNorm(nnx.Module):
+  """Layer normalisation over the last axis, computed in float32."""
+
+  def __init__(self, width: int, *, norm_eps: float = 1e-6, dtype: str = "float32"):
+    self.scale = nnx.Param(jnp.ones(width))
+    self.bias = nnx.Param(jnp.zeros(width))
+    self.norm_eps, self.dtype = norm_eps, dtype
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[..., width] -> [..., width]."""
+
+    @remat
+    def normalised(x, scale, bias):
+      x = x.astype(jnp.float32)
+      x = x - x.mean(-1, keepdims=True)
+      x = x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.norm_eps)
+      return (x * scale + bias).astype(self.dtype)
+
+    return normalised(x, self.scale[...], self.bias[...])
+
+
+class BatchNorm(nnx.Module):
+  """Batch normalisation of each channel over all other axes, computed in float32.
+
+  Statistics are those of the global batch, on any number of devices. In training, each call moves
+  the running averages by `momentum`; the running variance is the unbiased estimate, as in PyTorch.
+  Inference normalises with the running averages.
+
+  Args:
+    scale: initial value of the learned scale; 0 makes a residual block start as the identity.
+
+  Source: Ioffe & Szegedy 2015, algorithms 1 and 2.
+  """
+
+  def __init__(
+    self,
+    width: int,
+    *,
+    scale: float = 1.0,
+    momentum: float = 0.1,
+    norm_eps: float = 1e-5,
+    dtype: str = "float32",
+  ):
+    self.scale = nnx.Param(jnp.full(width, scale))
+    self.bias = nnx.Param(jnp.zeros(width))
+    self.mean = nnx.BatchStat(jnp.zeros(width))
+    self.variance = nnx.BatchStat(jnp.ones(width))
+    self.momentum, self.norm_eps, self.dtype = momentum, norm_eps, dtype
+
+  def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+    """[B, ..., D] -> [B, ..., D].
+
+    Args:
+      train: whether to normalise with the statistics of this batch and update the running averages.
+    """
+
+    @remat
+    def normalised(x, scale, bias, mean, variance):
+      x = x.astype(jnp.float32)
+      if train:
+        axes = tuple(range(x.ndim - 1))
+        mean = x.mean(axes)
+        variance = jnp.square(x - mean).mean(axes)
+      y = (x - mean) * lax.rsqrt(variance + self.norm_eps)
+      return (y * scale + bias).astype(self.dtype), mean, variance
+
+    y, mean, variance = normalised(
+      x, self.scale[...], self.bias[...], self.mean[...], self.variance[...]
+    )
+    if train:
+      count = math.prod(x.shape[:-1])
+      unbiased = variance * (count / max(count - 1, 1))
+      for average, now in ((self.mean, mean), (self.variance, unbiased)):
+        average[...] += self.momentum * (lax.stop_gradient(now) - average[...])
+    return y
+
+
+class Mlp(nnx.Module):
+  """Two linear layers with an activation between them."""
+
+  def __init__(
+    self,
+    width: int,
+    hidden_dim: int,
+    *,
+    activation: str = "gelu_tanh",
+    init: Initializer | None = None,
+    dtype: str = "float32",
+    rngs: nnx.Rngs,
+  ):
+    lookup(ACTIVATIONS, activation, "activation")
+    self.up = Linear(width, hidden_dim, init=init, dtype=dtype, rngs=rngs)
+    self.down = Linear(hidden_dim, width, init=init, dtype=dtype, rngs=rngs)
+    self.activation = activation
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[..., width] -> [..., width]."""
+    down = remat(lambda hidden: self.down(activate(hidden, self.activation)))
+    return down(shard_batch(self.up(x)))
+
+
+def activate(x: jax.Array, activation: str) -> jax.Array:
+  """Applies a named activation, computed in float32 and returned in the dtype of x."""
+  return ACTIVATIONS[activation](x.astype(jnp.float32)).astype(x.dtype)

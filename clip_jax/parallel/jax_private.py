@@ -1,0 +1,52 @@
+"""The only place that uses private parts of JAX, with what to do where a version lacks them.
+
+Tried with jax 0.10 to 0.12.
+"""
+
+from typing import Any
+
+from clip_jax.errors import UserError
+
+
+def coordination_client() -> Any:
+  """Client of the key-value store that all processes of a run share.
+
+  Raises:
+    UserError: this version of JAX keeps it elsewhere, so several processes cannot check that they
+      agree.
+  """
+  try:
+    from jax._src import distributed
+
+    return distributed.global_state.client
+  except (ImportError, AttributeError) as error:
+    import jax
+
+    raise UserError(
+      f"jax {jax.__version__} has no coordination client where clip_jax looks for it ({error}), and "
+      "runs of several processes need it. Install jax 0.10 to 0.12, or run a single process."
+    ) from error
+
+
+def detect_cluster(scheduler: str | None, timeout: int) -> tuple[str, int, int, Any]:
+  """Reads (coordinator, processes, process, local devices) from what a cluster scheduler set.
+
+  Args:
+    scheduler: "slurm", or None for whichever JAX finds first.
+    timeout: seconds to wait for the coordinator's address.
+
+  Raises:
+    UserError: this version of JAX has no such detection; flags say the same.
+  """
+  try:
+    from jax._src.clusters import ClusterEnv
+
+    detect = ClusterEnv.auto_detect_unset_distributed_params
+  except (ImportError, AttributeError) as error:
+    import jax
+
+    raise UserError(
+      f"jax {jax.__version__} has no cluster detection where clip_jax looks for it ({error}). Set "
+      "--coordinator=HOST:PORT --processes=N --process=I on every process."
+    ) from error
+  return detect(None, None, None, None, scheduler, timeout)

@@ -1,0 +1,275 @@
+"""Multi-process start-up: finding the other processes, and naming those that are missing."""
+
+from collections.abc import Mapping
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+from pathlib import Path
+import socket
+import time
+from typing import Any
+import urllib.request
+
+import jax
+
+import clip_jax
+from clip_jax.errors import UserError
+from clip_jax.parallel.jax_private import detect_cluster
+
+TIMEOUT = 300  # Seconds to wait for other processes, unless CLIP_JAX_TIMEOUT is set.
+
+
+def start(
+  coordinator: str | None = None, processes: str | None = None, process: str | None = None
+) -> None:
+  """Joins a multi-process run, if this process belongs to one; call before JAX looks for devices.
+
+  The run is described by the three arguments, or by the environment variables CLIP_JAX_COORDINATOR,
+  CLIP_JAX_PROCESSES and CLIP_JAX_PROCESS, or else it is detected from SLURM (`srun`), Google
+  Kubernetes Engine or a TPU VM.
+
+  Args:
+    coordinator: HOST:PORT of process 0.
+    processes: number of processes.
+    process: index of this process, from 0.
+
+  Raises:
+    UserError: some of the three are missing or invalid, or processes do not answer or run another
+      version of the code.
+  """
+  given = {
+    name: value if value is not None else os.environ.get(f"CLIP_JAX_{name.upper()}")
+    for name, value in (
+      ("coordinator", coordinator),
+      ("processes", processes),
+      ("process", process),
+    )
+  }
+  found = _given(**given) if any(given.values()) else _found(os.environ)
+  if found is None or found[1] == 1:
+    return
+  coordinator, n, i, devices = found
+  seconds = timeout_seconds()
+  roll_call(coordinator, n, i, {"code": code_version(), "libraries": libraries()}, timeout=seconds)
+  jax.distributed.initialize(
+    coordinator,
+    n,
+    i,
+    local_device_ids=devices,
+    cluster_detection_method="deactivate",
+    initialization_timeout=seconds,
+    shutdown_timeout_seconds=60,
+  )  # Grace period after one fails.
+  jax.devices()  # Blocks until every process is here, so call it now, while all are known to run.
+
+
+def _given(coordinator, processes, process):
+  """Validates the arguments and returns (coordinator, processes, process, None)."""
+  numbers = [int(x) if x and x.isdigit() else -1 for x in (processes, process)]
+  if (
+    not coordinator
+    or not coordinator.rpartition(":")[2].isdigit()
+    or ":" not in coordinator
+    or not 0 <= numbers[1] < numbers[0]
+  ):
+    raise UserError(
+      f"--coordinator={coordinator} --processes={processes} --process={process} do not identify "
+      "one of several processes. Give all three, as in --coordinator=10.0.0.1:8476 "
+      "--processes=4 --process=0 (or CLIP_JAX_COORDINATOR, CLIP_JAX_PROCESSES and "
+      "CLIP_JAX_PROCESS), with --process from 0 to --processes - 1."
+    )
+  return coordinator, *numbers, None
+
+
+def _found(environment: Mapping[str, str]) -> tuple[str, int, int, Any] | None:
+  """Detects (coordinator, processes, process, devices) from the launcher; None if run alone."""
+  slurm = "SLURM_STEP_NODELIST" in environment and int(environment.get("SLURM_NTASKS", 1)) > 1
+  if not slurm and not _several_tpu_hosts(environment):
+    return None
+  return detect_cluster("slurm" if slurm else None, timeout_seconds())
+
+
+def _several_tpu_hosts(environment: Mapping[str, str]) -> bool:
+  if environment.get("JAX_PLATFORMS") == "cpu" or not _has_tpu():
+    return False
+  names = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
+  if names is None:
+    names = _metadata("worker-network-endpoints", environment)
+  return "," in names or int(environment.get("MEGASCALE_NUM_SLICES") or 1) > 1
+
+
+def _has_tpu() -> bool:
+  chips = [*Path("/dev").glob("accel*"), *Path("/dev/vfio").glob("[0-9]*")]
+  return bool(chips) and importlib.util.find_spec("libtpu") is not None
+
+
+def _metadata(name: str, environment: Mapping[str, str]) -> str:
+  """Reads an attribute from Google Cloud's metadata server; "" if none answers (Colab, Kaggle)."""
+  host = environment.get("GCE_METADATA_IP", "metadata.google.internal")
+  request = urllib.request.Request(
+    f"http://{host}/computeMetadata/v1/instance/attributes/{name}",
+    headers={"Metadata-Flavor": "Google"},
+  )
+  try:
+    with urllib.request.urlopen(request, timeout=5) as answer:
+      return answer.read().decode()
+  except OSError:
+    return ""
+
+
+def timeout_seconds() -> int:
+  """Returns how many seconds to wait for other processes.
+
+  Raises:
+    UserError: CLIP_JAX_TIMEOUT is not a whole number of seconds.
+  """
+  given = os.environ.get("CLIP_JAX_TIMEOUT", str(TIMEOUT))
+  if not given.isdigit():
+    raise UserError(f"CLIP_JAX_TIMEOUT={given} is not a number of seconds, such as 600.")
+  return int(given)
+
+
+def roll_call(
+  coordinator: str, processes: int, process: int, facts: dict[str, str], *, timeout: float
+) -> None:
+  """Waits until all processes have reported in, and checks that they agree.
+
+  `jax.distributed.initialize` would abort a process that waits in vain, with a C++ stack trace that
+  does not name the missing ones.
+
+  Args:
+    coordinator: HOST:PORT that process 0 listens on; JAX uses it afterwards.
+    processes: number of processes.
+    process: index of this process.
+    facts: values that must be the same on all processes, by name.
+    timeout: seconds.
+
+  Raises:
+    UserError: names the processes that are missing or differ; on every process that reported in.
+  """
+  me = {"process": process, "number of processes": processes, "host": socket.gethostname(), **facts}
+  deadline = time.monotonic() + timeout
+  if process:
+    problem = _answer(coordinator, me, deadline, timeout)
+  else:
+    problem = _listen(coordinator, me, deadline, timeout)
+  if problem:
+    raise UserError(problem)
+
+
+def _listen(coordinator, me, deadline, timeout):
+  """Process 0's side of a roll call: sends the problem, or "" for none, to all, and returns it."""
+  port = int(coordinator.rpartition(":")[2])
+  both = socket.has_dualstack_ipv6()
+  try:
+    server = socket.create_server(
+      ("", port),
+      family=socket.AF_INET6 if both else socket.AF_INET,
+      dualstack_ipv6=both,
+      backlog=me["number of processes"],
+    )
+  except OSError as e:
+    raise UserError(
+      f"Process 0 cannot listen on port {port} of --coordinator={coordinator}: "
+      f"{e.strerror}. Is another run using it? Choose another port."
+    ) from e
+  there, lines, n, problem = {0: me}, [], me["number of processes"], ""
+  with server:
+    while len(there) < n and not problem:
+      server.settimeout(max(deadline - time.monotonic(), 0.01))
+      try:
+        connection, _ = server.accept()
+        connection.settimeout(10)
+        line = connection.makefile("rw")
+        one = json.loads(line.readline())
+        number, host = one["process"], one["host"]
+      except TimeoutError:
+        if time.monotonic() > deadline:
+          missing = [i for i in range(n) if i not in there]
+          problem = (
+            f"{list_processes(missing)} did not answer within {timeout:.0f} s; "
+            f"{host_names(there)} did. Check the logs of the missing processes, and that their "
+            f"hosts can reach {coordinator}."
+          )
+        continue
+      except (OSError, ValueError, TypeError, KeyError):  # Not our process, e.g. a port scan.
+        continue
+      lines.append(line)
+      if number in there:
+        problem = (
+          f"Two processes claim index {number}, the second one on {host}. Is another run "
+          f"using {coordinator}?"
+        )
+      there[number] = one
+      problem = problem or differences(there)
+    for line in lines:
+      try:
+        line.write(json.dumps(problem) + "\n")
+        line.close()
+      except OSError:  # A process that died will be noticed soon enough.
+        pass
+  return problem
+
+
+def _answer(coordinator, me, deadline, timeout):
+  """The other processes' side of a roll call: reports to process 0, and returns its verdict."""
+  host, _, port = coordinator.rpartition(":")
+  while True:
+    try:
+      with socket.create_connection((host.strip("[]"), int(port)), timeout=timeout + 10) as there:
+        line = there.makefile("rw")
+        line.write(json.dumps(me) + "\n")
+        line.flush()
+        return json.loads(line.readline())
+    except (OSError, ValueError) as e:  # Process 0 is not up yet, or is shutting down.
+      if time.monotonic() > deadline:
+        return (
+          f"Process 0 did not answer at {coordinator} within {timeout:.0f} s ({e}). Is it "
+          f"running, and can this host ({me['host']}) reach that port?"
+        )
+      time.sleep(0.2)
+
+
+def differences(said: dict[int, dict[str, Any]]) -> str:
+  """Describes the first fact that the processes disagree on; "" if they agree on all."""
+  for name in [name for name in said[min(said)] if name not in ("host", "process")]:
+    by_value = {}
+    for i, one in sorted(said.items()):
+      by_value.setdefault(one.get(name), []).append(i)
+    if len(by_value) > 1:
+      most = max(by_value, key=lambda value: len(by_value[value]))
+      groups = "; ".join(
+        f"{host_names({i: said[i] for i in by_value[value]})}: {value}"
+        for value in sorted(by_value, key=lambda value: value == most)
+      )
+      return f"The processes differ in their {name}. {groups}. It must be the same on all of them."
+  return ""
+
+
+def host_names(said: dict[int, dict[str, Any]]) -> str:
+  """Lists processes and their hosts; the first eight by name."""
+  names = [f"process {i} on {one['host']}" for i, one in sorted(said.items())]
+  return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def list_processes(numbers: list[int]) -> str:
+  """Formats the indices of processes, as in "Processes 1, 3"."""
+  return f"Process{'es' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
+
+
+def code_version() -> str:
+  """The version of this package and a digest of its source files."""
+  root, digest = Path(__file__).parent, hashlib.sha256()
+  for path in sorted(root.rglob("*.py")):
+    digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
+  return f"{clip_jax.__version__}+{digest.hexdigest()[:12]}"
+
+
+def libraries() -> str:
+  """The versions of the libraries that training depends on."""
+  return ", ".join(
+    f"{name} {importlib.metadata.version(name)}"
+    for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+  )

@@ -1,0 +1,88 @@
+"""Config settings to try if a step does not fit in memory, from the cheapest to the costliest."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from ml_collections.config_dict import ConfigDict
+
+Setting = dict[str, object]  # {"train.microbatches": 4}
+
+
+def families(config: ConfigDict, *, shards: int) -> dict[str, list[Setting]]:
+  """Returns settings by knob, each list from the cheapest to the one that saves the most memory.
+
+  Args:
+    config: the config of a training run.
+    shards: number of shards that the mesh splits a batch into.
+  """
+  rows = config.data.batch_size // shards
+  pieces = config.train.microbatches
+  towers = [f"model.{tower}.remat" for tower in ("image", "text") if "remat" in config.model[tower]]
+  now = [config.model[path.split(".")[1]].remat for path in towers]
+  levels = [
+    level for level in ("dots", "full") if any(_LEVELS.index(level) > _LEVELS.index(n) for n in now)
+  ]
+  remat = [dict.fromkeys(towers, level) for level in levels]
+  halves = [2**i for i in range(1, 20)]
+  microbatches = [{"train.microbatches": pieces * n} for n in halves if rows % (pieces * n) == 0]
+  fsdp = [{"mesh.data": 1, "mesh.fsdp": -1}] if config.mesh.fsdp != -1 and shards > 1 else []
+  batch = [
+    {"data.batch_size": config.data.batch_size // n} for n in halves if rows % (pieces * n) == 0
+  ]
+  both = [remat[-1] | one for one in microbatches] if remat else []
+  return {
+    "remat": remat,
+    "microbatches": microbatches,
+    "fsdp": fsdp,
+    "batch": batch,
+    "remat and microbatches": both,
+  }
+
+
+_LEVELS = ("none", "dots", "full")
+
+
+def with_setting(config: ConfigDict, setting: Setting) -> ConfigDict:
+  """Returns a copy of the config with some values replaced."""
+  changed = config.copy_and_resolve_references()
+  with changed.unlocked():
+    changed.update_from_flattened_dict(setting)
+  return changed
+
+
+def flags(setting: Setting) -> str:
+  """Formats a setting as command-line flags."""
+  return " ".join(f"--config.{name}={value}" for name, value in setting.items())
+
+
+def tried(config: ConfigDict, attempt: Callable, *, shards: int, most: int = 4) -> Iterator[tuple]:
+  """Finds the cheapest setting of each knob that fits, by compiling.
+
+  Args:
+    config: the config of a training run.
+    attempt: maps a config to an object with the attribute `fits`; compiles.
+    shards: number of shards that the mesh splits a batch into.
+    most: maximum number of compilations per knob.
+
+  Yields:
+    (knob, setting, result of `attempt`): the first that fits for each knob, or the last one tried.
+  """
+  alone_fits = False
+  for knob, settings in families(config, shards=shards).items():
+    if knob == "remat and microbatches" and alone_fits:
+      return
+    result = None
+    for setting in _spread(settings, most):
+      result = knob, setting, attempt(with_setting(config, setting))
+      if result[2].fits:
+        alone_fits = alone_fits or knob != "batch"
+        break
+    if result:
+      yield result
+
+
+def _spread(settings: Sequence, most: int) -> Sequence:
+  """Returns at most `most` of the settings, evenly spaced, including the first and the last."""
+  if len(settings) <= most:
+    return settings
+  step = (len(settings) - 1) / (most - 1)
+  return [settings[round(i * step)] for i in range(most)]

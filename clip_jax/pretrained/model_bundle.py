@@ -1,0 +1,181 @@
+"""`Saved`, the in-memory form of a checkpoint of any format, and helpers to read and write it."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+import jax
+from ml_collections.config_dict import ConfigDict
+import numpy as np
+
+from clip_jax.config import build, call, function, short_name
+from clip_jax.data.crops import Resize
+from clip_jax.data.resize_then_crop import ResizeThenCrop
+from clip_jax.errors import UserError
+from clip_jax.interfaces import Tokenizer
+from clip_jax.model.learner import split_state
+from clip_jax.model.two_towers import TwoTowers
+from clip_jax.pretrained import name_table
+from clip_jax.towers.sizes import transformer_size
+
+
+@dataclasses.dataclass
+class ModelBundle:
+  """A model with its weights, preprocessing and tokenizer: the common form of all formats.
+
+  Attributes:
+    model: a call of `TwoTowers`.
+    params, stats: the model's arrays, as `model.split` returns them.
+    scale, bias: logit = scale * z_image @ z_text + bias, for unit vectors.
+    preprocess, tokenizer: arguments of `Embedder`.
+  """
+
+  model: ConfigDict
+  params: dict
+  stats: dict
+  scale: float
+  bias: float
+  preprocess: Resize | ResizeThenCrop
+  tokenizer: Tokenizer
+
+
+def read(
+  model: ConfigDict,
+  table: list[name_table.Name],
+  arrays: dict[str, np.ndarray],
+  where: str,
+  *,
+  ignored: tuple[str, ...] = (),
+  preprocess: Resize | ResizeThenCrop,
+  tokenizer: Tokenizer,
+) -> ModelBundle:
+  """Fills a model with another library's arrays.
+
+  Args:
+    model: a call of `TwoTowers`.
+    table: the name table. The logarithm of the logit scale has the path "log_scale" in it, the
+      logit bias "bias".
+    arrays: the other library's arrays by name.
+    where: the origin of `arrays`, for error messages.
+    ignored: glob patterns of array names to skip.
+    preprocess, tokenizer: stored in the result.
+
+  Raises:
+    UserError: arrays are missing, unexpected or misshapen.
+  """
+  _, params, stats = split_state(abstract_model(model))
+  empty = lambda tree: jax.tree.map(lambda x: np.empty(x.shape, x.dtype), tree)
+  params, stats = empty(params), empty(stats)
+  scalars = {"log_scale": np.zeros((), np.float32), "bias": np.zeros((), np.float32)}
+  if "bias" not in {row.ours for row in table}:
+    del scalars["bias"]
+  name_table.read(
+    table, {**flatten(params), **flatten(stats), **scalars}, arrays, where, ignored=ignored
+  )
+  return ModelBundle(
+    model,
+    params,
+    stats,
+    math.exp(scalars["log_scale"]),
+    float(scalars.get("bias", 0.0)),
+    preprocess,
+    tokenizer,
+  )
+
+
+def written(saved: ModelBundle, table: list[name_table.Name]) -> dict[str, np.ndarray]:
+  """Returns a model's arrays under another library's names."""
+  tree = {
+    path: np.asarray(x) for path, x in {**flatten(saved.params), **flatten(saved.stats)}.items()
+  }
+  tree["log_scale"] = np.asarray(math.log(saved.scale), np.float32)
+  if "bias" in {row.ours for row in table}:
+    tree["bias"] = np.asarray(saved.bias, np.float32)
+  return name_table.written(table, tree)
+
+
+def abstract_model(model: ConfigDict) -> TwoTowers:
+  """Returns an abstract model, with shapes in place of arrays."""
+  return jax.eval_shape(lambda key: build(model, rngs=nnx.Rngs(key)), jax.random.key(0))
+
+
+def flatten(tree: dict) -> dict[str, Any]:
+  """Returns the leaves of nested dicts by path."""
+  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+  return {"/".join(str(key.key) for key in path): x for path, x in leaves}
+
+
+def complete_spec(spec: ConfigDict) -> ConfigDict:
+  """Returns a call with default arguments filled in and a size name replaced by its numbers.
+
+  A saved call lacks the arguments that were added to the code after it was written.
+  """
+  spec = call(
+    function(spec.fn),
+    **{
+      name: complete_spec(x) if isinstance(x, ConfigDict) else x
+      for name, x in spec.items()
+      if name != "fn"
+    },
+  )
+  if "mlp" in spec:
+    width, depth, mlp, heads = transformer_size(
+      *(spec[name] for name in ("size", "width", "depth", "mlp", "heads"))
+    )
+    with spec.unlocked():
+      spec.width, spec.depth, spec.mlp_dim, spec.num_heads = width, depth, mlp, heads
+  return spec
+
+
+def part_name(spec: ConfigDict) -> str:
+  """Returns the name of the class or function that a call refers to, without its module."""
+  return short_name(spec.fn)
+
+
+def require(spec: ConfigDict, what: str, there: str, **wanted: Any) -> None:
+  """Checks that a call's arguments have the values that are fixed in another library's model.
+
+  Args:
+    spec: the call.
+    what: name of the called thing, for the error message.
+    there: name of the other library's model.
+    wanted: required value by argument name; a tuple holds alternatives.
+
+  Raises:
+    UserError: an argument has another value.
+  """
+  for name, values in wanted.items():
+    values = values if isinstance(values, tuple) else (values,)
+    if spec[name] not in values:
+      raise UserError(
+        f"{there} has no equivalent of this model: {what}'s {name} is {spec[name]!r}, but must "
+        f"be {' or '.join(map(repr, values))}. {EXPORTABLE}"
+      )
+
+
+EXPORTABLE = (
+  "clip_jax can export to open_clip: Vit in OpenAI's form (or SigLIP's, in the sizes that timm "
+  "has), ClipResnet, and TextTransformer without mask_padding; to huggingface: Vit and "
+  "TextTransformer if both are in OpenAI's or both in SigLIP's form; to big_vision: Vit and "
+  "TextTransformer in big_vision's form; to stablehlo: every model."
+)
+
+
+def load_json(path: Path) -> dict:
+  """Returns the content of a JSON file.
+
+  Raises:
+    UserError: the file is truncated or otherwise not JSON.
+  """
+  try:
+    return json.loads(path.read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise UserError(f"{path} is not JSON: {error}. Download it again.") from error
+
+
+def save_json(path: Path, value: Any) -> None:
+  """Writes a value to an indented JSON file."""
+  path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

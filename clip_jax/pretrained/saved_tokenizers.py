@@ -1,0 +1,149 @@
+"""Reads and writes the tokenizer files in a checkpoint's directory."""
+
+import json
+from pathlib import Path
+
+from ml_collections.config_dict import ConfigDict
+
+from clip_jax.data import tokenizer as shipped
+from clip_jax.data.checkpoint_tokenizer import CleanedTokenizer, TokenizerJson
+from clip_jax.errors import UserError
+from clip_jax.interfaces import Tokenizer
+
+SETTINGS, PIECES = "tokenizer_config.json", "spiece.model"
+
+
+def settings(folder: Path) -> dict:
+  """Returns the content of a directory's tokenizer_config.json; {} if there is none."""
+  file = folder / SETTINGS
+  return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def padding(folder: Path, *, default: int) -> int:
+  """Returns the id of the padding token that tokenizer_config.json names, or else `default`.
+
+  The ids come from the tokenizer.json in the same directory.
+  """
+  token = settings(folder).get("pad_token")
+  token = token["content"] if isinstance(token, dict) else token
+  made = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+  return _numbers(made).get(token, default)
+
+
+def end_token(text: ConfigDict, tokenizer: Tokenizer, there: str) -> int:
+  """Returns the id of the end token that a text tower with pool="eot" pools at.
+
+  If the tower does not set it, it is the tokenizer's end token.
+
+  Args:
+    text: the call of the text tower.
+    tokenizer: the model's tokenizer.
+    there: name of the format, for the error message.
+
+  Raises:
+    UserError: neither the tower nor the tokenizer determines an end token.
+  """
+  if text.eos_id is not None:
+    return text.eos_id
+  if isinstance(tokenizer, shipped.ClipBpe):
+    return tokenizer.end
+  if isinstance(tokenizer, shipped.SentencePiece) and tokenizer.eos and not tokenizer.sticky_eos:
+    return tokenizer.end
+  raise UserError(
+    f'{there} pools at a fixed end token, but this model\'s pool="eot" pools at the '
+    "last token that is not padding. Train with a tokenizer that adds an end token."
+  )
+
+
+def bundled_tokenizer(folder: Path) -> Tokenizer | None:
+  """Returns the SentencePiece tokenizer that `write` saved in a directory, with all its options.
+
+  Returns None if `write` saved none there.
+  """
+  options = dict(settings(folder).get("clip_jax", {}))
+  if not options:
+    return None
+  clean = options.pop("clean")
+  made = shipped.SentencePiece(str(folder / PIECES), **options)
+  return CleanedTokenizer(made, clean) if clean else made
+
+
+def write(tokenizer: Tokenizer, folder: Path, *, clean: str | None = None) -> None:
+  """Writes a tokenizer's files to a directory, in Hugging Face's layout.
+
+  Hugging Face's SentencePiece tokenizer strips punctuation and cannot add a begin token, so this
+  package's own options are saved too, under "clip_jax" in tokenizer_config.json, for `own`.
+
+  Args:
+    tokenizer: the tokenizer to write.
+    folder: the directory.
+    clean: the text cleaning applied before the tokenizer, saved with the options.
+  """
+  if isinstance(tokenizer, shipped.ClipBpe):
+    _write_clip(tokenizer, folder)
+  elif isinstance(tokenizer, shipped.SentencePiece):
+    (folder / PIECES).write_bytes(tokenizer.model)
+    _save(
+      folder / SETTINGS,
+      {
+        "tokenizer_class": "SiglipTokenizer",
+        "do_lower_case": tokenizer.lower,
+        "model_max_length": tokenizer.context_length,
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "pad_token": "</s>" if tokenizer.sticky_eos else "<pad>",
+        "clip_jax": {
+          "clean": clean,
+          **{
+            name: getattr(tokenizer, name)
+            for name in ("length", "lower", "bos", "eos", "sticky_eos")
+          },
+        },
+      },
+    )
+  elif isinstance(tokenizer, CleanedTokenizer):
+    write(tokenizer.tokenizer, folder, clean=tokenizer.clean)
+  elif isinstance(tokenizer, TokenizerJson):
+    made = json.loads(tokenizer.json)
+    (folder / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
+    pad = {number: token for token, number in _numbers(made).items()}.get(tokenizer.padding)
+    _save(
+      folder / SETTINGS,
+      {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": pad,
+        "model_max_length": tokenizer.context_length,
+      },
+    )
+
+
+def _write_clip(tokenizer, folder):
+  """Writes OpenAI's vocabulary and merges."""
+  vocabulary = shipped.clip_vocabulary()
+  (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+  merges = "\n".join(" ".join(pair) for pair in shipped.clip_merges())
+  (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
+  start, end = "<|startoftext|>", "<|endoftext|>"
+  _save(
+    folder / SETTINGS,
+    {
+      "tokenizer_class": "CLIPTokenizer",
+      "model_max_length": tokenizer.context_length,
+      "bos_token": start,
+      "eos_token": end,
+      "unk_token": end,
+      "pad_token": end,
+    },
+  )
+
+
+def _save(path, value):
+  path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _numbers(made):
+  """Returns the ids of a tokenizer.json's tokens, by token."""
+  vocabulary = made["model"].get("vocab", {})
+  if not isinstance(vocabulary, dict):  # Unigram models store a list of (token, score) pairs.
+    vocabulary = {token: i for i, (token, _) in enumerate(vocabulary)}
+  return vocabulary | {entry["content"]: entry["id"] for entry in made.get("added_tokens", ())}

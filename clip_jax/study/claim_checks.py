@@ -1,0 +1,79 @@
+"""Checks which of the paper's claims hold in your runs, by paired differences.
+
+Runs that differ only in the factor under test are paired: same data size, samples and seed. A
+difference counts if Student's t-test finds it significant at 95%; otherwise the claim is
+inconclusive at this scale.
+"""
+
+from collections.abc import Iterable, Sequence
+import csv
+import dataclasses
+from pathlib import Path
+
+from clip_jax.cli.formatting import table
+from clip_jax.errors import UserError
+from clip_jax.study.claims import CLAIMS
+from clip_jax.study.paired_tests import MISSING
+from clip_jax.study.runs_table import RunResult
+
+
+@dataclasses.dataclass(frozen=True)
+class ClaimCheck:
+  """The result of testing one claim on one data set.
+
+  Attributes:
+    statement: number of the claim, "S1" to "S15".
+    says: the claim.
+    data: data set of the runs.
+    verdict: `HOLDS`, `FAILS`, `UNTOLD` or `MISSING` of `differences`.
+    numbers: the differences that the verdict is based on.
+  """
+
+  statement: str
+  says: str
+  data: str
+  verdict: str
+  numbers: str
+
+
+def check_claims(points: Iterable[RunResult], metric: str | None = None) -> list[ClaimCheck]:
+  """Tests each claim on each data set that has the runs for it.
+
+  Args:
+    points: results of your runs.
+    metric: metric for claims that do not name one; by default recall at 10, mean of both
+      directions, if the data set has it, otherwise zero-shot.
+
+  Raises:
+    UserError: there are no runs.
+  """
+  points = list(points)
+  if not points:
+    raise UserError("There are no runs to test the claims on. Run a grid of configs/study first.")
+  found = []
+  for name, (says, judge) in CLAIMS.items():
+    own = []
+    for data in sorted({p.data for p in points}):
+      runs = [p for p in points if p.data == data]
+      main = metric or ("r10" if any(p.metric == "r10" for p in runs) else "zero_shot")
+      judged = judge(runs, main)
+      if judged:
+        own.append(ClaimCheck(name, says, data, *judged))
+    found += own or [ClaimCheck(name, says, "-", MISSING, "")]
+  return found
+
+
+def text(found: Sequence[ClaimCheck]) -> str:
+  """Formats verdicts as a table for the terminal."""
+  return table(
+    [(v.statement, v.says, v.data, v.verdict, v.numbers) for v in found],
+    ("", "claim", "data", "verdict", "numbers"),
+  )
+
+
+def write(found: Sequence[ClaimCheck], path: Path) -> None:
+  """Writes verdicts to a CSV file."""
+  with path.open("w", newline="", encoding="utf-8") as file:
+    writer = csv.writer(file)
+    writer.writerow([f.name for f in dataclasses.fields(ClaimCheck)])
+    writer.writerows(dataclasses.astuple(v) for v in found)

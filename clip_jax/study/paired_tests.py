@@ -1,0 +1,94 @@
+"""Paired differences between matching runs, and their statistical significance."""
+
+from collections.abc import Callable, Iterable, Sequence
+import dataclasses
+import math
+
+import numpy as np
+
+from clip_jax.study.runs_table import RunResult
+
+SURE = 2.0  # Half-width of a 95% interval in standard errors, for more pairs than _STUDENT covers.
+# Two-sided 95% quantiles of Student's t, for 2, 3, ... pairs of runs.
+_STUDENT = (12.7, 4.3, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
+HOLDS, FAILS, UNTOLD, MISSING = "holds", "fails", "inconclusive", "no runs"
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+  """Mean error difference between two kinds of runs; below 0, the first kind is better.
+
+  Attributes:
+    what: label of the comparison.
+    mean: mean of first minus second, in percentage points of error.
+    deviation: standard error of the mean.
+    runs: number of pairs of runs, at least 2.
+  """
+
+  what: str
+  mean: float
+  deviation: float
+  runs: int
+
+  @property
+  def bound(self) -> float:
+    """Half-width of the 95% confidence interval of the mean."""
+    return self.deviation * (_STUDENT[self.runs - 2] if self.runs - 2 < len(_STUDENT) else SURE)
+
+  @property
+  def sign(self) -> int:
+    """Sign of the mean, -1 or 1, if it is significant at 95%; otherwise 0."""
+    return 0 if not abs(self.mean) > self.bound else int(math.copysign(1, self.mean))
+
+  def __str__(self) -> str:
+    return f"{self.what}: {self.mean:+.1f} ± {self.deviation:.1f} ({self.runs} pairs of runs)"
+
+
+def difference(
+  what: str,
+  first: Iterable[RunResult],
+  second: Iterable[RunResult],
+  alike: Callable[[RunResult], object],
+) -> Difference | None:
+  """Computes the paired difference of error, first minus second.
+
+  Args:
+    what: label of the comparison.
+    first: runs of one kind.
+    second: runs of the other kind; those with the same key are averaged.
+    alike: key of a run; runs with equal keys are paired.
+
+  Returns:
+    The difference, or None with fewer than two pairs.
+  """
+  by = {}
+  for p in second:
+    by.setdefault(alike(p), []).append(p.error)
+  gaps = [p.error - float(np.mean(by[alike(p)])) for p in first if alike(p) in by]
+  if len(gaps) < 2:
+    return None
+  return Difference(
+    what, float(np.mean(gaps)), float(np.std(gaps, ddof=1) / math.sqrt(len(gaps))), len(gaps)
+  )
+
+
+def verdict(wanted: Sequence[tuple[Difference | None, int]]) -> tuple[str, str] | None:
+  """Judges a claim by the signs of some differences.
+
+  Args:
+    wanted: each difference with the sign that the claim predicts: -1, 1, or 0 for no difference.
+
+  Returns:
+    (verdict, the numbers behind it), or None if any difference is missing.
+  """
+  there = [(d, sign) for d, sign in wanted if d is not None]
+  if len(there) < len(wanted) or not there:
+    return None
+  numbers = "; ".join(str(d) for d, _ in there)
+  if any(d.sign == -sign and sign for d, sign in there) or any(
+    sign == 0 and d.sign for d, sign in there
+  ):
+    return FAILS, numbers
+  if all(d.sign == sign for d, sign in there):
+    return HOLDS, numbers
+  return UNTOLD, numbers

@@ -1,0 +1,171 @@
+"""Trains or resumes one run of a grid in its own process, and writes its result row."""
+
+from collections.abc import Mapping
+import fcntl
+import json
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+import clip_jax
+from clip_jax.costs.model_compute import FLOPS
+from clip_jax.errors import UserError
+from clip_jax.study import grid as grid_lib
+from clip_jax.study.budgets import compute_of
+from clip_jax.training import loop as loop_lib
+
+
+def run_one(grid: str, name: str, out: Path, fingerprint: str) -> int:
+  """Trains one run of a grid to its end and writes `row.json` to its folder.
+
+  A file lock makes a second process for the same run wait; it returns at once if the run is done
+  by then.
+
+  Args:
+    grid: grid file and argument, as for `grid.load`.
+    name: name of the run.
+    out: folder of the grid's results.
+    fingerprint: expected fingerprint of the run's config.
+
+  Returns:
+    Exit code of `loop.run`.
+
+  Raises:
+    UserError: the grid file has changed since the grid was started.
+  """
+  threading.Thread(target=_end_with_parent, daemon=True).start()
+  loaded = grid_lib.load(grid)
+  run = next((run for run in loaded.runs if run.name == name), None)
+  if run is None or run.fingerprint != fingerprint:
+    raise UserError(
+      f"{grid} changed while the grid was running: the config of {name} is not the "
+      "same any more. Rerun the command."
+    )
+  folder = out / "runs" / run.folder
+  folder.mkdir(parents=True, exist_ok=True)
+  with (folder / "lock").open("w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if (folder / "row.json").exists():
+      return 0
+    clock = Clock(folder)
+    code = loop_lib.run(run.config, folder)
+    seconds = clock.stop()
+    if code == 0:
+      write(folder / "row.json", row_of(run, loaded.columns, folder, seconds))
+    return code
+
+
+def row_of(
+  run: grid_lib.Run, columns: Mapping[str, str], folder: Path, seconds: float
+) -> dict[str, Any]:
+  """Builds the row of a finished run: `records.COLUMNS` and all other final metrics.
+
+  Raises:
+    UserError: the final evaluation lacks a metric that the grid names as a column.
+  """
+  import jax
+
+  lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+  last = [line for line in lines if "train/flops" in line][-1]
+  final = {
+    name: value
+    for line in lines
+    if line["step"] == last["step"]
+    for name, value in line.items()
+    if "/" in name and not name.startswith("train/")
+  }
+  missing = [metric for metric in columns.values() if metric not in final]
+  if missing:
+    raise UserError(
+      f"The grid's columns need the metric {missing[0]!r}, but the final evaluation "
+      f"of the run has {', '.join(final) or 'none'}. Change the grid's columns."
+    )
+  compute, samples = compute_of(run.config), last["step"] * run.config.data.batch_size
+  devices = jax.devices()
+  return {
+    "name": run.name,
+    **run.factors,
+    "dataset_size": round(samples / last["train/epoch"]),
+    "samples_seen": samples,
+    "epochs": round(last["train/epoch"], 4),
+    "steps": last["step"],
+    "seed": run.config.seed,
+    "forward_gmacs": last["train/flops"] / samples / FLOPS / 1e9,
+    "image_gmacs": compute.image / 1e9,
+    "text_gmacs": compute.text / 1e9,
+    "train_flops": last["train/flops"],
+    "parameters": compute.parameters,
+    **{column: _rounded(final[metric]) for column, metric in columns.items()},
+    **{
+      metric: _rounded(value) for metric, value in final.items() if metric not in columns.values()
+    },
+    "train/loss": last.get("train/loss"),
+    "wall_seconds": round(seconds, 1),
+    "fingerprint": run.fingerprint,
+    "commit": commit(),
+    "version": clip_jax.__version__,
+    "device": f"{len(devices)} x {devices[0].device_kind}",
+  }
+
+
+class Clock:
+  """Wall time of a run in seconds, summed over its restarts, including those that were killed."""
+
+  def __init__(self, folder: Path):
+    self._path, self._begun = folder / "clock.json", time.time()
+    self._before = 0.0
+    if self._path.exists():
+      earlier = json.loads(self._path.read_text())
+      self._before = earlier["seconds"]
+      log = folder / "metrics.jsonl"
+      if earlier["begun"] and log.exists():  # Killed: count the time until its last metrics.
+        self._before += max(0.0, log.stat().st_mtime - earlier["begun"])
+    write(self._path, {"seconds": self._before, "begun": self._begun})
+
+  def stop(self) -> float:
+    """Stops the clock and returns the total in seconds."""
+    seconds = self._before + time.time() - self._begun
+    write(self._path, {"seconds": seconds, "begun": None})
+    return seconds
+
+
+def write(path: Path, value: Any) -> None:
+  """Writes a JSON file atomically."""
+  temporary = path.with_name(path.name + ".new")
+  temporary.write_text(json.dumps(value))
+  os.replace(temporary, path)
+
+
+def commit() -> str:
+  """Short hash of the checked-out commit; empty if the package is not in a git checkout."""
+  try:
+    return subprocess.run(
+      ["git", "rev-parse", "--short", "HEAD"],
+      text=True,
+      timeout=10,
+      cwd=Path(__file__).parent,
+      capture_output=True,
+      check=True,
+    ).stdout.strip()
+  except (OSError, subprocess.SubprocessError):
+    return ""
+
+
+def _rounded(value):
+  return None if value is None else round(value, 4)
+
+
+def _end_with_parent():
+  """Sends this process SIGTERM, to save and stop, once its parent has exited.
+
+  The parent holds the other end of the pipe to stdin, which is closed when it exits.
+  """
+  # Not sys.stdin.read(): a daemon thread blocked in it holds a lock that interpreter exit needs.
+  while os.read(sys.stdin.fileno(), 1):
+    pass
+  os.kill(os.getpid(), signal.SIGTERM)

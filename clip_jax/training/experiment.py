@@ -1,0 +1,183 @@
+"""The sections of a training config, which is what a config file returns."""
+
+from collections.abc import Collection
+import dataclasses
+import inspect
+from typing import Any
+
+from ml_collections.config_dict import ConfigDict
+
+from clip_jax.config import build, call
+from clip_jax.data.subset import Subset, count
+from clip_jax.errors import UserError
+from clip_jax.interfaces import Objective, Source
+from clip_jax.parallel.mesh import make_mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """The training data and how it is read.
+
+  Attributes:
+    source: the records; after construction, the subset of them that is used for training.
+    views: converts a record into an example.
+    batch_size: examples in the global batch, B.
+    size: number of records to train on, as 10_000_000, "10M" or "10%"; None for all. `Subset`
+      chooses them with seed 0 whatever the run's seed, so that smaller subsets are contained in
+      larger ones.
+    threads: number of prefetching threads per process.
+    workers: number of worker processes per host; 0 prepares the batches in the training process.
+  """
+
+  source: Source
+  views: Any
+  batch_size: int = 256
+  size: int | str | None = None
+  threads: int = 16
+  workers: int = 0
+
+  def __post_init__(self) -> None:
+    if not isinstance(self.batch_size, int) or self.batch_size < 1:
+      raise UserError(
+        f"batch_size {self.batch_size} is not a positive integer. Set it, as in "
+        "--config.data.batch_size=256."
+      )
+    if self.size is not None:
+      object.__setattr__(self, "source", Subset(self.source, self.size))
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+  """The length of a run, and how often it logs, evaluates and saves.
+
+  Attributes:
+    steps, samples, epochs: length of the run; set exactly one. samples may be a string such as
+      "340M".
+    start_from: trained model to initialise the parameters from, in any form that `clip_jax.load`
+      accepts; the optimizer and the objective start afresh. Its image size and context length may
+      differ. Ignored when the run resumes from its own checkpoint.
+    microbatches: number of pieces that the batch is embedded in, one after the other; the gradient
+      stays the same and less memory is used.
+    log_every, eval_every, save_every: intervals in steps; 0 disables (the end of the run always
+      evaluates and saves).
+    keep: number of checkpoints to keep; older ones are deleted.
+    wandb: Weights & Biases project to log to in addition.
+    skip_nonfinite: number of steps that may be skipped over the whole run because their loss or
+      gradient is not finite; the next such step stops the run.
+  """
+
+  steps: int | None = None
+  samples: int | str | None = None
+  epochs: float | None = None
+  init_from: str | None = None
+  microbatches: int = 1
+  log_every: int = 50
+  eval_every: int = 0
+  save_every: int = 1000
+  max_checkpoints: int = 2
+  wandb: str | None = None
+  skip_nonfinite: int = 0
+
+  def total_steps(self, *, batch_size: int, examples: int) -> int:
+    """Returns the length of the run in steps, rounded up so that it covers every sample."""
+    given = {
+      n: getattr(self, n) for n in ("steps", "samples", "epochs") if getattr(self, n) is not None
+    }
+    if len(given) != 1:
+      raise UserError(
+        "The length of the run must be given as one of steps, samples and epochs, but given are "
+        f"{', '.join(f'{n}={v}' for n, v in given.items()) or 'none'}. Set exactly one, as in "
+        "--config.train.steps=1000, and the others to None, as in --config.train.epochs=None."
+      )
+    samples = (self.epochs or 0) * examples
+    if self.samples is not None:
+      samples = count(self.samples, examples)
+    steps = self.steps if self.steps is not None else -int(-samples // batch_size)
+    if steps < 1:
+      raise UserError(f"{given} makes a run of {steps} steps; it needs at least one.")
+    return steps
+
+
+def experiment(
+  *,
+  data: ConfigDict,
+  model: ConfigDict,
+  objective: ConfigDict,
+  optimizer: ConfigDict,
+  train: ConfigDict,
+  mesh: ConfigDict | None = None,
+  augment: dict[str, ConfigDict] | None = None,
+  evaluators: dict[str, ConfigDict] | None = None,
+  final_evaluators: dict[str, ConfigDict] | None = None,
+  seed: int = 0,
+) -> ConfigDict:
+  """Returns the config of a training run.
+
+  Args:
+    data: a call of `Data`.
+    model: a call of `TwoTowers`.
+    objective: a call of an objective, such as `objectives.clip.Clip`.
+    optimizer: a call of an optimizer, such as `optim.adamw`.
+    train: a call of `Training`.
+    mesh: a call of `sharding.make_mesh`; data-parallel over all devices by default.
+    augment: on-device augmentations, as calls by the name of the batch entry.
+    evaluators: evaluators to run every `train.eval_every` steps and at the end, as calls by the
+      prefix of their metrics.
+    final_evaluators: additional evaluators to run at the end.
+    seed: seed of the data order, the initial parameters and all other randomness of the run.
+  """
+  return ConfigDict(
+    dict(
+      seed=seed,
+      data=data,
+      augment=augment or {},
+      model=model,
+      objective=objective,
+      optimizer=optimizer,
+      mesh=mesh or call(make_mesh),
+      train=train,
+      evaluators=evaluators or {},
+      final_evaluators=final_evaluators or {},
+    )
+  )
+
+
+def check_sections(config: ConfigDict) -> None:
+  """Raises UserError unless a config has every section of a training run."""
+  missing = [name for name in inspect.signature(experiment).parameters if name not in config]
+  if missing:
+    raise UserError(
+      f"This config has no {', '.join(missing)}, so it does not describe a training run. Make it "
+      "with clip_jax.training.experiment(...). If it is a suite of evaluators, run clip-jax "
+      "evaluate --suite=FILE."
+    )
+
+
+def build_all(specs: ConfigDict) -> dict[str, Any]:
+  """Builds every call in a dict of calls."""
+  return {name: build(spec) for name, spec in specs.items()}
+
+
+def check_inputs(
+  objective: Objective, outputs: tuple[str, ...], augmented: Collection[str] = ()
+) -> None:
+  """Raises UserError unless the pipeline produces every batch entry that the objective reads.
+
+  Args:
+    objective: the objective to check.
+    outputs: names of the batch entries that the pipeline produces.
+    augmented: names of the entries that are augmented on the device; the objective must read them.
+  """
+  missing = [name for name in objective.inputs if name not in outputs]
+  if missing:
+    raise UserError(
+      f"{type(objective).__name__} reads {', '.join(objective.inputs)}, but the pipeline "
+      f"produces only {', '.join(outputs)}. Add to config.data.views.images: "
+      f"{', '.join(missing)}."
+    )
+  unread = [name for name in augmented if name not in objective.inputs]
+  if unread:
+    raise UserError(
+      f"config.augment has {', '.join(unread)}, but {type(objective).__name__} reads only "
+      f"{', '.join(objective.inputs)}. Augment one of these, or remove the entry."
+    )

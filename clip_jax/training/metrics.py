@@ -1,0 +1,261 @@
+"""Metrics of a run, in metrics.jsonl, TensorBoard and Weights & Biases, and its console output."""
+
+from collections.abc import Callable, Mapping
+import json
+import math
+import os
+from pathlib import Path
+import secrets
+import shutil
+import sys
+import textwrap
+import time
+from typing import TextIO
+
+from clip_jax.cli.formatting import duration, number
+from clip_jax.errors import UserError
+
+_WIDTH = 100  # Columns at which lines of metrics wrap.
+
+
+class MetricWriter:
+  """Writes the metrics of a run, each exactly once even if the run is restarted.
+
+  `workdir/metrics.jsonl` has one object per line, `{"step": 12, "train/loss": 3.2}`. A metric that
+  is not finite is null there, because JSON has no NaN; TensorBoard and the console show its value.
+  On the console, metrics of the training step update the progress line, in place on a terminal and
+  every few seconds in a file; other metrics (`<evaluator>/...`) are printed on separate lines.
+  """
+
+  def __init__(
+    self,
+    workdir: Path | str,
+    total_steps: int,
+    start_step: int = 0,
+    *,
+    writes: bool = True,
+    wandb: str | None = None,
+    every_seconds: float = 10.0,
+    stream: TextIO | None = None,
+    clock: Callable[[], float] = time.monotonic,
+  ):
+    """Opens the files, and drops metrics after `start_step`, because those steps will be rerun.
+
+    Args:
+      workdir: the run's folder; created if missing.
+      total_steps: length of the whole run in steps.
+      start_step: step that the run resumes from.
+      writes: whether this process writes anything; only one process of a run should.
+      wandb: Weights & Biases project to log to in addition.
+      every_seconds: interval between progress lines if the console is not a terminal.
+      stream: the console; standard output by default.
+      clock: returns the time in seconds, to estimate the time left.
+
+    Raises:
+      UserError: the workdir cannot be written to, or `wandb` is set and not installed.
+    """
+    self._total, self._start, self._writes = total_steps, start_step, writes
+    self._every, self._clock = every_seconds, clock
+    self._stream = stream or sys.stdout
+    self._first: tuple[int, float] | None = None  # Step and time of the first line.
+    self._shown: float | None = None  # Time of the last line shown.
+    self._line = ""  # The progress line currently on the terminal.
+    self._file = self._tensorboard = self._wandb = None
+    if not writes:
+      return
+    path = Path(workdir) / "metrics.jsonl"
+    try:
+      path.parent.mkdir(parents=True, exist_ok=True)
+      self._wandb = _wandb_run(wandb, path.parent) if wandb else None
+      _forget(path, start_step)
+      self._file = path.open("a", encoding="utf-8")
+    except OSError as error:
+      raise UserError(
+        f"The workdir {str(workdir)!r} cannot be written to: {error.strerror}. Choose another "
+        "one with --workdir, or change its permissions."
+      ) from error
+    self._tensorboard = self._tensorboard_writer(path.parent / "tensorboard")
+
+  def _tensorboard_writer(self, path):
+    try:
+      import tensorboardX
+    except ImportError:
+      self.note(
+        "TensorBoard logging is off because tensorboardX is missing: pip install tensorboardX."
+      )
+      return None
+    # Make TensorBoard hide what an interrupted process wrote at this step or later.
+    return tensorboardX.SummaryWriter(
+      str(path), purge_step=self._start + 1 if self._start else 0, flush_secs=10
+    )
+
+  def log(self, step: int, metrics: Mapping[str, float], *, show: bool = True) -> None:
+    """Logs metrics; each may be logged at most once per step.
+
+    Args:
+      step: number of steps made so far.
+      metrics: values by name. `train/loss`, `train/images_per_second` and
+        `train/data_wait_fraction` (of the time spent waiting for data) appear in the progress line.
+      show: whether to print metrics of evaluators.
+    """
+    if not self._writes:
+      return
+    values = {name: float(value) for name, value in metrics.items()}
+    line = {"step": int(step)} | {n: v if math.isfinite(v) else None for n, v in values.items()}
+    self._file.write(json.dumps(line, allow_nan=False) + "\n")
+    self._file.flush()  # A killed run loses at most the line being written.
+    if self._tensorboard:
+      for name, value in values.items():
+        self._tensorboard.add_scalar(name, value, int(step))
+    if self._wandb:
+      self._wandb.log(values, step=int(step))
+    others = {n: v for n, v in values.items() if not n.startswith("train/")}
+    if others and show:
+      self.note(_evaluation(step, others))
+    if len(others) < len(values):
+      self._progress(int(step), values)
+
+  def note(self, text: str) -> None:
+    """Prints whole lines, above the progress line if there is one."""
+    if not self._writes:
+      return
+    if self._line:
+      self._stream.write("\r\x1b[K")
+    self._stream.write(f"{text}\n{self._line}")
+    self._stream.flush()
+
+  def close(self) -> None:
+    """Ends the progress line and closes the files; `note` can still print lines."""
+    if self._line:
+      self._stream.write("\n")
+      self._stream.flush()
+      self._line = ""
+    for part in (self._file, self._tensorboard):
+      if part:
+        part.close()
+    if self._wandb:
+      self._wandb.finish()
+    self._file = self._tensorboard = self._wandb = None
+
+  def __enter__(self) -> "MetricWriter":
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.close()
+
+  def _progress(self, step, values):
+    now = self._clock()
+    # Measure from the first line on, to exclude compilation, which happens before it.
+    self._first = self._first or (step, now)
+    line = progress_line(step, self._total, values, self._time_left(step, now))
+    if self._stream.isatty():
+      # Truncate the line, because a wrapped one could not be overwritten.
+      self._line = line[: shutil.get_terminal_size().columns - 1]
+      self._stream.write(f"\r\x1b[K{self._line}")
+      self._shown = now
+    elif self._shown is None or step >= self._total or now - self._shown >= self._every:
+      self._stream.write(line + "\n")
+      self._shown = now
+    self._stream.flush()
+
+  def _time_left(self, step, now):
+    first, then = self._first
+    return (now - then) / (step - first) * (self._total - step) if step > first else None
+
+
+def progress_line(
+  step: int, total: int, values: Mapping[str, float], seconds_left: float | None
+) -> str:
+  """Formats the progress line; `seconds_left` is None if not known yet."""
+  parts = [f"step {step:,}/{total:,}", f"{100 * step // max(total, 1)}%"]
+  if "train/loss" in values:
+    parts.append(f"loss {values['train/loss']:.3f}")
+  if "train/images_per_second" in values:
+    parts.append(f"images/s {number(values['train/images_per_second'])}")
+  if "train/data_wait_fraction" in values:
+    parts.append(f"data wait {100 * values['train/data_wait_fraction']:.0f}%")
+  if seconds_left is not None and step < total:
+    parts.append(f"time left {duration(seconds_left)}")
+  return "  ".join(parts)
+
+
+def _evaluation(step, values):
+  """Formats the metrics of an evaluation, grouped by evaluator."""
+  groups = {}
+  for name, value in values.items():
+    evaluator, _, metric = name.rpartition("/")
+    groups.setdefault(evaluator, []).append(f"{metric or name} {number(value)}".replace(" ", "\0"))
+  lines = []
+  for evaluator, parts in groups.items():
+    head = f"step {step:,}" + (f"  {evaluator}" if evaluator else "")
+    lines.append(
+      textwrap.fill(
+        "  ".join(parts),
+        _WIDTH,
+        initial_indent=f"{head}  ",
+        subsequent_indent="    ",
+        break_on_hyphens=False,
+      )
+    )
+  return "\n".join(lines).replace("\0", " ")  # Keeps a name and its value on the same line.
+
+
+def read_metrics(workdir: Path | str) -> dict[str, tuple[list[int], list[float]]]:
+  """Reads the metrics of a run: (steps, values) by name, NaN where a value was not finite.
+
+  Raises:
+    UserError: there is no metrics.jsonl in `workdir`.
+  """
+  path = Path(workdir) / "metrics.jsonl"
+  if not path.is_file():
+    raise UserError(f"There is no {path}. Check the folder: every run creates this file.")
+  found = {}
+  for line in path.read_bytes().splitlines():
+    if (step := _step(line)) is not None:  # A line that is still being written has none.
+      for name, value in json.loads(line).items():
+        if name != "step":
+          steps, values = found.setdefault(name, ([], []))
+          steps.append(step)
+          values.append(math.nan if value is None else value)
+  return found
+
+
+def _forget(path, step):
+  """Drops lines of `path` after `step` and incomplete ones; at step 0, drops all lines."""
+  if not path.exists():
+    return
+  keep = [
+    line
+    for line in path.read_bytes().splitlines()
+    if step > 0 and _step(line) is not None and _step(line) <= step
+  ]
+  temporary = path.with_name(path.name + ".new")
+  temporary.write_bytes(b"".join(line + b"\n" for line in keep))
+  os.replace(temporary, path)  # Atomic, so that a kill cannot leave an incomplete file.
+
+
+def _step(line):
+  try:
+    return json.loads(line)["step"]
+  except (ValueError, KeyError, TypeError):
+    return None
+
+
+def _wandb_run(project, workdir):
+  try:
+    import wandb
+  except ImportError as error:
+    raise UserError(
+      f"The config sets the Weights & Biases project {project!r}, but wandb is not installed. "
+      "Install it (pip install wandb), or remove the project from the config."
+    ) from error
+  identity = workdir / "wandb_id.txt"  # Stored so that a resumed run continues the same W&B run.
+  if not identity.exists():
+    identity.write_text(secrets.token_hex(4))
+  return wandb.init(
+    project=project,
+    name=workdir.name,
+    dir=str(workdir),
+    id=identity.read_text().strip(),
+    resume="allow",
+  )

@@ -1,0 +1,106 @@
+"""Checks and the printed summary at the start of a run."""
+
+import os
+from pathlib import Path
+
+from flax import nnx
+import jax
+
+from clip_jax import config as config_lib
+from clip_jax.cli.formatting import number
+from clip_jax.costs.flops import count_parameters
+from clip_jax.data.selection import selection_chain
+from clip_jax.errors import UserError
+from clip_jax.parallel.agreement import data_version
+from clip_jax.training.setup import TrainSetup
+
+
+def writable_folder(workdir: Path) -> Path:
+  """Creates `workdir` if missing, and returns its absolute path.
+
+  Raises:
+    UserError: `workdir` is not writable.
+  """
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    probe = workdir / f".write-test-{os.getpid()}"
+    probe.touch()
+    probe.unlink()
+  except OSError as e:
+    raise UserError(
+      f"Cannot write to --workdir={workdir}: {e.strerror}. Choose a folder that you may write to."
+    ) from e
+  return workdir.absolute()
+
+
+def precision(parts: TrainSetup) -> list[str]:
+  """Returns lines about the towers' compute dtypes, with a hint if a CPU is to use bfloat16."""
+  of = parts.dtypes
+  same = of["image"] == of["text"]
+  lines = [f"computes   in {of['image']}" + ("" if same else f" (image) and {of['text']} (text)")]
+  flags = [f"--config.model.{name}.dtype=auto" for name, dtype in of.items() if dtype == "bfloat16"]
+  if jax.default_backend() == "cpu" and flags:
+    lines.append(
+      "           bfloat16 is slower than float32 on a CPU (docs/speed.md): " + " ".join(flags)
+    )
+  return lines
+
+
+def huge_pages(setting: Path = Path("/sys/kernel/mm/transparent_hugepage/enabled")) -> list[str]:
+  """Returns a hint to enable huge pages, if this is a CPU and Linux grants them on request.
+
+  A step allocates and frees gigabytes, in pages of 4 KiB by default.
+
+  Args:
+    setting: file with the kernel's setting.
+  """
+  asks = setting.exists() and "[madvise]" in setting.read_text()
+  asked = "hugetlb" in os.environ.get("GLIBC_TUNABLES", "")
+  if jax.default_backend() != "cpu" or not asks or asked:
+    return []
+  return [
+    "           20% faster with GLIBC_TUNABLES=glibc.malloc.hugetlb=1 before the command "
+    "(docs/speed.md)"
+  ]
+
+
+def summary(parts: TrainSetup, workdir: Path, start: int) -> list[str]:
+  """Returns the lines that describe the run, printed before it starts."""
+  data, config, model = parts.data, parts.config, parts.learner.model
+  samples = parts.total_steps * data.batch_size
+  selections = [one.describe() for one in selection_chain(data.source) if hasattr(one, "describe")]
+  compute = parts.compute
+  devices = jax.devices()
+  return [
+    f"data       {len(data.source):,} records, each seen {number(samples / len(data.source))} "
+    f"times: {samples:,} samples",
+    *(f"           {line}" for line in selections),
+    f"model      {count_parameters(parts.state.params) / 1e6:.1f} M parameters: image "
+    f"{count_parameters(nnx.state(model.image)) / 1e6:.1f} M, text "
+    f"{count_parameters(nnx.state(model.text)) / 1e6:.1f} M",
+    *(
+      [f"           from {parts.training.init_from}"]
+      if parts.training.init_from and not start
+      else []
+    ),
+    f"objective  {config_lib.short_name(config.objective.fn)} on batches of {data.batch_size}",
+    f"compute    {number(compute.forward / 1e9)} G multiply-adds per example, forward (image "
+    f"{number(compute.image / 1e9)}, text {number(compute.text / 1e9)}, loss "
+    f"{number(compute.loss / 1e9)}), {compute.flops * samples:.1e} FLOP in total",
+    f"devices    {len(devices)} x {devices[0].device_kind}, mesh "
+    + " x ".join(f"{name}={n}" for name, n in parts.mesh.shape.items()),
+    *precision(parts),
+    *huge_pages(),
+    f"steps      {parts.total_steps:,}" + (f", from step {start:,} on" if start else ""),
+    f"workdir    {workdir}",
+  ]
+
+
+def agreement_facts(parts: TrainSetup) -> dict[str, str | dict[str, str]]:
+  """Returns the facts that must agree on all processes."""
+  kinds = {device.device_kind for device in jax.local_devices()}
+  return {
+    "config": config_lib.entries(parts.config),
+    "data": data_version(parts.data.source),
+    "devices": f"{jax.local_device_count()} x {', '.join(sorted(kinds))}",
+  }

@@ -1,0 +1,146 @@
+"""The train step: embeddings, loss, gradients and update in a single jitted function."""
+
+from collections.abc import Callable
+from typing import Any
+import zlib
+
+from flax import nnx
+import jax
+from jax import lax
+import jax.numpy as jnp
+import optax
+
+from clip_jax.interfaces import Batch, DeviceAugment, Metrics
+from clip_jax.model.learner import split_state
+from clip_jax.parallel.placement import shard_batch
+from clip_jax.training.grad_cache import grad_cache
+from clip_jax.training.state import TrainState
+
+
+def example_keys(seed: int, step: jax.Array, B: int) -> jax.Array:
+  """Returns one key per row of the global batch, [B], depending only on (seed, step, row)."""
+  # Threefry draws the same numbers however the batch is sliced or sharded; rbg does not.
+  key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), step)
+  return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(B))
+
+
+def entry_keys(keys: jax.Array, name: str) -> jax.Array:
+  """Returns keys for one batch entry, [B], so that two views of an image are augmented apart."""
+  return jax.vmap(jax.random.fold_in, (0, None))(keys, zlib.crc32(name.encode()))
+
+
+def make_gradients(
+  graphdef: Any,
+  *,
+  seed: int,
+  augment: dict[str, DeviceAugment] | None = None,
+  microbatches: int = 1,
+) -> Callable[[TrainState, Batch], tuple]:
+  """Returns the function (state, batch) -> (loss, metrics, next stats, gradients) of a step.
+
+  Args:
+    graphdef, seed, augment, microbatches: see `make_train_step`.
+  """
+  augment = augment or {}
+
+  def embed(params, stats, batch, keys):
+    pairs = jax.vmap(jax.random.split)(keys)  # [B, 2]
+    augment_keys, model_keys = pairs[:, 0], pairs[:, 1]
+    # Augment inside `embed`, because outside the whole batch would be in memory as floats.
+    with jax.named_scope("augmentation"):
+      batch = {
+        name: augment[name](x, entry_keys(augment_keys, name)) if name in augment else x
+        for name, x in batch.items()
+      }
+    learner = nnx.merge(graphdef, params, stats)
+    z = learner.objective.embed(learner.model, batch, train=True, key=model_keys)
+    return lax.stop_gradient(split_state(learner)[2]), jax.tree.map(shard_batch, z)
+
+  def gradients(state, batch):
+    def loss_fn(params):
+      keys = example_keys(seed, state.step, len(batch["tokens"]))
+      stats, z = grad_cache(embed, microbatches)(params, state.stats, batch, keys)
+      learner = nnx.merge(graphdef, params, stats)
+      with jax.named_scope("loss"):
+        loss, metrics = learner.objective.loss(z)
+      return loss, (metrics, lax.stop_gradient(split_state(learner)[2]))
+
+    (loss, (metrics, stats)), of_params = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    return loss, metrics, stats, of_params
+
+  return gradients
+
+
+def make_train_step(
+  graphdef: Any,
+  optimizer: optax.GradientTransformation,
+  *,
+  seed: int,
+  augment: dict[str, DeviceAugment] | None = None,
+  microbatches: int = 1,
+  skip_nonfinite: int = 0,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+  """Returns the function (state, batch) -> (next state, metrics), to be jitted once.
+
+  A step with a loss or gradient that is not finite is skipped: it changes only the counters. Once
+  there is one more of these than `skip_nonfinite` allows, the state is frozen: that step is not
+  counted, and later steps change nothing. The caller may therefore check
+  `state.skipped > skip_nonfinite` at any later time and still find the last good state, with
+  `state.step + 1` as the number of the failed step. The learning rate schedule counts updates, so
+  every skipped step leaves the schedule one update short of its end.
+
+  Args:
+    graphdef: structure of the learner, from `split`.
+    optimizer: the optimizer, which also keeps learned scalars within their bounds.
+    seed: seed of all randomness on the device.
+    augment: on-device augmentations by the name of the batch entry.
+    microbatches: number of pieces that the batch is embedded in; the loss is that of the whole
+      batch.
+    skip_nonfinite: number of steps that may be skipped in total.
+  """
+  gradients = make_gradients(graphdef, seed=seed, augment=augment, microbatches=microbatches)
+
+  def train_step(state, batch):
+    loss, metrics, stats, of_params = gradients(state, batch)
+    with jax.named_scope("optimizer"):
+      updates, opt_state = optimizer.update(of_params, state.opt_state, state.params)
+      params = optax.apply_updates(state.params, updates)
+      norm = optax.global_norm(of_params)
+    metrics = {"loss": loss, **metrics, "grad_norm": norm}
+    if getattr(optimizer, "learning_rate", None):
+      metrics["learning_rate"] = optimizer.learning_rate(state.step - state.skipped)
+
+    running = state.skipped <= skip_nonfinite
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    skipped = state.skipped + (running & ~finite)
+    # jnp.where rather than lax.cond, so that XLA fuses the selection into the update.
+    keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(running & finite, n, o), new, old)
+    with jax.named_scope("optimizer"):
+      params, stats, opt_state = keep(
+        (params, stats, opt_state), (state.params, state.stats, state.opt_state)
+      )
+    metrics["skipped_steps"] = skipped
+    step = state.step + (skipped <= skip_nonfinite)
+    return TrainState(step, params, stats, opt_state, skipped), metrics
+
+  return train_step
+
+
+def make_diagnosis(graphdef: Any, **options: Any) -> Callable[[TrainState, Batch], Metrics]:
+  """Returns the function (state, batch) -> the loss and the gradient norm of each part.
+
+  Used to find out what was not finite in a skipped step. Parts are the towers and projections, by
+  their names in the model, and `objective`.
+
+  Args:
+    graphdef: structure of the learner.
+    **options: `seed`, `augment` and `microbatches`, as for `make_train_step`.
+  """
+  gradients = make_gradients(graphdef, **options)
+
+  def diagnosis(state, batch):
+    loss, _, _, of_params = gradients(state, batch)
+    parts = of_params.pop("model") | of_params
+    return {"loss": loss, **{name: optax.global_norm(part) for name, part in parts.items()}}
+
+  return diagnosis

@@ -1,0 +1,231 @@
+"""Start-up of several processes, with threads in place of processes."""
+
+from concurrent.futures import ThreadPoolExecutor
+import os
+import shutil
+import socket
+import threading
+import time
+
+import pytest
+
+import clip_jax
+from clip_jax.errors import UserError
+from clip_jax.parallel import rendezvous
+
+
+def free_port():
+  with socket.socket() as s:
+    s.bind(("127.0.0.1", 0))
+    return s.getsockname()[1]
+
+
+def called(*calls, timeout=1.0, port=None):
+  """Errors raised by concurrent roll calls, "" for none; a call is (processes, process, facts)."""
+  coordinator = f"127.0.0.1:{port or free_port()}"
+
+  def one(call):
+    try:
+      rendezvous.roll_call(coordinator, *call, timeout=timeout)
+    except UserError as e:
+      return str(e)
+    return ""
+
+  with ThreadPoolExecutor(len(calls)) as pool:
+    return list(pool.map(one, calls))
+
+
+def test_processes_that_agree_continue():
+  assert called((3, 2, {"code": "a"}), (3, 0, {"code": "a"}), (3, 1, {"code": "a"})) == [""] * 3
+
+
+def test_process_0_may_start_last():
+  coordinator = f"127.0.0.1:{free_port()}"
+  first = threading.Thread(target=lambda: rendezvous.roll_call(coordinator, 2, 1, {}, timeout=9))
+  first.start()
+  time.sleep(0.3)
+  rendezvous.roll_call(coordinator, 2, 0, {}, timeout=9)
+  first.join(timeout=5)
+  assert not first.is_alive()
+
+
+def test_other_connections_are_ignored():
+  port = free_port()
+
+  def stranger():
+    for words in (b"GET / HTTP/1.1\r\n", b"[]\n", b"{}\n"):
+      for _ in range(50):
+        try:
+          with socket.create_connection(("127.0.0.1", port)) as s:
+            s.sendall(words)
+          break
+        except OSError:
+          time.sleep(0.02)
+
+  thread = threading.Thread(target=stranger)
+  thread.start()
+
+  def late():
+    thread.join()
+    return called((2, 1, {}), timeout=5, port=port)
+
+  with ThreadPoolExecutor(1) as pool:
+    other = pool.submit(late)
+    rendezvous.roll_call(f"127.0.0.1:{port}", 2, 0, {}, timeout=5)
+    assert other.result() == [""]
+
+
+def test_process_with_different_code_is_named_on_all():
+  for one in called((2, 0, {"code": "a"}), (2, 1, {"code": "b"}), timeout=5):
+    assert "The processes differ in their code" in one
+  said = {i: {"host": f"h{i}", "code": code} for i, code in enumerate("aba")}
+  assert rendezvous.differences(said) == (
+    "The processes differ in their code. process 1 on h1: b; process 0 on h0, process 2 on h2: a."
+    " It must be the same on all of them."
+  )
+  assert (
+    rendezvous.differences(
+      {0: {"host": "a", "process": 0, "code": "x"}, 1: {"host": "b", "process": 1, "code": "x"}}
+    )
+    == ""
+  )
+
+
+def test_missing_processes_are_named_on_all_others():
+  said = called((4, 0, {}), (4, 2, {}), timeout=0.5)
+  host = socket.gethostname()
+  for one in said:
+    assert one.startswith(
+      f"Processes 1, 3 did not answer within 0 s; process 0 on {host}, "
+      f"process 2 on {host} did. Check the logs"
+    )
+
+
+def test_only_the_first_eight_processes_are_listed():
+  assert rendezvous.host_names({i: {"host": "h"} for i in range(20)}).endswith("7 on h and 12 more")
+
+
+def test_missing_process_0_is_reported():
+  assert "Process 0 did not answer at 127.0.0.1:" in called((2, 1, {}), timeout=0.3)[0]
+
+
+def test_duplicate_index_and_different_count_are_reported():
+  said = called((3, 0, {}), (3, 1, {}), (3, 1, {}), timeout=2)
+  assert sum("Two processes claim index 1" in one for one in said) >= 2
+  said = called((3, 0, {}), (2, 1, {}), timeout=2)
+  assert all("differ in their number of processes" in one for one in said)
+
+
+def test_port_in_use_is_reported():
+  with socket.create_server(("", 0)) as taken:
+    with pytest.raises(UserError, match=r"cannot listen on port \d+ .*Choose another port"):
+      rendezvous.roll_call(f"127.0.0.1:{taken.getsockname()[1]}", 2, 0, {}, timeout=1)
+
+
+@pytest.mark.parametrize(
+  "given",
+  [
+    dict(coordinator="a:1"),
+    dict(processes="2", process="0"),
+    dict(coordinator="a:1", processes="2", process="2"),
+    dict(coordinator="a", processes="2", process="0"),
+    dict(coordinator="a:1", processes="two", process="0"),
+  ],
+)
+def test_incomplete_or_invalid_arguments_are_an_error(given):
+  with pytest.raises(UserError, match="do not identify one of several processes. Give all three"):
+    rendezvous.start(**given)
+
+
+def test_arguments_may_come_from_the_environment(monkeypatch):
+  monkeypatch.setenv("CLIP_JAX_COORDINATOR", "here:12")
+  with pytest.raises(UserError, match="--coordinator=here:12 --processes=None"):
+    rendezvous.start()
+
+
+def test_single_process_needs_no_roll_call(monkeypatch):
+  monkeypatch.setattr(rendezvous, "roll_call", None)  # Calling it would fail.
+  rendezvous.start()
+  rendezvous.start("a:1", "1", "0")
+
+
+def test_slurm_processes_are_detected():
+
+  slurm = {
+    "SLURM_JOB_ID": "77",
+    "SLURM_STEP_NODELIST": "node[003-004]",
+    "SLURM_NTASKS": "4",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+  }
+  with pytest.MonkeyPatch.context() as patch:
+    for name, value in slurm.items():
+      patch.setenv(name, value)
+    coordinator, n, i, devices = rendezvous._found(os.environ)
+  assert coordinator.startswith("node003:") and (n, i, devices) == (4, 3, [1])
+  assert rendezvous._found({**slurm, "SLURM_NTASKS": "1"}) is None
+  assert rendezvous._found({"SLURM_NTASKS": "4"}) is None  # In a job, but not under srun.
+
+
+@pytest.mark.parametrize(
+  "environment, metadata, several",
+  [
+    ({"TPU_WORKER_HOSTNAMES": "a,b"}, None, True),  # GKE.
+    ({"TPU_WORKER_HOSTNAMES": "localhost"}, None, False),  # One host.
+    ({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}, None, True),
+    ({"TPU_WORKER_HOSTNAMES": "a,b", "JAX_PLATFORMS": "cpu"}, None, False),
+    ({}, "u:0:10.0.0.1,u:1:10.0.0.2", True),  # A TPU VM.
+    ({}, "10.0.0.1", False),
+  ],
+)
+def test_several_tpu_hosts_are_detected(monkeypatch, environment, metadata, several):
+  monkeypatch.setattr(rendezvous, "_has_tpu", lambda: True)
+  monkeypatch.setattr(rendezvous, "_metadata", lambda name, _: metadata)
+  assert rendezvous._several_tpu_hosts(environment) == several
+  monkeypatch.setattr(rendezvous, "_has_tpu", lambda: False)
+  assert not rendezvous._several_tpu_hosts(environment)
+
+
+def test_metadata_server_is_queried_and_may_be_missing():
+  asked = []
+  with socket.create_server(("127.0.0.1", 0)) as server:
+    address = f"127.0.0.1:{server.getsockname()[1]}"
+
+    def answer():
+      connection, _ = server.accept()
+      asked.append(connection.recv(4096).decode())
+      connection.sendall(b"HTTP/1.0 200 OK\r\n\r\na,b")
+      connection.close()
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    assert rendezvous._metadata("workers", {"GCE_METADATA_IP": address}) == "a,b"
+    thread.join()
+  assert "/computeMetadata/v1/instance/attributes/workers" in asked[0]
+  assert "Metadata-Flavor: Google" in asked[0]
+  assert rendezvous._metadata("workers", {"GCE_METADATA_IP": address}) == ""
+
+
+def test_timeout_must_be_a_number(monkeypatch):
+  monkeypatch.setenv("CLIP_JAX_TIMEOUT", "7")
+  assert rendezvous.timeout_seconds() == 7
+  monkeypatch.setenv("CLIP_JAX_TIMEOUT", "soon")
+  with pytest.raises(UserError, match="CLIP_JAX_TIMEOUT=soon is not a number of seconds"):
+    rendezvous.timeout_seconds()
+
+
+def test_code_version_changes_with_a_source_file(tmp_path, monkeypatch):
+  version = rendezvous.code_version()
+  assert version.startswith(clip_jax.__version__ + "+")
+  assert version == rendezvous.code_version()
+  shutil.copytree(
+    rendezvous.Path(rendezvous.__file__).parent,
+    tmp_path / "copy",
+    ignore=shutil.ignore_patterns("__pycache__"),
+  )
+  monkeypatch.setattr(rendezvous, "__file__", str(tmp_path / "copy" / "distributed.py"))
+  assert rendezvous.code_version() == version
+  with (tmp_path / "copy" / "losses.py").open("a") as file:
+    file.write("#")
+  assert rendezvous.code_version() != version
+  assert "jax 0." in rendezvous.libraries()

@@ -1,0 +1,345 @@
+"""The report: metrics files that survive restarts, and readable console output."""
+
+import io
+import json
+import math
+import struct
+import sys
+import types
+
+import pytest
+
+from clip_jax.cli.formatting import duration, evaluations, number, table
+from clip_jax.errors import UserError
+from clip_jax.training.metrics import MetricWriter, progress_line, read_metrics
+
+
+class Terminal(io.StringIO):
+  def isatty(self):
+    return True
+
+
+class Clock:
+  """A clock that the test advances."""
+
+  def __init__(self):
+    self.now = 100.0
+
+  def __call__(self):
+    return self.now
+
+
+def quiet(workdir, **kwargs):
+  return MetricWriter(workdir, **{"total_steps": 100, "stream": io.StringIO(), **kwargs})
+
+
+def lines(workdir):
+  def no_constant(name):
+    raise AssertionError(f"{name} is not JSON")
+
+  return [
+    json.loads(line, parse_constant=no_constant)
+    for line in (workdir / "metrics.jsonl").read_text().splitlines()
+  ]
+
+
+def events(workdir):
+  """Reads (step, name, value) of every scalar, and the steps at which a restart purges."""
+  from tensorboardX.proto.event_pb2 import Event
+
+  scalars, purges = [], []
+  for path in sorted((workdir / "tensorboard").iterdir()):
+    data, at = path.read_bytes(), 0
+    while at < len(data):
+      (size,) = struct.unpack("<Q", data[at : at + 8])
+      event = Event.FromString(data[at + 12 : at + 12 + size])
+      at += size + 16  # Two checksums.
+      scalars += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+      if event.HasField("session_log"):
+        purges.append(event.step)
+  return scalars, purges
+
+
+def test_each_log_is_a_json_object_on_one_line(tmp_path):
+  with quiet(tmp_path / "new" / "folder") as report:
+    report.log(12, {"train/loss": 3.5, "train/images_per_second": 10})
+    report.log(20, {"retrieval/text_to_image_r1": 1.5})
+  assert lines(tmp_path / "new" / "folder") == [
+    {"step": 12, "train/loss": 3.5, "train/images_per_second": 10.0},
+    {"step": 20, "retrieval/text_to_image_r1": 1.5},
+  ]
+
+
+def test_line_is_on_disk_as_soon_as_it_is_logged(tmp_path):
+  report = quiet(tmp_path)
+  report.log(1, {"train/loss": 3.5})
+  assert lines(tmp_path) == [{"step": 1, "train/loss": 3.5}]
+  report.close()
+
+
+def test_nonfinite_values_are_null(tmp_path):
+  with quiet(tmp_path) as report:
+    report.log(1, {"train/loss": math.nan, "train/scale": math.inf, "train/a": 1})
+  assert lines(tmp_path) == [{"step": 1, "train/loss": None, "train/scale": None, "train/a": 1}]
+
+
+def test_resumed_run_has_the_metrics_of_an_uninterrupted_one(tmp_path):
+  with quiet(tmp_path / "unbroken") as report:
+    for step in range(1, 11):
+      report.log(step, {"train/loss": 1 / step})
+  with quiet(tmp_path / "killed") as report:
+    for step in range(1, 9):
+      report.log(step, {"train/loss": 1 / step})
+  with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 4, "train/lo')  # Killed while writing a line.
+  with quiet(tmp_path / "killed", start_step=6) as report:  # The last checkpoint is at step 6.
+    for step in range(7, 11):
+      report.log(step, {"train/loss": 1 / step})
+  unbroken, killed = (tmp_path / name / "metrics.jsonl" for name in ("unbroken", "killed"))
+  assert killed.read_text() == unbroken.read_text()
+  assert {path.name for path in (tmp_path / "killed").iterdir()} == {"metrics.jsonl", "tensorboard"}
+
+
+def test_run_killed_before_its_first_checkpoint_starts_over(tmp_path):
+  with quiet(tmp_path) as report:
+    report.log(0, {"zero_shot/top1": 1})
+    report.log(5, {"train/loss": 1})
+  with quiet(tmp_path) as report:
+    report.log(0, {"zero_shot/top1": 2})
+  assert lines(tmp_path) == [{"step": 0, "zero_shot/top1": 2}]
+
+
+def test_lines_without_metrics_are_dropped(tmp_path):
+  (tmp_path / "metrics.jsonl").write_bytes(b'[1]\n{"a": 1}\n\n3\n\xff\n{"step": 2}\n{"step": nul')
+  quiet(tmp_path, start_step=2).close()
+  assert lines(tmp_path) == [{"step": 2}]
+
+
+def test_tensorboard_gets_every_value_and_purges_steps_that_are_rerun(tmp_path):
+  with quiet(tmp_path) as report:
+    report.log(3, {"train/loss": 0.5, "retrieval/image_to_text_r1": 25})
+    report.log(4, {"train/loss": math.nan})
+  scalars, _ = events(tmp_path)
+  assert scalars[:2] == [(3, "train/loss", 0.5), (3, "retrieval/image_to_text_r1", 25)]
+  assert scalars[2][:2] == (4, "train/loss") and math.isnan(scalars[2][2])
+  quiet(tmp_path, start_step=3).close()
+  assert events(tmp_path)[1][-1] == 4  # Step 3 stays.
+
+
+def test_missing_tensorboardx_is_reported_and_not_fatal(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "tensorboardX", None)
+  stream = io.StringIO()
+  with MetricWriter(tmp_path, 10, stream=stream) as report:
+    report.log(1, {"train/loss": 1})
+  assert "tensorboardX is missing: pip install tensorboardX" in stream.getvalue()
+  assert len(lines(tmp_path)) == 1 and not (tmp_path / "tensorboard").exists()
+
+
+def test_only_one_process_writes(tmp_path):
+  stream = io.StringIO()
+  with MetricWriter(tmp_path / "none", 10, writes=False, wandb="project", stream=stream) as report:
+    report.log(1, {"train/loss": 1})
+    report.note("text")
+  assert stream.getvalue() == "" and not (tmp_path / "none").exists()
+
+
+def test_resumed_run_continues_its_weights_and_biases_run(tmp_path, monkeypatch):
+  begun, logged, finished = [], [], []
+
+  def init(**kwargs):
+    begun.append(kwargs)
+    return types.SimpleNamespace(
+      log=lambda values, step: logged.append((step, values)), finish=lambda: finished.append(True)
+    )
+
+  monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+  for start in 0, 1:
+    with quiet(tmp_path / "run7", start_step=start, wandb="clips") as report:
+      report.log(start + 1, {"train/loss": 2.0})
+  assert [b["project"] for b in begun] == ["clips", "clips"]
+  assert begun[0]["id"] == begun[1]["id"] and begun[0]["resume"] == "allow"
+  assert begun[0]["name"] == "run7"
+  assert logged == [(1, {"train/loss": 2.0}), (2, {"train/loss": 2.0})]
+  assert len(finished) == 2
+
+
+def test_missing_wandb_is_an_error(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "wandb", None)
+  with pytest.raises(UserError, match=r"project 'clips', .* Install it \(pip install wandb\)"):
+    quiet(tmp_path, wandb="clips")
+
+
+def test_unwritable_workdir_is_an_error(tmp_path):
+  (tmp_path / "file").write_text("in the way")
+  with pytest.raises(UserError, match="workdir .*file.* cannot be written to: .*--workdir"):
+    quiet(tmp_path / "file")
+
+
+def test_progress_line_has_step_loss_throughput_and_time_left():
+  line = progress_line(
+    1200,
+    5600,
+    {"train/loss": 3.21449, "train/images_per_second": 1234.4, "train/data_wait_fraction": 0.0213},
+    200,
+  )
+  assert line == (
+    "step 1,200/5,600  21%  loss 3.214  images/s 1,234  data wait 2%  time left 3 min 20 s"
+  )
+
+
+def test_progress_line_omits_missing_values():
+  assert progress_line(1, 10, {"train/loss": math.nan}, None) == "step 1/10  10%  loss nan"
+  assert progress_line(10, 10, {}, 0) == "step 10/10  100%"
+
+
+def test_file_gets_a_line_every_few_seconds_and_the_last_one(tmp_path):
+  clock, stream = Clock(), io.StringIO()
+  report = MetricWriter(tmp_path, 100, stream=stream, clock=clock, every_seconds=10)
+  for step in range(4, 101, 4):
+    report.log(step, {"train/loss": 1})
+    clock.now += 4
+  report.close()
+  shown = [line.split()[1] for line in stream.getvalue().splitlines()]
+  assert shown == [
+    "4/100",
+    "16/100",
+    "28/100",
+    "40/100",
+    "52/100",
+    "64/100",
+    "76/100",
+    "88/100",
+    "100/100",
+  ]
+  assert "\r" not in stream.getvalue()
+  assert len(lines(tmp_path)) == 25  # The metrics are all in the file.
+
+
+def test_time_left_excludes_compilation(tmp_path):
+  clock, stream = Clock(), io.StringIO()
+  report = MetricWriter(tmp_path, 60, start_step=10, stream=stream, clock=clock, every_seconds=0)
+  clock.now += 1000  # Compiles.
+  report.log(11, {"train/loss": 1})
+  clock.now += 9 * 2
+  report.log(20, {"train/loss": 1})
+  report.close()
+  first, second = stream.getvalue().splitlines()
+  assert "time left" not in first
+  assert second.endswith("time left 1 min 20 s")  # 40 steps of 2 s.
+
+
+def test_terminal_gets_one_line_that_is_overwritten(tmp_path, monkeypatch):
+  monkeypatch.setenv("COLUMNS", "30")
+  stream = Terminal()
+  report = MetricWriter(tmp_path, 100, stream=stream)
+  report.log(1, {"train/loss": 1.0, "train/images_per_second": 100})
+  report.log(2, {"train/loss": 2.0, "train/images_per_second": 100})
+  report.note("saved")
+  report.close()
+  report.note("done")
+  assert stream.getvalue() == (
+    "\r\x1b[Kstep 1/100  1%  loss 1.000  i"
+    "\r\x1b[Kstep 2/100  2%  loss 2.000  i"
+    "\r\x1b[Ksaved\nstep 2/100  2%  loss 2.000  i"
+    "\n"
+    "done\n"
+  )
+
+
+def test_evaluations_are_printed_on_separate_lines(tmp_path):
+  stream = io.StringIO()
+  with MetricWriter(tmp_path, 100, stream=stream) as report:
+    report.log(50, {"test/text_to_image_r1": 12.3456, "test/examples": 5393, "flags/top1": 50})
+  assert stream.getvalue() == (
+    "step 50  test  text_to_image_r1 12.35  examples 5,393\nstep 50  flags  top1 50\n"
+  )
+
+
+def test_long_evaluations_wrap_between_metrics(tmp_path):
+  stream = io.StringIO()
+  with MetricWriter(tmp_path, 100, stream=stream) as report:
+    report.log(50, {f"retrieval/text_to_image_r{k}": k for k in range(12)})
+  shown = stream.getvalue().splitlines()
+  assert len(shown) > 1 and all(len(line) <= 100 for line in shown)
+  assert all(line.startswith("    text_to_image_r") for line in shown[1:])
+
+
+def test_table_is_aligned():
+  assert table(
+    [("retrieval/r1", 12.345), ("zero_shot/examples", 5393)], ("metric", "value")
+  ).splitlines() == [
+    "metric              value",
+    "------------------  -----",
+    "retrieval/r1        12.35",
+    "zero_shot/examples  5,393",
+  ]
+  assert table([("a", "1.5"), ("b", "n/a")], ("name", "value")).splitlines()[2:] == [
+    "a     1.5",
+    "b     n/a",
+  ]
+  assert table([], ("name", "value")) == "name  value\n----  -----"
+
+
+@pytest.mark.parametrize(
+  "value, text",
+  [
+    (0, "0"),
+    (1234.4, "1,234"),
+    (999.99, "1,000"),
+    (22.6579, "22.66"),
+    (0.0012345, "0.001234"),
+    (5393, "5,393"),
+    (1e-7, "1e-07"),
+    (-4321, "-4,321"),
+    (math.nan, "nan"),
+    (math.inf, "inf"),
+  ],
+)
+def test_numbers_have_four_digits_or_thousands_separators(value, text):
+  assert number(value) == text
+
+
+@pytest.mark.parametrize(
+  "seconds, text",
+  [
+    (0, "0 s"),
+    (44.6, "45 s"),
+    (59.7, "1 min"),
+    (200, "3 min 20 s"),
+    (3600, "1 h"),
+    (7500, "2 h 5 min"),
+    (273600, "3 d 4 h"),
+  ],
+)
+def test_durations_have_their_two_largest_units(seconds, text):
+  assert duration(seconds) == text
+
+
+def test_evaluators_with_the_same_metrics_share_a_table():
+  text = evaluations(
+    {"val/r1": 1.0, "val/r5": 5.5, "test/r1": 2.0, "test/r5": 7.0, "zero/top1": 22.66}
+  )
+  assert [line.split() for line in text.splitlines()] == [
+    ["val", "test"],
+    ["--", "---", "----"],
+    ["r1", "1", "2"],
+    ["r5", "5.5", "7"],
+    [],
+    ["zero"],
+    ["----", "-----"],
+    ["top1", "22.66"],
+  ]
+
+
+def test_curves_returns_what_was_logged(tmp_path):
+  with quiet(tmp_path) as report:
+    report.log(1, {"train/loss": 3.5})
+    report.log(2, {"train/loss": math.inf, "val/r10": 4.0})
+  with (tmp_path / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 3, "train/l')  # A line that is still being written.
+  found = read_metrics(tmp_path)
+  assert found["val/r10"] == ([2], [4.0])
+  steps, values = found["train/loss"]
+  assert steps == [1, 2] and values[0] == 3.5 and math.isnan(values[1]) and len(found) == 2
+  with pytest.raises(UserError, match="There is no .*nothing/metrics.jsonl"):
+    read_metrics(tmp_path / "nothing")
