@@ -94,9 +94,10 @@ def _with_config_path(arguments, flag):
     example = "quickstart" if flag == "config" else "evaluations/openclipart"
     raise UserError(f"No {flag} is given. Set --{flag}=NAME or FILE.py, as in --{flag}={example}.")
   path, argument = resolve(given[-1].partition("=")[2], flag)
+  # First, because the library needs the config before its overrides.
   return [
-    *(a for a in arguments if a not in given),
     f"--{flag}={path}" + (f":{argument}" if argument else ""),
+    *(a for a in arguments if a not in given),
   ]
 
 
