@@ -32,7 +32,7 @@ def info_nce(
   Args:
     z_a, z_b: [B, E], unit length.
     scale: inverse temperature, > 0 (in CLIP, it starts at 1/0.07 and is bounded by 100).
-    block: rows per chunk, a divisor of B; all rows by default.
+    chunk_size: rows per chunk, a divisor of B; all rows by default.
 
   Returns:
     float32 [], mean of both directions, in nats; log B when scale is 0.
@@ -72,7 +72,7 @@ def sigmoid_pairs(
     z_image, z_text: [B, E], unit length.
     scale: inverse temperature, > 0 (SigLIP starts at 10).
     bias: added to every logit (SigLIP starts at -10, because only 1 pair in B is positive).
-    block: rows per chunk, a divisor of B; all rows by default.
+    chunk_size: rows per chunk, a divisor of B; all rows by default.
 
   Returns:
     float32 [], the sum over the B^2 pairs divided by B, in nats; B log 2 when scale and bias are 0.
@@ -100,7 +100,7 @@ def nt_xent(
   Args:
     z_a, z_b: [B, E], unit length; rows i are two views of the same image.
     temperature: > 0 (0.1 in SimCLR and in SLIP).
-    block: rows per chunk, a divisor of B; all rows by default.
+    chunk_size: rows per chunk, a divisor of B; all rows by default.
 
   Returns:
     float32 [], mean over all 2B views, in nats; log(2B - 1) when all views are the same.
@@ -142,7 +142,7 @@ def accuracies(
 
   Args:
     z_a, z_b: [B, E], unit length.
-    block: rows per chunk, a divisor of B; all rows by default.
+    chunk_size: rows per chunk, a divisor of B; all rows by default.
 
   Returns:
     Two float32 [] in [0, 1]: the fraction of rows of `z_a` with their partner nearest in `z_b`, and
@@ -170,7 +170,7 @@ def nt_xent_accuracy(z_a: jax.Array, z_b: jax.Array, *, chunk_size: int | None =
 
   Args:
     z_a, z_b: [B, E], unit length; rows i are two views of the same image.
-    block: rows per chunk, a divisor of B; all rows by default.
+    chunk_size: rows per chunk, a divisor of B; all rows by default.
 
   Returns:
     float32 [] in [0, 1], the fraction of all 2B views (SLIP reports that of the first B only).

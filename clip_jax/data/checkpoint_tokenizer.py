@@ -25,7 +25,7 @@ class TokenizerJson:
 
     Args:
       path: a tokenizer.json as written by Hugging Face's libraries.
-      length: L, the context length. Longer texts are truncated but keep their end token.
+      context_length: L, the context length. Longer texts are truncated but keep their end token.
       padding: id of the token that pads shorter texts.
 
     Raises:

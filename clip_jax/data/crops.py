@@ -40,13 +40,13 @@ class RandomResizedCrop:
       scale: minimum and maximum area of the box, as a fraction of the image. SLIP uses (0.5, 1)
         for the image paired with the text and (0.08, 1) for the other views.
       ratio: minimum and maximum aspect ratio, width / height, of the box.
-      squash: whether `ratio` and the box refer to the image squashed to a square. Wide images are
+      resize_mode: whether `ratio` and the box refer to the image squashed to a square. Wide images are
         then distorted as much as `Resize(mode="squash")` distorts them in evaluation. By default
         they are not, which matters when many images are far from square.
-      shrink: whether to decode a JPEG at 1/2, 1/4 or 1/8 when the box is at least twice the output
+      jpeg_draft: whether to decode a JPEG at 1/2, 1/4 or 1/8 when the box is at least twice the output
         size. This is 1.1 to 1.8 times as fast and changes pixels by 0.2 to 1.1 of 255 on average.
         False gives exactly the pixels of decoding, cropping and resizing in Pillow.
-      resize: "bicubic", or "fast" for hosts that cannot feed the accelerator. "fast" may decode a
+      interpolation: "bicubic", or "fast" for hosts that cannot feed the accelerator. "fast" may decode a
         JPEG at down to 3/4 of the output size, box-averages other images first, and finishes with
         a bilinear filter. `python -m clip_jax.bench data` measures the speedup on this machine and
         the difference in pixels.
@@ -114,15 +114,15 @@ class Resize:
 
     Args:
       size: output size in pixels: one int for a square, or (height, width).
-      mode: how to handle an image with a different aspect ratio.
+      resize_mode: how to handle an image with a different aspect ratio.
         "squash": stretch it to the output size, as big_vision's evaluators do.
         "crop": keep the largest central box with the output's aspect ratio. With central=0.875
           this is "resize the shorter side to size / 0.875, then crop the centre", in a single
           resampling (the evaluation of the study).
         "pad": fit it inside the output and fill the border with white.
-      central: fraction of each side of that box (for "squash" and "pad", of the whole image) to
+      center_crop: fraction of each side of that box (for "squash" and "pad", of the whole image) to
         keep, around the centre.
-      shrink: as for `RandomResizedCrop`; off by default, because exact pixels matter more than
+      jpeg_draft: as for `RandomResizedCrop`; off by default, because exact pixels matter more than
         speed in evaluation.
 
     Raises:

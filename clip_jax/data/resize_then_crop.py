@@ -36,7 +36,7 @@ class ResizeThenCrop:
 
     Args:
       size: output size in pixels: one int for a square, or (height, width).
-      mode: "shortest" fits the shorter side and crops the centre; "longest" fits the longer side
+      resize_mode: "shortest" fits the shorter side and crops the centre; "longest" fits the longer side
         and pads with black; "squash" stretches both sides.
       interpolation: a name in `INTERPOLATIONS`, with Pillow's antialiasing.
       side: length to which the shorter side is resized, if different from `size`.

@@ -47,7 +47,7 @@ class SentencePiece:
       model: "openclipart-4k" or "openclipart-1k", which come with the package (4,096 and 1,024
         pieces; with fewer pieces, each one occurs in more captions), or the path of a model with
         padding as piece 0, as `train_sentencepiece` makes.
-      length: L, the context length. Longer texts are truncated but keep their end token.
+      context_length: L, the context length. Longer texts are truncated but keep their end token.
       lower: whether to convert texts to lower case first.
       bos: whether to prepend a begin token.
       eos: whether to append an end token. Towers that pool "last" or "eot" need it.

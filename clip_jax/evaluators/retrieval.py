@@ -53,7 +53,7 @@ class Retrieval(Question):
     Args:
       source: records {"image": ..., "text": one caption or several}.
       limit: maximum number of records, spread evenly over the source; None for all.
-      block: rows and columns of scores computed at a time; limits memory, does not change results.
+      chunk_size: rows and columns of scores computed at a time; limits memory, does not change results.
       resize: how images are resized to the model's input size, a name in `shared.RESIZES`; None
         for the model's own preprocessing.
 
@@ -168,7 +168,7 @@ def ranks(
     z_image: image embeddings of unit length, float32 [n, E].
     z_text: text embeddings of unit length, float32 [m, E].
     owner: int [m], the image that each text belongs to; every image has at least one text.
-    block: rows and columns of scores computed at a time.
+    chunk_size: rows and columns of scores computed at a time.
 
   Returns:
     For each image, the number of texts of other images that score at least as high as its best own

@@ -17,11 +17,11 @@ class TwoTowers(nnx.Module):
 
   Args:
     image, text: the towers.
-    embed: size of the shared embedding, E.
+    embed_dim: size of the shared embedding, E.
     image_projection, text_projection: maps features to the embedding: "linear", a matrix; "affine",
       a matrix and a bias; "mlp", a norm, a hidden layer and a matrix; "none", the identity, which
       needs features of width E (SigLIP's image tower).
-    hidden: width of the hidden layer of an "mlp" projection.
+    projection_hidden_dim: width of the hidden layer of an "mlp" projection.
     mean, std: normalisation of the three channels, for pixels in [0, 1]; the defaults map pixels to
       [-1, 1].
 

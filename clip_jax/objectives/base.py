@@ -14,7 +14,7 @@ class PairObjective(nnx.Module):
   Args:
     keep_patches: fraction of the patches that the image tower sees in training, an independent
       random subset of each image (FLIP).
-    block: chunk size of the loss, in rows of the B x B similarity matrix; all rows by default.
+    chunk_size: chunk size of the loss, in rows of the B x B similarity matrix; all rows by default.
 
   Raises:
     UserError: `keep_patches` is not in (0, 1].

@@ -19,7 +19,7 @@ class Clip(PairObjective):
     max_scale: upper bound of the scale, the inverse temperature. The parameter is clipped after the
       optimizer's update, so its gradient never vanishes.
     keep_patches: fraction of the patches that the image tower sees in training (FLIP).
-    block: chunk size of the loss, in rows of the B x B similarity matrix; all rows by default.
+    chunk_size: chunk size of the loss, in rows of the B x B similarity matrix; all rows by default.
 
   Source: Radford et al. 2021, sec. 2.3 and 2.5.
   """

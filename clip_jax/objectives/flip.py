@@ -22,7 +22,7 @@ def flip(
 
   Args:
     keep_patches: fraction of the patches kept; the paper uses 0.5 and 0.25.
-    temperature, max_scale, block: as in `Clip`.
+    temperature, max_scale, chunk_size: as in `Clip`.
 
   Source: Li et al. 2023 (FLIP), sec. 3.
   """

@@ -22,7 +22,7 @@ class Siglip(PairObjective):
     max_scale: upper bound of the scale; None (default) for no bound, as in the paper and in
       big_vision. (open_clip bounds it by 100, as in CLIP.)
     keep_patches: fraction of the patches that the image tower sees in training (FLIP).
-    block: chunk size of the loss, in rows of the B x B matrix of logits; all rows by default.
+    chunk_size: chunk size of the loss, in rows of the B x B matrix of logits; all rows by default.
 
   Source: Zhai et al. 2023, sec. 3.2 and algorithm 1.
   """

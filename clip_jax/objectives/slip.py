@@ -26,10 +26,10 @@ class Slip(nnx.Module):
     pairs: the pair objective; `Clip()` by default.
     ssl_weight: weight of the NT-Xent loss.
     temperature: temperature of the NT-Xent loss, which is not learned.
-    hidden, outputs: the widths of the head's three layers are hidden, hidden and outputs.
+    projection_hidden_dim, outputs: the widths of the head's three layers are hidden, hidden and outputs.
     keep_patches: fraction of the patches of the two views that the tower sees; `pairs` has its own
       setting for "image".
-    block: chunk size of NT-Xent, in rows of its similarity matrices; all rows by default.
+    chunk_size: chunk size of NT-Xent, in rows of its similarity matrices; all rows by default.
     dtype: dtype the head computes in, a name in `target.DTYPES`; batch statistics and the loss are
       always float32.
 

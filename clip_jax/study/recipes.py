@@ -134,7 +134,7 @@ def objective(
 
   Args:
     method: name of the strategy.
-    block: chunk size of the loss; None computes it in one piece.
+    chunk_size: chunk size of the loss; None computes it in one piece.
     temperature: initial temperature of the softmax losses.
     **head: arguments of SLIP's projection head.
 
@@ -230,7 +230,7 @@ def small(
     test: records of the final evaluation.
     classes: names of the classes.
     tokenizer: SentencePiece model.
-    length: context length in tokens; CLIPA uses half of it.
+    context_length: context length in tokens; CLIPA uses half of it.
     image_size: image size in pixels; CLIPA uses three quarters of it.
     batch_size: batch size.
   """

@@ -16,8 +16,8 @@ class BagOfTokens(nnx.Module):
   frequency without looking at the texts, and the initial embeddings have norms proportional to it.
 
   Args:
-    vocabulary: vocabulary size of the tokenizer.
-    length: context length of the tokenizer, L.
+    vocab_size: vocabulary size of the tokenizer.
+    context_length: context length of the tokenizer, L.
     width: embedding width, D.
 
   Source: Sparck Jones 1972, for weighting by inverse document frequency.

@@ -25,7 +25,7 @@ class MlpMixer(nnx.Module):
     patch: side of a patch in pixels.
     image_size: side, or (height, width), of the images in pixels. The tower takes only this size,
       because the token MLP has a weight for every patch position.
-    mlp, token_mlp: hidden widths of the channel and the token MLP; by default 4 times and half the
+    mlp_dim, token_mlp_dim: hidden widths of the channel and the token MLP; by default 4 times and half the
       width.
     activation, dtype, remat, unroll: as in `Vit`.
 

@@ -17,16 +17,16 @@ class TextTransformer(nnx.Module):
   """Token and position embeddings, pre-norm transformer blocks, a norm, and pooling.
 
   Args:
-    vocabulary: vocabulary size of the tokenizer.
-    length: context length of the tokenizer, L.
+    vocab_size: vocabulary size of the tokenizer.
+    context_length: context length of the tokenizer, L.
     size: a name in `towers.sizes`, overridden by `width`, `depth`, `mlp` and `heads`.
     causal: whether tokens attend only to themselves and earlier tokens, as in OpenAI's CLIP.
     pool: "last", position L - 1 even if it is padding, as in SigLIP; "eot", the last token that is
       not padding (the end token, if the tokenizer writes one); "mean", the mean of the tokens that
       are not padding; "map", a learned query that attends to them.
-    end_token: id of the end token. If set, "eot" uses its first occurrence, so texts may be padded
+    eos_id: id of the end token. If set, "eot" uses its first occurrence, so texts may be padded
       with any token, even the end token itself, as Hugging Face does.
-    epsilon: epsilon of the norms.
+    norm_eps: epsilon of the norms.
     mask_padding: whether padding is masked in attention. SigLIP, CLIPA and FLIP do not mask it.
     depth: number of blocks; with 0 and pool="mean" the tower is a bag of words.
     activation, attention, dtype, remat, unroll: as in `Vit`.

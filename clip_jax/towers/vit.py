@@ -32,7 +32,7 @@ class Vit(nnx.Module):
     patch_bias: whether the patch embedding has a bias.
     drop_rest: whether to drop pixels at the right and the bottom that do not fill a patch, as
       SigLIP's so400m does at 384 pixels; otherwise such an image size is an error.
-    epsilon: epsilon of the norms.
+    norm_eps: epsilon of the norms.
     activation: a name in `layers.ACTIVATIONS`.
     dtype: dtype the tower computes in, a name in `target.DTYPES`; parameters are always float32.
     attention: the attention implementation, a name in `attention.KINDS`.

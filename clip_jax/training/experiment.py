@@ -53,14 +53,14 @@ class Training:
   Attributes:
     steps, samples, epochs: length of the run; set exactly one. samples may be a string such as
       "340M".
-    start_from: trained model to initialise the parameters from, in any form that `clip_jax.load`
+    init_from: trained model to initialise the parameters from, in any form that `clip_jax.load`
       accepts; the optimizer and the objective start afresh. Its image size and context length may
       differ. Ignored when the run resumes from its own checkpoint.
     microbatches: number of pieces that the batch is embedded in, one after the other; the gradient
       stays the same and less memory is used.
     log_every, eval_every, save_every: intervals in steps; 0 disables (the end of the run always
       evaluates and saves).
-    keep: number of checkpoints to keep; older ones are deleted.
+    max_checkpoints: number of checkpoints to keep; older ones are deleted.
     wandb: Weights & Biases project to log to in addition.
     skip_nonfinite: number of steps that may be skipped over the whole run because their loss or
       gradient is not finite; the next such step stops the run.

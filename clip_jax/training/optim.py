@@ -62,10 +62,10 @@ def adamw(
     b1, b2, eps: Adam's hyperparameters; the defaults are CLIP's for ViTs (for ResNets it used 0.9,
       0.999 and 1e-8).
     weight_decay: decoupled weight decay; CLIP's by default.
-    decayed: patterns of the parameters to decay; by default kernels and token embeddings, as in
+    decay_params: patterns of the parameters to decay; by default kernels and token embeddings, as in
       open_clip (big_vision and CLIPA decay kernels only).
-    clip: maximum global gradient norm; None (default) disables clipping.
-    frozen: patterns of the parameters to freeze; these get no optimizer state (LiT:
+    grad_clip_norm: maximum global gradient norm; None (default) disables clipping.
+    freeze_params: patterns of the parameters to freeze; these get no optimizer state (LiT:
       "model/image/.*").
     momentum_dtype: dtype of the first moment.
 
@@ -127,9 +127,9 @@ def scaling_vit_adafactor(
     eps: added to the square of the gradient.
     min_factored: minimum length of the shorter of the two axes for v to be factored.
     weight_decay: decay per update at the peak of the schedule.
-    decayed: patterns of the parameters to decay.
-    clip: maximum global gradient norm (SigLIP and LiT: 1.0); None (default) disables clipping.
-    frozen: patterns of the parameters to freeze; these get no optimizer state (LiT:
+    decay_params: patterns of the parameters to decay.
+    grad_clip_norm: maximum global gradient norm (SigLIP and LiT: 1.0); None (default) disables clipping.
+    freeze_params: patterns of the parameters to freeze; these get no optimizer state (LiT:
       "model/image/.*").
     momentum_dtype: dtype of the momentum.
 

@@ -31,7 +31,7 @@ class ColorJitter:
       brightness, contrast, saturation: maximum change of each factor, in [0, 1].
       hue: maximum hue shift as a fraction of the colour circle, in [0, 0.5].
       probability: probability of applying the jitter at all.
-      grey: probability of converting to grey afterwards.
+      grayscale: probability of converting to grey afterwards.
 
     Raises:
       UserError: an argument is out of range.

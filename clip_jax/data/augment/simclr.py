@@ -53,7 +53,7 @@ class SimclrColors:
       brightness, contrast, saturation: maximum change of each factor, in [0, 1].
       hue: maximum hue shift as a fraction of the colour circle, in [0, 0.5].
       probability: probability of applying the jitter.
-      grey, blur, flip: probability of each operation.
+      grayscale, blur, flip: probability of each operation.
       sigma: minimum and maximum standard deviation of the blur, in pixels.
 
     Raises:
