@@ -118,7 +118,7 @@ def test_a_missing_package_is_cloned_and_installed(tmp_path, monkeypatch):
   # A folder named clip_jax would shadow the package.
   assert asked[1] == f"%cd -q {folder}" and folder != "clip_jax"
   (extra,) = re.findall(r"-e '\.\[(\w+)\]'$", asked[2])
-  assert f'"{extra}": [' in (ROOT / "setup.py").read_text()
+  assert f'"{extra}": ' in (ROOT / "setup.py").read_text()
   assert Path.cwd() == ROOT
 
 
