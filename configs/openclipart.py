@@ -49,7 +49,7 @@ def get_config():
         images={
           "image": call(
             ImageView,
-            crop=call(RandomResizedCrop, size=size, scale=(0.8, 1.0), squash=True),
+            crop=call(RandomResizedCrop, size=size, scale=(0.8, 1.0), resize_mode="squash"),
             augment=(call(HorizontalFlip),),
           )
         },
