@@ -22,9 +22,13 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "clip_jax"
 # Pages of the root, by their name on the site.
-ROOT_PAGES = {"README.md": "guide.md", "CONTRIBUTING.md": "contributing.md",
-              "CHANGELOG.md": "changelog.md", "SECURITY.md": "security.md"}
-INTERNAL = ("benches", "cli")   # Packages without a page in the reference.
+ROOT_PAGES = {
+  "README.md": "guide.md",
+  "CONTRIBUTING.md": "contributing.md",
+  "CHANGELOG.md": "changelog.md",
+  "SECURITY.md": "security.md",
+}
+INTERNAL = ("benches", "cli")  # Packages without a page in the reference.
 LINK = re.compile(r"(!?)\[([^\[\]]*(?:\[[^\[\]]*\][^\[\]]*)*)\]\(([^)\s]+)\)")
 SECTION = re.compile(r"(Args|Arguments|Attributes|Examples?|Raises|Returns|Yields|Receives):$")
 
@@ -40,7 +44,7 @@ def on_files(files: Any, *, config: Any) -> Any:
       if image and not target.startswith(("docs/", "http")):
         path = str(ROOT / target)
         files.append(File.generated(config, _image(target), abs_src_path=path))
-  _check_coverage(config)
+  _check_coverage()
   return files
 
 
@@ -60,7 +64,7 @@ def _link(match: re.Match[str], source: Path, page: Path) -> str:
   path, _, anchor = target.partition("#")
   there = Path(os.path.normpath(source.parent / path))
   if not path or "://" in target or not there.exists():
-    return match[0]   # If it leads nowhere, the strict build reports it.
+    return match[0]  # If it leads nowhere, the strict build reports it.
   name = there.relative_to(ROOT).as_posix()
   if name in ROOT_PAGES:
     on_site = ROOT_PAGES[name]
@@ -68,12 +72,27 @@ def _link(match: re.Match[str], source: Path, page: Path) -> str:
     on_site = _image(name)
   elif name.startswith("docs/") and there.is_file():
     on_site = name.removeprefix("docs/")
-  elif there.suffix == ".py" and name.startswith("clip_jax/") and name.split("/")[1] not in INTERNAL:
+  elif f"<!-- help: {_module(there)} -->" in _pages("*.md"):
+    command = there.parent if there.stem == "__main__" else there
+    on_site, anchor = "commands.md", command.stem
+  elif there.suffix == ".py" and not name.endswith("__.py") and _in_reference(there):
     return f"[{text}][{_module(there)}]"
   else:
     return text
   url = os.path.relpath(on_site, page.parent) + (f"#{anchor}" if anchor else "")
   return f"{image}[{text}]({url})"
+
+
+def _pages(pattern: str) -> str:
+  """The text of the pages that match, all in one."""
+  return "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "docs").glob(pattern))
+
+
+def _in_reference(path: Path) -> bool:
+  """Whether the reference shows a module, alone or with its package."""
+  pages, module = _pages("api/*.md"), _module(path)
+  package = ".".join(module.split(".")[:2])
+  return f"::: {module}\n" in pages or f"<!-- modules: {package} -->" in pages
 
 
 def _image(name: str) -> str:
@@ -104,12 +123,11 @@ def _help(module: str) -> str:
   return ""
 
 
-def _check_coverage(config: Any) -> None:
+def _check_coverage() -> None:
   """Warns of packages of clip_jax that no page of the reference shows."""
-  pages = "\n".join(path.read_text(encoding="utf-8")
-                    for path in Path(config.docs_dir, "api").glob("*.md"))
-  for folder in sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py")):
-    if folder not in INTERNAL and f"<!-- modules: clip_jax.{folder} -->" not in pages:
+  for path in sorted(PACKAGE.glob("*/__init__.py")):
+    folder = path.parent.name
+    if folder not in INTERNAL and not _in_reference(path):
       log.warning("No page in docs/api shows the package clip_jax.%s.", folder)
 
 
