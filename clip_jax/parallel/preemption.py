@@ -10,7 +10,7 @@ from jax.experimental import multihost_utils
 
 
 class PreemptionHandler:
-  """Records a SIGTERM, or a Ctrl-C during `train`, for the loop to act on after a step.
+  """Records a SIGTERM, or a Ctrl-C during `train`; the loop acts on it after a step.
 
   A context manager that catches SIGTERM while it is entered. All processes stop at the same step.
 

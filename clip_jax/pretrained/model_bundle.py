@@ -140,7 +140,7 @@ def require(spec: ConfigDict, what: str, there: str, **wanted: Any) -> None:
 
   Args:
     spec: the call.
-    what: name of the called thing, for the error message.
+    what: name of the called thing in the error message.
     there: name of the other library's model.
     wanted: required value by argument name; a tuple holds alternatives.
 

@@ -38,7 +38,7 @@ def end_token(text: ConfigDict, tokenizer: Tokenizer, there: str) -> int:
   Args:
     text: the call of the text tower.
     tokenizer: the model's tokenizer.
-    there: name of the format, for the error message.
+    there: name of the format in the error message.
 
   Raises:
     UserError: neither the tower nor the tokenizer determines an end token.

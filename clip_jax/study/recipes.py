@@ -58,7 +58,7 @@ SMALL_TOWERS = {
     dict(stages=(1, 1, 1), width=16, block="basic", stem="small", groups=8, pool="flat"),
   ),
 }
-# Column of runs.csv -> metric of the final evaluators, for the suite configs/evaluations/study.py.
+# Column of runs.csv -> metric of the final evaluators of configs/evaluations/study.py.
 _SETS = {
   "A": "imagenet_a",
   "R": "imagenet_r",

@@ -45,7 +45,7 @@ class Runner:
     """Prepares the runs without starting any.
 
     Args:
-      where: grid file and argument, for the processes to load.
+      where: grid file and argument that the processes load.
       grid: the grid loaded from it.
       out: folder of the results.
       jobs: number of concurrent runs, which share the GPUs, or else the CPU cores.
@@ -297,7 +297,7 @@ def plan(runs: Sequence[Run], out: Path | None, *, accelerator: str, utilisation
   Args:
     runs: the runs.
     out: folder of the results, whose runs.csv gives the measured speed; None before any run.
-    accelerator: a name in `budget.PEAKS`, for the hours while there is no measured speed.
+    accelerator: a name in `budgets.PEAKS`; its hours are used while there is no measured speed.
     utilisation: fraction of its peak that training reaches.
   """
   an_hour = budgets.flops_an_hour(accelerator, utilisation)

@@ -34,7 +34,8 @@ class RandAugment:
       magnitude: 0 to 10. At 0 every operation except AutoContrast and Equalize is the identity.
       fill: colour of the pixels that rotation, shear and translation expose. The default is the
         published grey; use (255, 255, 255) for drawings on white.
-      resampling: "nearest" or "bilinear", for the geometric operations; nearest is 3 times as fast.
+      resampling: "nearest" or "bilinear", used by the geometric operations; nearest is 3 times as
+        fast.
 
     Raises:
       UserError: a number out of range, or an unknown resampling.

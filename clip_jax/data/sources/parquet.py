@@ -2,15 +2,13 @@
 
 import bisect
 import concurrent.futures
-import difflib
 import itertools
 import json
 import threading
 from typing import Any
 
-import pyarrow as pa
-from pyarrow import parquet as pq
-
+from clip_jax.cli.optional import optional
+from clip_jax.cli.suggest import did_you_mean
 from clip_jax.data.paths import matching
 from clip_jax.data.selection import record_number
 from clip_jax.errors import UserError
@@ -135,20 +133,24 @@ class Parquet:
   def _read(self, file, group):
     columns = [self._image, *self._texts, *self._fields]
     with self._filesystem.open_input_file(file) as opened:
-      return pq.ParquetFile(opened).read_row_group(
-        group, columns=columns + [self._label] * bool(self._label), use_threads=False
+      return (
+        optional("pyarrow.parquet", "parquet")
+        .ParquetFile(opened)
+        .read_row_group(
+          group, columns=columns + [self._label] * bool(self._label), use_threads=False
+        )
       )
 
   def _opened(self, file):
     """Returns (schema, number of rows of each row group) of a file."""
     try:
       with self._filesystem.open_input_file(file) as opened:
-        read = pq.ParquetFile(opened)
+        read = optional("pyarrow.parquet", "parquet").ParquetFile(opened)
         groups = read.metadata
         return read.schema_arrow, [
           groups.row_group(g).num_rows for g in range(groups.num_row_groups)
         ]
-    except (pa.ArrowInvalid, OSError) as error:
+    except (_arrow().ArrowInvalid, OSError) as error:
       raise UserError(
         f"{file} is truncated or not a Parquet file: "
         f"{str(error).partition(chr(10))[0]} Copy or write it again."
@@ -159,13 +161,12 @@ class Parquet:
       (self._image, _is_image, "bytes or a struct with bytes"),
       *((text, _is_text, "strings or lists of strings") for text in self._texts),
       *((field, lambda _: True, "") for field in self._fields),
-      *((label, pa.types.is_integer, "integers") for label in [self._label] if label),
+      *((label, _arrow().types.is_integer, "integers") for label in [self._label] if label),
     ):
       if column not in schema.names:
-        close = difflib.get_close_matches(column, schema.names, 1)
         raise UserError(
           f"{file} has no column {column!r}; it has {_columns(schema)}."
-          + (f" Did you mean {close[0]!r}?" if close else "")
+          f"{did_you_mean(column, schema.names)}"
         )
       kind = schema.field(column).type
       if not fits(kind):
@@ -179,7 +180,7 @@ def columns(path: str) -> list[str]:
   """Returns the column names of the first file that matches `path`."""
   filesystem, files = matching(path, (".parquet",))
   with filesystem.open_input_file(files[0]) as opened:
-    return list(pq.ParquetFile(opened).schema_arrow.names)
+    return list(optional("pyarrow.parquet", "parquet").ParquetFile(opened).schema_arrow.names)
 
 
 def _columns(schema):
@@ -187,21 +188,21 @@ def _columns(schema):
 
 
 def _is_binary(kind):
-  return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+  return _arrow().types.is_binary(kind) or _arrow().types.is_large_binary(kind)
 
 
 def _is_image(kind):
   return _is_binary(kind) or (
-    pa.types.is_struct(kind)
+    _arrow().types.is_struct(kind)
     and kind.get_field_index("bytes") >= 0
     and _is_binary(kind.field("bytes").type)
   )
 
 
 def _is_text(kind):
-  if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+  if _arrow().types.is_list(kind) or _arrow().types.is_large_list(kind):
     kind = kind.value_type
-  return pa.types.is_string(kind) or pa.types.is_large_string(kind) or _is_binary(kind)
+  return _arrow().types.is_string(kind) or _arrow().types.is_large_string(kind) or _is_binary(kind)
 
 
 def _text(value):
@@ -224,3 +225,7 @@ def _classes(schema, label):
   if not label or not note:
     return ()
   return tuple(json.loads(note).get("info", {}).get("features", {}).get(label, {}).get("names", ()))
+
+
+def _arrow():
+  return optional("pyarrow", "parquet")

@@ -1,11 +1,12 @@
 """Reads data sets prepared by TensorFlow Datasets (TFDS), without TensorFlow."""
 
-import difflib
 import os
 from typing import Any
 
 import numpy as np
 
+from clip_jax.cli.suggest import did_you_mean
+from clip_jax.cli.optional import optional
 from clip_jax.data.selection import record_number
 from clip_jax.errors import UserError
 
@@ -49,8 +50,7 @@ class Tfds:
         or feature, or a feature has the wrong type.
     """
     # Imported here because it takes most of a second and only this source needs it.
-    import tensorflow_datasets as tfds
-
+    tfds = optional("tensorflow_datasets", "tfds")
     builder = _builder(name, data_dir)
     features = builder.info.features
     self.name, self.split = name, split
@@ -81,7 +81,7 @@ class Tfds:
 
 def _builder(name, data_dir):
   """Returns a read-only builder for the prepared files."""
-  import tensorflow_datasets as tfds
+  tfds = optional("tensorflow_datasets", "tfds")
   from tensorflow_datasets.core import naming, read_only_builder
 
   if os.path.isfile(os.path.join(name, "dataset_info.json")):
@@ -95,18 +95,17 @@ def _builder(name, data_dir):
       data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     )
     there = sorted({*os.listdir(folder)} - {"downloads"}) if os.path.isdir(folder) else []
-    close = difflib.get_close_matches(name, there, 1)
     raise UserError(
       f"No prepared data set {name!r} in {folder}, which contains {_listed(there)}."
-      + (f" Did you mean {close[0]!r}?" if close else "")
-      + f" Prepare it with: tfds build {name} --file_format=array_record --data_dir={folder}. "
+      f"{did_you_mean(name, there)} Prepare it with: tfds build {name} "
+      f"--file_format=array_record --data_dir={folder}. "
       "Or set data_dir to its parent folder, or set name to the folder of its dataset_info.json."
     ) from error
 
 
 def _records(builder, split, image):
   """Opens the TFDS data source, with image decoding turned off."""
-  import tensorflow_datasets as tfds
+  tfds = optional("tensorflow_datasets", "tfds")
 
   decoders = tfds.decode.SkipDecoding()
   for part in reversed(image):
@@ -158,10 +157,8 @@ def _path(features, written, dataset, kind):
 
 
 def _no_feature(features, written, dataset):
-  close = difflib.get_close_matches(written, [name for name, _ in _leaves(features)], 1)
-  return f"{dataset} has no feature {written!r}. {_features_of(features, dataset)}" + (
-    f" Did you mean {close[0]!r}?" if close else ""
-  )
+  near = did_you_mean(written, [name for name, _ in _leaves(features)])
+  return f"{dataset} has no feature {written!r}. {_features_of(features, dataset)}{near}"
 
 
 def _features_of(features, dataset):
