@@ -3,13 +3,13 @@
 from collections import Counter
 from collections.abc import Mapping
 import csv
-import difflib
 import functools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from clip_jax.cli.suggest import did_you_mean
 from clip_jax.errors import UserError
 from clip_jax.interfaces import Source
 
@@ -140,12 +140,11 @@ class Classes:
         return self._row[key]
     if self._others == "leave_out":
       return None
-    close = difflib.get_close_matches(key, self.called, 1)
     raise UserError(
       f"Record {place} has {self.label} {label!r}, which is not one of the {len(self.keys)} "
       f"classes: {', '.join(self.called[:10])}{', ...' if len(self.keys) > 10 else ''}."
-      + (f" Did you mean {close[0]!r}?" if close else "")
-      + ' Add it to classes, or set others="leave_out" to skip such records.'
+      f"{did_you_mean(key, self.called)}"
+      ' Add it to classes, or set others="leave_out" to skip such records.'
     )
 
   def check_seen(self, right: list[tuple[int, ...]]) -> None:
@@ -169,10 +168,8 @@ def published(name: str) -> dict[str, tuple[str, ...]]:
     UserError: unknown set.
   """
   if name not in SETS:
-    close = difflib.get_close_matches(name, SETS, 1)
     raise UserError(
-      f"Unknown classes {name!r}; choose from {', '.join(SETS)}."
-      + (f" Did you mean {close[0]!r}?" if close else "")
+      f"Unknown classes {name!r}; choose from {', '.join(SETS)}.{did_you_mean(name, SETS)}"
     )
   if name == "objectnet":
     return {row["folder"]: (row["name"].lower(),) for row in _table("objectnet.tsv")}

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 import dataclasses
-import difflib
 import hashlib
 import pickle
 import time
@@ -15,6 +14,7 @@ import numpy as np
 
 from clip_jax.cli.formatting import duration, number
 from clip_jax.cli.progress import Progress
+from clip_jax.cli.suggest import did_you_mean
 from clip_jax.data.crops import Resize
 from clip_jax.data.decode import UnreadableImage
 from clip_jax.errors import UserError
@@ -253,10 +253,9 @@ def preprocessing(embedder: Embedder, resize: str | None) -> tuple[Callable[[Any
 def check_resize(resize: str | None) -> None:
   """Raises a UserError unless `resize` is one of `RESIZES` or None."""
   if resize is not None and resize not in RESIZES:
-    close = difflib.get_close_matches(str(resize), RESIZES, 1)
     raise UserError(
       f"Unknown resize={resize!r}; choose from {', '.join(RESIZES)}, or None for the "
-      "model's own preprocessing." + (f" Did you mean {close[0]!r}?" if close else "")
+      f"model's own preprocessing.{did_you_mean(str(resize), RESIZES)}"
     )
 
 

@@ -1,10 +1,10 @@
 """Robustness: a summary of the accuracies of other evaluators on variants of a set."""
 
 from collections.abc import Mapping, Sequence
-import difflib
 
 import numpy as np
 
+from clip_jax.cli.suggest import did_you_mean
 from clip_jax.errors import UserError
 from clip_jax.evaluators.results import Result
 
@@ -71,10 +71,9 @@ class Robustness:
 
   def _known(self, name, among):
     if name not in among:
-      close = difflib.get_close_matches(name, among, 1)
       raise UserError(
         f"Robustness needs {name!r}; available are {', '.join(among) or 'none'}."
-        + (f" Did you mean {close[0]!r}?" if close else "")
+        f"{did_you_mean(name, among)}"
       )
 
 

@@ -1,12 +1,12 @@
 """Prompt templates and canonical form of class names for zero-shot classification."""
 
 import csv
-import difflib
 import functools
 from pathlib import Path
 import re
 import string
 
+from clip_jax.cli.suggest import did_you_mean
 from clip_jax.errors import UserError
 
 _NONE = ("{}",)
@@ -162,14 +162,13 @@ def _from_file(path):
   try:
     lines = Path(path).read_text(encoding="utf-8").splitlines()
   except OSError as error:
-    close = difflib.get_close_matches(path, (*SETS, *per_dataset()), 1)
+    near = did_you_mean(path, (*SETS, *per_dataset()))
     raise UserError(
       f"templates={path!r} is neither a set of templates ({', '.join((*SETS, *per_dataset()))}) "
       f"nor a readable text file ({error.strerror})."
       + (
-        f" Did you mean {close[0]!r}?"
-        if close
-        else " Set it to one of these, to a file with one template per line, or to the templates."
+        near
+        or " Set it to one of these, to a file with one template per line, or to the templates."
       )
     ) from error
   return tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))

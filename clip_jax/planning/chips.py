@@ -1,10 +1,10 @@
 """The chips that can be planned for and their interconnects, with the sources of the figures."""
 
 import dataclasses
-import difflib
 import math
 import re
 
+from clip_jax.cli.suggest import did_you_mean
 from clip_jax.errors import UserError
 
 
@@ -173,10 +173,8 @@ def topology(text: str) -> Topology:
     )
   slices, name, sides = int(form[1] or 1), form[2], tuple(int(n) for n in form[3].split("x"))
   if name not in CHIPS:
-    close = difflib.get_close_matches(name, CHIPS, 1)
     raise UserError(
-      f"There is no chip {name!r}; there are {', '.join(CHIPS)}."
-      + (f" Did you mean {close[0]!r}?" if close else "")
+      f"There is no chip {name!r}; there are {', '.join(CHIPS)}.{did_you_mean(name, CHIPS)}"
     )
   chip = CHIPS[name]
   if len(sides) != max(1, chip.dimensions) or slices < 1 or min(sides) < 1:

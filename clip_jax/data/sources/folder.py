@@ -1,11 +1,11 @@
 """Reads a folder of images with a caption table, or with one subfolder per class."""
 
 import csv
-import difflib
 import json
 import os
 from typing import Any
 
+from clip_jax.cli.suggest import did_you_mean
 from clip_jax.data.selection import record_number
 from clip_jax.errors import UserError
 
@@ -84,18 +84,13 @@ class Folder:
     for line, row in _rows(table):
       for name in (image, text, *fields):
         if name not in row:
-          close = difflib.get_close_matches(name, row, 1)
-          raise UserError(
-            f"{table}, line {line} has no {name!r}, only {', '.join(row)}."
-            + (
-              f" Did you mean {close[0]!r}?"
-              if close
-              else f" Rename the column, or pass its name as {own[name]}=NAME to the "
-              f"source or --{own[name]}=NAME to prepare."
-              if name in own
-              else ""
+          near = did_you_mean(name, row)
+          if not near and name in own:
+            near = (
+              f" Rename the column, or pass its name as {own[name]}=NAME to the source or "
+              f"--{own[name]}=NAME to prepare."
             )
-          )
+          raise UserError(f"{table}, line {line} has no {name!r}, only {', '.join(row)}.{near}")
       texts = row[text]
       if not isinstance(texts, (str, list)):
         raise UserError(
