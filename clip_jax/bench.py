@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
     arguments = ["", *arguments]
   what, *rest = arguments
   if not any(a.startswith("--config=") for a in rest):
-    rest = ["--config=configs/quickstart.py", *rest]
+    rest = ["--config=quickstart", *rest]
   flags = parse(rest, HELP, config=True, strings=("json", "profile"))
   if what not in (*BENCHES, "all"):
     raise UserError(

@@ -249,7 +249,7 @@ class Predictor:
     cut = "" if quality == 100 else f",{quality:g}"
     path = "source.path" if quality == 100 else "source.source.path"
     return (
-      f"python -m clip_jax.train --config=configs/study/recipe.py:{arch},{method}{cut} "
+      f"python -m clip_jax.train --config=study/recipe:{arch},{method}{cut} "
       f"--workdir=DIR --config.data.{path}=DATA --config.train.samples={round(samples)}"
     )
 
