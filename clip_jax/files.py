@@ -28,7 +28,7 @@ def atomic_write(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
       yield file
       file.flush()
       os.fsync(file.fileno())
-    os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read.
+    os.chmod(temporary, 0o666 & ~umask())  # mkstemp makes files that only their owner can read.
     os.replace(temporary, path)
   except BaseException:
     with contextlib.suppress(OSError):
@@ -42,7 +42,8 @@ def write_atomically(path: Path | str, content: str | bytes) -> None:
     file.write(content)
 
 
-def _umask():
+def umask() -> int:
+  """Returns the process's umask, the permissions that new files do not get."""
   # The only portable way to read it is to set it.
   mask = os.umask(0)
   os.umask(mask)

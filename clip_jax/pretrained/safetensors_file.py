@@ -1,14 +1,16 @@
-"""Reads and writes .safetensors files: the header's length, a JSON header, then the raw bytes."""
+"""Reads .safetensors files without copying the arrays, and writes them."""
 
-import json
 import math
+import os
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
+import safetensors
+from safetensors.numpy import save_file
 
 from clip_jax.errors import UserError
+from clip_jax.files import umask
 
 DTYPES = {
   "F64": np.float64,
@@ -25,50 +27,42 @@ DTYPES = {
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-  """Returns the arrays of a file by name, memory-mapped.
+  """Returns the arrays of a file by name, as read-only views of a memory map.
+
+  The library checks the header. Its own NumPy loader would copy every array into memory.
 
   Raises:
     UserError: the file is truncated, is not a .safetensors file, or has an unsupported dtype.
   """
-  size = path.stat().st_size
-  with open(path, "rb") as f:
-    length = int.from_bytes(f.read(8), "little")
-    if size < 8 or length > size - 8:
-      raise UserError(
-        f"{path} is not a complete .safetensors file: it has only {size} bytes. "
-        "Download it again; a file of about 130 bytes is a Git LFS pointer."
-      )
-    try:
-      header = json.loads(f.read(length))
-    except ValueError as error:
-      raise UserError(f"{path} is not a .safetensors file: its header is not JSON.") from error
-  header.pop("__metadata__", None)
-  if header and size < 8 + length + max(entry["data_offsets"][1] for entry in header.values()):
-    raise UserError(f"{path} is truncated: it has only {size} bytes. Download it again.")
-  data = np.memmap(path, np.uint8, "r", 8 + length) if size > 8 + length else np.empty(0, np.uint8)
-  arrays = {}
-  for name, entry in header.items():
-    if entry["dtype"] not in DTYPES:
-      raise UserError(
-        f"{path}: {name} has dtype {entry['dtype']}, which is not one of {', '.join(DTYPES)}."
-      )
-    start, end = entry["data_offsets"]
-    arrays[name] = data[start:end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
-  return arrays
+  try:
+    with safetensors.safe_open(path, framework="numpy") as file:
+      names = file.offset_keys()
+      entries = [file.get_slice(name) for name in names]
+      shapes = [entry.get_shape() for entry in entries]
+      kinds = [entry.get_dtype() for entry in entries]
+  except safetensors.SafetensorError as error:
+    raise UserError(
+      f"{path} is truncated or not a .safetensors file ({path.stat().st_size:,} bytes): "
+      f"{str(error).removeprefix('Error while deserializing header: ')}. Download it again; a file "
+      "of about 130 bytes is a Git LFS pointer."
+    ) from error
+  for name, kind in zip(names, kinds):
+    if kind not in DTYPES:
+      raise UserError(f"{path}: {name} has dtype {kind}, which is not one of {', '.join(DTYPES)}.")
+  dtypes = [np.dtype(DTYPES[kind]) for kind in kinds]
+  data = np.memmap(path, np.uint8, "r")
+  sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in zip(shapes, dtypes)]
+  # The library has checked that the arrays fill the end of the file without gaps, in this order.
+  ends = len(data) - sum(sizes) + np.cumsum(sizes, dtype=np.int64)
+  return {
+    name: data[end - size : end].view(dtype).reshape(shape)
+    for name, end, size, dtype, shape in zip(names, ends, sizes, dtypes, shapes)
+  }
 
 
 def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-  """Writes arrays by name to a file that PyTorch libraries can read."""
-  names = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
-  header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
-  at = 0
-  for name, x in arrays.items():
-    size = math.prod(x.shape) * x.dtype.itemsize
-    header[name] = {"dtype": names[x.dtype], "shape": x.shape, "data_offsets": (at, at + size)}
-    at += size
-  text = json.dumps(header).encode()
-  text += b" " * (-len(text) % 8)  # Aligns the arrays for memory mapping.
-  with open(path, "wb") as f:
-    f.write(len(text).to_bytes(8, "little") + text)
-    for x in arrays.values():
-      f.write(np.ascontiguousarray(x).tobytes())
+  """Writes arrays by name, atomically, to a file that PyTorch libraries can read."""
+  # The library writes the memory of an array in its own order, so that must be row-major.
+  rows = {name: np.asarray(x, order="C") for name, x in arrays.items()}
+  save_file(rows, path, metadata={"format": "pt"})
+  os.chmod(path, 0o666 & ~umask())  # The library makes files that only their owner can read.
