@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.cli.suggest import did_you_mean
 from clip_jax.cli.optional import optional
+from clip_jax.cli.suggest import did_you_mean
 from clip_jax.data.selection import record_number
 from clip_jax.errors import UserError
 
