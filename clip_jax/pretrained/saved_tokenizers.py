@@ -63,6 +63,8 @@ def bundled_tokenizer(folder: Path) -> Tokenizer | None:
   options = dict(settings(folder).get("clip_jax", {}))
   if not options:
     return None
+  if "length" in options:  # Its name in early exports.
+    options["context_length"] = options.pop("length")
   clean = options.pop("clean")
   made = shipped.SentencePiece(str(folder / PIECES), **options)
   return CleanedTokenizer(made, clean) if clean else made
@@ -96,7 +98,7 @@ def write(tokenizer: Tokenizer, folder: Path, *, clean: str | None = None) -> No
           "clean": clean,
           **{
             name: getattr(tokenizer, name)
-            for name in ("length", "lower", "bos", "eos", "sticky_eos")
+            for name in ("context_length", "lower", "bos", "eos", "sticky_eos")
           },
         },
       },

@@ -79,12 +79,11 @@ def test_a_missing_huggingface_hub_is_an_error_that_names_the_package(monkeypatc
 CODE = """
 import sys
 from clip_jax.errors import UserError
-from clip_jax.inference.loading import load, load_bundle
-from clip_jax.model.transfer import resample_positions
-saved = read("hf-hub:example/tiny")
+from clip_jax.inference.loading import load_bundle
+saved = load_bundle("hf-hub:example/tiny")
 print(saved.model.embed_dim, saved.scale)
 try:
-  read("hf-hub:example/other")
+  load_bundle("hf-hub:example/other")
 except UserError as e:
   print(e)
 """
