@@ -20,6 +20,8 @@ HELP = """Searches a folder for the images that best match a text or another ima
   --serve         serve a web page with a search box, which also accepts dropped images; reachable
                   from this machine only
   --port=8000     port of the web page; 0 for any free port
+  --allowed_hosts=HOST:PORT,...
+                  further addresses of the web page, for example localhost:9000 through a tunnel
   --trust=MODULE,...
                   modules besides clip_jax that the config of the model may call
 
@@ -39,7 +41,7 @@ def main(arguments: list[str]) -> int:
     [a for a in arguments if a.startswith("-")],
     HELP,
     switches=("serve",),
-    strings=("from", "images", "top", "sheet", "like", "port", "trust"),
+    strings=("from", "images", "top", "sheet", "like", "port", "allowed_hosts", "trust"),
   )
   where = getattr(flags, "from")
   if not where:
@@ -68,7 +70,8 @@ def main(arguments: list[str]) -> int:
   by_text = lambda text: found.nearest(embedder.encode_text([text])[0], top)
   by_image = lambda image: found.nearest(embedder.encode_image([image])[0], top)
   if flags.serve:
-    return serve(found, where, by_text, by_image, port)
+    hosts = tuple(filter(None, (flags.allowed_hosts or "").split(",")))
+    return serve(found, where, by_text, by_image, port, hosts)
   best = by_image(like) if like else by_text(" ".join(words))
   paths = found.paths()
   for k, score in best:
@@ -107,12 +110,24 @@ def read(path: str) -> bytes:
   return content
 
 
-def serve(found: Any, where: str, by_text: Callable, by_image: Callable, port: int) -> int:
+def serve(
+  found: Any,
+  where: str,
+  by_text: Callable,
+  by_image: Callable,
+  port: int,
+  hosts: tuple[str, ...] = (),
+) -> int:
   """Serves the search page until Ctrl-C."""
   from clip_jax.inference.web_ui import SearchServer
 
   page = SearchServer(
-    f"{found.folder.name}, by {where}", found.paths(), by_text, by_image, port=port
+    f"{found.folder.name}, by {where}",
+    found.paths(),
+    by_text,
+    by_image,
+    port=port,
+    allowed_hosts=hosts,
   )
   print(f"Open {page.address} in a browser on this machine. Press Ctrl-C to stop.", flush=True)
   try:

@@ -1,19 +1,18 @@
 """Web page that searches images by text or by a dropped image."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import io
 import json
 import re
 import threading
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from PIL import Image
 
 from clip_jax.data.decode import UnreadableImage, decode
-from clip_jax.errors import UserError
+from clip_jax.inference.local_server import Limits, LocalHandler, LocalServer, Refused
 
 MOST_BYTES = 32 * 2**20  # Maximum size of an uploaded image.
 THUMBNAIL = 320  # Longer side in pixels.
@@ -34,6 +33,8 @@ class SearchServer:
     by_image: Callable[[bytes], list[tuple[int, float]]],
     *,
     port: int = 8000,
+    allowed_hosts: Iterable[str] = (),
+    limits: Limits | None = None,
   ):
     """Binds the port.
 
@@ -43,6 +44,9 @@ class SearchServer:
       by_text, by_image: functions that return (index in `paths`, score) of the images found for a
         text, or for an encoded image.
       port: TCP port; 0 for any free port.
+      allowed_hosts: further hosts, with ports, under which a browser reaches the page, such as
+        "localhost:9000" through a tunnel.
+      limits: bounds on time, threads and uploads.
 
     Raises:
       UserError: the port is not available.
@@ -64,13 +68,7 @@ class SearchServer:
       def picture(self, k):
         return paths[k]
 
-    try:
-      self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    except OSError as e:
-      raise UserError(
-        f"Port {port} is not available: {e.strerror}. Set --port to another port, or "
-        "to 0 for any free port."
-      ) from e
+    self._server = LocalServer(port, Handler, hosts=allowed_hosts, limits=limits)
     self.address = f"http://127.0.0.1:{self._server.server_port}/"
 
   def serve(self) -> None:
@@ -83,67 +81,61 @@ class SearchServer:
     self._server.server_close()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(LocalHandler):
   """Serves the page at /, results as JSON at /find (GET or POST), thumbnails at /picture/N."""
 
   html: Callable[[], str]
   find: Callable[[Any], list[dict[str, Any]]]
   picture: Callable[[int], str]
 
-  def do_GET(self):
+  def get(self, url):
     """Sends the page, the results for a text, or a thumbnail."""
-    url = urlsplit(self.path)
     if url.path == "/":
-      self._send(self.html().encode(), "text/html; charset=utf-8")
+      self.send(self.html().encode(), "text/html; charset=utf-8")
     elif url.path == "/find":
-      self._find(" ".join(parse_qs(url.query).get("text", [])).strip())
-    elif number := re.fullmatch(r"/picture/(\d+)", url.path):
+      self.send(self._found(_text(url.query)), "application/json")
+    elif url.path.startswith("/picture/"):
+      if not (number := re.fullmatch(r"/picture/([0-9]{1,9})", url.path)):
+        raise Refused(HTTPStatus.BAD_REQUEST, "The address of a picture ends in its number.")
       self._thumbnail(int(number[1]))
     else:
-      self.send_error(HTTPStatus.NOT_FOUND)
+      super().get(url)
 
-  def do_POST(self):
+  def post(self, url):
     """Sends the images similar to the one in the request body."""
-    length = int(self.headers.get("Content-Length") or 0)
-    if urlsplit(self.path).path != "/find":
-      self.send_error(HTTPStatus.NOT_FOUND)
-    elif not 0 < length <= MOST_BYTES:
-      self.send_error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"At most {MOST_BYTES} bytes.")
-    else:
-      self._find(self.rfile.read(length))
+    if url.path != "/find":
+      super().post(url)
+    with self.body(MOST_BYTES) as content:
+      found = self._found(content)
+    self.send(found, "application/json")
 
-  def _find(self, question):
-    if not question:
-      self.send_error(HTTPStatus.BAD_REQUEST, "The query is empty.")
-      return
+  def _found(self, question):
     try:
-      found = self.find(question)
+      return json.dumps(self.find(question)).encode()
     except UnreadableImage as e:
-      self.send_error(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"Not a readable image: {e}"[:200])
-      return
-    self._send(json.dumps(found).encode(), "application/json")
+      raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"Not a readable image: {e}") from None
 
   def _thumbnail(self, number):
     try:
       with open(self.picture(number), "rb") as f:  # An index, so no other file is reachable.
         image = Image.fromarray(decode(f.read()))
     except (UnreadableImage, IndexError, OSError):
-      self.send_error(HTTPStatus.NOT_FOUND)
-      return
+      raise Refused(HTTPStatus.NOT_FOUND, "There is no such picture.") from None
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     made = io.BytesIO()
     image.save(made, "JPEG", quality=88)
-    self._send(made.getvalue(), "image/jpeg")
+    self.send(made.getvalue(), "image/jpeg")
 
-  def _send(self, content, kind):
-    self.send_response(HTTPStatus.OK)
-    self.send_header("Content-Type", kind)
-    self.send_header("Content-Length", str(len(content)))
-    self.end_headers()
-    self.wfile.write(content)
 
-  def log_message(self, *_):
-    """Suppresses the request log."""
+def _text(query):
+  """Returns the text of a query string."""
+  try:
+    text = " ".join(parse_qs(query, max_num_fields=8).get("text", [])).strip()
+  except ValueError:
+    raise Refused(HTTPStatus.BAD_REQUEST, "The query has too many fields.") from None
+  if not text:
+    raise Refused(HTTPStatus.BAD_REQUEST, "The query is empty.")
+  return text
 
 
 def _escaped(text):
