@@ -52,7 +52,7 @@ def test_text_states_evidence_distance_and_command(fixed):
     "(measured)",
     "error x 0.8",
     "not distinguishable",
-    "--config=configs/study/recipe.py:",
+    "--config=study/recipe:",
     "What would change the answer",
     "a quarter of the pairs",
     "only the ranking",
