@@ -21,6 +21,7 @@ from ml_collections.config_dict import ConfigDict
 from clip_jax import old_names
 from clip_jax.cli.suggest import did_you_mean
 from clip_jax.errors import UserError
+from clip_jax.interfaces import check_arguments
 
 FORMAT = 1  # Of config.json; older runs have no "format" and are read through `old_names`.
 
@@ -73,7 +74,8 @@ def build(spec: ConfigDict, **context: Any) -> Any:
       call, inner ones included, that has an argument of that name and no value for it.
 
   Raises:
-    UserError: an argument without a default has no value, or the function has no such argument.
+    UserError: an argument without a default has no value, the function has no such argument, or an
+      argument whose type hint is a protocol of `clip_jax.interfaces` lacks something that it needs.
   """
   fn = function(spec.fn)
   arguments = {name: _built(value, context) for name, value in spec.items() if name != "fn"}
@@ -92,6 +94,7 @@ def build(spec: ConfigDict, **context: Any) -> Any:
         f"{spec.fn} needs a value for its argument {name!r}: call("
         f"{fn.__name__}, {name}=...) in the config."
       )
+  check_arguments(arguments, typing.get_type_hints(_target(fn)), fn.__name__)
   return fn(**arguments)
 
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "clip_jax"
 # A room imports from the lines above its own, and on its own line from rooms to the left of it.
 LAYERS = (
-  ("errors", "files", "cli", "old_names", "config", "interfaces", "losses"),
+  ("errors", "files", "cli", "old_names", "interfaces", "config", "losses"),
   ("parallel", "nn"),
   ("towers", "data", "model", "objectives"),
   ("costs", "pretrained", "inference", "evaluators"),

@@ -20,6 +20,7 @@ from flax import nnx
 import jax
 
 from clip_jax.costs.flops import count_multiply_adds, count_parameters
+from clip_jax.interfaces import batch_size_of
 from clip_jax.model import learner as learner_lib
 
 FLOPS = 6  # Training FLOPs for each forward multiply-add.
@@ -62,7 +63,7 @@ def count_compute(
     batch: shapes of the entries that the objective reads.
   """
   graphdef, params, stats = learner_lib.split_state(learner)
-  B = len(batch["tokens"])
+  B = batch_size_of(batch)
 
   def embed(params, stats, batch):
     made = nnx.merge(graphdef, params, stats)
@@ -74,9 +75,10 @@ def count_compute(
     return nnx.merge(graphdef, params, stats).model.encode_text(tokens, train=True)
 
   def loss(params, stats, embeddings):
-    return nnx.merge(graphdef, params, stats).objective.loss(embeddings)[0]
+    return nnx.merge(graphdef, params, stats).objective.loss(embeddings, train=True)[0]
 
   towers = count_multiply_adds(embed, params, stats, batch)
-  words = count_multiply_adds(text, params, stats, batch["tokens"])
+  # An objective that does not read the tokens does not run the text tower.
+  words = count_multiply_adds(text, params, stats, batch["tokens"]) if "tokens" in batch else 0.0
   rest = count_multiply_adds(loss, params, stats, jax.eval_shape(embed, params, stats, batch))
   return ModelCompute((towers - words) / B, words / B, rest / B, count_parameters(params))

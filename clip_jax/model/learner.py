@@ -9,7 +9,7 @@ import numpy as np
 
 from clip_jax.config import build
 from clip_jax.errors import UserError
-from clip_jax.interfaces import Objective, TextTower
+from clip_jax.interfaces import Model, Objective, TextTower, check_part
 from clip_jax.model.two_towers import TwoTowers
 
 
@@ -62,10 +62,17 @@ def check_tokens(text: TextTower, tokenizer: Any) -> None:
 
 
 def make_learner(config: ConfigDict, key: jax.Array) -> Learner:
-  """Builds the model and the objective of a config, with initial values."""
+  """Builds the model and the objective of a config, with initial values.
+
+  Raises:
+    UserError: one of them lacks something that its protocol in `clip_jax.interfaces` asks for.
+  """
   rngs = nnx.Rngs(key)
   model = build(config.model, rngs=rngs)
-  return Learner(model, build(config.objective, model=model, rngs=rngs))
+  check_part(model, Model, "config.model")
+  objective = build(config.objective, model=model, rngs=rngs)
+  check_part(objective, Objective, "config.objective")
+  return Learner(model, objective)
 
 
 def abstract_learner(config: ConfigDict) -> Learner:

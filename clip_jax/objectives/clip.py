@@ -37,7 +37,7 @@ class Clip(PairObjective):
       jnp.float32(-math.log(temperature)), at_least=0.0, at_most=math.log(max_scale)
     )
 
-  def loss(self, embeddings: dict[str, jax.Array]) -> tuple[jax.Array, Metrics]:
+  def loss(self, embeddings: dict[str, jax.Array], *, train: bool) -> tuple[jax.Array, Metrics]:
     """Returns the loss, float32 [] in nats, and retrieval accuracies in both directions."""
     z_image, z_text = embeddings["image"], embeddings["text"]
     scale, _ = self.logit()

@@ -43,7 +43,7 @@ class Siglip(PairObjective):
     self.log_scale = nnx.Param(jnp.float32(math.log(scale)), **bounds)
     self.bias = nnx.Param(jnp.float32(bias))
 
-  def loss(self, embeddings: dict[str, jax.Array]) -> tuple[jax.Array, Metrics]:
+  def loss(self, embeddings: dict[str, jax.Array], *, train: bool) -> tuple[jax.Array, Metrics]:
     """Returns the loss, float32 [] in nats per image, and retrieval accuracies both ways."""
     z_image, z_text = embeddings["image"], embeddings["text"]
     scale, bias = self.logit()

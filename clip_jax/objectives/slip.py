@@ -70,11 +70,17 @@ class Slip(nnx.Module):
       z[view] = model.image_features(batch[view], train=train, keep=keep, key=keys)
     return z
 
-  def loss(self, embeddings: dict[str, jax.Array]) -> tuple[jax.Array, Metrics]:
-    """Returns the loss, float32 [] in nats, and the accuracies of pairs and of views."""
-    pairs, metrics = self.pairs.loss(embeddings)
+  def loss(self, embeddings: dict[str, jax.Array], *, train: bool) -> tuple[jax.Array, Metrics]:
+    """Returns the loss, float32 [] in nats, and the accuracies of pairs and of views.
+
+    Args:
+      embeddings: the result of `embed`.
+      train: whether the head's BatchNorm uses the statistics of this batch, and updates its running
+        averages.
+    """
+    pairs, metrics = self.pairs.loss(embeddings, train=train)
     # Two separate calls, as in the authors' code: BatchNorm normalises each view on its own.
-    z_a, z_b = (l2_normalize(self.head(embeddings[v], train=True)) for v in ("view_a", "view_b"))
+    z_a, z_b = (l2_normalize(self.head(embeddings[v], train=train)) for v in ("view_a", "view_b"))
     ssl = losses.nt_xent(z_a, z_b, self.temperature, chunk_size=self.block)
     return pairs + self.ssl_weight * ssl, {
       **metrics,

@@ -10,7 +10,7 @@ from jax import lax
 import jax.numpy as jnp
 import optax
 
-from clip_jax.interfaces import Batch, DeviceAugment, Metrics
+from clip_jax.interfaces import Batch, DeviceAugment, Metrics, batch_size_of
 from clip_jax.model.learner import split_state
 from clip_jax.parallel.placement import shard_batch
 from clip_jax.training.grad_cache import grad_cache
@@ -58,11 +58,11 @@ def make_gradients(
 
   def gradients(state, batch):
     def loss_fn(params):
-      keys = example_keys(seed, state.step, len(batch["tokens"]))
+      keys = example_keys(seed, state.step, batch_size_of(batch))
       stats, z = grad_cache(embed, microbatches)(params, state.stats, batch, keys)
       learner = nnx.merge(graphdef, params, stats)
       with jax.named_scope("loss"):
-        loss, metrics = learner.objective.loss(z)
+        loss, metrics = learner.objective.loss(z, train=True)
       return loss, (metrics, lax.stop_gradient(split_state(learner)[2]))
 
     (loss, (metrics, stats)), of_params = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
@@ -89,6 +89,10 @@ def make_train_step(
   `state.step + 1` as the number of the failed step. The learning rate schedule counts updates, so
   every skipped step leaves the schedule one update short of its end.
 
+  The metrics are the `loss`, those of the objective, the global norms of the gradient (`grad_norm`,
+  before any clipping), of the update (`update_norm`) and of the parameters after it (`param_norm`),
+  the number of `skipped_steps` so far, and the `learning_rate` if the optimizer gives it.
+
   Args:
     graphdef: structure of the learner, from `split`.
     optimizer: the optimizer, which also keeps learned scalars within their bounds.
@@ -105,8 +109,8 @@ def make_train_step(
     with jax.named_scope("optimizer"):
       updates, opt_state = optimizer.update(of_params, state.opt_state, state.params)
       params = optax.apply_updates(state.params, updates)
-      norm = optax.global_norm(of_params)
-    metrics = {"loss": loss, **metrics, "grad_norm": norm}
+      norm, update_norm = optax.global_norm(of_params), optax.global_norm(updates)
+    metrics = {"loss": loss, **metrics, "grad_norm": norm, "update_norm": update_norm}
     if getattr(optimizer, "learning_rate", None):
       metrics["learning_rate"] = optimizer.learning_rate(state.step - state.skipped)
 
@@ -119,7 +123,7 @@ def make_train_step(
       params, stats, opt_state = keep(
         (params, stats, opt_state), (state.params, state.stats, state.opt_state)
       )
-    metrics["skipped_steps"] = skipped
+      metrics |= {"param_norm": optax.global_norm(params), "skipped_steps": skipped}
     step = state.step + (skipped <= skip_nonfinite)
     return TrainState(step, params, stats, opt_state, skipped), metrics
 

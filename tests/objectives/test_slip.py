@@ -30,15 +30,19 @@ def slip():
   return made, made.objective.embed(made.model, batch(B), train=True, key=None)
 
 
-def head_by_loops(head, features):
-  """The head in NumPy: twice linear, BatchNorm and ReLU; then linear."""
+def head_by_loops(head, features, *, fresh=False):
+  """The head in NumPy: twice linear, BatchNorm and ReLU; then linear.
+
+  `fresh` normalises with the initial running averages, mean 0 and variance 1, not with the batch's.
+  """
   x = np.asarray(features, np.float64)
   for i, layer in enumerate(head.layers):
     x = x @ np.asarray(layer.kernel[...], np.float64) + np.asarray(layer.bias[...])
     if i < 2:
       for channel in range(x.shape[1]):
         column = x[:, channel]
-        x[:, channel] = np.maximum(0, (column - column.mean()) / np.sqrt(column.var() + 1e-5))
+        mean, variance = (0, 1) if fresh else (column.mean(), column.var())
+        x[:, channel] = np.maximum(0, (column - mean) / np.sqrt(variance + 1e-5))
   return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
@@ -55,10 +59,12 @@ def simclr_by_loops(z_a, z_b, temperature):
 
 def test_loss_is_clips_plus_the_weighted_loss_of_the_head(slip):
   made, z = slip
-  loss, metrics = made.objective.loss(z)
+  loss, metrics = made.objective.loss(z, train=True)
   z_a, z_b = (head_by_loops(made.objective.head, z[view]) for view in ("view_a", "view_b"))
   np.testing.assert_allclose(metrics["ssl/loss"], simclr_by_loops(z_a, z_b, 0.1), rtol=1e-4)
-  np.testing.assert_allclose(metrics["pairs/loss"], made.objective.pairs.loss(z)[0], rtol=1e-6)
+  np.testing.assert_allclose(
+    metrics["pairs/loss"], made.objective.pairs.loss(z, train=True)[0], rtol=1e-6
+  )
   np.testing.assert_allclose(loss, metrics["pairs/loss"] + 0.7 * metrics["ssl/loss"], rtol=1e-6)
   assert {"ssl/accuracy", "clip/logit_scale"} <= set(metrics)
 
@@ -74,7 +80,7 @@ def test_running_averages_converge_to_those_of_both_views():
   rng = np.random.default_rng(0)
   z = made.objective.embed(made.model, batch(B), train=True, key=None)
   views = [rng.normal(2.0, 3.0, (B, z["view_a"].shape[1])).astype(np.float32) for _ in range(2)]
-  made.objective.loss({**z, "view_a": views[0], "view_b": views[1]})
+  made.objective.loss({**z, "view_a": views[0], "view_b": views[1]}, train=True)
   layer, norm = made.objective.head.layers[0], made.objective.head.norms[0]
   mean, variance = 0.0, 1.0
   for view in views:
@@ -92,6 +98,18 @@ def test_running_averages_converge_to_those_of_both_views():
     rtol=0.3,
     atol=0.3,
   )
+
+
+def test_loss_outside_of_training_uses_the_running_averages():
+  made = learner(call(Slip, **SMALL))
+  z = made.objective.embed(made.model, batch(B), train=False, key=None)
+  before = split_state(made)[2]
+  _, metrics = made.objective.loss(z, train=False)
+  after = split_state(made)[2]
+  jax.tree.map(np.testing.assert_array_equal, after, before)
+  # The averages still have their initial values, mean 0 and variance 1.
+  z_a, z_b = (head_by_loops(made.objective.head, z[v], fresh=True) for v in ("view_a", "view_b"))
+  np.testing.assert_allclose(metrics["ssl/loss"], simclr_by_loops(z_a, z_b, 0.1), rtol=1e-4)
 
 
 def test_views_and_pairs_drop_their_own_patches():
@@ -160,8 +178,7 @@ def test_pipeline_without_the_views_is_an_error():
   config.objective = call(Slip, **SMALL)
   with pytest.raises(
     UserError,
-    match="Slip reads image, tokens, view_a, view_b and the pipeline "
-    "makes image, tokens. Add to config.data.views.images: view_a, view_b",
+    match="Slip reads image, tokens, view_a, view_b, .* only image, tokens.* view_a, view_b",
   ):
     setup_lib.build_setup(config)
 
