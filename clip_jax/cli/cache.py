@@ -1,14 +1,15 @@
 """Where data that can be recomputed is cached between commands."""
 
 import hashlib
-import os
 from pathlib import Path
 import platform
 
+import platformdirs
+
 
 def caches() -> Path:
-  """Returns the folder for cached files, all of which can be recomputed."""
-  return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clip_jax"
+  """Returns the folder for cached files, on Linux $XDG_CACHE_HOME/clip_jax or ~/.cache/clip_jax."""
+  return platformdirs.user_cache_path("clip_jax", appauthor=False)
 
 
 def compiled_programs() -> Path:

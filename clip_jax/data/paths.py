@@ -2,6 +2,7 @@
 
 import fnmatch
 import glob
+import hashlib
 import os
 import re
 from typing import BinaryIO
@@ -67,6 +68,12 @@ def size(file: str) -> int:
     return os.path.getsize(file)
   where, inner = fs.FileSystem.from_uri(file)
   return where.get_file_info(inner).size
+
+
+def sha256(file: str) -> str:
+  """Computes the SHA-256 checksum of a local or remote file, in hexadecimal."""
+  with opened(file) as f:
+    return hashlib.file_digest(f, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def _remote(path):

@@ -4,7 +4,6 @@ import bisect
 from collections.abc import Iterable, Mapping
 import concurrent.futures
 import glob
-import hashlib
 import itertools
 import json
 import os
@@ -90,7 +89,7 @@ class ArrayRecord:
         "python -m clip_jax.prepare writes one; rerun it if it was interrupted."
       )
     with concurrent.futures.ThreadPoolExecutor(min(8, len(self.files))) as pool:
-      found = pool.map(_sha256, self.files)
+      found = pool.map(paths.sha256, self.files)
       damaged = [
         file for file, digest in zip(self.files, found) if digest != sums[os.path.basename(file)]
       ]
@@ -216,11 +215,6 @@ def _manifest(folder):
     raise UserError(
       f"{folder}/manifest.json is not JSON: {error}. Write it again or delete it."
     ) from error
-
-
-def _sha256(file):
-  with paths.opened(file) as f:
-    return hashlib.file_digest(f, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def _count(file, listed):

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from clip_jax.cli.cache import caches
 from clip_jax.data.score_file import fingerprint, read_scores, write_scores
 from clip_jax.data.selection import base_indices_of, record_number, selection_chain
 from clip_jax.data.subset import count
@@ -287,13 +288,12 @@ def _of_field(source, name):
     return np.concatenate(list(read()))
   probes = [number(len(source) * k // 64) for k in range(64)]
   key = hashlib.sha256(f"{fingerprint(source)} {name} {probes}".encode()).hexdigest()[:16]
-  home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-  path = os.path.join(home, "clip_jax", f"{name}-{key}.npz")
-  if os.path.exists(path):
+  path = caches() / f"{name}-{key}.npz"
+  if path.exists():
     return read_scores(path)[0]
   values = np.concatenate(list(read()))
   try:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_scores(path, values, source, field=name)
   except OSError:  # The cache folder is not writable: read the scores again next time.
     pass

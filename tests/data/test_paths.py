@@ -1,11 +1,12 @@
 """Files, folders and patterns resolve alike for local paths and URIs."""
 
 import glob
+import hashlib
 from pathlib import Path
 
 import pytest
 
-from clip_jax.data.paths import matching
+from clip_jax.data.paths import matching, sha256
 from clip_jax.errors import UserError
 
 
@@ -52,3 +53,8 @@ def test_paths_without_files_raise(tree, scheme):
 def test_unknown_uri_schemes_raise():
   with pytest.raises(UserError, match="foo://x/y cannot be accessed: .*such as gs://BUCKET/NAME"):
     matching("foo://x/y")
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_checksum_is_that_of_the_files_bytes(tree, scheme):
+  assert sha256(f"{scheme}{tree}/a.txt") == hashlib.sha256(b"a.txt").hexdigest()

@@ -1,7 +1,6 @@
 """Writes shards, a JSON note for each shard, and a manifest for the whole set."""
 
 from collections import Counter
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -13,6 +12,7 @@ import msgpack
 
 from clip_jax.data.ingest.clean import Dropped, clean
 from clip_jax.data.ingest.inputs import Job, open_inputs
+from clip_jax.data.paths import sha256
 from clip_jax.data.records import write
 from clip_jax.errors import UserError
 
@@ -70,7 +70,7 @@ def write_shard(job: Job, piece: int, out: str) -> dict[str, Any]:
     "file": path.name,
     "records": written,
     "bytes": path.stat().st_size,
-    "sha256": sha256(path),
+    "sha256": sha256(str(path)),
     **source.describe(piece),
     "read": counts["read"],
     "dropped": _sorted(counts["dropped"]),
@@ -176,12 +176,6 @@ def write_manifest(
   }
   _write_json(Path(out) / "manifest.json", manifest)
   return manifest
-
-
-def sha256(path: Path) -> str:
-  """Returns the SHA-256 checksum of a file, in hexadecimal."""
-  with open(path, "rb") as f:
-    return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def _note_path(out, piece, pieces):

@@ -8,8 +8,8 @@ from typing import Any, BinaryIO, Self
 import zlib
 
 from clip_jax.data.ingest.clean import Dropped
+from clip_jax.data.sources.folder import IMAGES
 
-_IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 _LARGEST = 100_000_000  # Bytes; limits memory, as compressed or sparse members can claim any size.
 _BROKEN = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError, ValueError)
 
@@ -44,7 +44,7 @@ def samples(file: BinaryIO, fields: tuple[str, ...]) -> Iterator[dict[str, Any] 
       folder, _, name = member.name.rpartition("/")
       stem, _, ending = name.partition(".")
       ending = ending.lower()
-      entry = "image" if ending in _IMAGES else {"txt": "text", "json": "json"}.get(ending)
+      entry = "image" if f".{ending}" in IMAGES else {"txt": "text", "json": "json"}.get(ending)
       if (folder, stem) != key or entry in members:
         if members:
           yield _sample(key, members, fields)

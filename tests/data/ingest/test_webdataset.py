@@ -9,6 +9,7 @@ import pytest
 
 from clip_jax.data.ingest import webdataset
 from clip_jax.data.ingest.clean import Dropped
+from clip_jax.data.sources.folder import IMAGES
 
 
 def tar(members):
@@ -48,6 +49,11 @@ SAMPLES = [
 def test_members_with_the_same_key_form_a_sample():
   assert read(tar(PAIRS)) == SAMPLES
   assert read(gzip.compress(tar(PAIRS))) == SAMPLES
+
+
+@pytest.mark.parametrize("ending", IMAGES)
+def test_every_image_type_of_image_folders_is_an_image(ending):
+  assert read(tar([(f"1{ending}", b"I")])) == [{"key": "1", "image": b"I"}]
 
 
 def test_folders_other_image_types_and_other_extensions_are_handled():
