@@ -1,6 +1,7 @@
 """Web page that searches images by text or by a dropped image."""
 
 from collections.abc import Callable, Iterable
+from html import escape
 from http import HTTPStatus
 import io
 import json
@@ -55,7 +56,7 @@ class SearchServer:
 
     class Handler(_Handler):
       def html(self):
-        return _PAGE.replace("TITLE", _escaped(title)).replace("COUNT", f"{len(paths):,}")
+        return _PAGE.replace("TITLE", escape(title)).replace("COUNT", f"{len(paths):,}")
 
       def find(self, question):
         with lock:
@@ -136,10 +137,6 @@ def _text(query):
   if not text:
     raise Refused(HTTPStatus.BAD_REQUEST, "The query is empty.")
   return text
-
-
-def _escaped(text):
-  return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 _PAGE = """<!doctype html>
