@@ -1,4 +1,4 @@
-"""The plan of the package: layers of imports, cheap imports, names of modules, no catch-all module."""
+"""The plan of the package: layers of imports, cheap imports, names of modules."""
 
 import ast
 from collections import defaultdict
@@ -64,7 +64,7 @@ def test_there_are_at_most_seven_layers_and_sixteen_files_at_the_top():
 
 
 def test_no_two_modules_share_a_name_or_differ_in_an_ending_only():
-  """`score`, `scoring` and `scores` are too easily confused; a command may share its room's stem."""
+  """`score`, `scoring` and `scores` would be too easily confused."""
   stems = defaultdict(set)
   for path in MODULES:
     if path.stem not in ("__init__", "__main__"):
@@ -109,3 +109,12 @@ def test_every_module_has_a_docstring():
 
 def test_there_is_no_catch_all_module():
   assert not [p for p in MODULES if p.stem in ("utils", "util", "helpers", "common", "misc")]
+
+
+def test_the_readme_shows_every_folder_of_the_package():
+  tree = (ROOT / "README.md").read_text().split("```text\nclip_jax/\n")[1].split("```")[0]
+  shown = re.findall(r"^  (\w+)/ ", tree, flags=re.MULTILINE)
+  folders = {p.parent.name for p in PACKAGE.glob("*/__init__.py")}
+  assert set(shown) == folders
+  order = [name for rooms in LAYERS for name in rooms if name in folders]
+  assert [ORDER[name][0] for name in shown] == sorted(ORDER[name][0] for name in order)
