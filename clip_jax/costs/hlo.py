@@ -53,7 +53,8 @@ class Instruction:
     name, opcode: as in the text.
     results: the arrays that it returns; several for a tuple.
     operands: names of its operands, instructions of the same computation.
-    attributes: the text after the operands; the value of a constant, the number of a parameter.
+    literal: the value of a constant, the number of a parameter; otherwise empty.
+    attributes: the text after the operands.
     root: whether its computation returns it.
   """
 
@@ -61,6 +62,7 @@ class Instruction:
   opcode: str
   results: tuple[Array, ...]
   operands: tuple[str, ...]
+  literal: str
   attributes: str
   root: bool
 
@@ -68,6 +70,12 @@ class Instruction:
   def bytes(self) -> float:
     """Total bytes of its results, without padding."""
     return sum(array.bytes for array in self.results)
+
+  @property
+  def origin(self) -> str:
+    """The JAX operation that it comes from, with the named scopes around it; may be empty."""
+    named = re.search(r'op_name="([^"]*)"', self.attributes)
+    return named[1] if named else ""
 
 
 class Program:
@@ -123,7 +131,7 @@ class Program:
       self.computations[re.search(rf"{part}=%?([\w.-]+)", instruction.attributes)[1]]
       for part in ("condition", "body")
     )
-    limit = max((int(i.attributes) for i in condition.values() if _is_number(i)), default=1)
+    limit = max((int(i.literal) for i in condition.values() if _is_number(i)), default=1)
     return max(1, -(-limit // self._step(condition, body)))
 
   def _step(self, condition, body):
@@ -140,7 +148,7 @@ class Program:
     while counted and counted.opcode in ("copy", "bitcast"):
       counted = body.get(counted.operands[0])
     steps = [
-      int(body[n].attributes)
+      int(body[n].literal)
       for n in (counted.operands if counted else ())
       if n in body and _is_number(body[n])
     ]
@@ -152,7 +160,7 @@ class Program:
 
 
 def _is_number(instruction):
-  return instruction.opcode == "constant" and instruction.attributes.isdigit()
+  return instruction.opcode == "constant" and instruction.literal.isdigit()
 
 
 def callees(instruction: Instruction) -> Iterator[str]:
@@ -167,17 +175,30 @@ def _parsed(line):
   kind, rest = _split_type(line[head.end() :])
   opcode, _, rest = rest.partition("(")
   end = _closing(rest)
-  inside, attributes = rest[:end], rest[end + 1 :]
-  if opcode in ("constant", "parameter"):
-    attributes = inside
+  inside, literal = rest[:end], opcode in ("constant", "parameter")
   return Instruction(
-    head[2], opcode, tuple(_arrays(kind)), tuple(_names(inside)), attributes, bool(head[1])
+    name=head[2],
+    opcode=opcode,
+    results=tuple(_arrays(kind)),
+    operands=() if literal else tuple(_names(inside)),
+    literal=inside if literal else "",
+    attributes=rest[end + 1 :],
+    root=bool(head[1]),
   )
 
 
 def _names(inside):
-  """Names of the operands, which start with % and may have a shape before them."""
-  return re.findall(r"%([\w.-]+)", inside)
+  """Names of the operands, each of which may have a shape or comment before it and a % or not."""
+  depth, start, parts = 0, 0, []
+  for match in re.finditer(r"[(){}\[\],]", inside):
+    if match[0] == ",":
+      if not depth:
+        parts.append(inside[start : match.start()])
+        start = match.end()
+    else:
+      depth += 1 if match[0] in "({[" else -1
+  found = (re.search(r"%?([\w.-]+)\s*$", part) for part in (*parts, inside[start:]))
+  return [name[1] for name in found if name]
 
 
 def _split_type(text):
@@ -320,7 +341,7 @@ def _read(program, name, number):
   """Bytes of one of its parameters that a fusion reads."""
   computation = program.computations[name]
   parameter = next(
-    (i for i in computation.values() if i.opcode == "parameter" and i.attributes == str(number)),
+    (i for i in computation.values() if i.opcode == "parameter" and i.literal == str(number)),
     None,
   )
   return min(parameter.bytes, _looked_at(program, computation, parameter)) if parameter else 0

@@ -8,50 +8,54 @@ from typing import Any, NamedTuple
 
 import jax
 
+from clip_jax.costs import hlo
+
 # Named scopes of the train step; an instruction in several of them counts for the first one here.
 PARTS = ("augmentation", "optimizer", "loss", "image_tower", "text_tower")
 # Instructions that contain others, which account for their time.
 _HOLDING = {"while", "call", "conditional", "async-start", "async-done"}
 
 
-class Instruction(NamedTuple):
+class ScopedInstruction(NamedTuple):
   """The opcode of an instruction of a compiled program, and the named scopes it was traced in."""
 
   opcode: str
   scopes: str
 
 
-def instructions(text: str) -> dict[str, Instruction]:
-  """Parses the text of a compiled program (`compiled.as_text()`) into instructions by name."""
-  found, inside, products, reads = {}, {}, {}, {}
-  computation = ""
-  for line in text.splitlines():
-    if not line.startswith(" "):
-      computation = line.removeprefix("ENTRY ").removeprefix("%").partition(" ")[0]
-    made = re.match(r"\s*(?:ROOT )?%?([\w.-]+) = \S.*?[\s}\])]([a-z][a-z0-9-]*)\((.*)", line)
-    if not made:
-      continue
-    name, opcode, rest = made.groups()
-    scopes = re.search(r'op_name="([^"]*/[^"]*)"', rest)
-    found[name] = Instruction(opcode, scopes[1] if scopes else "")
-    reads[name] = re.findall(r"%([\w.-]+)", rest)
-    if scopes:
-      inside[computation] = scopes[1]  # The last one is that of the computation's result.
-      if opcode in ("dot", "convolution"):
-        products[computation] = scopes[1]
-  # A fusion takes the scopes of the matrix product in it. An instruction that the compiler left
-  # without scopes takes those of the computations that it calls or of its operands.
-  for name, others in reads.items():
-    named = lambda table: [table[o] for o in others if table.get(o)]
-    known = (
-      named(products) or [found[name].scopes]
-      if found[name].scopes
-      else named(products)
-      + named(inside)
-      + [found[o].scopes for o in others if o in found and found[o].scopes]
-    )
-    found[name] = found[name]._replace(scopes=known[0] if known else "")
+def instructions(text: str) -> dict[str, ScopedInstruction]:
+  """Returns the instructions of a compiled program (`compiled.as_text()`) by name.
+
+  A fusion takes the scopes of the matrix product in it. An instruction that the compiler left
+  without scopes takes those of the computations that it calls or of its operands.
+  """
+  computations = hlo.Program(text).computations
+  results, products = (
+    {},
+    {},
+  )  # Scopes by computation: of its last instruction with scopes, likewise.
+  for name, computation in computations.items():
+    for instruction in computation.values():
+      if scopes := _scopes(instruction):
+        results[name] = scopes
+        if instruction.opcode in ("dot", "convolution"):
+          products[name] = scopes
+  found = {}
+  for computation in computations.values():
+    for instruction in computation.values():
+      own, called = _scopes(instruction), list(hlo.callees(instruction))
+      known = [products.get(name) for name in called] + [own]
+      if not own:
+        known += [results.get(name) for name in called]
+        known += [found[name].scopes for name in instruction.operands if name in found]
+      scopes = next(filter(None, known), "")
+      found[instruction.name] = ScopedInstruction(instruction.opcode, scopes)
   return found
+
+
+def _scopes(instruction):
+  """The scopes and name of the instruction's JAX operation, if it has scopes; otherwise ""."""
+  return instruction.origin if "/" in instruction.origin else ""
 
 
 def part(scopes: str) -> str:
@@ -75,7 +79,7 @@ def record_trace(run: Callable[[], Any], folder: Path | str) -> Path:
   return max(set(folder.rglob("*.xplane.pb")) - before)
 
 
-def device_seconds(trace: Path | str, program: Mapping[str, Instruction]) -> Counter:
+def device_seconds(trace: Path | str, program: Mapping[str, ScopedInstruction]) -> Counter:
   """Sums the seconds spent in each instruction of a program, by name, over devices and runs."""
   seconds = Counter()
   for plane in jax.profiler.ProfileData.from_file(str(trace)).planes:
@@ -88,7 +92,9 @@ def device_seconds(trace: Path | str, program: Mapping[str, Instruction]) -> Cou
   return seconds
 
 
-def by_part(seconds: Mapping[str, float], program: Mapping[str, Instruction]) -> dict[str, float]:
+def by_part(
+  seconds: Mapping[str, float], program: Mapping[str, ScopedInstruction]
+) -> dict[str, float]:
   """Returns the share of device time in each of `PARTS` and in "other"; the shares sum to 1."""
   shares, total = dict.fromkeys((*PARTS, "other"), 0.0), sum(seconds.values())
   for name, value in seconds.items():
@@ -97,7 +103,7 @@ def by_part(seconds: Mapping[str, float], program: Mapping[str, Instruction]) ->
 
 
 def most_expensive(
-  seconds: Mapping[str, float], program: Mapping[str, Instruction], most: int = 10
+  seconds: Mapping[str, float], program: Mapping[str, ScopedInstruction], most: int = 10
 ) -> list[tuple[str, float, str]]:
   """Returns (instruction, share of device time, scopes) of the most expensive instructions."""
   total = sum(seconds.values())

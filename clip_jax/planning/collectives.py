@@ -95,8 +95,7 @@ def _collective(program, name, instruction, kind, devices):
   operands = [program.computations[name][n] for n in instruction.operands]
   shapes = [array.text for operand in operands for array in operand.results]
   shape = ", ".join(shapes[:2]) + (f" and {len(shapes) - 2} more" if len(shapes) > 2 else "")
-  origin = re.search(r'op_name="([^"]*)"', instruction.attributes)
-  return Collective(kind, size, group, program.times[name], shape, origin[1] if origin else "")
+  return Collective(kind, size, group, program.times[name], shape, instruction.origin)
 
 
 def _group(instruction: Instruction, devices: int) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ of x, bfloat16 [4096, 512], over data (2) and fsdp. `recorded_gpu.hlo` is the ou
 plugin of JAX 0.10.2 for the same program on four H100s.
 """
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -19,7 +20,10 @@ import pytest
 
 from clip_jax.costs.hlo import Program, core_cycles, main_memory_traffic
 
-RECORDED = (Path(__file__).parents[1] / "planning" / "recorded.hlo").read_text()
+RECORDED_FILES = {
+  path.name: path for path in (Path(__file__).parents[1] / "planning").glob("*.hlo")
+}
+RECORDED = RECORDED_FILES["recorded.hlo"].read_text()
 
 
 def test_loop_body_runs_once_per_iteration():
@@ -112,6 +116,45 @@ def test_programs_for_cpus_are_parsed():
   )
   made = Program(text)
   assert 5 in {made.times[name] for name in made.computations}
+
+
+@pytest.mark.parametrize("file", ["recorded.hlo", "recorded_gpu.hlo"])
+def test_names_may_be_written_without_percent_signs(file):
+  text = RECORDED_FILES[file].read_text()
+  with_signs, without = Program(text), Program(text.replace("%", ""))
+  assert with_signs.times == without.times
+  without_signs = lambda i: dataclasses.replace(i, attributes=i.attributes.replace("%", ""))
+  for name, computation in with_signs.computations.items():
+    assert list(map(without_signs, computation.values())) == list(
+      without.computations[name].values()
+    )
+  assert main_memory_traffic(without) == main_memory_traffic(with_signs)
+
+
+@pytest.mark.parametrize(
+  "operands, names",
+  [
+    ("%a, %b.1", ["a", "b.1"]),
+    ("a-start, b_2", ["a-start", "b_2"]),
+    ("f32[8,16]{1,0:T(8,128)S(1)} %a, (f32[2]{0}, /*index=1*/s32[]) b", ["a", "b"]),
+    ("%a, /*index=5*/%b, /*index=6*/c", ["a", "b", "c"]),
+    ("", []),
+  ],
+)
+def test_operands_may_have_types_and_comments(operands, names):
+  made = program(f"  ROOT %r = f32[8,16]{{1,0}} custom-call({operands}), a={{1,2}}")
+  assert list(made.computations["main"]["r"].operands) == names
+
+
+def test_literals_are_not_operands():
+  made = program("  %p = f32[2]{0} parameter(1)\n  ROOT %k = f32[2]{0} constant({1, inf})")
+  p, k = made.computations["main"].values()
+  assert (p.literal, k.literal) == ("1", "{1, inf}") and p.operands == k.operands == ()
+
+
+def test_origin_is_the_jax_operation():
+  made = program('  ROOT %r = f32[2]{0} constant(1), metadata={op_name="jit(f)/loss/mul" x="/"}')
+  assert made.computations["main"]["r"].origin == "jit(f)/loss/mul"
 
 
 def test_cublas_workspace_is_not_traffic():

@@ -32,11 +32,16 @@ def test_instructions_without_scopes_take_those_of_callees_or_operands():
   ROOT %r = f32[2]{0} add(%p, %p), metadata={op_name="jit(f)/optimizer/add"}
 }
 
+%never (p.1: (f32[2], s32[])) -> pred[] {
+  %p.1 = (f32[2]{0}, s32[]) parameter(0)
+  ROOT %no = pred[] constant(false)
+}
+
 ENTRY %main (a: f32[2]) -> (f32[2], s32[]) {
   %a = f32[2]{0} parameter(0)
   %one = f32[2]{0:T(128)} fusion(%a), kind=kLoop, calls=%held
   %two = f32[2]{0} custom-call(%a, %one), custom_call_target="x"
-  ROOT %loop = (f32[2]{0}, /*index=1*/s32[]) while(%one), condition=%c, body=%held
+  ROOT %loop = (f32[2]{0}, /*index=1*/s32[]) while(%one), condition=%never, body=%held
 }
 """
   found = profile_trace.instructions(text)
@@ -80,8 +85,8 @@ def test_trace_finds_the_expensive_part(tmp_path):
 
 def test_most_expensive_instructions_come_first():
   found = {
-    "a": profile_trace.Instruction("dot", "jit(f)/x/" + "y" * 100),
-    "b": profile_trace.Instruction("add", "jit(f)/z"),
+    "a": profile_trace.ScopedInstruction("dot", "jit(f)/x/" + "y" * 100),
+    "b": profile_trace.ScopedInstruction("add", "jit(f)/z"),
   }
   top = profile_trace.most_expensive(Counter(a=1.0, b=3.0), found, most=2)
   assert top[0] == ("b", 0.75, "z")
