@@ -1,9 +1,10 @@
 """Embedding cache that evaluators share, so that hosts together embed each image and text once."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 import dataclasses
 import hashlib
+from itertools import islice
 import pickle
 import time
 from typing import Any
@@ -17,6 +18,7 @@ from clip_jax.cli.progress import Progress
 from clip_jax.cli.suggest import did_you_mean
 from clip_jax.data.crops import Resize
 from clip_jax.data.decode import UnreadableImage
+from clip_jax.data.read_ahead import map_ahead
 from clip_jax.errors import UserError
 from clip_jax.interfaces import Embedder, Source
 
@@ -156,44 +158,24 @@ class EmbeddingCache:
     batches = [np.array_split(at[k : k + size], hosts) for k in range(0, len(at), size)]
     progress = Progress(len(at), self._say, "images", last=False) if self._say else None
     digests, records, damaged = [], [], []
-    with (
-      ThreadPoolExecutor(getattr(self.embedder, "threads", 1)) as pool,
-      ThreadPoolExecutor(1) as ahead,
-    ):
-
-      def read(batch):
-        def one(place):
-          try:
-            return _read_one(source, int(place), fields, prepare, table)
-          except UserError as error:  # Returned, not raised, so that every host raises it.
-            return _Read(None, {}, None, str(error))
-          except (OSError, ValueError) as error:
-            return _Read(
-              None,
-              {},
-              None,
-              f"Record {place} cannot be read: {error!r}. Check the "
-              f"source, {type(source).__name__}.",
-            )
-
-        return list(pool.map(one, batch[host]))
-
-      coming = ahead.submit(read, batches[0])
-      for k in range(len(batches)):
-        mine = coming.result()
-        if k + 1 < len(batches):
-          coming = ahead.submit(read, batches[k + 1])  # Prefetch while this batch is embedded.
+    reading = map_ahead(
+      lambda place: _read_or_problem(source, int(place), fields, prepare, table),
+      np.concatenate([batch[host] for batch in batches]),
+      threads=getattr(self.embedder, "threads", 1),
+      ahead=len(batches[0][host]),
+    )
+    with closing(reading):
+      for batch in batches:
+        mine = list(islice(reading, len(batch[host])))
         told = _gathered([dataclasses.replace(r, pixels=np.shape(r.pixels)) for r in mine])
         everyone = [r for part in told for r in part]
         wrong = next((r.problem for r in everyone if r.problem), None)
         if wrong:
-          coming.cancel()
           raise UserError(wrong)
         self._add(mine, told, table)
-        bad = [int(p) for p, r in zip(np.concatenate(batches[k]), everyone) if r.digest is None]
+        bad = [int(p) for p, r in zip(np.concatenate(batch), everyone) if r.digest is None]
         damaged += bad
         if len(damaged) > UNREADABLE_SHARE * len(at):
-          coming.cancel()
           raise UserError(_too_many(damaged, len(digests) + len(everyone), len(at)))
         digests += [r.digest for r in everyone]
         records += [r.values for r in everyone]
@@ -274,6 +256,19 @@ class _Read:
   values: dict[str, Any]
   pixels: Any
   problem: str | None = None
+
+
+def _read_or_problem(source, place, fields, prepare, table):
+  """Reads a record; a problem is returned instead of raised, so that every host raises it."""
+  try:
+    return _read_one(source, place, fields, prepare, table)
+  except UserError as error:
+    problem = str(error)
+  except (OSError, ValueError) as error:
+    problem = (
+      f"Record {place} cannot be read: {error!r}. Check the source, {type(source).__name__}."
+    )
+  return _Read(None, {}, None, problem)
 
 
 def _read_one(source, place, fields, prepare, table):

@@ -1,9 +1,8 @@
 """A model with its preprocessing and tokenizer, which encodes images and texts as unit vectors."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 import functools
-import itertools
 from typing import Any
 
 from flax import nnx
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
+from clip_jax.data.read_ahead import batched, map_ahead
 from clip_jax.errors import UserError
 from clip_jax.interfaces import Tokenizer
 from clip_jax.model.two_towers import TwoTowers
@@ -64,12 +64,9 @@ class Embedder:
     Raises:
       UserError: there are no images.
     """
-    with ThreadPoolExecutor(self.threads) as pool:
-      made = (
-        np.stack(list(pool.map(self.preprocess, piece)))
-        for piece in _batched(images, self.batch_size)
-      )
-      return self._encoded(_images, made)
+    made = map_ahead(self.preprocess, images, threads=self.threads, ahead=self.batch_size)
+    with closing(made):
+      return self._encoded(_images, map(np.stack, batched(made, self.batch_size)))
 
   def encode_text(self, texts: Sequence[str]) -> np.ndarray:
     """Encodes texts as unit vectors, float32 [n, E].
@@ -79,7 +76,7 @@ class Embedder:
     """
     if isinstance(texts, str):
       raise UserError(f"encode_text takes a list of texts: use encode_text([{texts!r}]).")
-    return self._encoded(_texts, map(self.tokenize, _batched(texts, self.batch_size)))
+    return self._encoded(_texts, map(self.tokenize, batched(texts, self.batch_size)))
 
   def encode_share(self, share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Encodes images that are spread over the hosts, each of which has preprocessed its share.
@@ -156,9 +153,3 @@ def _texts(model, tokens):
 def _features_too(model, image):
   features = model.image_features(image)
   return features.astype(jnp.float32), model.project_image(features)
-
-
-def _batched(items: Iterable[Any], n: int) -> Iterator[list[Any]]:
-  items = iter(items)
-  while piece := list(itertools.islice(items, n)):
-    yield piece

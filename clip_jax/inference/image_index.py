@@ -1,7 +1,7 @@
 """Embeds the images of a folder and caches the embeddings."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 import hashlib
 import os
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 from clip_jax.cli.cache import caches
 from clip_jax.cli.progress import Progress
 from clip_jax.data.decode import UnreadableImage
+from clip_jax.data.read_ahead import batched, map_ahead
 from clip_jax.data.sources.folder import IMAGES
 from clip_jax.errors import UserError
 from clip_jax.inference.embedder import Embedder
@@ -115,9 +116,8 @@ def _embedded(embedder, folder, names):
       return None
 
   found = []
-  with ThreadPoolExecutor(embedder.threads) as pool:
-    for start in range(0, len(names), embedder.batch_size):
-      images = list(pool.map(read, names[start : start + embedder.batch_size]))
+  with closing(map_ahead(read, names, threads=embedder.threads, ahead=embedder.batch_size)) as made:
+    for images in batched(made, embedder.batch_size):
       readable = [image for image in images if image is not None]
       z = iter(embedder.encode_share(np.stack(readable))[1] if readable else ())
       found += [None if image is None else next(z) for image in images]
