@@ -17,10 +17,15 @@ import numpy as np
 
 from clip_jax.errors import UserError
 from clip_jax.parallel.jax_private import coordination_client
-from clip_jax.parallel.rendezvous import differences, host_names, list_processes, timeout_seconds
+from clip_jax.parallel.rendezvous import (
+  describe_differences,
+  host_names,
+  list_processes,
+  timeout_seconds,
+)
 
-_SHARED = 30  # Seconds that a network file system may take to show a file to another host.
-_WORDS = 2**20  # Elements of four bytes per device in the timed all-reduce.
+_FILE_TIMEOUT = 30  # Seconds that a network file system may need to show a file to another host.
+_REDUCED_ELEMENTS = 2**20  # Elements of four bytes per device in the timed all-reduce.
 _rounds = itertools.count()
 
 T = TypeVar("T")
@@ -36,19 +41,19 @@ def on_all_processes(make: Callable[[], T]) -> T:
   """
   if jax.process_count() == 1:
     return make()
-  made, problem = None, ""
+  result, problem = None, ""
   try:
-    made = make()
+    result = make()
   except UserError as e:
     problem = str(e)
-  said = all_gather_objects({"problem": problem})
-  failed = [i for i, one in enumerate(said) if one["problem"]]
+  reports = all_gather_objects({"problem": problem})
+  failed = [i for i, one in enumerate(reports) if one["problem"]]
   if failed:
     raise UserError(
-      f"{list_processes(failed)} ({host_names({i: said[i] for i in failed})}) "
-      f"failed: {said[failed[0]]['problem']}"
+      f"{list_processes(failed)} ({host_names({i: reports[i] for i in failed})}) "
+      f"failed: {reports[failed[0]]['problem']}"
     )
-  return made
+  return result
 
 
 def check_agreement(
@@ -74,27 +79,29 @@ def check_agreement(
   if jax.process_index() == 0:
     file.write_text(token)
   token = all_gather_objects({"token": token})[0]["token"]
-  seen = "shared" if _shows(file, token) else "not that of process 0"
+  seen = "shared" if _file_contains(file, token) else "not that of process 0"
   mine = facts()
-  said = all_gather_objects({"workdir": seen, **{name: _digest(one) for name, one in mine.items()}})
+  reports = all_gather_objects(
+    {"workdir": seen, **{name: _digest(one) for name, one in mine.items()}}
+  )
   if jax.process_index() == 0:
     file.unlink(missing_ok=True)
-  if problem := differences(dict(enumerate(said))):
+  if problem := describe_differences(dict(enumerate(reports))):
     entries = {
       f"{name}.{key}": value
       for name, one in mine.items()
-      if isinstance(one, dict) and len({other[name] for other in said}) > 1
+      if isinstance(one, dict) and len({other[name] for other in reports}) > 1
       for key, value in one.items()
     }
     if entries:  # Every process has received the same digests, so all of them take this branch.
-      problem = differences(dict(enumerate(all_gather_objects(entries)))) or problem
+      problem = describe_differences(dict(enumerate(all_gather_objects(entries)))) or problem
     raise UserError(problem)
   seconds = all_reduce_seconds()
-  clocks = _clocks()
+  clocks = _clock_times()
   return [
-    f"processes  {n} on {len({one['host'] for one in said})} hosts, "
+    f"processes  {n} on {len({one['host'] for one in reports})} hosts, "
     f"{jax.local_device_count()} devices each; clocks within {np.ptp(clocks):.3f} s; "
-    f"all-reduce of {4 * _WORDS >> 20} MB in {1e3 * seconds:.1f} ms"
+    f"all-reduce of {4 * _REDUCED_ELEMENTS >> 20} MB in {1e3 * seconds:.1f} ms"
   ]
 
 
@@ -117,18 +124,18 @@ def all_gather_objects(mine: dict[str, Any]) -> list[dict[str, Any]]:
   if n == 1:
     return [mine]
   client, seconds = coordination_client(), timeout_seconds()
-  turn = next(_rounds)
-  key = lambda name: f"clip_jax/{turn}/{name}"
+  number = next(_rounds)
+  key = lambda name: f"clip_jax/{number}/{name}"
   client.key_value_set(key(me), json.dumps(mine))
   if me == 0:
     deadline = time.monotonic() + seconds
-    said = [_value(client, key(i), deadline - time.monotonic()) for i in range(n)]
-    client.key_value_set(key("all"), json.dumps(said))
+    reports = [_value(client, key(i), deadline - time.monotonic()) for i in range(n)]
+    client.key_value_set(key("all"), json.dumps(reports))
   else:
     # Leaves process 0 enough time to find out which processes are missing.
     answer = _value(client, key("all"), seconds + 10)
-    said = [None] * n if answer is None else answer
-  missing = [i for i, one in enumerate(said) if one is None]
+    reports = [None] * n if answer is None else answer
+  missing = [i for i, one in enumerate(reports) if one is None]
   if len(missing) == n:
     missing = [0]
   if missing:
@@ -136,7 +143,7 @@ def all_gather_objects(mine: dict[str, Any]) -> list[dict[str, Any]]:
       f"{list_processes(missing)} did not answer within {seconds} s. Check their logs; set "
       "CLIP_JAX_TIMEOUT=SECONDS to wait longer."
     )
-  return said
+  return reports
 
 
 def unresponsive(seconds: float = 10) -> list[int]:
@@ -168,9 +175,9 @@ def _value(client, key, seconds):
     return None
 
 
-def _shows(file, token):
-  """Whether a file contains what process 0 wrote into it, now or after a short wait."""
-  for _ in range(_SHARED * 5):
+def _file_contains(file, token):
+  """Whether a file contains the token of process 0, now or after a short wait."""
+  for _ in range(_FILE_TIMEOUT * 5):
     try:
       if file.read_text() == token:
         return True
@@ -185,17 +192,17 @@ def all_reduce_seconds() -> float:
   devices = np.array(jax.devices())
   mesh = jax.sharding.Mesh(devices, ("all",))
   split = jax.sharding.NamedSharding(mesh, jax.P("all"))
-  x = jax.jit(lambda: jnp.ones((len(devices), _WORDS)), out_shardings=split)()
+  x = jax.jit(lambda: jnp.ones((len(devices), _REDUCED_ELEMENTS)), out_shardings=split)()
   total = jax.jit(lambda x: x.sum(0), out_shardings=jax.sharding.NamedSharding(mesh, jax.P()))
   times = []
   for _ in range(6):  # The first call compiles.
-    begun = time.perf_counter()
+    start = time.perf_counter()
     total(x).block_until_ready()
-    times.append(time.perf_counter() - begun)
+    times.append(time.perf_counter() - start)
   return min(times[1:])
 
 
-def _clocks():
+def _clock_times():
   """Returns the clock of each process, in seconds, read right after a barrier."""
   multihost_utils.sync_global_devices("clocks")
   seconds, rest = divmod(time.time(), 1)

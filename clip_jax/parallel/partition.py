@@ -20,15 +20,15 @@ TENSOR_RULES = (
   (r"(attention|head)/out/kernel", -3),  # [heads, D/h, D]
   (r"mlp/up/(kernel|bias)", -1),  # [D, hidden]
   (r"mlp/down/kernel", -2),  # [hidden, D]
-  (r"text/embedding", -1),  # [vocabulary, D]
+  (r"text/embedding", -1),  # [vocab_size, D]
 )
 
 
-def state_shardings(state: Any, mesh: Mesh, *, smallest: int = 2**14) -> Any:
+def state_shardings(state: Any, mesh: Mesh, *, min_size: int = 2**14) -> Any:
   """Returns the sharding of each array of a train state.
 
   Tensor parallelism comes first, by name: the axis in `TENSOR_RULES`, where the tensor axis of the
-  mesh divides it. FSDP is next, by shape: arrays of at least `smallest` elements are sharded along
+  mesh divides it. FSDP is next, by shape: arrays of at least `min_size` elements are sharded along
   the largest remaining axis that the fsdp axis of the mesh divides. The depth axis of stacked
   blocks is never sharded, because the scan over blocks reads one slice at a time. Everything else
   is replicated. Optimizer states contain the names and shapes of their parameters, so they are
@@ -37,7 +37,7 @@ def state_shardings(state: Any, mesh: Mesh, *, smallest: int = 2**14) -> Any:
   Args:
     state: pytree of arrays or of their shapes.
     mesh: with the axes of `make_mesh`.
-    smallest: FSDP replicates arrays with fewer elements than this.
+    min_size: FSDP replicates arrays with fewer elements than this.
 
   Returns:
     A tree of NamedShardings with the same structure.
@@ -54,7 +54,7 @@ def state_shardings(state: Any, mesh: Mesh, *, smallest: int = 2**14) -> Any:
     if tensor > 1 and axis is not None and x.shape[axis] % tensor == 0:
       spec[axis] = "tensor"
     taken = (*([0] if stacked else []), *(a for a in range(x.ndim) if spec[a]))
-    split = fsdp_axis(x.shape, fsdp, taken=taken) if x.size >= smallest else None
+    split = fsdp_axis(x.shape, fsdp, taken=taken) if x.size >= min_size else None
     if split is not None:
       spec[split] = "fsdp"
     return NamedSharding(mesh, P(*spec) if any(spec) else P())

@@ -97,7 +97,7 @@ def rows_to_global(
 
   Args:
     batch: arrays [b, ...].
-    rows: indices of these rows in the global batch, from `rows_of` this process's devices.
+    rows: indices of these rows in the global batch, from `rows_of_devices`.
     batch_size: B.
     mesh: shards the rows over its batch axes.
   """

@@ -39,7 +39,7 @@ def start(
     UserError: some of the three are missing or invalid, or processes do not answer or run another
       version of the code.
   """
-  given = {
+  arguments = {
     name: value if value is not None else os.environ.get(f"CLIP_JAX_{name.upper()}")
     for name, value in (
       ("coordinator", coordinator),
@@ -47,12 +47,14 @@ def start(
       ("process", process),
     )
   }
-  found = _given(**given) if any(given.values()) else _found(os.environ)
-  if found is None or found[1] == 1:
+  place = _from_arguments(**arguments) if any(arguments.values()) else _from_environment(os.environ)
+  if place is None or place[1] == 1:
     return
-  coordinator, n, i, devices = found
+  coordinator, n, i, devices = place
   seconds = timeout_seconds()
-  roll_call(coordinator, n, i, {"code": code_version(), "libraries": libraries()}, timeout=seconds)
+  roll_call(
+    coordinator, n, i, {"code": code_version(), "libraries": library_versions()}, timeout=seconds
+  )
   jax.distributed.initialize(
     coordinator,
     n,
@@ -65,7 +67,7 @@ def start(
   jax.devices()  # Blocks until every process is here, so call it now, while all are known to run.
 
 
-def _given(coordinator, processes, process):
+def _from_arguments(coordinator, processes, process):
   """Validates the arguments and returns (coordinator, processes, process, None)."""
   numbers = [int(x) if x and x.isdigit() else -1 for x in (processes, process)]
   if (
@@ -83,15 +85,15 @@ def _given(coordinator, processes, process):
   return coordinator, *numbers, None
 
 
-def _found(environment: Mapping[str, str]) -> tuple[str, int, int, Any] | None:
+def _from_environment(environment: Mapping[str, str]) -> tuple[str, int, int, Any] | None:
   """Detects (coordinator, processes, process, devices) from the launcher; None if run alone."""
   slurm = "SLURM_STEP_NODELIST" in environment and int(environment.get("SLURM_NTASKS", 1)) > 1
-  if not slurm and not _several_tpu_hosts(environment):
+  if not slurm and not _has_several_tpu_hosts(environment):
     return None
   return detect_cluster("slurm" if slurm else None, timeout_seconds())
 
 
-def _several_tpu_hosts(environment: Mapping[str, str]) -> bool:
+def _has_several_tpu_hosts(environment: Mapping[str, str]) -> bool:
   if environment.get("JAX_PLATFORMS") == "cpu" or not _has_tpu():
     return False
   names = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
@@ -125,10 +127,10 @@ def timeout_seconds() -> int:
   Raises:
     UserError: CLIP_JAX_TIMEOUT is not a whole number of seconds.
   """
-  given = os.environ.get("CLIP_JAX_TIMEOUT", str(TIMEOUT))
-  if not given.isdigit():
-    raise UserError(f"CLIP_JAX_TIMEOUT={given} is not a number of seconds, such as 600.")
-  return int(given)
+  text = os.environ.get("CLIP_JAX_TIMEOUT", str(TIMEOUT))
+  if not text.isdigit():
+    raise UserError(f"CLIP_JAX_TIMEOUT={text} is not a number of seconds, such as 600.")
+  return int(text)
 
 
 def roll_call(
@@ -152,14 +154,14 @@ def roll_call(
   me = {"process": process, "number of processes": processes, "host": socket.gethostname(), **facts}
   deadline = time.monotonic() + timeout
   if process:
-    problem = _answer(coordinator, me, deadline, timeout)
+    problem = _send_report(coordinator, me, deadline, timeout)
   else:
-    problem = _listen(coordinator, me, deadline, timeout)
+    problem = _collect_reports(coordinator, me, deadline, timeout)
   if problem:
     raise UserError(problem)
 
 
-def _listen(coordinator, me, deadline, timeout):
+def _collect_reports(coordinator, me, deadline, timeout):
   """Process 0's side of a roll call: sends the problem, or "" for none, to all, and returns it."""
   port = int(coordinator.rpartition(":")[2])
   both = socket.has_dualstack_ipv6()
@@ -175,9 +177,9 @@ def _listen(coordinator, me, deadline, timeout):
       f"Process 0 cannot listen on port {port} of --coordinator={coordinator}: "
       f"{e.strerror}. Is another run using it? Choose another port."
     ) from e
-  there, lines, n, problem = {0: me}, [], me["number of processes"], ""
+  present, lines, n, problem = {0: me}, [], me["number of processes"], ""
   with server:
-    while len(there) < n and not problem:
+    while len(present) < n and not problem:
       server.settimeout(max(deadline - time.monotonic(), 0.01))
       try:
         connection, _ = server.accept()
@@ -187,23 +189,23 @@ def _listen(coordinator, me, deadline, timeout):
         number, host = one["process"], one["host"]
       except TimeoutError:
         if time.monotonic() > deadline:
-          missing = [i for i in range(n) if i not in there]
+          missing = [i for i in range(n) if i not in present]
           problem = (
             f"{list_processes(missing)} did not answer within {timeout:.0f} s; "
-            f"{host_names(there)} did. Check the logs of the missing processes, and that their "
+            f"{host_names(present)} did. Check the logs of the missing processes, and that their "
             f"hosts can reach {coordinator}."
           )
         continue
       except (OSError, ValueError, TypeError, KeyError):  # Not our process, e.g. a port scan.
         continue
       lines.append(line)
-      if number in there:
+      if number in present:
         problem = (
           f"Two processes claim index {number}, the second one on {host}. Is another run "
           f"using {coordinator}?"
         )
-      there[number] = one
-      problem = problem or differences(there)
+      present[number] = one
+      problem = problem or describe_differences(present)
     for line in lines:
       try:
         line.write(json.dumps(problem) + "\n")
@@ -213,13 +215,15 @@ def _listen(coordinator, me, deadline, timeout):
   return problem
 
 
-def _answer(coordinator, me, deadline, timeout):
-  """The other processes' side of a roll call: reports to process 0, and returns its verdict."""
+def _send_report(coordinator, me, deadline, timeout):
+  """The other processes' side of a roll call: reports to process 0, and returns its reply."""
   host, _, port = coordinator.rpartition(":")
   while True:
     try:
-      with socket.create_connection((host.strip("[]"), int(port)), timeout=timeout + 10) as there:
-        line = there.makefile("rw")
+      with socket.create_connection(
+        (host.strip("[]"), int(port)), timeout=timeout + 10
+      ) as connection:
+        line = connection.makefile("rw")
         line.write(json.dumps(me) + "\n")
         line.flush()
         return json.loads(line.readline())
@@ -232,25 +236,25 @@ def _answer(coordinator, me, deadline, timeout):
       time.sleep(0.2)
 
 
-def differences(said: dict[int, dict[str, Any]]) -> str:
+def describe_differences(reports: dict[int, dict[str, Any]]) -> str:
   """Describes the first fact that the processes disagree on; "" if they agree on all."""
-  for name in [name for name in said[min(said)] if name not in ("host", "process")]:
+  for name in [name for name in reports[min(reports)] if name not in ("host", "process")]:
     by_value = {}
-    for i, one in sorted(said.items()):
+    for i, one in sorted(reports.items()):
       by_value.setdefault(one.get(name), []).append(i)
     if len(by_value) > 1:
       most = max(by_value, key=lambda value: len(by_value[value]))
       groups = "; ".join(
-        f"{host_names({i: said[i] for i in by_value[value]})}: {value}"
+        f"{host_names({i: reports[i] for i in by_value[value]})}: {value}"
         for value in sorted(by_value, key=lambda value: value == most)
       )
       return f"The processes differ in their {name}. {groups}. It must be the same on all of them."
   return ""
 
 
-def host_names(said: dict[int, dict[str, Any]]) -> str:
+def host_names(reports: dict[int, dict[str, Any]]) -> str:
   """Lists processes and their hosts; the first eight by name."""
-  names = [f"process {i} on {one['host']}" for i, one in sorted(said.items())]
+  names = [f"process {i} on {one['host']}" for i, one in sorted(reports.items())]
   return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
@@ -267,7 +271,7 @@ def code_version() -> str:
   return f"{clip_jax.__version__}+{digest.hexdigest()[:12]}"
 
 
-def libraries() -> str:
+def library_versions() -> str:
   """The versions of the libraries that training depends on."""
   return ", ".join(
     f"{name} {importlib.metadata.version(name)}"

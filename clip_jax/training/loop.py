@@ -87,7 +87,7 @@ def run(config: ConfigDict, workdir: Path | str) -> int:
       if step == parts.total_steps:
         finish(parts, state, start, checkpoints, report, workdir)
         return 0
-      interrupted = stop.asked == signal.SIGINT
+      interrupted = stop.received == signal.SIGINT
       report.note(
         f"{'Ctrl-C' if interrupted else 'SIGTERM'}: saved at step {step}; rerun the "
         "command to resume from there."
@@ -117,7 +117,7 @@ def train(
     if step < parts.total_steps:
       feed.advance()  # Load the next batch while the device is busy with this step.
     log.add(metrics)
-    last, stopping = step == parts.total_steps, stop.at(step)
+    last, stopping = step == parts.total_steps, stop.should_stop(step)
     logs = last or step == start + 1 or due(step, training.log_every)
     evaluates = not last and due(step, training.eval_every)
     saves = not last and (stopping or due(step, training.save_every))

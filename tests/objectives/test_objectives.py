@@ -49,7 +49,7 @@ def trained(objective, *, mesh=None, microbatches=1, steps=3, optimizer=None, **
   losses = []
   mesh = mesh or mesh_lib.make_mesh(devices=jax.devices()[:1])
   with jax.set_mesh(mesh):
-    state = jax.device_put(state, partition.state_shardings(state, mesh, smallest=64))
+    state = jax.device_put(state, partition.state_shardings(state, mesh, min_size=64))
     step = jax.jit(step, donate_argnums=0)
     for i in range(steps):
       state, metrics = step(state, placement.host_rows_to_global(batch(B, seed=i), mesh))

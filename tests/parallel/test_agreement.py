@@ -132,7 +132,7 @@ def test_different_entry_of_a_dict_is_named(pod, tmp_path):
 
 
 def test_unshared_workdir_is_reported(pod, tmp_path, monkeypatch):
-  monkeypatch.setattr(agreement, "_SHARED", 1)
+  monkeypatch.setattr(agreement, "_FILE_TIMEOUT", 1)
 
   class Answers(Client):
     def key_value_set(self, key, value):
@@ -150,7 +150,7 @@ def test_unshared_workdir_is_reported(pod, tmp_path, monkeypatch):
 
 def test_all_reduce_is_timed_and_clocks_are_read():
   assert 0 < agreement.all_reduce_seconds() < 60
-  assert abs(float(np.max(agreement._clocks())) - time.time()) < 5
+  assert abs(float(np.max(agreement._clock_times())) - time.time()) < 5
 
 
 class Few:

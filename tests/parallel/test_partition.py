@@ -96,7 +96,7 @@ def specs(tree, mesh, **options):
 
 def test_state_is_sharded_over_tensor_by_name_and_over_fsdp_by_shape():
   state = jax.eval_shape(lambda: state_lib.init_train_state(learner(), optax.adam(1e-3)))
-  found = specs(state, mesh_lib.make_mesh(2, 2, 2), smallest=64)
+  found = specs(state, mesh_lib.make_mesh(2, 2, 2), min_size=64)
   for tree in ("params", "opt_state/0/mu", "opt_state/0/nu"):
     blocks = f"{tree}/model/image/stack/blocks"
     assert found[f"{blocks}/attention/qkv/kernel"] == P(None, "fsdp", None, "tensor", None)
@@ -117,7 +117,7 @@ def test_indivisible_and_small_arrays_are_replicated():
     "odd": shape(33, 77),
     "small": shape(8, 8),
   }
-  found = specs(tree, mesh_lib.make_mesh(1, 4, 2), smallest=100)
+  found = specs(tree, mesh_lib.make_mesh(1, 4, 2), min_size=100)
   assert found["attention/qkv/kernel"] == P("fsdp", None, None, None)
   assert found["mlp/up/kernel"] == P("fsdp", "tensor")
   assert found["odd"] == found["small"] == P()
@@ -136,7 +136,7 @@ def test_explained_lists_the_sharding_and_bytes_per_device():
     "scale": np.float32(1),
     "embedding": np.ones((64, 32), np.float16),
   }
-  placed = jax.device_put(tree, partition.state_shardings(tree, mesh, smallest=64))
+  placed = jax.device_put(tree, partition.state_shardings(tree, mesh, min_size=64))
   assert partition.describe_shardings(placed) == [
     ("embedding", "float16[64, 32]", "64 / fsdp 2", 64 * 32 * 2 // 2),
     ("mlp/up/kernel", "float32[2, 32, 128]", "32 / fsdp 2, 128 / tensor 2", 2 * 32 * 128),
@@ -161,7 +161,7 @@ def test_token_lookup_gathers_the_table_and_not_the_embeddings():
   )
   graphdef, params, stats = split_state(tower)
   mesh = mesh_lib.make_mesh(1, 8)
-  places = partition.state_shardings(params, mesh, smallest=64)
+  places = partition.state_shardings(params, mesh, min_size=64)
   assert places["embedding"].spec == P("fsdp", None)
   loss = lambda params, tokens: (nnx.merge(graphdef, params, stats)(tokens) ** 2).sum()
   with jax.set_mesh(mesh):

@@ -78,13 +78,13 @@ def test_other_connections_are_ignored():
 def test_process_with_different_code_is_named_on_all():
   for one in called((2, 0, {"code": "a"}), (2, 1, {"code": "b"}), timeout=5):
     assert "The processes differ in their code" in one
-  said = {i: {"host": f"h{i}", "code": code} for i, code in enumerate("aba")}
-  assert rendezvous.differences(said) == (
+  reports = {i: {"host": f"h{i}", "code": code} for i, code in enumerate("aba")}
+  assert rendezvous.describe_differences(reports) == (
     "The processes differ in their code. process 1 on h1: b; process 0 on h0, process 2 on h2: a."
     " It must be the same on all of them."
   )
   assert (
-    rendezvous.differences(
+    rendezvous.describe_differences(
       {0: {"host": "a", "process": 0, "code": "x"}, 1: {"host": "b", "process": 1, "code": "x"}}
     )
     == ""
@@ -92,9 +92,9 @@ def test_process_with_different_code_is_named_on_all():
 
 
 def test_missing_processes_are_named_on_all_others():
-  said = called((4, 0, {}), (4, 2, {}), timeout=0.5)
+  reports = called((4, 0, {}), (4, 2, {}), timeout=0.5)
   host = socket.gethostname()
-  for one in said:
+  for one in reports:
     assert one.startswith(
       f"Processes 1, 3 did not answer within 0 s; process 0 on {host}, "
       f"process 2 on {host} did. Check the logs"
@@ -110,10 +110,10 @@ def test_missing_process_0_is_reported():
 
 
 def test_duplicate_index_and_different_count_are_reported():
-  said = called((3, 0, {}), (3, 1, {}), (3, 1, {}), timeout=2)
-  assert sum("Two processes claim index 1" in one for one in said) >= 2
-  said = called((3, 0, {}), (2, 1, {}), timeout=2)
-  assert all("differ in their number of processes" in one for one in said)
+  reports = called((3, 0, {}), (3, 1, {}), (3, 1, {}), timeout=2)
+  assert sum("Two processes claim index 1" in one for one in reports) >= 2
+  reports = called((3, 0, {}), (2, 1, {}), timeout=2)
+  assert all("differ in their number of processes" in one for one in reports)
 
 
 def test_port_in_use_is_reported():
@@ -161,10 +161,12 @@ def test_slurm_processes_are_detected():
   with pytest.MonkeyPatch.context() as patch:
     for name, value in slurm.items():
       patch.setenv(name, value)
-    coordinator, n, i, devices = rendezvous._found(os.environ)
+    coordinator, n, i, devices = rendezvous._from_environment(os.environ)
   assert coordinator.startswith("node003:") and (n, i, devices) == (4, 3, [1])
-  assert rendezvous._found({**slurm, "SLURM_NTASKS": "1"}) is None
-  assert rendezvous._found({"SLURM_NTASKS": "4"}) is None  # In a job, but not under srun.
+  assert rendezvous._from_environment({**slurm, "SLURM_NTASKS": "1"}) is None
+  assert (
+    rendezvous._from_environment({"SLURM_NTASKS": "4"}) is None
+  )  # In a job, but not under srun.
 
 
 @pytest.mark.parametrize(
@@ -181,9 +183,9 @@ def test_slurm_processes_are_detected():
 def test_several_tpu_hosts_are_detected(monkeypatch, environment, metadata, several):
   monkeypatch.setattr(rendezvous, "_has_tpu", lambda: True)
   monkeypatch.setattr(rendezvous, "_metadata", lambda name, _: metadata)
-  assert rendezvous._several_tpu_hosts(environment) == several
+  assert rendezvous._has_several_tpu_hosts(environment) == several
   monkeypatch.setattr(rendezvous, "_has_tpu", lambda: False)
-  assert not rendezvous._several_tpu_hosts(environment)
+  assert not rendezvous._has_several_tpu_hosts(environment)
 
 
 def test_metadata_server_is_queried_and_may_be_missing():
@@ -228,4 +230,4 @@ def test_code_version_changes_with_a_source_file(tmp_path, monkeypatch):
   with (tmp_path / "copy" / "losses.py").open("a") as file:
     file.write("#")
   assert rendezvous.code_version() != version
-  assert "jax 0." in rendezvous.libraries()
+  assert "jax 0." in rendezvous.library_versions()

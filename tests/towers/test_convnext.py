@@ -67,7 +67,7 @@ def test_feature_maps_are_not_gathered():
   )
   loss = lambda block, x: jnp.sin(block(x)).sum()
   with jax.set_mesh(mesh):
-    block = jax.device_put(block, partition.state_shardings(block, mesh, smallest=64))
+    block = jax.device_put(block, partition.state_shardings(block, mesh, min_size=64))
     x = jax.device_put(jnp.ones((16, 8, 8, 32)), placement.batch_sharding(mesh))
     program = jax.jit(jax.grad(loss, (0, 1))).lower(block, x).compile().as_text()
   gathered = re.findall(r"= f32\[([\d,]*)\]\S* all-gather\(", program)

@@ -85,7 +85,7 @@ def trained(spec, state, *, steps, mesh=None):
   mesh = mesh or mesh_lib.make_mesh(devices=jax.devices()[:1])
   states, metrics = [], []
   with jax.set_mesh(mesh):
-    state = jax.device_put(state, partition.state_shardings(state, mesh, smallest=64))
+    state = jax.device_put(state, partition.state_shardings(state, mesh, min_size=64))
     data, step = placement.host_rows_to_global(data, mesh), jax.jit(step)
     for _ in range(steps):
       state, one = step(state, data)

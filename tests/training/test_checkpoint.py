@@ -20,7 +20,7 @@ from tiny import image_tower, largest_difference, learner
 
 
 def abstract(state, mesh):
-  shardings = partition.state_shardings(state, mesh, smallest=64)
+  shardings = partition.state_shardings(state, mesh, min_size=64)
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings
   )

@@ -288,7 +288,7 @@ def test_first_update_is_the_same_under_fsdp(name, trajectory):
   optimizer = OPTIMIZERS[name](learning_rate=0.1, schedule=flat)
   expected = updated(optimizer, params, gradients[:1])
   mesh = mesh_lib.make_mesh(1, 8)
-  place = lambda tree: jax.device_put(tree, partition.state_shardings(tree, mesh, smallest=64))
+  place = lambda tree: jax.device_put(tree, partition.state_shardings(tree, mesh, min_size=64))
   assert_close(
     updated(optimizer, place(params), [place(gradients[0])]), expected, rtol=1e-4, atol=1e-5
   )
