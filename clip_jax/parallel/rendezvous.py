@@ -265,7 +265,7 @@ def list_processes(numbers: list[int]) -> str:
 
 def code_version() -> str:
   """The version of this package and a digest of its source files."""
-  root, digest = Path(__file__).parent, hashlib.sha256()
+  root, digest = Path(clip_jax.__file__).parent, hashlib.sha256()
   for path in sorted(root.rglob("*.py")):
     digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
   return f"{clip_jax.__version__}+{digest.hexdigest()[:12]}"

@@ -216,18 +216,24 @@ def test_timeout_must_be_a_number(monkeypatch):
     rendezvous.timeout_seconds()
 
 
-def test_code_version_changes_with_a_source_file(tmp_path, monkeypatch):
+def test_code_version_changes_with_any_source_file_of_the_package(tmp_path, monkeypatch):
   version = rendezvous.code_version()
   assert version.startswith(clip_jax.__version__ + "+")
   assert version == rendezvous.code_version()
+  copy = tmp_path / "copy"
   shutil.copytree(
-    rendezvous.Path(rendezvous.__file__).parent,
-    tmp_path / "copy",
-    ignore=shutil.ignore_patterns("__pycache__"),
+    os.path.dirname(clip_jax.__file__),
+    copy,
+    ignore=shutil.ignore_patterns("__pycache__", "assets"),
   )
-  monkeypatch.setattr(rendezvous, "__file__", str(tmp_path / "copy" / "distributed.py"))
+  monkeypatch.setattr(clip_jax, "__file__", str(copy / "__init__.py"))
   assert rendezvous.code_version() == version
-  with (tmp_path / "copy" / "losses.py").open("a") as file:
-    file.write("#")
-  assert rendezvous.code_version() != version
+  for name in ("losses.py", "towers/vit.py"):
+    before = rendezvous.code_version()
+    with (copy / name).open("a") as file:
+      file.write("#")
+    assert rendezvous.code_version() != before
+
+
+def test_library_versions_include_jax():
   assert "jax 0." in rendezvous.library_versions()
