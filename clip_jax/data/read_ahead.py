@@ -1,7 +1,7 @@
 """Reads and decodes records in threads before they are needed."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 import itertools
 from typing import TypeVar
@@ -12,7 +12,7 @@ R = TypeVar("R")
 
 def map_ahead(
   function: Callable[[T], R], items: Iterable[T], *, threads: int, ahead: int
-) -> Iterator[R]:
+) -> Generator[R, None, None]:
   """Applies a function to items in threads and yields the results in the order of the items.
 
   When the consumer takes a result, the next `ahead` items are already submitted. So to prepare a
