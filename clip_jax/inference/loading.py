@@ -20,8 +20,9 @@ from clip_jax.model.learner import abstract_learner
 from clip_jax.model.transfer import fit_to
 from clip_jax.parallel.mesh import make_mesh
 from clip_jax.parallel.placement import replicated_sharding
+from clip_jax.parallel.tree_paths import leaves_by_name, path_name
 from clip_jax.pretrained import big_vision, hugging_face, open_clip, run_checkpoint
-from clip_jax.pretrained.model_bundle import ModelBundle, abstract_model, flatten
+from clip_jax.pretrained.model_bundle import ModelBundle, abstract_model
 
 HUB = "hf-hub:"
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -192,10 +193,10 @@ def _resized(saved: ModelBundle, image_size: int | tuple[int, int], what: str) -
   params = fit_to(saved.params, empty, *grids, what=what)
   # Keep the BatchNorm running averages, but recompute fixed position embeddings for the new size.
   make = lambda key: learner_lib.split_state(build(config, rngs=nnx.Rngs(key)))[2]
-  averages = flatten(nnx.to_pure_dict(nnx.state(old, nnx.BatchStat)))
-  known = flatten(saved.stats)
+  averages = leaves_by_name(nnx.to_pure_dict(nnx.state(old, nnx.BatchStat)))
+  known = leaves_by_name(saved.stats)
   stats = jax.tree_util.tree_map_with_path(
-    lambda path, x: known[name] if (name := _name(path)) in averages else x,
+    lambda path, x: known[name] if (name := path_name(path)) in averages else x,
     jax.jit(make)(jax.random.key(0)),
   )
   preprocess = copy.copy(saved.preprocess)
@@ -203,10 +204,6 @@ def _resized(saved: ModelBundle, image_size: int | tuple[int, int], what: str) -
   if isinstance(preprocess, ResizeThenCrop) and preprocess.side:
     preprocess.side = round(preprocess.side * preprocess.size[0] / saved.preprocess.size[0])
   return dataclasses.replace(saved, model=config, params=params, stats=stats, preprocess=preprocess)
-
-
-def _name(path):
-  return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _squash(model):

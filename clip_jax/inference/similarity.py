@@ -1,22 +1,24 @@
 """Scores the records of a source by the image-text similarity that a model computes."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 import hashlib
+from itertools import chain, islice
 import json
 import os
 from pathlib import Path
 import shutil
 
 from flax import nnx
-import jax
 import numpy as np
 
 from clip_jax.cli.progress import Progress
+from clip_jax.data.read_ahead import batched, map_ahead
 from clip_jax.data.score_file import fingerprint, read_scores, write_scores
 from clip_jax.errors import UserError
 from clip_jax.inference.embedder import Embedder
 from clip_jax.interfaces import Source
+from clip_jax.parallel.tree_paths import leaves_by_name
 
 CAPTIONS = {"mean": np.add, "max": np.maximum}
 
@@ -72,10 +74,17 @@ def score(
   if len(todo) < len(mine):
     say(f"{len(mine) - len(todo):,} of {len(mine):,} chunks are already done; resuming.")
   progress = Progress(sum(min(chunk, n - i * chunk) for i in todo), say, "records")
-  with ThreadPoolExecutor(embedder.threads) as pool, ThreadPoolExecutor(1) as ahead:
+  numbers = {i: range(i * chunk, min(n, (i + 1) * chunk)) for i in todo}
+  with closing(
+    map_ahead(
+      lambda i: _read(embedder, source, i),
+      chain.from_iterable(numbers.values()),
+      threads=embedder.threads,
+      ahead=embedder.batch_size,
+    )
+  ) as records:
     for i in todo:
-      places = range(i * chunk, min(n, (i + 1) * chunk))
-      _save(files[i], _chunk(embedder, source, places, captions, pool, ahead, progress))
+      _save(files[i], _chunk(embedder, records, numbers[i], captions, progress))
   missing = sum(not file.exists() for file in files)
   if missing and not out.exists():  # Another machine may have just merged them.
     say(
@@ -89,10 +98,9 @@ def score(
 def model_fingerprint(model: nnx.Module) -> str:
   """Computes a hash of all parameters of a model, with their names, dtypes and shapes."""
   seen = hashlib.sha256()
-  flat, _ = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(nnx.state(model)))
-  for path, x in flat:
+  for name, x in leaves_by_name(nnx.to_pure_dict(nnx.state(model))).items():
     x = np.asarray(x)
-    seen.update(f"{jax.tree_util.keystr(path)} {x.dtype} {x.shape}".encode())
+    seen.update(f"{name} {x.dtype} {x.shape}".encode())
     seen.update(x.tobytes())
   return seen.hexdigest()[:16]
 
@@ -119,19 +127,11 @@ def similarities(
   return joined / counts if captions == "mean" else joined
 
 
-def _chunk(embedder, source, places, captions, pool, ahead, progress):
-  """Returns scores, float32 [len(places)], with NaN for unreadable records."""
-  scores = np.full(len(places), np.nan, np.float32)
-  pieces = [places[i : i + embedder.batch_size] for i in range(0, len(places), embedder.batch_size)]
-
-  def read(piece):
-    return list(pool.map(lambda i: _read(embedder, source, i), piece))
-
-  coming = ahead.submit(read, pieces[0])
-  for k, piece in enumerate(pieces):
-    made = coming.result()
-    if k + 1 < len(pieces):
-      coming = ahead.submit(read, pieces[k + 1])  # Prefetch while the model runs.
+def _chunk(embedder, records, numbers, captions, progress):
+  """Scores the next `len(numbers)` records, float32 [len(numbers)]; NaN for unreadable ones."""
+  scores = np.full(len(numbers), np.nan, np.float32)
+  for piece in batched(numbers, embedder.batch_size):
+    made = list(islice(records, len(piece)))
     good = [j for j, one in enumerate(made) if one is not None]
     if good:
       got = similarities(
@@ -144,7 +144,7 @@ def _chunk(embedder, source, places, captions, pool, ahead, progress):
           f"{piece[good[int(np.argmin(np.isfinite(got)))]]}). Its training has diverged; use "
           "another checkpoint."
         )
-      scores[np.array(good) + piece[0] - places[0]] = got
+      scores[np.array(good) + piece[0] - numbers[0]] = got
     progress.add(len(piece), len(piece) - len(good))
   return scores
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from clip_jax.errors import UserError
+from clip_jax.parallel.tree_paths import leaves_by_name, path_name
 
 
 def resample_positions(
@@ -68,7 +69,7 @@ def fit_to(
   Raises:
     UserError: arrays other than position embeddings differ; the message lists them.
   """
-  theirs, ours = _flat(params), _flat(like)
+  theirs, ours = leaves_by_name(params), leaves_by_name(like)
   made = dict(theirs)
   for name in theirs.keys() & ours.keys():
     old, new = theirs[name], ours[name]
@@ -84,22 +85,13 @@ def fit_to(
   _check_same(
     {name: x.shape for name, x in made.items()}, {name: x.shape for name, x in ours.items()}, what
   )
-  leaves, tree = jax.tree_util.tree_flatten_with_path(like)
-  return jax.tree_util.tree_unflatten(tree, [made[_name(path)] for path, _ in leaves])
+  return jax.tree_util.tree_map_with_path(lambda path, _: made[path_name(path)], like)
 
 
 def overlay(tree: dict, other: dict) -> dict:
   """Returns `tree` with its leaves replaced by those of `other` that have the same path."""
-  theirs = _flat(other)
-  return jax.tree_util.tree_map_with_path(lambda path, x: theirs.get(_name(path), x), tree)
-
-
-def _flat(tree):
-  return {_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _name(path):
-  return jax.tree_util.keystr(path, simple=True, separator="/")
+  theirs = leaves_by_name(other)
+  return jax.tree_util.tree_map_with_path(lambda path, x: theirs.get(path_name(path), x), tree)
 
 
 def _check_same(theirs, ours, what, *, most=5):

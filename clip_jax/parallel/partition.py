@@ -8,6 +8,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from clip_jax.errors import UserError
+from clip_jax.parallel.tree_paths import leaves_by_name, path_name
 
 STACKED = "blocks"  # Parameters below this key have a leading [depth] axis, scanned over.
 
@@ -49,8 +50,9 @@ def state_shardings(state: Any, mesh: Mesh, *, min_size: int = 2**14) -> Any:
 
   def one(path, x):
     spec: list[str | None] = [None] * x.ndim
-    stacked = any(getattr(k, "key", getattr(k, "name", None)) == STACKED for k in path)
-    axis = _tensor_axis(path_name(path), x.ndim)
+    name = path_name(path)
+    stacked = STACKED in name.split("/")
+    axis = _tensor_axis(name, x.ndim)
     if tensor > 1 and axis is not None and x.shape[axis] % tensor == 0:
       spec[axis] = "tensor"
     taken = (*([0] if stacked else []), *(a for a in range(x.ndim) if spec[a]))
@@ -64,8 +66,8 @@ def state_shardings(state: Any, mesh: Mesh, *, min_size: int = 2**14) -> Any:
     named = sorted(
       {
         x.shape[axis]
-        for path, x in jax.tree_util.tree_leaves_with_path(state)
-        if (axis := _tensor_axis(path_name(path), x.ndim)) is not None
+        for name, x in leaves_by_name(state).items()
+        if (axis := _tensor_axis(name, x.ndim)) is not None
       }
     )
     raise UserError(
@@ -89,15 +91,10 @@ def _tensor_axis(name, ndim):
   return None
 
 
-def path_name(path: Any) -> str:
-  """Formats a path in a tree, as in `params/model/image/embedding/kernel`."""
-  return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
 def describe_shardings(state: Any) -> list[tuple[str, str, str, int]]:
   """Returns (name, dtype[shape], sharding, bytes per device) of each array of a sharded state."""
   rows = []
-  for path, x in jax.tree_util.tree_leaves_with_path(state):
+  for name, x in leaves_by_name(state).items():
     split = ", ".join(
       f"{n} / {axis} {x.sharding.mesh.shape[axis]}"
       for n, axis in zip(x.shape, x.sharding.spec)
@@ -105,7 +102,7 @@ def describe_shardings(state: Any) -> list[tuple[str, str, str, int]]:
     )
     rows.append(
       (
-        path_name(path),
+        name,
         f"{x.dtype}[{', '.join(map(str, x.shape))}]",
         split or "replicated",
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize,

@@ -18,6 +18,7 @@ from clip_jax.errors import UserError
 from clip_jax.interfaces import Tokenizer
 from clip_jax.model.learner import split_state
 from clip_jax.model.two_towers import TwoTowers
+from clip_jax.parallel.tree_paths import leaves_by_name
 from clip_jax.pretrained import name_table
 from clip_jax.towers.sizes import transformer_size
 
@@ -73,7 +74,11 @@ def read(
   if "bias" not in {row.ours for row in table}:
     del scalars["bias"]
   name_table.read(
-    table, {**flatten(params), **flatten(stats), **scalars}, arrays, where, ignored=ignored
+    table,
+    {**leaves_by_name(params), **leaves_by_name(stats), **scalars},
+    arrays,
+    where,
+    ignored=ignored,
   )
   return ModelBundle(
     model,
@@ -88,9 +93,8 @@ def read(
 
 def written(saved: ModelBundle, table: list[name_table.Name]) -> dict[str, np.ndarray]:
   """Returns a model's arrays under another library's names."""
-  tree = {
-    path: np.asarray(x) for path, x in {**flatten(saved.params), **flatten(saved.stats)}.items()
-  }
+  arrays = {**leaves_by_name(saved.params), **leaves_by_name(saved.stats)}
+  tree = {name: np.asarray(x) for name, x in arrays.items()}
   tree["log_scale"] = np.asarray(math.log(saved.scale), np.float32)
   if "bias" in {row.ours for row in table}:
     tree["bias"] = np.asarray(saved.bias, np.float32)
@@ -100,12 +104,6 @@ def written(saved: ModelBundle, table: list[name_table.Name]) -> dict[str, np.nd
 def abstract_model(model: ConfigDict) -> TwoTowers:
   """Returns an abstract model, with shapes in place of arrays."""
   return jax.eval_shape(lambda key: build(model, rngs=nnx.Rngs(key)), jax.random.key(0))
-
-
-def flatten(tree: dict) -> dict[str, Any]:
-  """Returns the leaves of nested dicts by path."""
-  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-  return {"/".join(str(key.key) for key in path): x for path, x in leaves}
 
 
 def complete_spec(spec: ConfigDict) -> ConfigDict:
@@ -121,12 +119,11 @@ def complete_spec(spec: ConfigDict) -> ConfigDict:
       if name != "fn"
     },
   )
-  if "mlp" in spec:
-    width, depth, mlp, heads = transformer_size(
-      *(spec[name] for name in ("size", "width", "depth", "mlp", "heads"))
-    )
+  sizes = ("width", "depth", "mlp_dim", "num_heads")
+  if {"size", *sizes} <= {*spec}:
+    found = transformer_size(spec.size, *(spec[name] for name in sizes))
     with spec.unlocked():
-      spec.width, spec.depth, spec.mlp_dim, spec.num_heads = width, depth, mlp, heads
+      spec.update(dict(zip(sizes, found)))
   return spec
 
 

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 
 from clip_jax import config as config_lib
 from clip_jax.model.transfer import check_same_arrays
-from clip_jax.parallel.partition import path_name
+from clip_jax.parallel.tree_paths import path_name
 
 
 def latest_step(workdir: Path) -> int | None:

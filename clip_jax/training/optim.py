@@ -20,6 +20,7 @@ import optax
 
 from clip_jax.errors import UserError
 from clip_jax.parallel.partition import STACKED
+from clip_jax.parallel.tree_paths import leaves_by_name, path_name
 from clip_jax.training.schedules import Schedule
 
 
@@ -62,8 +63,8 @@ def adamw(
     b1, b2, eps: Adam's hyperparameters; the defaults are CLIP's for ViTs (for ResNets it used 0.9,
       0.999 and 1e-8).
     weight_decay: decoupled weight decay; CLIP's by default.
-    decay_params: patterns of the parameters to decay; by default kernels and token embeddings, as in
-      open_clip (big_vision and CLIPA decay kernels only).
+    decay_params: patterns of the parameters to decay; by default kernels and token embeddings, as
+      in open_clip (big_vision and CLIPA decay kernels only).
     grad_clip_norm: maximum global gradient norm; None (default) disables clipping.
     freeze_params: patterns of the parameters to freeze; these get no optimizer state (LiT:
       "model/image/.*").
@@ -128,7 +129,8 @@ def scaling_vit_adafactor(
     min_factored: minimum length of the shorter of the two axes for v to be factored.
     weight_decay: decay per update at the peak of the schedule.
     decay_params: patterns of the parameters to decay.
-    grad_clip_norm: maximum global gradient norm (SigLIP and LiT: 1.0); None (default) disables clipping.
+    grad_clip_norm: maximum global gradient norm (SigLIP and LiT: 1.0); None (default) disables
+      clipping.
     freeze_params: patterns of the parameters to freeze; these get no optimizer state (LiT:
       "model/image/.*").
     momentum_dtype: dtype of the momentum.
@@ -169,7 +171,7 @@ def with_bounds(optimizer: Optimizer | optax.GradientTransformation, bounds: Any
   for path, (low, high) in jax.tree_util.tree_leaves_with_path(bounds, is_leaf=is_pair):
     if not low <= high:
       raise UserError(
-        f"{_name(path)} has at_least={low} above at_most={high}. Swap them, or leave one out."
+        f"{path_name(path)} has at_least={low} above at_most={high}. Swap them, or leave one out."
       )
 
   def one(update, parameter, bound):
@@ -219,22 +221,22 @@ def _optimizer(*steps, learning_rate, schedule, grad_clip_norm, freeze_params, d
 
 def _check(params, *, decay_params, freeze_params):
   """Raises UserError if patterns match no parameter, or if all parameters are frozen."""
-  names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+  names = list(leaves_by_name(params))
   matches = lambda patterns: {n for n in names for p in patterns if re.fullmatch(p, n)}
   for pattern in freeze_params:
     if not matches([pattern]):
       raise UserError(
-        f"frozen pattern {pattern!r} matches no parameter. It must match a whole "
+        f"freeze_params pattern {pattern!r} matches no parameter. It must match a whole "
         f"name, such as: {_some(names)}."
       )
   if freeze_params and len(matches(freeze_params)) == len(names):
     raise UserError(
-      f"frozen patterns {tuple(freeze_params)} match every parameter, so nothing is left to "
-      "train. Exclude the parameters that should be trained."
+      f"The freeze_params patterns {tuple(freeze_params)} match every parameter, so nothing is "
+      "left to train. Exclude the parameters that should be trained."
     )
   if decay_params and not matches(decay_params):
     raise UserError(
-      f"None of the decayed patterns {tuple(decay_params)} matches a parameter. One must "
+      f"None of the decay_params patterns {tuple(decay_params)} matches a parameter. One must "
       f"match a whole name, such as: {_some(names)}. To disable weight decay, set "
       "weight_decay=0."
     )
@@ -254,14 +256,10 @@ def _compiled(pattern):
     ) from e
 
 
-def _name(path):
-  return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
 def _matching(patterns, tree):
   """Returns a tree of bools, True where a pattern matches the whole name of the parameter."""
   return jax.tree_util.tree_map_with_path(
-    lambda path, _: any(re.fullmatch(p, _name(path)) for p in patterns), tree
+    lambda path, _: any(re.fullmatch(p, path_name(path)) for p in patterns), tree
   )
 
 
@@ -330,7 +328,7 @@ def _factored(path, shape, min_factored):
   Returns None if the shorter one has fewer than `min_factored` elements. The depth axis of a stack
   of blocks is never included.
   """
-  keys = _name(path).split("/")
+  keys = path_name(path).split("/")
   # In a list of blocks, an index follows the name, and there is no depth axis.
   stacked = any(key == STACKED and not after.isdigit() for key, after in itertools.pairwise(keys))
   axes = sorted(range(1 if stacked else 0, len(shape)), key=lambda a: shape[a])[-2:]

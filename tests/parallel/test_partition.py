@@ -14,6 +14,7 @@ from clip_jax.costs.hlo import Program
 from clip_jax.errors import UserError
 from clip_jax.model.learner import split_state
 from clip_jax.parallel import mesh as mesh_lib, partition, placement
+from clip_jax.parallel.tree_paths import leaves_by_name
 from clip_jax.planning.collectives import collectives
 from clip_jax.training import state as state_lib
 from tiny import learner, text_tower
@@ -73,7 +74,7 @@ def test_slices_are_detected_from_the_devices():
     return SimpleNamespace(shape=dict(zip(axes, devices.shape)))
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(placement, "Mesh", mesh_of)
+    patch.setattr(mesh_lib, "Mesh", mesh_of)
     mesh = mesh_lib.make_mesh(-1, 2, devices=devices)
   assert mesh.shape == {"data": 4, "fsdp": 2, "tensor": 1}
   slices = [[d.slice_index for d in row.ravel()] for row in placed["devices"]]
@@ -89,9 +90,7 @@ def test_slices_that_do_not_divide_the_data_axis_are_an_error(sizes, slices):
 def specs(tree, mesh, **options):
   """Returns {name: PartitionSpec}."""
   made = partition.state_shardings(tree, mesh, **options)
-  return {
-    partition.path_name(path): s.spec for path, s in jax.tree_util.tree_leaves_with_path(made)
-  }
+  return {name: s.spec for name, s in leaves_by_name(made).items()}
 
 
 def test_state_is_sharded_over_tensor_by_name_and_over_fsdp_by_shape():

@@ -11,8 +11,8 @@ import clip_jax
 from clip_jax import export
 from clip_jax.errors import UserError
 from clip_jax.inference.loading import load_bundle
+from clip_jax.parallel.tree_paths import leaves_by_name
 from clip_jax.pretrained import big_vision, hugging_face, open_clip, safetensors_file
-from clip_jax.pretrained.model_bundle import flatten
 from goldens import GOLDENS, TEXTS, encoded, loaded, outputs, unit
 
 FORMATS = {"open_clip": open_clip, "huggingface": hugging_face, "big_vision": big_vision}
@@ -145,8 +145,8 @@ def test_constant_buffers_in_a_checkpoint_are_ignored(tmp_path):
     "huggingface_clip", tmp_path, **{"text_model.embeddings.position_ids": np.arange(8)[None]}
   )
   assert (
-    flatten(load_bundle(folder).params)["text/positions"]
-    == flatten(load_bundle(GOLDENS["huggingface_clip"][0]).params)["text/positions"]
+    leaves_by_name(load_bundle(folder).params)["text/positions"]
+    == leaves_by_name(load_bundle(GOLDENS["huggingface_clip"][0]).params)["text/positions"]
   ).all()
 
 

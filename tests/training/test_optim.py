@@ -421,7 +421,7 @@ def test_clip_of_0_is_an_error(name):
 
 @every_optimizer
 def test_invalid_pattern_is_an_error(name):
-  for argument in ("decayed", "frozen"):
+  for argument in ("decay_params", "freeze_params"):
     with pytest.raises(UserError, match=r"Pattern '\*kernel' is not a regular expression: "):
       OPTIMIZERS[name](learning_rate=1.0, schedule=flat, **{argument: ("*kernel",)})
 
@@ -431,16 +431,18 @@ def test_unmatched_pattern_error_lists_parameter_names(name):
   make = functools.partial(OPTIMIZERS[name], learning_rate=1.0, schedule=flat)
   with pytest.raises(
     UserError,
-    match="frozen pattern 'image' matches no parameter. It must match a"
+    match="freeze_params pattern 'image' matches no parameter. It must match a"
     " whole name, such as: model/image/positions, ",
   ):
     make(freeze_params=("image",)).init(parameters())
-  with pytest.raises(UserError, match=r"None of the decayed patterns \('kernel',\) matches a par"):
+  with pytest.raises(
+    UserError, match=r"None of the decay_params patterns \('kernel',\) matches a par"
+  ):
     make(decay_params=("kernel",)).init(parameters())
   make(decay_params=("kernel",), weight_decay=0.0).init(parameters())
 
 
 @every_optimizer
 def test_freezing_everything_is_an_error(name):
-  with pytest.raises(UserError, match=r"frozen patterns \('\.\*',\) match every parameter"):
+  with pytest.raises(UserError, match=r"freeze_params patterns \('\.\*',\) match every parameter"):
     OPTIMIZERS[name](learning_rate=1.0, schedule=flat, freeze_params=(".*",)).init(parameters())
