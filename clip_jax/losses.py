@@ -1,10 +1,10 @@
 """Contrastive losses and accuracies of embeddings, dense or chunked.
 
-Every loss compares each of B rows with all B rows. With `block` it computes the B x B matrix in
-chunks of `block` rows and recomputes them in the backward pass. This takes a few times
-4 B (block + B / block) bytes instead of a few times 4 B^2, with the same value and gradients. Under
-`jit` with rows sharded over devices, "all rows" are those of the global batch, and chunking moves
-no row to another device.
+Every loss compares each of B rows with all B rows. With `chunk_size` = C it computes the B x B
+matrix in chunks of C rows and recomputes them in the backward pass. This takes a few times 4 B (C +
+B / C) bytes instead of a few times 4 B^2, with the same value and gradients. Under `jit` with rows
+sharded over devices, "all rows" are those of the global batch, and chunking moves no row to another
+device.
 
 Embeddings of any float dtype are cast to float32, and products are computed in full float32 even
 where the device's default precision is lower (bfloat16 on TPUs, TF32 on NVIDIA GPUs): at scale 100
@@ -38,7 +38,7 @@ def info_nce(
     float32 [], mean of both directions, in nats; log B when scale is 0.
 
   Raises:
-    UserError: `block` does not divide B, or the shapes differ.
+    UserError: `chunk_size` does not divide B, or the shapes differ.
 
   Source: Radford et al. 2021, fig. 3.
   """
@@ -54,7 +54,7 @@ def info_nce(
       logsumexp(jnp.where(other, scale * (similarity - positive), _NEVER), axis=0),
     )
 
-  by_row, by_column = _by_block(one, chunk_size, z_a, positive, _indices(z_a))  # [B/b, b], [B/b, B]
+  by_row, by_column = _by_chunk(one, chunk_size, z_a, positive, _indices(z_a))  # [B/b, b], [B/b, B]
   return (softplus(by_row).mean() + softplus(logsumexp(by_column, axis=0)).mean()) / 2
 
 
@@ -78,7 +78,7 @@ def sigmoid_pairs(
     float32 [], the sum over the B^2 pairs divided by B, in nats; B log 2 when scale and bias are 0.
 
   Raises:
-    UserError: `block` does not divide B, or the shapes differ.
+    UserError: `chunk_size` does not divide B, or the shapes differ.
 
   Source: Zhai et al. 2023 (SigLIP), algorithm 1.
   """
@@ -89,7 +89,7 @@ def sigmoid_pairs(
     logits = scale * _product(image, z_text) + bias  # [b, B]
     return softplus(jnp.where(_others(row, len(z_text)), logits, -logits)).sum(1)
 
-  return _by_block(one, chunk_size, z_image, _indices(z_image)).sum() / len(z_image)
+  return _by_chunk(one, chunk_size, z_image, _indices(z_image)).sum() / len(z_image)
 
 
 def nt_xent(
@@ -106,7 +106,7 @@ def nt_xent(
     float32 [], mean over all 2B views, in nats; log(2B - 1) when all views are the same.
 
   Raises:
-    UserError: `block` does not divide B, or the shapes differ.
+    UserError: `chunk_size` does not divide B, or the shapes differ.
 
   Source: Chen et al. 2020 (SimCLR), eq. 1; Mu et al. 2021 (SLIP), sec. 3.
   """
@@ -126,7 +126,7 @@ def nt_xent(
       logsumexp(jnp.where(other, scale * (ab - positive), _NEVER), axis=0),
     )
 
-  a, bb, ba = _by_block(one, chunk_size, z_a, z_b, positive, _indices(z_a))
+  a, bb, ba = _by_chunk(one, chunk_size, z_a, z_b, positive, _indices(z_a))
   b = jnp.logaddexp(logsumexp(ba, axis=0), _rows(bb))  # [B]
   return (softplus(a).mean() + softplus(b).mean()) / 2
 
@@ -149,7 +149,7 @@ def accuracies(
     the reverse.
 
   Raises:
-    UserError: `block` does not divide B, or the shapes differ.
+    UserError: `chunk_size` does not divide B, or the shapes differ.
   """
   z_a, z_b = lax.stop_gradient((_checked(z_a, z_b, chunk_size), _float32(z_b)))
 
@@ -158,7 +158,7 @@ def accuracies(
     negative = jnp.where(other, similarity, -jnp.inf)
     return _own(similarity, other), negative.max(1), negative.max(0)
 
-  positive, by_row, by_column = _by_block(one, chunk_size, z_a, _indices(z_a))
+  positive, by_row, by_column = _by_chunk(one, chunk_size, z_a, _indices(z_a))
   return (
     (positive > by_row).mean(dtype=jnp.float32),
     (_rows(positive) > by_column.max(0)).mean(dtype=jnp.float32),
@@ -176,7 +176,7 @@ def nt_xent_accuracy(z_a: jax.Array, z_b: jax.Array, *, chunk_size: int | None =
     float32 [] in [0, 1], the fraction of all 2B views (SLIP reports that of the first B only).
 
   Raises:
-    UserError: `block` does not divide B, or the shapes differ.
+    UserError: `chunk_size` does not divide B, or the shapes differ.
   """
   z_a, z_b = lax.stop_gradient((_checked(z_a, z_b, chunk_size), _float32(z_b)))
 
@@ -190,7 +190,7 @@ def nt_xent_accuracy(z_a: jax.Array, z_b: jax.Array, *, chunk_size: int | None =
       negative(ab).max(0),
     )
 
-  positive, a, bb, ba = _by_block(one, chunk_size, z_a, z_b, _indices(z_a))
+  positive, a, bb, ba = _by_chunk(one, chunk_size, z_a, z_b, _indices(z_a))
   b = jnp.maximum(ba.max(0), _rows(bb))  # [B]
   return (
     (positive > a).mean(dtype=jnp.float32) + (_rows(positive) > b).mean(dtype=jnp.float32)
@@ -201,20 +201,22 @@ def _float32(x):
   return jnp.asarray(x, jnp.float32)
 
 
-def _checked(z_a, z_b, block):
-  """Returns `z_a` in float32; raises `UserError` if the shapes or `block` are invalid."""
+def _checked(z_a, z_b, chunk_size):
+  """Returns `z_a` in float32; raises `UserError` if the shapes or `chunk_size` are invalid."""
   if z_a.ndim != 2 or z_a.shape != z_b.shape:
     raise UserError(
       f"Embeddings of shapes {z_a.shape} and {z_b.shape} cannot be compared row by "
       "row: both must have the same shape [B, E]."
     )
   B = len(z_a)
-  if block is not None and (block < 1 or B % block):
+  if chunk_size is not None and (chunk_size < 1 or B % chunk_size):
     divisors = sorted(n for d in range(1, math.isqrt(B) + 1) if B % d == 0 for n in (d, B // d))
-    near = [d for d in divisors if d < block][-1:] + [d for d in divisors if d > block][:1]
+    near = [d for d in divisors if d < chunk_size][-1:] + [d for d in divisors if d > chunk_size][
+      :1
+    ]
     raise UserError(
-      f"block {block} does not divide the batch of {B} rows. Nearest divisors: "
-      f"{', '.join(map(str, near))}. Set the loss's block to one of them, or to None "
+      f"chunk_size {chunk_size} does not divide the batch of {B} rows. Nearest divisors: "
+      f"{', '.join(map(str, near))}. Set chunk_size to one of them, or to None "
       "for all rows at once."
     )
   return _float32(z_a)
@@ -238,19 +240,19 @@ def _own(similarity, other):
   return jnp.where(other, -jnp.inf, similarity).max(1)
 
 
-def _blocks(x, block):
+def _chunks(x, chunk_size):
   """[B, ...] -> [B/b, b, ...]; chunk i has rows i, i + B/b, ..., so rows stay on their device."""
-  return x.reshape(block, -1, *x.shape[1:]).swapaxes(0, 1)
+  return x.reshape(chunk_size, -1, *x.shape[1:]).swapaxes(0, 1)
 
 
 def _rows(x):
-  """Inverse of `_blocks`: [B/b, b, ...] -> [B, ...]."""
+  """Inverse of `_chunks`: [B/b, b, ...] -> [B, ...]."""
   return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
 
 
-def _by_block(f, block, *rows):
+def _by_chunk(f, chunk_size, *rows):
   """Maps `f` over chunks of rows and stacks the results; recomputes each in the backward pass."""
-  if block is None or block == len(rows[0]):
+  if chunk_size is None or chunk_size == len(rows[0]):
     return jax.tree.map(lambda x: x[None], f(*rows))
   one = jax.checkpoint(lambda xs: f(*xs), prevent_cse=False)
-  return lax.map(one, tuple(_blocks(x, block) for x in rows))
+  return lax.map(one, tuple(_chunks(x, chunk_size) for x in rows))

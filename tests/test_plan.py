@@ -216,7 +216,7 @@ def test_step_that_fits_in_more_of_a_gpu_gets_a_note(share, said, compiler, monk
   assert ("XLA_CLIENT_MEM_FRACTION=0.9" in made.notes[-1]) == said
 
 
-@pytest.mark.parametrize("where", ["devices", "compiled"])
+@pytest.mark.parametrize("where", ["devices", "compile_step"])
 def test_failing_gpu_compiler_leaves_the_analytic_part(where, compiler, monkeypatch):
   def fails(*arguments):
     raise RuntimeError("INTERNAL: no tile sizes.\nAnd much more")

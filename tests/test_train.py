@@ -140,12 +140,12 @@ def test_sigterm_saves_and_exits_with_the_preemption_code(unbroken, tmp_path):
 @pytest.mark.parametrize(
   "arguments, message",
   [
-    ((), "No config is given. Set --config=FILE"),
+    ((), "No config is given. Set --config=NAME or FILE.py"),
     (
       ("--config=configs/quikstart.py",),
       "no config file configs/quikstart.py. Did you mean configs/quickstart.py?",
     ),
-    (("--config=nowhere/x.py",), "Files in nowhere: none"),
+    (("--config=nowhere/x.py",), "Configs that come with the package: benchmark, clip,"),
     ((f"--config={CONFIG}",), "Set --workdir=DIR"),
     (
       ("--config=configs/study/shapes.py", "--workdir=x"),
@@ -180,7 +180,7 @@ def test_mistyped_command_error_names_the_fix(arguments, message):
 
 def test_print_writes_the_config_as_json():
   printed = train(f"--config={CONFIG}", "--print", "--config.objective.chunk_size=8")
-  assert json.loads(printed)["objective"]["block"] == 8
+  assert json.loads(printed)["objective"]["chunk_size"] == 8
 
 
 def test_explain_prints_the_sharding_of_arrays():

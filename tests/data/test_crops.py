@@ -209,7 +209,7 @@ def test_invalid_arguments_raise(make, message):
 
 
 def test_boxes_can_refer_to_the_squashed_image():
-  crop = RandomResizedCrop(8, scale=(0.3, 0.9), ratio=(0.5, 2.0), squash=True)
+  crop = RandomResizedCrop(8, scale=(0.3, 0.9), ratio=(0.5, 2.0), resize_mode="squash")
   rng = np.random.default_rng(0)
   shares, ratios = [], []
   for _ in range(500):
@@ -219,7 +219,7 @@ def test_boxes_can_refer_to_the_squashed_image():
     ratios.append(w / h)
   assert 0.299 < min(shares) < 0.33 and 0.8 < max(shares) < 0.901
   assert 0.49 < min(ratios) < 0.6 and 1.7 < max(ratios) < 2.01
-  assert RandomResizedCrop(8, scale=(1, 1), ratio=(1, 1), squash=True).box(30, 90, rng) == (
+  assert RandomResizedCrop(8, scale=(1, 1), ratio=(1, 1), resize_mode="squash").box(30, 90, rng) == (
     0,
     0,
     90,

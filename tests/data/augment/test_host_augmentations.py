@@ -75,7 +75,7 @@ def test_flip_happens_with_its_probability():
 )
 def test_jitter_blends_with_black_mean_or_grey(name, other):
   image = scene()
-  nothing = dict(brightness=0, contrast=0, saturation=0, hue=0, grey=0, probability=1)
+  nothing = dict(brightness=0, contrast=0, saturation=0, hue=0, grayscale=0, probability=1)
   jitter = ColorJitter(**{**nothing, name: 1.0})
   factors = set()
   for seed in range(10):

@@ -18,7 +18,7 @@ from clip_jax.data.augment.simclr import (
 )
 from clip_jax.errors import UserError
 
-OFF = dict(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0, grey=0.0, blur=0.0, flip=0.0)
+OFF = dict(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0, grayscale=0.0, blur=0.0, flip=0.0)
 
 
 def scenes(B, height=24, width=32, seed=0):
@@ -120,7 +120,7 @@ def test_each_image_has_its_own_jitter_order():
 
 def test_grey_matches_pillow():
   image = scenes(2)
-  x = augmented(SimclrColors(**{**OFF, "grey": 1.0}), image, keys(2))
+  x = augmented(SimclrColors(**{**OFF, "grayscale": 1.0}), image, keys(2))
   for i in range(2):
     theirs = np.asarray(Image.fromarray(image[i]).convert("L"))[..., None]
     np.testing.assert_allclose(255 * x[i], np.broadcast_to(theirs, x[i].shape), atol=0.51)
@@ -165,7 +165,7 @@ def test_operations_happen_with_their_probabilities():
   original = image / 255.0
   cases = {
     "jitter": (dict(OFF, brightness=0.4, probability=0.8), 0.8),
-    "grey": (dict(OFF, grey=0.2), 0.2),
+    "grayscale": (dict(OFF, grayscale=0.2), 0.2),
     "blur": (dict(OFF, blur=0.5, sigma=(1.0, 2.0)), 0.5),
     "flip": (dict(OFF, flip=0.5), 0.5),
   }
