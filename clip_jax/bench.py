@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
   numbers = {}
   for name in BENCHES if what == "all" else (what,):
     numbers[name] = measure(name, flags)
-    print(shown(name, numbers[name]) + "\n")
+    print(format_numbers(name, numbers[name]) + "\n")
   if flags.json:
     with open(flags.json, "w") as f:
       json.dump(
@@ -86,7 +86,7 @@ def measure(name: str, flags: Any) -> dict[str, Any]:
   return bench_checkpoint(parts)
 
 
-def shown(name: str, numbers: dict) -> str:
+def format_numbers(name: str, numbers: dict) -> str:
   """Formats the numbers as a table: one row per number, or per dict of numbers."""
   from clip_jax.cli.formatting import table
 

@@ -28,10 +28,10 @@ def test_bench_data_measures_the_pipeline(tmp_path, monkeypatch, capsys):
   assert bench.main(arguments) == 0
   numbers = json.loads((tmp_path / "n").read_text())
   assert "CPU cores" in numbers["machine"]
-  assert numbers["config: seconds to the first batch at step 10,000,000"] < 5
-  assert abs(numbers["config: growth of the memory over 50 batches, MB"]) < 50
+  assert numbers["config: time to the first batch when resuming at step 10,000,000, s"] < 5
+  assert abs(numbers["config: memory growth over 50 batches, MB"]) < 50
   assert numbers["config: images per CPU-second"] > 10
-  assert numbers["80x60 all Pillow, images per CPU-second"] > 10
+  assert numbers["80x60 Pillow only, images per CPU-second"] > 10
   printed = capsys.readouterr().out
   assert all(name in printed for name in numbers)
 
@@ -49,19 +49,19 @@ def test_bench_step_measures_a_step(tmp_path, monkeypatch, capsys):
   numbers = json.loads((tmp_path / "n").read_text())
   share = numbers["share of the matrix-multiply ceiling"]
   assert 0 < share < 1
-  assert numbers["images/s"] == pytest.approx(32 / numbers["seconds a step"])
+  assert numbers["images/s"] == pytest.approx(32 / numbers["step time, s"])
   assert share == pytest.approx(
-    numbers["TFLOP a step (6 x forward multiply-adds)"]
-    / numbers["seconds a step"]
-    / numbers["ceiling, TFLOP/s"]
+    numbers["TFLOP per step (6 x forward multiply-adds)"]
+    / numbers["step time, s"]
+    / numbers["matrix-multiply ceiling, TFLOP/s"]
   )
-  assert numbers["temporaries of the step, MB a device"] > 0
-  for what in ("start a step", "put a batch on the devices"):
-    assert 0 < numbers[f"host, ms of its processor to {what}"] < 1e3 * numbers["seconds a step"]
-  shares = {name: n for name, n in numbers.items() if name.startswith("share of the device's time")}
+  assert numbers["temporaries of the step, MB per device"] > 0
+  for what in ("dispatch a step", "transfer a batch"):
+    assert 0 < numbers[f"host CPU time to {what}, ms"] < 1e3 * numbers["step time, s"]
+  shares = {name: n for name, n in numbers.items() if name.startswith("share of device time")}
   assert sum(shares.values()) == pytest.approx(1)
   assert all(
-    shares[f"share of the device's time: {part}"] > 0
+    shares[f"share of device time: {part}"] > 0
     for part in ("image tower", "text tower", "loss", "optimizer")
   )
   assert list((tmp_path / "trace").rglob("perfetto_trace.json.gz"))
@@ -80,21 +80,21 @@ def test_ceiling_has_the_dtype_of_the_image_tower():
 
 def test_bench_loss_compares_chunks_with_dense(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(bench_loss, "ROWS", (64, 1024))
-  monkeypatch.setattr(bench_loss, "BLOCK", 64)
-  monkeypatch.setattr(bench_loss, "EMBED", 8)
+  monkeypatch.setattr(bench_loss, "CHUNK_SIZE", 64)
+  monkeypatch.setattr(bench_loss, "EMBED_DIM", 8)
   assert bench.main(["loss", f"--json={tmp_path}/n"]) == 0
   numbers = json.loads((tmp_path / "n").read_text())
   for name in ("info_nce", "sigmoid_pairs", "nt_xent"):
-    assert numbers[f"{name}, 1,024 rows"]["memory, dense / blocks"] > 1.5
-    assert numbers[f"{name}, 64 rows"]["dense, s"] > 0
+    assert numbers[f"{name}, 1,024 rows"]["memory ratio, dense / chunked"] > 1.5
+    assert numbers[f"{name}, 64 rows"]["dense time, s"] > 0
   assert "nt_xent, 1,024 rows" in capsys.readouterr().out
 
 
 def test_loss_that_would_not_fit_is_compiled_but_not_run(monkeypatch, capsys):
   monkeypatch.setattr(bench_loss, "ROWS", (64,))
-  monkeypatch.setattr(bench_loss, "MOST_MEMORY", 1)
+  monkeypatch.setattr(bench_loss, "MAX_MEMORY", 1)
   assert bench.main(["loss"]) == 0
-  assert bench_loss.bench_loss()["nt_xent, 64 rows"]["time, dense / blocks"] is None
+  assert bench_loss.bench_loss()["nt_xent, 64 rows"]["time ratio, dense / chunked"] is None
   assert " -" in capsys.readouterr().out
 
 
@@ -108,11 +108,11 @@ def test_bench_checkpoint_measures_a_save(tmp_path, monkeypatch):
   monkeypatch.setattr(sys, "argv", ["bench", *arguments])
   assert bench.main(arguments) == 0
   numbers = json.loads((tmp_path / "n").read_text())
-  assert 0 < numbers["stall, s"] <= numbers["until saved, s"]
-  assert numbers["stall of the step that saves, steps"] == pytest.approx(
-    numbers["stall, s"] / numbers["seconds a step"]
+  assert 0 < numbers["save stall, s"] <= numbers["time until saved, s"]
+  assert numbers["save stall, in steps"] == pytest.approx(
+    numbers["save stall, s"] / numbers["step time, s"]
   )
-  assert numbers["size on disk, MB"] > 0.1 and numbers["restore, s"] > 0
+  assert numbers["size on disk, MB"] > 0.1 and numbers["restore time, s"] > 0
 
 
 def test_unknown_bench_is_an_error():

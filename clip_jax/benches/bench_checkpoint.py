@@ -7,7 +7,7 @@ import time
 import jax
 
 from clip_jax.benches.bench_step import first_state, random_batch
-from clip_jax.benches.machine import per_call
+from clip_jax.benches.machine import time_per_call
 from clip_jax.training.checkpoint import Checkpoints
 from clip_jax.training.setup import TrainSetup
 
@@ -16,30 +16,30 @@ def bench_checkpoint(parts: TrainSetup) -> dict[str, float]:
   """Measures a save in the background of training, and a restore, in the temporary folder."""
   with tempfile.TemporaryDirectory() as folder, jax.set_mesh(parts.mesh):
     batch, train_step = random_batch(parts), parts.train_step
-    seconds, _, state = per_call(lambda state: train_step(state, batch)[0], first_state(parts))
+    seconds, _, state = time_per_call(lambda state: train_step(state, batch)[0], first_state(parts))
     checkpoints = Checkpoints(Path(folder) / "checkpoints")
     checkpoints.save(0, state, parts.config)  # Warm-up: imports and first-time setup.
     checkpoints.wait()
-    begun = time.perf_counter()
+    start = time.perf_counter()
     checkpoints.save(1, state, parts.config)
-    stall = time.perf_counter() - begun
+    stall = time.perf_counter() - start
     state = jax.block_until_ready(train_step(state, batch)[0])
-    during = time.perf_counter() - begun - stall
+    during = time.perf_counter() - start - stall
     checkpoints.wait()
-    saved = time.perf_counter() - begun
-    begun = time.perf_counter()
+    saved = time.perf_counter() - start
+    start = time.perf_counter()
     jax.block_until_ready(checkpoints.restore(parts.state, 1))
-    restored = time.perf_counter() - begun
+    restored = time.perf_counter() - start
     size = sum(
       path.stat().st_size for path in (checkpoints.folder / "1").rglob("*") if path.is_file()
     )
     checkpoints.close()
   return {
-    "stall of the step that saves, steps": stall / seconds,
-    "the step beside the save, steps": during / seconds,
-    "stall, s": stall,
-    "until saved, s": saved,
-    "restore, s": restored,
+    "save stall, in steps": stall / seconds,
+    "step during the save, in steps": during / seconds,
+    "save stall, s": stall,
+    "time until saved, s": saved,
+    "restore time, s": restored,
     "size on disk, MB": size / 1e6,
-    "seconds a step": seconds,
+    "step time, s": seconds,
   }

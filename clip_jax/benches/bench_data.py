@@ -8,25 +8,25 @@ from clip_jax.training.setup import TrainSetup
 
 
 def bench_data(parts: TrainSetup) -> dict[str, float]:
-  """Compares the config's pipeline with a plain loop, and several ways to decode JPEGs."""
+  """Compares the config's pipeline with a plain loop, and several variants to decode JPEGs."""
   data, seconds = parts.data, machine.SECONDS
   examples = Examples(data.source, data.views, seed=0)
-  rates = pipeline_speed.rate_each(
+  rates = pipeline_speed.measure_rates(
     {
-      "pipeline": lambda made: pipeline_speed.pipeline(
-        examples, made, data.threads, data.batch_size
+      "pipeline": lambda counter: pipeline_speed.pipeline(
+        examples, counter, data.threads, data.batch_size
       ),
-      "plain loop": lambda made: pipeline_speed.plain(examples, made, data.batch_size),
+      "plain loop": lambda counter: pipeline_speed.plain_loop(examples, counter, data.batch_size),
     },
     seconds,
   )
   stream = batches(examples, batch_size=data.batch_size, threads=data.threads, workers=data.workers)
   next(stream)
-  count, begun = 0, time.perf_counter()
-  while time.perf_counter() - begun < seconds:
+  count, start = 0, time.perf_counter()
+  while time.perf_counter() - start < seconds:
     next(stream)
     count += data.batch_size
-  took = time.perf_counter() - begun
+  took = time.perf_counter() - start
   growth = pipeline_speed.memory_growth(stream, warm=10, steps=50)
   return {
     "config: Grain's overhead over the plain loop, %": 100
@@ -34,9 +34,9 @@ def bench_data(parts: TrainSetup) -> dict[str, float]:
     "config: images/s": count / took,
     "config: images per CPU-second": rates["pipeline"],
     "config: plain loop, images per CPU-second": rates["plain loop"],
-    "config: seconds to the first batch at step 10,000,000": pipeline_speed.start_seconds(
+    "config: time to the first batch when resuming at step 10,000,000, s": pipeline_speed.start_seconds(
       data.source, data.views
     ),
-    "config: growth of the memory over 50 batches, MB": growth / 1e6,
+    "config: memory growth over 50 batches, MB": growth / 1e6,
     **pipeline_speed.compare(seconds / 3),
   }

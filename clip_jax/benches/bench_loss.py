@@ -7,18 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from clip_jax import losses
-from clip_jax.benches.machine import per_call
+from clip_jax.benches.machine import time_per_call
 
 ROWS = tuple(1024 << k for k in range(7))
-EMBED = 512
-BLOCK = 1024
-LONGEST = 10.0  # Maximum seconds per call; larger numbers of rows are compiled but not run.
-MOST_MEMORY = 4e9  # Maximum bytes of temporaries of a call that is run on a CPU.
+EMBED_DIM = 512
+CHUNK_SIZE = 1024
+MAX_SECONDS = 10.0  # Maximum seconds per call; larger numbers of rows are compiled but not run.
+MAX_MEMORY = 4e9  # Maximum bytes of temporaries of a call that is run on a CPU.
 
 LOSSES: dict[str, Callable] = {
-  "info_nce": lambda a, b, block: losses.info_nce(a, b, 50.0, chunk_size=block),
-  "sigmoid_pairs": lambda a, b, block: losses.sigmoid_pairs(a, b, 10.0, -10.0, chunk_size=block),
-  "nt_xent": lambda a, b, block: losses.nt_xent(a, b, 0.1, chunk_size=block),
+  "info_nce": lambda a, b, chunk_size: losses.info_nce(a, b, 50.0, chunk_size=chunk_size),
+  "sigmoid_pairs": lambda a, b, chunk_size: losses.sigmoid_pairs(
+    a, b, 10.0, -10.0, chunk_size=chunk_size
+  ),
+  "nt_xent": lambda a, b, chunk_size: losses.nt_xent(a, b, 0.1, chunk_size=chunk_size),
 }
 
 
@@ -31,37 +33,37 @@ def bench_loss() -> dict[str, dict[str, float]]:
   """
   numbers = {}
   for name, loss in LOSSES.items():
-    slow = {"dense": False, "blocks": False}
+    slow = {"dense": False, "chunked": False}
     for B in ROWS:
       memory, seconds = {}, {}
-      for form, block in (("dense", None), ("blocks", min(BLOCK, B))):
-        memory[form], seconds[form] = _measure(loss, B, block, run=not slow[form])
-        slow[form] = seconds[form] is None or 4 * seconds[form] > LONGEST
+      for form, chunk_size in (("dense", None), ("chunked", min(CHUNK_SIZE, B))):
+        memory[form], seconds[form] = _measure(loss, B, chunk_size, run=not slow[form])
+        slow[form] = seconds[form] is None or 4 * seconds[form] > MAX_SECONDS
       numbers[f"{name}, {B:,} rows"] = {
-        "memory, dense / blocks": memory["dense"] / memory["blocks"],
-        "time, dense / blocks": (
-          seconds["dense"] / seconds["blocks"] if None not in seconds.values() else None
+        "memory ratio, dense / chunked": memory["dense"] / memory["chunked"],
+        "time ratio, dense / chunked": (
+          seconds["dense"] / seconds["chunked"] if None not in seconds.values() else None
         ),
-        "dense, MB": memory["dense"] / 1e6,
-        "blocks, MB": memory["blocks"] / 1e6,
-        "dense, s": seconds["dense"],
-        "blocks, s": seconds["blocks"],
+        "dense memory, MB": memory["dense"] / 1e6,
+        "chunked memory, MB": memory["chunked"] / 1e6,
+        "dense time, s": seconds["dense"],
+        "chunked time, s": seconds["chunked"],
       }
   return numbers
 
 
-def _measure(loss, B, block, run):
+def _measure(loss, B, chunk_size, run):
   """Returns bytes of temporaries, and seconds per call, or None if it was not run."""
 
-  def one(z):
-    return jax.grad(lambda z: loss(*z, block))(z)
+  def gradient(z):
+    return jax.grad(lambda z: loss(*z, chunk_size))(z)
 
-  shapes = (jax.ShapeDtypeStruct((B, EMBED), jnp.float32),) * 2
-  compiled = jax.jit(one).lower(shapes).compile()
+  shapes = (jax.ShapeDtypeStruct((B, EMBED_DIM), jnp.float32),) * 2
+  compiled = jax.jit(gradient).lower(shapes).compile()
   memory = compiled.memory_analysis().temp_size_in_bytes
-  if not run or (jax.default_backend() == "cpu" and memory > MOST_MEMORY):
+  if not run or (jax.default_backend() == "cpu" and memory > MAX_MEMORY):
     return memory, None
   rng = np.random.default_rng(0)
-  z = rng.normal(size=(2, B, EMBED)).astype(np.float32)
+  z = rng.normal(size=(2, B, EMBED_DIM)).astype(np.float32)
   z /= np.linalg.norm(z, axis=-1, keepdims=True)
-  return memory, per_call(compiled, tuple(map(jnp.asarray, z)), seconds=0.3)[0]
+  return memory, time_per_call(compiled, tuple(map(jnp.asarray, z)), seconds=0.3)[0]

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from clip_jax.benches import machine
-from clip_jax.benches.machine import matmul_ceiling, per_call
+from clip_jax.benches.machine import matmul_ceiling, time_per_call
 from clip_jax.cli.formatting import table
 from clip_jax.costs import profile_trace
 from clip_jax.parallel import placement
@@ -30,37 +30,34 @@ def bench_step(parts: TrainSetup, profile: str | None = None) -> dict[str, float
   """
   with jax.set_mesh(parts.mesh):
     batch = random_batch(parts)
-    begun = time.perf_counter()
+    start = time.perf_counter()
     compiled = parts.train_step.lower(parts.state, parts.batch).compile()
-    compile_seconds = time.perf_counter() - begun
+    compile_seconds = time.perf_counter() - start
 
     def step(state):
       return compiled(state, batch)[0]
 
-    seconds, cpu, state = per_call(step, first_state(parts))
+    seconds, cpu, state = time_per_call(step, first_state(parts))
     ceiling = matmul_ceiling(parts.mesh, parts.dtypes["image"])
-    starting, placing, state = _host_seconds(compiled, state, batch, parts)
+    dispatching, transferring, state = _host_seconds(compiled, state, batch, parts)
     shares = _shares(step, state, compiled.as_text(), profile)
   images = parts.data.batch_size
   flops = images * parts.compute.flops
   memory = compiled.memory_analysis()
   return {
     "share of the matrix-multiply ceiling": flops / seconds / ceiling,
-    **{
-      f"share of the device's time: {name.replace('_', ' ')}": share
-      for name, share in shares.items()
-    },
-    "host, ms of its processor to start a step": 1e3 * starting,
-    "host, ms of its processor to put a batch on the devices": 1e3 * placing,
+    **{f"share of device time: {name.replace('_', ' ')}": share for name, share in shares.items()},
+    "host CPU time to dispatch a step, ms": 1e3 * dispatching,
+    "host CPU time to transfer a batch, ms": 1e3 * transferring,
     "images/s": images / seconds,
     "images per CPU-second": images / cpu,
-    "seconds a step": seconds,
-    "TFLOP a step (6 x forward multiply-adds)": flops / 1e12,
-    "ceiling, TFLOP/s": ceiling / 1e12,
-    "compile seconds": compile_seconds,
-    "temporaries of the step, MB a device": memory.temp_size_in_bytes / 1e6,
-    "train state and batch, MB a device": memory.argument_size_in_bytes / 1e6,
-    "peak memory of the process, MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+    "step time, s": seconds,
+    "TFLOP per step (6 x forward multiply-adds)": flops / 1e12,
+    "matrix-multiply ceiling, TFLOP/s": ceiling / 1e12,
+    "compile time, s": compile_seconds,
+    "temporaries of the step, MB per device": memory.temp_size_in_bytes / 1e6,
+    "train state and batch, MB per device": memory.argument_size_in_bytes / 1e6,
+    "peak host memory, MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
   }
 
 
@@ -91,8 +88,8 @@ def _host_seconds(compiled, state, batch, parts):
   rows = rows_of_devices(parts.mesh.local_devices, size, parts.mesh)
   held = {name: np.zeros((len(rows), *x.shape[1:]), x.dtype) for name, x in batch.items()}
   times = []
-  begun = time.perf_counter()
-  while len(times) < HOST_STEPS and (not times or time.perf_counter() - begun < machine.SECONDS):
+  start = time.perf_counter()
+  while len(times) < HOST_STEPS and (not times or time.perf_counter() - start < machine.SECONDS):
     clock = [time.thread_time()]
     state, metrics = compiled(state, batch)
     clock.append(time.thread_time())
@@ -100,8 +97,8 @@ def _host_seconds(compiled, state, batch, parts):
     clock.append(time.thread_time())
     jax.block_until_ready((put, metrics))
     times.append(np.diff(clock))
-  starting, placing = np.median(times, axis=0)
-  return float(starting), float(placing), state
+  dispatching, transferring = np.median(times, axis=0)
+  return float(dispatching), float(transferring), state
 
 
 def _shares(step, state, text, profile):

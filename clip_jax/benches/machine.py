@@ -24,7 +24,7 @@ def machine() -> str:
   )
 
 
-def per_call(
+def time_per_call(
   f: Callable[[Any], Any], x: Any, seconds: float | None = None
 ) -> tuple[float, float, Any]:
   """Times a function that takes its own result as input.
@@ -41,11 +41,11 @@ def per_call(
   """
   for _ in range(2):
     x = jax.block_until_ready(f(x))
-  calls, begun, cpu = 0, time.perf_counter(), time.process_time()
-  while calls == 0 or time.perf_counter() - begun < (seconds or SECONDS):
+  calls, start, cpu = 0, time.perf_counter(), time.process_time()
+  while calls == 0 or time.perf_counter() - start < (seconds or SECONDS):
     x = jax.block_until_ready(f(x))
     calls += 1
-  return (time.perf_counter() - begun) / calls, (time.process_time() - cpu) / calls, x
+  return (time.perf_counter() - start) / calls, (time.process_time() - cpu) / calls, x
 
 
 def matmul_ceiling(mesh: Mesh, dtype: str) -> float:
@@ -54,4 +54,4 @@ def matmul_ceiling(mesh: Mesh, dtype: str) -> float:
   a = jax.device_put(jnp.ones((mesh.size * n, n), dtype), batch_sharding(mesh))
   b = jax.device_put(jnp.full((n, n), 1 / n, dtype), replicated_sharding(mesh))
   product = jax.jit(lambda a, b: a @ b)
-  return 2 * mesh.size * n**3 / per_call(lambda a: product(a, b), a)[0]
+  return 2 * mesh.size * n**3 / time_per_call(lambda a: product(a, b), a)[0]

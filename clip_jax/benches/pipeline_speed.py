@@ -53,14 +53,14 @@ def compare(
       Examples(source, views(crop, **options))
       for options in ({}, {"jpeg_draft": False}, {"interpolation": "fast"})
     )
-    ways = {
-      "pipeline": lambda made: pipeline(usual, made, threads),
-      "plain loop": lambda made: plain(usual, made),
-      "all Pillow": lambda made: plain(pillow, made),
-      "pipeline, jpeg_draft=False": lambda made: pipeline(exact, made, threads),
-      'pipeline, interpolation="fast"': lambda made: pipeline(fast, made, threads),
+    variants = {
+      "pipeline": lambda counter: pipeline(usual, counter, threads),
+      "plain loop": lambda counter: plain_loop(usual, counter),
+      "Pillow only": lambda counter: plain_loop(pillow, counter),
+      "pipeline, jpeg_draft=False": lambda counter: pipeline(exact, counter, threads),
+      'pipeline, interpolation="fast"': lambda counter: pipeline(fast, counter, threads),
     }
-    rates = rate_each(ways, seconds)
+    rates = measure_rates(variants, seconds)
     reference = [pillow[i]["image"].astype(np.int16) for i in range(2 * pictures)]
     size = f"{width}x{height}"
     for name, rate in rates.items():
@@ -73,34 +73,34 @@ def compare(
       ("jpeg_draft=False", exact),
       ('interpolation="fast"', fast),
     ):
-      numbers[f"{size} {name}, pixels differ from Pillow's by"] = float(
+      numbers[f"{size} {name}, mean pixel difference from Pillow, of 255"] = float(
         np.mean([np.abs(examples[i]["image"] - image).mean() for i, image in enumerate(reference)])
       )
   return numbers
 
 
-def rate_each(ways: dict[str, Callable], seconds: float) -> dict[str, float]:
+def measure_rates(variants: dict[str, Callable], seconds: float) -> dict[str, float]:
   """Measures images per CPU-second of several variants, in alternating rounds.
 
   Args:
-    ways: variants by name; each takes a list, appends one element per image to it, and returns an
+    variants: variants by name; each takes a list, appends one element per image to it, and returns an
       iterator of batches.
     seconds: measuring time per variant.
   """
-  images, cpu = dict.fromkeys(ways, 0), dict.fromkeys(ways, 0.0)
+  images, cpu = dict.fromkeys(variants, 0), dict.fromkeys(variants, 0.0)
   for _ in range(_ROUNDS):
-    for name, way in ways.items():
-      made: list = []
-      begun, end = time.process_time(), time.monotonic() + seconds / _ROUNDS
-      stream = way(made)
+    for name, variant in variants.items():
+      counter: list = []
+      start, end = time.process_time(), time.monotonic() + seconds / _ROUNDS
+      stream = variant(counter)
       while time.monotonic() < end:
         next(stream)
       stream.close()
       # Prefetched images are still being made. Wait, so that both they and their time are counted.
       _wait_until_idle()
-      images[name] += len(made)
-      cpu[name] += time.process_time() - begun
-  return {name: images[name] / cpu[name] for name in ways}
+      images[name] += len(counter)
+      cpu[name] += time.process_time() - start
+  return {name: images[name] / cpu[name] for name in variants}
 
 
 def _wait_until_idle():
@@ -112,15 +112,15 @@ def _wait_until_idle():
     quiet = quiet + 1 if time.process_time() - before < 0.002 else 0
 
 
-def pipeline(examples: Examples, made: list, threads: int, batch_size: int = _BATCH) -> Iterator:
-  """Returns an iterator over the training pipeline's batches; appends to `made` for each image."""
-  counted = Examples(examples.source, _Counted(examples.views, made), seed=examples.seed)
+def pipeline(examples: Examples, counter: list, threads: int, batch_size: int = _BATCH) -> Iterator:
+  """Returns an iterator over the training pipeline's batches; appends to `counter` for each image."""
+  counted = Examples(examples.source, _CountingViews(examples.views, counter), seed=examples.seed)
   return batches(counted, batch_size=batch_size, threads=threads)
 
 
-def plain(examples: Examples, made: list, batch_size: int = _BATCH) -> Iterator:
+def plain_loop(examples: Examples, counter: list, batch_size: int = _BATCH) -> Iterator:
   """Yields batches of the same examples in their unsorted order, made one at a time in a loop."""
-  counted = Examples(examples.source, _Counted(examples.views, made), seed=examples.seed)
+  counted = Examples(examples.source, _CountingViews(examples.views, counter), seed=examples.seed)
   position = 0
   while True:
     rows = [counted[position + i] for i in range(batch_size)]
@@ -130,10 +130,10 @@ def plain(examples: Examples, made: list, batch_size: int = _BATCH) -> Iterator:
 
 def start_seconds(source: Source, make: Callable, step: int = 10_000_000) -> float:
   """Measures the seconds until the first batch of a run that resumes at `step`."""
-  begun = time.perf_counter()
+  start = time.perf_counter()
   stream = batches(Examples(source, make), batch_size=_BATCH, start=step, threads=0)
   next(stream)
-  seconds = time.perf_counter() - begun
+  seconds = time.perf_counter() - start
   stream.close()  # type: ignore[attr-defined]  # A generator.
   return seconds
 
@@ -211,13 +211,13 @@ class PillowViews:
     return Views({"image": ImageView(cropped)}, self.tokenizer)(record, rng)
 
 
-class _Counted:
-  """Wraps views and appends to `made` for each example."""
+class _CountingViews:
+  """Wraps views and appends to `counter` for each example."""
 
-  def __init__(self, views: Any, made: list[None]):
-    self.views, self.made, self.outputs = views, made, views.outputs
+  def __init__(self, views: Any, counter: list[None]):
+    self.views, self.counter, self.outputs = views, counter, views.outputs
 
   def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
     example = self.views(record, rng)
-    self.made.append(None)
+    self.counter.append(None)
     return example
