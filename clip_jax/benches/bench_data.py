@@ -8,7 +8,7 @@ from clip_jax.training.setup import TrainSetup
 
 
 def bench_data(parts: TrainSetup) -> dict[str, float]:
-  """Compares the config's pipeline with a plain loop, and several variants to decode JPEGs."""
+  """Compares the config's pipeline with a plain loop, and several ways to decode JPEGs."""
   data, seconds = parts.data, machine.SECONDS
   examples = Examples(data.source, data.views, seed=0)
   rates = pipeline_speed.measure_rates(
@@ -34,7 +34,7 @@ def bench_data(parts: TrainSetup) -> dict[str, float]:
     "config: images/s": count / took,
     "config: images per CPU-second": rates["pipeline"],
     "config: plain loop, images per CPU-second": rates["plain loop"],
-    "config: time to the first batch when resuming at step 10,000,000, s": pipeline_speed.start_seconds(
+    "config: time to the first batch at step 10,000,000, s": pipeline_speed.start_seconds(
       data.source, data.views
     ),
     "config: memory growth over 50 batches, MB": growth / 1e6,

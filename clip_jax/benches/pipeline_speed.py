@@ -83,7 +83,7 @@ def measure_rates(variants: dict[str, Callable], seconds: float) -> dict[str, fl
   """Measures images per CPU-second of several variants, in alternating rounds.
 
   Args:
-    variants: variants by name; each takes a list, appends one element per image to it, and returns an
+    variants: by name; each takes a list, appends one element per image to it, and returns an
       iterator of batches.
     seconds: measuring time per variant.
   """
@@ -113,7 +113,7 @@ def _wait_until_idle():
 
 
 def pipeline(examples: Examples, counter: list, threads: int, batch_size: int = _BATCH) -> Iterator:
-  """Returns an iterator over the training pipeline's batches; appends to `counter` for each image."""
+  """Returns an iterator over the pipeline's batches; appends to `counter` for each image."""
   counted = Examples(examples.source, _CountingViews(examples.views, counter), seed=examples.seed)
   return batches(counted, batch_size=batch_size, threads=threads)
 
