@@ -48,13 +48,16 @@ def main(arguments: list[str]) -> int:
       "or --topology=all."
     )
   images = _number(flags.images_per_core)
-  from clip_jax.planning.chips import COMPARED, topology
+  from clip_jax.planning.chips import COMPARED_TOPOLOGIES, parse_topology
 
-  topologies = [topology(t) for t in (COMPARED if flags.topology == "all" else [flags.topology])]
+  topologies = [
+    parse_topology(t)
+    for t in (COMPARED_TOPOLOGIES if flags.topology == "all" else [flags.topology])
+  ]
   if flags.explain:
-    from clip_jax.planning.estimate import explained
+    from clip_jax.planning.estimate import explain_shardings
 
-    print(explained(flags.config, topologies[0]))
+    print(explain_shardings(flags.config, topologies[0]))
     return 0
   plans = (
     _compared(flags.config, topologies, images)
@@ -79,15 +82,16 @@ def _planned(config, topology, options):
     print("\nIt does not fit. Compiling settings that need less memory ...", flush=True)
     shards = plan.mesh["data"] * plan.mesh["fsdp"]
     attempts = list(
-      memory_options.tried(config, lambda c: estimate(c, topology, **options), shards=shards)
+      memory_options.find_fitting(config, lambda c: estimate(c, topology, **options), shards=shards)
     )
-    print(plan_tables.compare_plans([(knob, one) for knob, _, one in attempts], "with"))
-    for knob, setting, one in attempts:
+    print(plan_tables.compare_plans([(option, one) for option, _, one in attempts], "with"))
+    for option, setting, one in attempts:
       print(
-        f"{knob}: {memory_options.flags(setting)}" + ("" if one.fits else "  (does not fit either)")
+        f"{option}: {memory_options.format_flags(setting)}"
+        + ("" if one.fits else "  (does not fit either)")
       )
     numbers["tried"] = [
-      {"knob": knob, "setting": setting, **as_json(one)} for knob, setting, one in attempts
+      {"option": option, "setting": setting, **as_json(one)} for option, setting, one in attempts
     ]
   return numbers
 

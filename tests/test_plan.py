@@ -18,8 +18,8 @@ from clip_jax.costs.hlo import Program
 from clip_jax.data.sources.folder import Folder
 from clip_jax.errors import UserError
 from clip_jax.planning import compilation, estimate as estimate_lib
-from clip_jax.planning.chips import topology
-from clip_jax.planning.estimate import estimate, without_data
+from clip_jax.planning.chips import parse_topology
+from clip_jax.planning.estimate import estimate, with_placeholder_data
 from clip_jax.planning.roofline import Roofline
 from clip_jax.training.setup import build_setup
 from run_config import get_config
@@ -53,7 +53,7 @@ def test_plan_without_a_compiler_names_what_is_missing(monkeypatch, tmp_path, ca
   assert numbers["total_steps"] == 30 and numbers["batch_size"] == 32
   assert numbers["examples_per_second"] == pytest.approx(32 / numbers["seconds"]["best"])
   assert numbers["run_seconds"]["best"] == pytest.approx(30 * numbers["seconds"]["best"])
-  assert numbers["binds"] == "input"
+  assert numbers["bottleneck"] == "input"
   assert numbers["seconds"]["input"] == pytest.approx(32 / (208 * 200))
 
 
@@ -62,7 +62,7 @@ def test_auto_dtype_follows_the_planned_chips(chips):
   config = get_config()
   config.model.image.dtype = "auto"
   assert build_setup(config).dtypes == {"image": "float32", "text": "float32"}
-  there = build_setup(config, mesh=estimate_lib._abstract_mesh(config, topology(chips)))
+  there = build_setup(config, mesh=estimate_lib._abstract_mesh(config, parse_topology(chips)))
   assert there.dtypes == {"image": "bfloat16", "text": "float32"}
   assert there.learner.model.image.dtype == "bfloat16"
 
@@ -141,12 +141,12 @@ def test_missing_data_is_replaced_by_placeholders():
   config = get_config()
   config.unlock()
   config.data.source = call(Folder, path="/nowhere")
-  changed, notes, knows = without_data(config)
+  changed, notes, knows = with_placeholder_data(config)
   assert knows and "The data is not here" in notes[0]
   data = build(changed.data)
   assert set(data.views(data.source[5], np.random.default_rng(0))) == {"image", "tokens"}
   config.train.steps, config.train.epochs = None, 2.0
-  made = estimate(config, topology("v5e:2x2"))
+  made = estimate(config, parse_topology("v5e:2x2"))
   assert made.batch_size == 32 and made.total_steps is None
   assert "set --config.train.samples" in made.notes[1]
   assert config.data.source.path == "/nowhere"
@@ -164,7 +164,9 @@ PROGRAM = Program("""ENTRY %main (p: f32[8]) -> f32[8] {
 def compiler(monkeypatch):
   """A fake compiler that returns the same program for every step."""
   monkeypatch.setattr(compilation, "can_compile", lambda topology: True)
-  monkeypatch.setattr(compilation, "devices", lambda topology: jax.devices()[: topology.devices])
+  monkeypatch.setattr(
+    compilation, "topology_devices", lambda topology: jax.devices()[: topology.devices]
+  )
   monkeypatch.setattr(
     compilation,
     "compile_step",
@@ -174,8 +176,8 @@ def compiler(monkeypatch):
   )
   monkeypatch.setattr(
     estimate_lib,
-    "_places",
-    lambda mesh, topology: [topology.place(i) for i in range(topology.devices)],
+    "_locations",
+    lambda mesh, topology: [topology.location(i) for i in range(topology.devices)],
   )
 
 
@@ -203,48 +205,53 @@ def test_gpu_plan_notes_that_it_was_compiled_without_a_gpu(compiler, monkeypatch
 
 @pytest.mark.parametrize("share, said", [(0.8, True), (0.95, False)])
 def test_step_that_fits_in_more_of_a_gpu_gets_a_note(share, said, compiler, monkeypatch):
-  gpus = topology("h100:8")
+  gpus = parse_topology("h100:8")
   monkeypatch.setattr(
     compilation,
     "compile_step",
     lambda parts, topology: compilation.TooLarge(
-      int(share * gpus.chip.memory), int(gpus.chip.room), 1.0
+      int(share * gpus.chip.memory), int(gpus.chip.usable_memory), 1.0
     ),
   )
   made = estimate(get_config(), gpus)
-  assert made.fits is False and made.limit == int(gpus.chip.room)
+  assert made.fits is False and made.limit == int(gpus.chip.usable_memory)
   assert ("XLA_CLIENT_MEM_FRACTION=0.9" in made.notes[-1]) == said
 
 
-@pytest.mark.parametrize("where", ["devices", "compile_step"])
+@pytest.mark.parametrize("where", ["topology_devices", "compile_step"])
 def test_failing_gpu_compiler_leaves_the_analytic_part(where, compiler, monkeypatch):
   def fails(*arguments):
     raise RuntimeError("INTERNAL: no tile sizes.\nAnd much more")
 
   monkeypatch.setattr(compilation, where, fails)
-  made = estimate(get_config(), topology("h100:8"))
-  assert made.fits is None and made.found is None and made.roofline.compute > 0
+  made = estimate(get_config(), parse_topology("h100:8"))
+  assert made.fits is None and made.collectives is None and made.roofline.compute > 0
   assert "the compiler failed (INTERNAL: no tile sizes)" in made.notes[0]
   with pytest.raises(RuntimeError, match="no tile sizes"):  # libtpu must be able to compile.
-    estimate(get_config(), topology("v5e:2x4"))
+    estimate(get_config(), parse_topology("v5e:2x4"))
 
 
 def test_user_errors_are_raised_for_gpus_too(compiler):
   config = get_config()
   config.data.batch_size = 36
   with pytest.raises(UserError, match="batch_size 36 is not divisible by 8"):
-    estimate(config, topology("h100:8"))
+    estimate(config, parse_topology("h100:8"))
 
 
 def test_gpus_are_located_by_their_index():
   """GPUs have no coordinates, and the mesh may reorder them."""
   mesh = SimpleNamespace(devices=np.array([SimpleNamespace(id=i) for i in (0, 9, 8, 15)]))
-  assert estimate_lib._places(mesh, topology("h100:16")) == [(0, 0), (1, 1), (1, 0), (1, 7)]
+  assert estimate_lib._locations(mesh, parse_topology("h100:16")) == [
+    (0, 0),
+    (1, 1),
+    (1, 0),
+    (1, 7),
+  ]
 
 
 def test_other_settings_are_tried_for_a_step_that_does_not_fit(monkeypatch, tmp_path, capsys):
   """With a fake compiler that has memory for two rows per device."""
-  one = estimate(get_config(), topology("v5e:2x2"))
+  one = estimate(get_config(), parse_topology("v5e:2x2"))
 
   def with_compiler(config, topology):
     rows = config.data.batch_size // config.train.microbatches // 4
@@ -255,7 +262,7 @@ def test_other_settings_are_tried_for_a_step_that_does_not_fit(monkeypatch, tmp_
       peak=rows * 10**9,
       limit=3e9,
       traffic=1.0,
-      found=[],
+      collectives=[],
       temporaries=rows * 10**9,
       roofline=Roofline(1.0, 2.0, 0.5, 0.1),
     )
@@ -267,8 +274,8 @@ def test_other_settings_are_tried_for_a_step_that_does_not_fit(monkeypatch, tmp_
   assert "\nmicrobatches: --config.train.microbatches=4\n" in printed
   assert "\nbatch: --config.data.batch_size=8\n" in printed
   assert "--config.model.text.remat=full  (does not fit either)" in printed
-  tried = {one["knob"]: one for one in json.loads((tmp_path / "n").read_text())["tried"]}
-  assert {knob: one["fits"] for knob, one in tried.items()} == {
+  tried = {one["option"]: one for one in json.loads((tmp_path / "n").read_text())["tried"]}
+  assert {option: one["fits"] for option, one in tried.items()} == {
     "remat": False,
     "microbatches": True,
     "fsdp": False,

@@ -110,7 +110,7 @@ def _shares(step, state, text, profile):
       after = step(after)
     return after
 
-  program = profile_trace.instructions(text)
+  program = profile_trace.scoped_instructions(text)
   with tempfile.TemporaryDirectory() as scratch:
     trace = profile_trace.record_trace(steps, Path(profile or scratch))
     seconds = profile_trace.device_seconds(trace, program)
@@ -128,4 +128,4 @@ def _shares(step, state, text, profile):
       f"trace: {trace.parent}, for TensorBoard; it contains perfetto_trace.json.gz, for "
       "https://ui.perfetto.dev\n"
     )
-  return profile_trace.by_part(seconds, program)
+  return profile_trace.shares_by_part(seconds, program)

@@ -98,7 +98,7 @@ class Program:
         if header[1]:
           self.entry = header[2]
       elif _LINE.match(line):
-        instruction = _parsed(line)
+        instruction = _parse_instruction(line)
         current[instruction.name] = instruction
     self.times = self._times()
 
@@ -111,7 +111,7 @@ class Program:
         # An asynchronous call runs once, though each of its start, update and done may name it.
         if instruction.opcode.endswith(("-done", "-update")):
           continue
-        runs = times[name] * self._turns(instruction)
+        runs = times[name] * self._trip_count(instruction)
         for called in callees(instruction):
           # Fusions that share a computation are counted at their call sites, so take one of them.
           times[called] = (
@@ -119,7 +119,7 @@ class Program:
           )
     return times
 
-  def _turns(self, instruction):
+  def _trip_count(self, instruction):
     """Number of times that an instruction runs the computations that it calls."""
     if instruction.opcode != "while":
       return 1
@@ -170,24 +170,24 @@ def callees(instruction: Instruction) -> Iterator[str]:
     yield from re.findall(r"%?([\w.-]+)", several)
 
 
-def _parsed(line):
+def _parse_instruction(line):
   head = _LINE.match(line)
   kind, rest = _split_type(line[head.end() :])
   opcode, _, rest = rest.partition("(")
-  end = _closing(rest)
+  end = _closing_parenthesis(rest)
   inside, literal = rest[:end], opcode in ("constant", "parameter")
   return Instruction(
     name=head[2],
     opcode=opcode,
-    results=tuple(_arrays(kind)),
-    operands=() if literal else tuple(_names(inside)),
+    results=tuple(_parse_arrays(kind)),
+    operands=() if literal else tuple(_operand_names(inside)),
     literal=inside if literal else "",
     attributes=rest[end + 1 :],
     root=bool(head[1]),
   )
 
 
-def _names(inside):
+def _operand_names(inside):
   """Names of the operands, each of which may have a shape or comment before it and a % or not."""
   depth, start, parts = 0, 0, []
   for match in re.finditer(r"[(){}\[\],]", inside):
@@ -203,11 +203,11 @@ def _names(inside):
 
 def _split_type(text):
   """Splits a text into the type at its start and the rest."""
-  end = _closing(text[1:]) + 2 if text.startswith("(") else text.find(" ")
+  end = _closing_parenthesis(text[1:]) + 2 if text.startswith("(") else text.find(" ")
   return text[:end], text[end:].lstrip()
 
 
-def _closing(text):
+def _closing_parenthesis(text):
   """Index of the parenthesis that closes one opened before the text."""
   depth = 1
   for match in re.finditer(r"[()]", text):
@@ -217,7 +217,7 @@ def _closing(text):
   return len(text)
 
 
-def _arrays(text):
+def _parse_arrays(text):
   for kind, shape, layout in _ARRAY.findall(text):
     if kind in _BYTES or kind.startswith("f8"):
       space = re.search(r"S\((\d+)\)", layout)
@@ -233,8 +233,8 @@ def main_memory_traffic(program: Program) -> float:
   the update, so that a loop over stacked blocks reads one block per iteration.
   """
   return sum(
-    program.times[name] * _moved(program, name, instruction)
-    for name, instruction in _alone(program)
+    program.times[name] * _bytes_moved(program, name, instruction)
+    for name, instruction in _unfused_instructions(program)
   )
 
 
@@ -247,13 +247,13 @@ def core_cycles(program: Program) -> int | None:
   """
   found = [
     program.times[name] * int(cycles[1])
-    for name, instruction in _alone(program)
+    for name, instruction in _unfused_instructions(program)
     if (cycles := re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes))
   ]
   return sum(found) if found else None
 
 
-def _alone(program):
+def _unfused_instructions(program):
   """Yields (computation, instruction) for instructions that run on their own, outside fusions."""
   names = {program.entry}
   for computation in program.computations.values():
@@ -266,7 +266,7 @@ def _alone(program):
 
 
 # Instructions that move no bytes, or that are counted in the computations that they call.
-_FREE = {
+_NO_TRAFFIC = {
   "parameter",
   "constant",
   "tuple",
@@ -283,9 +283,9 @@ _FREE = {
 }
 
 
-def _moved(program, name, instruction):
+def _bytes_moved(program, name, instruction):
   if (
-    instruction.opcode in _FREE
+    instruction.opcode in _NO_TRAFFIC
     or instruction.opcode.endswith(("-done", "-update"))
     or (instruction.opcode == "async-start")
   ):
@@ -295,9 +295,10 @@ def _moved(program, name, instruction):
   if instruction.opcode == "fusion":
     fused = next(callees(instruction))
     read = sum(
-      min(_in_main(operand), _read(program, fused, i)) for i, operand in enumerate(operands)
+      min(_main_memory_bytes(operand), _bytes_read(program, fused, i))
+      for i, operand in enumerate(operands)
     )
-    return read + min(_in_main(instruction), _written(program, fused))
+    return read + min(_main_memory_bytes(instruction), _bytes_written(program, fused))
   if instruction.opcode == "custom-call" and '"AllocateBuffer"' in instruction.attributes:
     return 0
   if instruction.opcode == "copy-start":  # (destination, source, context).
@@ -305,55 +306,58 @@ def _moved(program, name, instruction):
   if instruction.opcode == "slice-start":  # (source, slice of it, context).
     source, part = instruction.results[:2]
     return sum(part.bytes for a in (source, part) if a.space == 0)
-  read, written = _slices(instruction, operands)
-  if instruction.opcode in _WITH_OPERANDS:
+  read, written = _bytes_read_and_written(instruction, operands)
+  if instruction.opcode in _RESULTS_INCLUDE_OPERANDS:
     written -= read
   if instruction.opcode == "custom-call" and re.search(r'"__cu(blas|dnn)', instruction.attributes):
-    written -= _workspace(instruction)
+    written -= _workspace_bytes(instruction)
   return read + written
 
 
 # Their results include their operands, next to what they produce.
-_WITH_OPERANDS = {"all-gather-start", "reduce-scatter-start", "collective-permute-start"}
+_RESULTS_INCLUDE_OPERANDS = {"all-gather-start", "reduce-scatter-start", "collective-permute-start"}
 
 
-def _workspace(instruction):
+def _workspace_bytes(instruction):
   """Bytes of the workspace of a call to cuBLAS or cuDNN, which is its last result."""
   last = instruction.results[-1]
   return last.bytes if len(instruction.results) > 1 and last.text.startswith(("s8[", "u8[")) else 0
 
 
-def _slices(instruction, operands):
+def _bytes_read_and_written(instruction, operands):
   """Bytes that an instruction other than a fusion reads and writes in main memory."""
   if instruction.opcode in ("dynamic-slice", "gather", "slice"):
-    return (min(_in_main(operands[0]), instruction.bytes), _in_main(instruction))
+    return (
+      min(_main_memory_bytes(operands[0]), instruction.bytes),
+      _main_memory_bytes(instruction),
+    )
   if instruction.opcode in ("dynamic-update-slice", "scatter"):
     update = operands[1 if instruction.opcode == "dynamic-update-slice" else -1]
-    return _in_main(update), min(_in_main(instruction), update.bytes)
-  return sum(map(_in_main, operands)), _in_main(instruction)
+    return _main_memory_bytes(update), min(_main_memory_bytes(instruction), update.bytes)
+  return sum(map(_main_memory_bytes, operands)), _main_memory_bytes(instruction)
 
 
-def _in_main(instruction):
+def _main_memory_bytes(instruction):
   return sum(a.bytes for a in instruction.results if a.space == 0)
 
 
-def _read(program, name, number):
+def _bytes_read(program, name, number):
   """Bytes of one of its parameters that a fusion reads."""
   computation = program.computations[name]
   parameter = next(
     (i for i in computation.values() if i.opcode == "parameter" and i.literal == str(number)),
     None,
   )
-  return min(parameter.bytes, _looked_at(program, computation, parameter)) if parameter else 0
+  return min(parameter.bytes, _bytes_used(program, computation, parameter)) if parameter else 0
 
 
-def _looked_at(program, computation, source):
+def _bytes_used(program, computation, source):
   total = 0
   for user in computation.values():
     if source.name not in user.operands:
       continue
     if user.opcode in ("bitcast", "reshape"):
-      total += _looked_at(program, computation, user)
+      total += _bytes_used(program, computation, user)
     elif user.opcode in ("dynamic-slice", "slice", "gather"):
       total += user.bytes
     elif user.opcode in ("dynamic-update-slice", "scatter") and user.operands[0] == source.name:
@@ -361,19 +365,19 @@ def _looked_at(program, computation, source):
     elif user.opcode == "fusion":
       fused = next(callees(user))
       total += sum(
-        _read(program, fused, i) for i, n in enumerate(user.operands) if n == source.name
+        _bytes_read(program, fused, i) for i, n in enumerate(user.operands) if n == source.name
       )
-    elif user.opcode != "tuple" and not _talks(user):
+    elif user.opcode != "tuple" and not _is_collective(user):
       total += source.bytes
   return total
 
 
-def _talks(instruction):
+def _is_collective(instruction):
   """Whether this is a collective, which is counted as communication."""
   return instruction.opcode.startswith(("all-", "reduce-scatter", "collective-", "ragged-"))
 
 
-def _written(program, name):
+def _bytes_written(program, name):
   """Bytes that a fusion writes; for an in-place update, those of the update."""
   computation = program.computations[name]
 
@@ -386,7 +390,9 @@ def _written(program, name):
       update = computation[instruction.operands[1 if "slice" in instruction.opcode else -1]]
       return min(instruction.bytes, update.bytes)
     if instruction.opcode == "fusion":
-      return min(instruction.bytes, _written(program, next(callees(instruction))))
-    return 0 if instruction.opcode == "parameter" or _talks(instruction) else instruction.bytes
+      return min(instruction.bytes, _bytes_written(program, next(callees(instruction))))
+    return (
+      0 if instruction.opcode == "parameter" or _is_collective(instruction) else instruction.bytes
+    )
 
   return of(next(i for i in computation.values() if i.root))

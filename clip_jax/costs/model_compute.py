@@ -2,7 +2,7 @@
 
 Conventions used throughout this package:
 
-  - Matrix products and convolutions are counted (`flops.multiply_adds`), for one forward pass as in
+  - Matrix products and convolutions are counted (`flops.count_multiply_adds`), for one forward pass as in
     training: all of SLIP's views, the patches that FLIP keeps, CLIPA's images at reduced size.
     Augmentation on the device is not counted.
   - One multiply-add is two FLOPs, and training costs three forward passes, because the backward
@@ -66,9 +66,9 @@ def count_compute(
   B = batch_size_of(batch)
 
   def embed(params, stats, batch):
-    made = nnx.merge(graphdef, params, stats)
-    return made.objective.embed(
-      made.model, batch, train=True, key=jax.random.split(jax.random.key(0), B)
+    merged = nnx.merge(graphdef, params, stats)
+    return merged.objective.embed(
+      merged.model, batch, train=True, key=jax.random.split(jax.random.key(0), B)
     )
 
   def text(params, stats, tokens):
@@ -79,6 +79,10 @@ def count_compute(
 
   towers = count_multiply_adds(embed, params, stats, batch)
   # An objective that does not read the tokens does not run the text tower.
-  words = count_multiply_adds(text, params, stats, batch["tokens"]) if "tokens" in batch else 0.0
-  rest = count_multiply_adds(loss, params, stats, jax.eval_shape(embed, params, stats, batch))
-  return ModelCompute((towers - words) / B, words / B, rest / B, count_parameters(params))
+  text_tower = (
+    count_multiply_adds(text, params, stats, batch["tokens"]) if "tokens" in batch else 0.0
+  )
+  loss_cost = count_multiply_adds(loss, params, stats, jax.eval_shape(embed, params, stats, batch))
+  return ModelCompute(
+    (towers - text_tower) / B, text_tower / B, loss_cost / B, count_parameters(params)
+  )

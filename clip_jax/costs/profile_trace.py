@@ -13,7 +13,7 @@ from clip_jax.costs import hlo
 # Named scopes of the train step; an instruction in several of them counts for the first one here.
 PARTS = ("augmentation", "optimizer", "loss", "image_tower", "text_tower")
 # Instructions that contain others, which account for their time.
-_HOLDING = {"while", "call", "conditional", "async-start", "async-done"}
+_CONTAINERS = {"while", "call", "conditional", "async-start", "async-done"}
 
 
 class ScopedInstruction(NamedTuple):
@@ -23,7 +23,7 @@ class ScopedInstruction(NamedTuple):
   scopes: str
 
 
-def instructions(text: str) -> dict[str, ScopedInstruction]:
+def scoped_instructions(text: str) -> dict[str, ScopedInstruction]:
   """Returns the instructions of a compiled program (`compiled.as_text()`) by name.
 
   A fusion takes the scopes of the matrix product in it. An instruction that the compiler left
@@ -58,7 +58,7 @@ def _scopes(instruction):
   return instruction.origin if "/" in instruction.origin else ""
 
 
-def part(scopes: str) -> str:
+def part_of(scopes: str) -> str:
   """The first of `PARTS` that an instruction's scopes contain, or "other"."""
   words = set(re.findall(r"\w+", scopes))
   return next((name for name in PARTS if name in words), "other")
@@ -87,18 +87,18 @@ def device_seconds(trace: Path | str, program: Mapping[str, ScopedInstruction]) 
       for event in line.events:
         stats = dict(event.stats)
         name = str(stats.get("hlo_op", event.name if plane.name.startswith("/device:TPU") else ""))
-        if name in program and program[name].opcode not in _HOLDING:
+        if name in program and program[name].opcode not in _CONTAINERS:
           seconds[name] += event.duration_ns / 1e9
   return seconds
 
 
-def by_part(
+def shares_by_part(
   seconds: Mapping[str, float], program: Mapping[str, ScopedInstruction]
 ) -> dict[str, float]:
   """Returns the share of device time in each of `PARTS` and in "other"; the shares sum to 1."""
   shares, total = dict.fromkeys((*PARTS, "other"), 0.0), sum(seconds.values())
   for name, value in seconds.items():
-    shares[part(program[name].scopes)] += value / total
+    shares[part_of(program[name].scopes)] += value / total
   return shares
 
 
@@ -108,12 +108,12 @@ def most_expensive(
   """Returns (instruction, share of device time, scopes) of the most expensive instructions."""
   total = sum(seconds.values())
   return [
-    (name, value / total, _short(program[name].scopes))
+    (name, value / total, _abbreviate(program[name].scopes))
     for name, value in Counter(seconds).most_common(most)
   ]
 
 
-def _short(scopes: str, most: int = 70) -> str:
+def _abbreviate(scopes: str, most: int = 70) -> str:
   """Drops the name of the program, and shortens a long list of scopes from the left."""
   scopes = scopes.partition("/")[2] or scopes
   return scopes if len(scopes) <= most else "..." + scopes[-most:]

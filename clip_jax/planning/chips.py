@@ -17,39 +17,39 @@ class Chip:
     memory: bytes of HBM available to programs: without what a TPU reserves, or as reported by the
       driver of a GPU.
     bandwidth: bytes/s between HBM and the chip.
-    link: bytes/s in one direction over one link to a neighbour (TPU), or received from all other
+    link_bandwidth: bytes/s in one direction over one link to a neighbour (TPU), or received from all other
       chips in the host (GPU).
-    network: bytes/s that a chip receives from other slices (TPU) or other hosts (GPU).
-    exact: ratio of the time of a float32 matrix product to that of a bfloat16 one. A TPU computes
+    network_bandwidth: bytes/s that a chip receives from other slices (TPU) or other hosts (GPU).
+    float32_cost: ratio of the time of a float32 matrix product to that of a bfloat16 one. A TPU computes
       it as six bfloat16 products.
-    dimensions: dimensions of the torus; 0 for a switch that connects all chips of a host.
-    ring: a side of a slice is closed into a ring if its length is a multiple of this.
-    host_chips, host_cores: number of chips and virtual CPUs per host.
-    kind: JAX's `device_kind`.
+    torus_dimensions: dimensions of the torus; 0 for a switch that connects all chips of a host.
+    ring_multiple: a side of a slice is a ring if its length is a multiple of this.
+    chips_per_host, cores_per_host: number of chips and virtual CPUs per host.
+    device_kind: JAX's `device_kind`.
     clock: frequency in Hz of the cycles that the TPU compiler counts; None for GPUs.
   """
 
   flops: float
   memory: float
   bandwidth: float
-  link: float
-  network: float
-  exact: float
-  dimensions: int
-  ring: int
-  host_chips: int
-  host_cores: int
-  kind: str
+  link_bandwidth: float
+  network_bandwidth: float
+  float32_cost: float
+  torus_dimensions: int
+  ring_multiple: int
+  chips_per_host: int
+  cores_per_host: int
+  device_kind: str
   clock: float | None = None
 
   @property
-  def room(self) -> float:
+  def usable_memory(self) -> float:
     """Bytes of HBM that one program can use.
 
     On a GPU this is the share that JAX preallocates. The rest is used by CUDA, its libraries and
     NCCL. So this is the limit with default settings; XLA_CLIENT_MEM_FRACTION can raise it.
     """
-    return self.memory * (1 if self.dimensions else PREALLOCATED)
+    return self.memory * (1 if self.torus_dimensions else PREALLOCATED)
 
 
 # The share of a GPU's memory that JAX preallocates, unless XLA_CLIENT_MEM_FRACTION (formerly
@@ -84,7 +84,7 @@ CHIPS = {
   "b200": Chip(2250e12, 178.36 * 2**30, 7700e9, 900e9, 50e9, 28, 0, 1, 8, 224, "B200"),
 }
 # The topologies that `--topology=all` compares: 64 chips of each TPU.
-COMPARED = ("v4:4x4x4", "v5e:8x8", "v5p:4x4x4", "v6e:8x8")
+COMPARED_TOPOLOGIES = ("v4:4x4x4", "v5e:8x8", "v5p:4x4x4", "v6e:8x8")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Topology:
   @property
   def is_tpu(self) -> bool:
     """Whether the chips are TPUs, which are wired in a torus."""
-    return self.chip.dimensions > 0
+    return self.chip.torus_dimensions > 0
 
   @property
   def devices(self) -> int:
@@ -119,19 +119,19 @@ class Topology:
   @property
   def hosts(self) -> int:
     """Number of hosts of all slices."""
-    return self.slices * -(-math.prod(self.shape) // self.chip.host_chips)
+    return self.slices * -(-math.prod(self.shape) // self.chip.chips_per_host)
 
   def __str__(self) -> str:
     slices = f"{self.slices}x" if self.slices > 1 else ""
     return f"{slices}{self.name}:{'x'.join(map(str, self.shape))}"
 
-  def place(self, device: int) -> tuple[int, ...]:
+  def location(self, device: int) -> tuple[int, ...]:
     """Location of a device, by its index: (slice or host, then its coordinates there)."""
     if not self.is_tpu:
-      return divmod(device, self.chip.host_chips)
+      return divmod(device, self.chip.chips_per_host)
     return tuple(int(i) for i in _unravel(device, (self.slices, *self.shape)))
 
-  def bandwidth(self, places: list[tuple[int, ...]]) -> float:
+  def bandwidth(self, locations: list[tuple[int, ...]]) -> float:
     """Bytes/s that each of a group of devices receives from the others.
 
     In a torus, this adds up the links along all sides that the group extends over: two for each
@@ -139,27 +139,31 @@ class Topology:
     Across slices or hosts, it is the bandwidth of the network.
 
     Args:
-      places: location of each device of the group, (slice or host, then its coordinates there).
+      locations: location of each device of the group, (slice or host, then its coordinates there).
     """
-    if len({place[0] for place in places}) > 1:
-      return self.chip.network
+    if len({location[0] for location in locations}) > 1:
+      return self.chip.network_bandwidth
     if not self.is_tpu:
-      return self.chip.link
+      return self.chip.link_bandwidth
     sides = [
-      side for i, side in enumerate(self.shape) if len({place[1 + i] for place in places}) > 1
+      side
+      for i, side in enumerate(self.shape)
+      if len({location[1 + i] for location in locations}) > 1
     ]
-    return self.chip.link * max(1, sum(1 if side % self.chip.ring else 2 for side in sides))
+    return self.chip.link_bandwidth * max(
+      1, sum(1 if side % self.chip.ring_multiple else 2 for side in sides)
+    )
 
 
 def _unravel(index, shape):
-  place = []
+  location = []
   for side in reversed(shape):
     index, i = divmod(index, side)
-    place.append(i)
-  return reversed(place)
+    location.append(i)
+  return reversed(location)
 
 
-def topology(text: str) -> Topology:
+def parse_topology(text: str) -> Topology:
   """Parses a topology such as "v5e:16x16", "2xv5e:16x16" or "h100:8".
 
   Raises:
@@ -177,15 +181,15 @@ def topology(text: str) -> Topology:
       f"There is no chip {name!r}; there are {', '.join(CHIPS)}.{did_you_mean(name, CHIPS)}"
     )
   chip = CHIPS[name]
-  if len(sides) != max(1, chip.dimensions) or slices < 1 or min(sides) < 1:
-    example = {0: "8", 2: "4x8", 3: "2x2x4"}[chip.dimensions]
+  if len(sides) != max(1, chip.torus_dimensions) or slices < 1 or min(sides) < 1:
+    example = {0: "8", 2: "4x8", 3: "2x2x4"}[chip.torus_dimensions]
     raise UserError(
-      f"--topology={text}: slices of {name} have {max(1, chip.dimensions)} sides of "
+      f"--topology={text}: slices of {name} have {max(1, chip.torus_dimensions)} sides of "
       f"1 chip or more, as in {name}:{example}."
     )
-  if slices > 1 and not chip.dimensions:
+  if slices > 1 and not chip.torus_dimensions:
     raise UserError(
-      f"--topology={text}: GPUs come in hosts of {chip.host_chips}, not in slices. "
+      f"--topology={text}: GPUs come in hosts of {chip.chips_per_host}, not in slices. "
       f"Write {name}:{slices * sides[0]}."
     )
   return Topology(name, sides, slices)

@@ -74,7 +74,7 @@ def collectives(program: Program, devices: int) -> list[Collective]:
   return sorted(found.values(), key=lambda c: -c.wire_bytes)
 
 
-def by_kind(found: Sequence[Collective]) -> dict[str, dict[str, float]]:
+def totals_by_kind(found: Sequence[Collective]) -> dict[str, dict[str, float]]:
   """Totals by kind, largest first: {"all-gather": {"count": per step, "bytes": per device}}."""
   table = {}
   for one in found:

@@ -19,9 +19,9 @@ from clip_jax.planning.chips import Topology
 from clip_jax.planning.gpus import GPUS, target_config
 from clip_jax.training.setup import TrainSetup
 
-_ONE_DEVICE_A_CHIP = {"v4": "megacore", "v5p": "megacore"}  # Two cores that act as one device.
+_CHIP_CONFIG = {"v4": "megacore", "v5p": "megacore"}  # Two cores that act as one device.
 # Autotuning of Triton's matrix products needs a GPU; without them, XLA uses cuBLAS.
-_UNTRIED: dict[str, str | bool] = {"xla_gpu_enable_triton_gemm": False}
+_NO_AUTOTUNING: dict[str, str | bool] = {"xla_gpu_enable_triton_gemm": False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class TooLarge:
   """A step that does not fit: bytes per chip that it needs, and that a program can use."""
 
   needed: int
-  there: int
+  available: int
   seconds: float
 
 
@@ -59,14 +59,14 @@ def can_compile(topology: Topology) -> bool:
   return any(importlib.util.find_spec(module) for module in modules)
 
 
-def bytes_a_device(tree: Any) -> int:
+def bytes_per_device(tree: Any) -> int:
   """Bytes per device of a tree of shapes with shardings."""
   return sum(
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
   )
 
 
-def devices(topology: Topology) -> Sequence:
+def topology_devices(topology: Topology) -> Sequence:
   """Returns descriptions of the chips of a topology, for use as the devices of a mesh.
 
   Raises:
@@ -85,8 +85,8 @@ def devices(topology: Topology) -> Sequence:
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
   os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
   options: dict[str, Any] = {"num_slices": topology.slices} if topology.slices > 1 else {}
-  if topology.name in _ONE_DEVICE_A_CHIP:
-    options["chip_config_name"] = _ONE_DEVICE_A_CHIP[topology.name]
+  if topology.name in _CHIP_CONFIG:
+    options["chip_config_name"] = _CHIP_CONFIG[topology.name]
   name = f"{topology.name}:{'x'.join(map(str, topology.shape))}"
   try:
     return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
@@ -101,40 +101,40 @@ def gpu_layout(topology: Topology) -> str:
   """JAX's layout string, slices x hosts x GPUs per host; all hosts must have equally many GPUs.
 
   So 20 GPUs are laid out as 5 hosts of 4. The layout decides which process owns a device, and does
-  not affect the plan: the location of devices comes from `Topology.place`.
+  not affect the plan: the location of devices comes from `Topology.location`.
   """
-  n, most = topology.devices, topology.chip.host_chips
+  n, most = topology.devices, topology.chip.chips_per_host
   gpus = n if n <= most else math.gcd(n, most)
   return f"1x{n // gpus}x{gpus}"
 
 
 def compile_step(parts: TrainSetup, topology: Topology) -> Compiled | TooLarge:
-  """Compiles the train step of `parts`, whose mesh must consist of `devices(topology)`.
+  """Compiles the train step of `parts`, whose mesh must consist of `topology_devices(topology)`.
 
   The TPU compiler rejects a step that does not fit. The GPU compiler does not, so the peak is
-  compared with `Chip.room`.
+  compared with `Chip.usable_memory`.
   """
-  begun = time.perf_counter()
+  start = time.perf_counter()
   with jax.set_mesh(parts.mesh), _without_cache():
     lowered = parts.train_step.lower(parts.state, parts.batch)
     try:
-      made = lowered.compile(None if topology.is_tpu else _UNTRIED)
+      compiled = lowered.compile(None if topology.is_tpu else _NO_AUTOTUNING)
     except jax.errors.JaxRuntimeError as e:
-      sizes = program_too_large(str(e), bytes_a_device((parts.state, parts.batch)))
+      sizes = program_too_large(str(e), bytes_per_device((parts.state, parts.batch)))
       if sizes is None:
         raise
-      return TooLarge(*sizes, time.perf_counter() - begun)
-  memory = made.memory_analysis()
-  if not topology.is_tpu and memory.peak_memory_in_bytes > topology.chip.room:
+      return TooLarge(*sizes, time.perf_counter() - start)
+  memory = compiled.memory_analysis()
+  if not topology.is_tpu and memory.peak_memory_in_bytes > topology.chip.usable_memory:
     return TooLarge(
-      memory.peak_memory_in_bytes, int(topology.chip.room), time.perf_counter() - begun
+      memory.peak_memory_in_bytes, int(topology.chip.usable_memory), time.perf_counter() - start
     )
   return Compiled(
     memory.argument_size_in_bytes,
     memory.temp_size_in_bytes,
     memory.peak_memory_in_bytes,
-    Program(made.as_text()),
-    time.perf_counter() - begun,
+    Program(compiled.as_text()),
+    time.perf_counter() - start,
   )
 
 
@@ -155,8 +155,8 @@ def program_too_large(message: str, arguments: int) -> tuple[int, int] | None:
   if "RESOURCE_EXHAUSTED" not in message or not found:
     return None
   unit = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-  needed, there = (round(float(found[i]) * unit[found[i + 1]]) for i in (1, 3))
-  return needed + (0 if used else arguments), there
+  needed, available = (round(float(found[i]) * unit[found[i + 1]]) for i in (1, 3))
+  return needed + (0 if used else arguments), available
 
 
 @contextlib.contextmanager

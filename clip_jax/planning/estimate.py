@@ -15,7 +15,11 @@ from clip_jax.errors import UserError
 from clip_jax.parallel import mesh as mesh_lib
 from clip_jax.planning import compilation, roofline
 from clip_jax.planning.chips import PREALLOCATED, Topology
-from clip_jax.planning.collectives import Collective, by_kind, collectives
+from clip_jax.planning.collectives import (
+  Collective,
+  collectives as step_collectives,
+  totals_by_kind,
+)
 from clip_jax.training.setup import build_setup, sharding_table
 
 # Images per second that one virtual CPU decodes from JPEG and crops to 224 px, both antialiased, as
@@ -41,7 +45,7 @@ class Estimate:
     model_flops: FLOPs per step, 6 for each forward multiply-add.
     flops: FLOPs per step that are executed, including rematerialisation.
     traffic: bytes per step that each chip moves to and from its memory.
-    found: the collectives.
+    collectives: the collectives of the step.
     roofline: seconds of each part of a step.
     compiler_seconds: time per step that a TPU's core is busy, by the compiler's own estimate. It is
       not a bound, and can exceed the roofline's `worst`, which leaves out elementwise work. None
@@ -63,7 +67,7 @@ class Estimate:
   model_flops: float
   flops: float
   traffic: float | None
-  found: list[Collective] | None
+  collectives: list[Collective] | None
   roofline: roofline.Roofline
   compiler_seconds: float | None
   compile_seconds: float | None
@@ -92,57 +96,57 @@ def estimate(
   Raises:
     UserError: the config does not fit the number of chips, or the topology does not exist.
   """
-  config, notes, knows_length = without_data(config)
+  config, notes, known_length = with_placeholder_data(config)
   chip = topology.chip
-  parts, made, within, missing = _prepared(config, topology)
-  notes += missing
-  fits = None if made is None else isinstance(made, compilation.Compiled)
-  program = made.program if fits else None
-  found = collectives(program, topology.devices) if fits else None
+  parts, result, mesh_context, compile_notes = _compile(config, topology)
+  notes += compile_notes
+  fits = None if result is None else isinstance(result, compilation.Compiled)
+  program = result.program if fits else None
+  found = step_collectives(program, topology.devices) if fits else None
   traffic = main_memory_traffic(program) if fits else None
   cycles = core_cycles(program) if fits and chip.clock else None
-  if made and not topology.is_tpu:
-    notes += _of_gpus(made, topology)
-  with within:
-    done, weighted = (
-      2 * count_multiply_adds(parts.train_step, parts.state, parts.batch, exact=exact)
-      for exact in (1, chip.exact)
+  if result and not topology.is_tpu:
+    notes += _gpu_notes(result, topology)
+  with mesh_context:
+    executed, weighted = (
+      2 * count_multiply_adds(parts.train_step, parts.state, parts.batch, float32_weight=weight)
+      for weight in (1, chip.float32_cost)
     )
   return Estimate(
     topology=topology,
     mesh=dict(parts.mesh.shape),
     fits=fits,
-    arguments=compilation.bytes_a_device((parts.state, parts.batch)),
-    temporaries=made.temporaries if fits else None,
-    peak=None if made is None else made.peak if fits else made.needed,
-    limit=made.there if fits is False else chip.room,
+    arguments=compilation.bytes_per_device((parts.state, parts.batch)),
+    temporaries=result.temporaries if fits else None,
+    peak=None if result is None else result.peak if fits else result.needed,
+    limit=result.available if fits is False else chip.usable_memory,
     batch_size=parts.data.batch_size,
-    total_steps=parts.total_steps if knows_length else None,
+    total_steps=parts.total_steps if known_length else None,
     parameters=count_parameters(parts.state.params),
     model_flops=parts.data.batch_size * parts.compute.flops,
-    flops=done,
+    flops=executed,
     traffic=traffic,
-    found=found,
+    collectives=found,
     roofline=roofline.Roofline(
       compute=roofline.compute_seconds(weighted, topology),
       memory=traffic / chip.bandwidth if fits else None,
-      interconnect=roofline.interconnect_seconds(found, _places(parts.mesh, topology), topology)
+      interconnect=roofline.interconnect_seconds(found, _locations(parts.mesh, topology), topology)
       if fits
       else None,
       input=roofline.input_seconds(parts.data.batch_size, topology, images_per_core),
     ),
     compiler_seconds=cycles / chip.clock if cycles else None,
-    compile_seconds=made.seconds if made else None,
+    compile_seconds=result.seconds if result else None,
     notes=notes,
   )
 
 
-def _prepared(config, topology):
+def _compile(config, topology):
   """Returns the parts of a run, the compiled step or None, a context of their mesh, and notes."""
   failed = None
   if compilation.can_compile(topology):
     try:
-      parts = build_setup(config, mesh=_mesh(config, compilation.devices(topology)))
+      parts = build_setup(config, mesh=_mesh(config, compilation.topology_devices(topology)))
       return parts, compilation.compile_step(parts, topology), jax.set_mesh(parts.mesh), ()
     except UserError:
       raise
@@ -155,11 +159,11 @@ def _prepared(config, topology):
     build_setup(config, mesh=mesh),
     None,
     jax.sharding.use_abstract_mesh(mesh),
-    (_what_is_missing(topology, failed),),
+    (_not_compiled_note(topology, failed),),
   )
 
 
-class NoData:
+class PlaceholderSource:
   """A stand-in for records that are not on this machine: grey images, in practically any number."""
 
   def __init__(self, texts: int):
@@ -172,7 +176,7 @@ class NoData:
     return {"image": np.full((64, 64, 3), 128, np.uint8), "text": ["a"] * self.texts}
 
 
-def without_data(config: ConfigDict) -> tuple[ConfigDict, tuple[str, ...], bool]:
+def with_placeholder_data(config: ConfigDict) -> tuple[ConfigDict, tuple[str, ...], bool]:
   """Returns the config without evaluators, and with placeholders for data that is not here.
 
   Returns:
@@ -186,7 +190,9 @@ def without_data(config: ConfigDict) -> tuple[ConfigDict, tuple[str, ...], bool]
       return config, (), True
     except (UserError, OSError, ImportError) as e:
       captions = config.data.views.captions
-      config.data.source = call(NoData, texts=1 if isinstance(captions, str) else len(captions))
+      config.data.source = call(
+        PlaceholderSource, texts=1 if isinstance(captions, str) else len(captions)
+      )
       note = f"The data is not here ({str(e).splitlines()[0]}), so placeholders stand in for it."
       if config.train.epochs is None:
         return config, (note,), True
@@ -202,9 +208,11 @@ def without_data(config: ConfigDict) -> tuple[ConfigDict, tuple[str, ...], bool]
       )
 
 
-def explained(config: ConfigDict, topology: Topology) -> str:
+def explain_shardings(config: ConfigDict, topology: Topology) -> str:
   """Formats the sharding of each array of the train state on a topology; compiles nothing."""
-  return sharding_table(build_setup(without_data(config)[0], mesh=_abstract_mesh(config, topology)))
+  return sharding_table(
+    build_setup(with_placeholder_data(config)[0], mesh=_abstract_mesh(config, topology))
+  )
 
 
 def _mesh(config, devices):
@@ -222,7 +230,9 @@ def _abstract_mesh(config, topology):
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices=topology.devices
   )
   kind = AbstractDevice(
-    device_kind=topology.chip.kind, num_cores=None, platform="tpu" if topology.is_tpu else "gpu"
+    device_kind=topology.chip.device_kind,
+    num_cores=None,
+    platform="tpu" if topology.is_tpu else "gpu",
   )
   return AbstractMesh(
     sizes,
@@ -232,17 +242,17 @@ def _abstract_mesh(config, topology):
   )
 
 
-def _places(mesh, topology):
+def _locations(mesh, topology):
   """Location of each device of the mesh: its slice or host, then its coordinates there."""
   if not topology.is_tpu:
-    return [topology.place(d.id) for d in mesh.devices.flat]
+    return [topology.location(d.id) for d in mesh.devices.flat]
   return [
-    (getattr(d, "slice_index", None) or 0, *d.coords[: topology.chip.dimensions])
+    (getattr(d, "slice_index", None) or 0, *d.coords[: topology.chip.torus_dimensions])
     for d in mesh.devices.flat
   ]
 
 
-def _what_is_missing(topology, failed=None):
+def _not_compiled_note(topology, failed=None):
   compiler, extra = ("libtpu", "tpu") if topology.is_tpu else ("JAX's CUDA plugin", "cuda")
   why = (
     f"the compiler failed ({compilation.first_line(failed)})"
@@ -255,7 +265,7 @@ def _what_is_missing(topology, failed=None):
   )
 
 
-def _of_gpus(made, topology):
+def _gpu_notes(result, topology):
   """Notes on the accuracy of a step that was compiled without a GPU."""
   notes = (
     "Compiled without a GPU to autotune on, so matrix products use cuBLAS and not Triton, "
@@ -266,13 +276,16 @@ def _of_gpus(made, topology):
     f"The limit is what JAX preallocates by default, {PREALLOCATED:.0%} of a GPU's "
     f"{topology.chip.memory / 1e9:.1f} GB"
   )
-  if isinstance(made, compilation.TooLarge) and made.needed < _MOST * topology.chip.memory:
-    limit += f"; with XLA_CLIENT_MEM_FRACTION={_MOST} this step may fit"
+  if (
+    isinstance(result, compilation.TooLarge)
+    and result.needed < _MAX_MEMORY_FRACTION * topology.chip.memory
+  ):
+    limit += f"; with XLA_CLIENT_MEM_FRACTION={_MAX_MEMORY_FRACTION} this step may fit"
   return (*notes, limit + ".")
 
 
 # Largest share of a GPU's memory for arrays: CUDA, its libraries and NCCL need some gigabytes too.
-_MOST = 0.9
+_MAX_MEMORY_FRACTION = 0.9
 
 
 def as_json(plan: Estimate) -> dict[str, Any]:
@@ -295,16 +308,16 @@ def as_json(plan: Estimate) -> dict[str, Any]:
     "model_flops_per_step": plan.model_flops,
     "flops_per_step": plan.flops,
     "memory_traffic_bytes_per_chip": plan.traffic,
-    "collectives": None if plan.found is None else by_kind(plan.found),
+    "collectives": None if plan.collectives is None else totals_by_kind(plan.collectives),
     "largest_collectives": None
-    if plan.found is None
+    if plan.collectives is None
     else [
       dataclasses.asdict(one) | {"group": len(one.group), "wire_bytes": one.wire_bytes}
-      for one in plan.found[:20]
+      for one in plan.collectives[:20]
     ],
     "seconds": dataclasses.asdict(roof)
     | {"best": roof.best, "worst": roof.worst, "compiler": plan.compiler_seconds},
-    "binds": roof.binds,
+    "bottleneck": roof.bottleneck,
     "model_flops_utilisation": {
       "at_most": plan.utilisation(roof.best),
       "without_overlap": plan.utilisation(roof.worst),

@@ -7,8 +7,8 @@ from ml_collections.config_dict import ConfigDict
 Setting = dict[str, object]  # {"train.microbatches": 4}
 
 
-def families(config: ConfigDict, *, shards: int) -> dict[str, list[Setting]]:
-  """Returns settings by knob, each list from the cheapest to the one that saves the most memory.
+def settings_by_option(config: ConfigDict, *, shards: int) -> dict[str, list[Setting]]:
+  """Returns the settings of each option, from the cheapest to the one that saves the most memory.
 
   Args:
     config: the config of a training run.
@@ -49,38 +49,40 @@ def with_setting(config: ConfigDict, setting: Setting) -> ConfigDict:
   return changed
 
 
-def flags(setting: Setting) -> str:
+def format_flags(setting: Setting) -> str:
   """Formats a setting as command-line flags."""
   return " ".join(f"--config.{name}={value}" for name, value in setting.items())
 
 
-def tried(config: ConfigDict, attempt: Callable, *, shards: int, most: int = 4) -> Iterator[tuple]:
-  """Finds the cheapest setting of each knob that fits, by compiling.
+def find_fitting(
+  config: ConfigDict, attempt: Callable, *, shards: int, max_tries: int = 4
+) -> Iterator[tuple]:
+  """Finds the cheapest setting of each option that fits, by compiling.
 
   Args:
     config: the config of a training run.
     attempt: maps a config to an object with the attribute `fits`; compiles.
     shards: number of shards that the mesh splits a batch into.
-    most: maximum number of compilations per knob.
+    max_tries: maximum number of compilations per option.
 
   Yields:
-    (knob, setting, result of `attempt`): the first that fits for each knob, or the last one tried.
+    (option, setting, result of `attempt`): the first that fits for each option, or the last one tried.
   """
   alone_fits = False
-  for knob, settings in families(config, shards=shards).items():
-    if knob == "remat and microbatches" and alone_fits:
+  for option, settings in settings_by_option(config, shards=shards).items():
+    if option == "remat and microbatches" and alone_fits:
       return
     result = None
-    for setting in _spread(settings, most):
-      result = knob, setting, attempt(with_setting(config, setting))
+    for setting in _evenly_spaced(settings, max_tries):
+      result = option, setting, attempt(with_setting(config, setting))
       if result[2].fits:
-        alone_fits = alone_fits or knob != "batch"
+        alone_fits = alone_fits or option != "batch"
         break
     if result:
       yield result
 
 
-def _spread(settings: Sequence, most: int) -> Sequence:
+def _evenly_spaced(settings: Sequence, most: int) -> Sequence:
   """Returns at most `most` of the settings, evenly spaced, including the first and the last."""
   if len(settings) <= most:
     return settings

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from clip_jax.cli.formatting import duration, number, table
-from clip_jax.planning.collectives import by_kind
+from clip_jax.planning.collectives import totals_by_kind
 from clip_jax.planning.estimate import Estimate
 
 _MISSING = "-"
@@ -15,10 +15,10 @@ def describe_plan(plan: Estimate) -> str:
   rows = [
     (
       "chips",
-      f"{topology.devices} x {topology.chip.kind} in {topology.hosts} hosts, mesh "
+      f"{topology.devices} x {topology.chip.device_kind} in {topology.hosts} hosts, mesh "
       + " x ".join(f"{axis}={n}" for axis, n in plan.mesh.items()),
     ),
-    ("fits", fits(plan)),
+    ("fits", format_fit(plan)),
     (
       "memory per chip",
       f"arguments {gigabytes(plan.arguments)}, temporaries "
@@ -34,7 +34,7 @@ def describe_plan(plan: Estimate) -> str:
     ),
     (
       "bottleneck",
-      f"{roof.binds}: {number(roof.best)} s per step at best"
+      f"{roof.bottleneck}: {number(roof.best)} s per step at best"
       + (f", {number(roof.worst)} s if nothing overlaps" if roof.memory is not None else ""),
     ),
     (
@@ -61,9 +61,9 @@ def describe_plan(plan: Estimate) -> str:
     (
       "input per host",
       f"{plan.examples_per_second / topology.hosts:,.0f} examples/s to keep up "
-      f"with that, from its {topology.chip.host_cores} virtual CPUs",
+      f"with that, from its {topology.chip.cores_per_host} virtual CPUs",
     ),
-    ("whole run", run(plan)),
+    ("whole run", format_run(plan)),
     *([("compiled in", duration(plan.compile_seconds))] if plan.compile_seconds else []),
   ]
   width = max(len(name) for name, _ in rows)
@@ -76,9 +76,9 @@ def describe_plan(plan: Estimate) -> str:
 
 
 def _collective_rows(plan):
-  if plan.found is None:
+  if plan.collectives is None:
     return [("collectives", _MISSING)]
-  kinds = by_kind(plan.found)
+  kinds = totals_by_kind(plan.collectives)
   rows = [
     (
       "collectives",
@@ -86,7 +86,7 @@ def _collective_rows(plan):
       or "none",
     )
   ]
-  for one in plan.found[:3]:
+  for one in plan.collectives[:3]:
     rows.append(
       (
         "",
@@ -97,7 +97,7 @@ def _collective_rows(plan):
   return rows
 
 
-def fits(plan: Estimate) -> str:
+def format_fit(plan: Estimate) -> str:
   """Formats whether a step fits in memory."""
   if plan.fits is None:
     return (
@@ -107,7 +107,7 @@ def fits(plan: Estimate) -> str:
   return f"{word}: {gigabytes(plan.peak)} of {gigabytes(plan.limit)} per chip"
 
 
-def run(plan: Estimate) -> str:
+def format_run(plan: Estimate) -> str:
   """Formats the duration of the whole run and its chip-hours."""
   if plan.total_steps is None:
     return _MISSING
@@ -160,7 +160,7 @@ def _row(plan):
     f"{plan.peak / 1e9:.1f}" if plan.peak else "",
     f"{1e3 * roof.best:,.0f}",
     f"{1e3 * roof.worst:,.0f}" if plan.fits else "",
-    roof.binds,
+    roof.bottleneck,
     f"{plan.utilisation(roof.best):.1%}",
     f"{plan.examples_per_second:,.0f}",
     hours,

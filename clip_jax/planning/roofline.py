@@ -36,7 +36,7 @@ class Roofline:
     return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
   @property
-  def binds(self) -> str:
+  def bottleneck(self) -> str:
     """Name of the part that takes longest."""
     return max(self.known, key=self.known.get)
 
@@ -57,18 +57,20 @@ def compute_seconds(weighted_flops: float, topology: Topology) -> float:
 
 
 def interconnect_seconds(
-  found: Sequence[Collective], places: Sequence[tuple[int, ...]], topology: Topology
+  found: Sequence[Collective], locations: Sequence[tuple[int, ...]], topology: Topology
 ) -> float:
   """Time of all collectives, run one after the other.
 
   Args:
     found: the collectives.
-    places: location in the topology of each device of the mesh, in the order of the mesh.
+    locations: location in the topology of each device of the mesh, in the order of the mesh.
     topology: the chips and their interconnect.
   """
-  return sum(one.wire_bytes / topology.bandwidth([places[i] for i in one.group]) for one in found)
+  return sum(
+    one.wire_bytes / topology.bandwidth([locations[i] for i in one.group]) for one in found
+  )
 
 
 def input_seconds(batch_size: int, topology: Topology, images_per_core: float) -> float:
   """Time in which the CPU cores of all hosts make the examples of a step."""
-  return batch_size / (topology.hosts * topology.chip.host_cores * images_per_core)
+  return batch_size / (topology.hosts * topology.chip.cores_per_host * images_per_core)

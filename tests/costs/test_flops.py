@@ -25,10 +25,10 @@ def test_batched_product():
   assert count_multiply_adds(product, shape(2, 9, 4, 8), shape(2, 11, 4, 8)) == 2 * 4 * 9 * 11 * 8
 
 
-def test_exact_products_are_weighted():
+def test_products_at_highest_precision_are_weighted():
   exact = lambda x, y: jnp.matmul(x, y, precision=lax.Precision.HIGHEST) @ y
   assert count_multiply_adds(exact, shape(3, 5), shape(5, 5)) == 2 * 75
-  assert count_multiply_adds(exact, shape(3, 5), shape(5, 5), exact=6) == 7 * 75
+  assert count_multiply_adds(exact, shape(3, 5), shape(5, 5), float32_weight=6) == 7 * 75
 
 
 def test_elementwise_work_is_not_counted():

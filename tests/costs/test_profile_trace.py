@@ -19,9 +19,9 @@ def program(x, w):
 def test_instructions_have_their_scopes():
   x = jnp.ones((64, 64))
   text = jax.jit(jax.grad(program, argnums=1)).lower(x, x).compile().as_text()
-  found = profile_trace.instructions(text)
+  found = profile_trace.scoped_instructions(text)
   products = [i for i in found.values() if i.opcode in ("dot", "custom-call", "fusion")]
-  assert products and all(profile_trace.part(i.scopes) != "other" for i in products)
+  assert products and all(profile_trace.part_of(i.scopes) != "other" for i in products)
   assert any(i.scopes.startswith("jit(") and "jvp(image_tower)" in i.scopes for i in products)
 
 
@@ -44,7 +44,7 @@ ENTRY %main (a: f32[2]) -> (f32[2], s32[]) {
   ROOT %loop = (f32[2]{0}, /*index=1*/s32[]) while(%one), condition=%never, body=%held
 }
 """
-  found = profile_trace.instructions(text)
+  found = profile_trace.scoped_instructions(text)
   assert found["one"] == ("fusion", "jit(f)/optimizer/add")
   assert found["two"] == ("custom-call", "jit(f)/optimizer/add")
   assert found["loop"].opcode == "while"
@@ -62,7 +62,7 @@ ENTRY %main (a: f32[2]) -> (f32[2], s32[]) {
   ],
 )
 def test_part_must_match_a_whole_scope(scopes, part):
-  assert profile_trace.part(scopes) == part
+  assert profile_trace.part_of(scopes) == part
 
 
 def test_trace_finds_the_expensive_part(tmp_path):
@@ -75,9 +75,9 @@ def test_trace_finds_the_expensive_part(tmp_path):
   x = jnp.ones((256, 256)) / 256
   compiled = jax.jit(two).lower(x).compile()
   trace = profile_trace.record_trace(lambda: compiled(x), tmp_path)
-  found = profile_trace.instructions(compiled.as_text())
+  found = profile_trace.scoped_instructions(compiled.as_text())
   seconds = profile_trace.device_seconds(trace, found)
-  shares = profile_trace.by_part(seconds, found)
+  shares = profile_trace.shares_by_part(seconds, found)
   assert sum(shares.values()) == pytest.approx(1)
   assert shares["image_tower"] > 0.5 > shares["text_tower"]
   assert (trace.parent / "perfetto_trace.json.gz").is_file()

@@ -3,7 +3,7 @@
 import pytest
 
 from clip_jax.errors import UserError
-from clip_jax.planning.chips import CHIPS, COMPARED, Topology, topology
+from clip_jax.planning.chips import CHIPS, COMPARED_TOPOLOGIES, Topology, parse_topology
 
 
 @pytest.mark.parametrize(
@@ -18,10 +18,10 @@ from clip_jax.planning.chips import CHIPS, COMPARED, Topology, topology
   ],
 )
 def test_topology_has_devices_and_hosts(text, devices, hosts):
-  made = topology(text)
+  made = parse_topology(text)
   assert (made.devices, made.hosts) == (devices, hosts)
   assert str(made) == text.lower()
-  assert topology(str(made)) == made
+  assert parse_topology(str(made)) == made
 
 
 @pytest.mark.parametrize(
@@ -41,15 +41,15 @@ def test_topology_has_devices_and_hosts(text, devices, hosts):
 )
 def test_malformed_topology_is_an_error_with_a_suggestion(text, message):
   with pytest.raises(UserError, match=message):
-    topology(text)
+    parse_topology(text)
 
 
 def test_v5e_pod_matches_its_data_sheet():
   """50.63 PFLOP/s for a pod of 256, and 51.2 TB/s of all-reduce, which is 400 GB/s per chip."""
-  pod = topology("v5e:16x16")
+  pod = parse_topology("v5e:16x16")
   assert pod.devices * pod.chip.flops == pytest.approx(50.63e15, rel=0.01)
-  everyone = [pod.place(i) for i in range(256)]
-  assert 256 * pod.bandwidth(everyone) == pytest.approx(51.2e12)
+  all_chips = [pod.location(i) for i in range(256)]
+  assert 256 * pod.bandwidth(all_chips) == pytest.approx(51.2e12)
 
 
 @pytest.mark.parametrize(
@@ -64,22 +64,22 @@ def test_v5e_pod_matches_its_data_sheet():
   ],
 )
 def test_bandwidth_of_a_group_adds_up_the_sides_it_extends_over(name, group, links):
-  made = topology(name)
-  assert made.bandwidth(group) == links * made.chip.link
+  made = parse_topology(name)
+  assert made.bandwidth(group) == links * made.chip.link_bandwidth
 
 
 def test_slices_and_hosts_communicate_over_the_network():
-  two = topology("2xv5e:4x4")
-  assert [two.place(i) for i in (0, 5, 16)] == [(0, 0, 0), (0, 1, 1), (1, 0, 0)]
-  assert two.bandwidth([two.place(0), two.place(16)]) == two.chip.network
-  gpus = topology("h100:16")
-  assert gpus.bandwidth([gpus.place(0), gpus.place(7)]) == gpus.chip.link
-  assert gpus.bandwidth([gpus.place(0), gpus.place(8)]) == gpus.chip.network
+  two = parse_topology("2xv5e:4x4")
+  assert [two.location(i) for i in (0, 5, 16)] == [(0, 0, 0), (0, 1, 1), (1, 0, 0)]
+  assert two.bandwidth([two.location(0), two.location(16)]) == two.chip.network_bandwidth
+  gpus = parse_topology("h100:16")
+  assert gpus.bandwidth([gpus.location(0), gpus.location(7)]) == gpus.chip.link_bandwidth
+  assert gpus.bandwidth([gpus.location(0), gpus.location(8)]) == gpus.chip.network_bandwidth
 
 
 def test_compared_topologies_have_64_chips_of_each_tpu():
-  made = [topology(text) for text in COMPARED]
-  assert [t.name for t in made] == [name for name, chip in CHIPS.items() if chip.dimensions]
+  made = [parse_topology(text) for text in COMPARED_TOPOLOGIES]
+  assert [t.name for t in made] == [name for name, chip in CHIPS.items() if chip.torus_dimensions]
   assert {t.devices for t in made} == {64}
 
 
@@ -88,14 +88,16 @@ def test_peak_flops_and_bandwidths_of_a_chip_are_in_order(chip):
   """A figure that is wrong by a factor of a thousand would break the order."""
   one = Topology(chip, (8,)).chip
   assert 100 < one.flops / one.bandwidth < 1000
-  assert 5 < one.bandwidth / one.link < 50
-  assert 2 < one.link / one.network < 20
+  assert 5 < one.bandwidth / one.link_bandwidth < 50
+  assert 2 < one.link_bandwidth / one.network_bandwidth < 20
   assert 16e9 <= one.memory <= 200e9
 
 
-def test_room_is_all_memory_of_a_tpu_and_three_quarters_of_a_gpu():
-  assert CHIPS["v5e"].room == CHIPS["v5e"].memory
-  assert CHIPS["h100"].room == pytest.approx(0.75 * 84942979072, rel=1e-4)  # As its driver reports.
+def test_usable_memory_is_all_memory_of_a_tpu_and_three_quarters_of_a_gpu():
+  assert CHIPS["v5e"].usable_memory == CHIPS["v5e"].memory
+  assert CHIPS["h100"].usable_memory == pytest.approx(
+    0.75 * 84942979072, rel=1e-4
+  )  # As its driver reports.
 
 
 def test_tpu_clock_times_mxu_size_is_peak_flops():
@@ -107,4 +109,4 @@ def test_tpu_clock_times_mxu_size_is_peak_flops():
     ("v6e", 4 * 256**2),
   ):
     assert CHIPS[name].flops / CHIPS[name].clock == pytest.approx(2 * mxus, rel=5e-3)
-  assert {chip.clock for chip in CHIPS.values() if not chip.dimensions} == {None}
+  assert {chip.clock for chip in CHIPS.values() if not chip.torus_dimensions} == {None}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from clip_jax.costs.hlo import Program
-from clip_jax.planning.collectives import Collective, by_kind, collectives
+from clip_jax.planning.collectives import Collective, collectives, totals_by_kind
 
 RECORDED = (Path(__file__).parent / "recorded.hlo").read_text()  # See test_hlo.py.
 RECORDED_GPU = (Path(__file__).parent / "recorded_gpu.hlo").read_text()
@@ -26,7 +26,7 @@ def test_recorded_step_gathers_weights_twice_and_scatters_their_gradient(text):
     ("all-reduce", BLOCK / 2, (0, 2), 3),
     ("reduce-scatter", BLOCK, (0, 1), 3),
   ]
-  assert by_kind(found) == {
+  assert totals_by_kind(found) == {
     "all-gather": {"count": 6, "bytes": 6 * BLOCK / 2},
     "all-reduce": {"count": 3, "bytes": 3 * BLOCK / 2},
     "reduce-scatter": {"count": 3, "bytes": 3 * BLOCK / 2},

@@ -9,7 +9,7 @@ from clip_jax.planning.gpus import GPUS, target_config
 
 
 def test_every_gpu_among_the_chips_has_figures():
-  assert set(GPUS) == {name for name, chip in CHIPS.items() if not chip.dimensions}
+  assert set(GPUS) == {name for name, chip in CHIPS.items() if not chip.torus_dimensions}
 
 
 @pytest.mark.parametrize("name", GPUS)

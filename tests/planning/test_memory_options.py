@@ -17,7 +17,7 @@ def config():
   return get_config()
 
 
-def attempt(room):
+def attempt(capacity):
   """Returns a fake `attempt`, in which memory depends on batch, microbatches, remat and FSDP."""
   tries = []
 
@@ -30,15 +30,16 @@ def attempt(room):
       / config.train.microbatches
       / (1.25 if config.mesh.fsdp == -1 else 1)
     )
-    return SimpleNamespace(fits=need <= room, need=need)
+    return SimpleNamespace(fits=need <= capacity, need=need)
 
   return fits, tries
 
 
-def test_cheapest_setting_of_each_knob_that_fits_is_found(config):
-  fits, _ = attempt(room=55)
+def test_cheapest_setting_of_each_option_that_fits_is_found(config):
+  fits, _ = attempt(capacity=55)
   found = {
-    knob: (setting, one.fits) for knob, setting, one in memory_options.tried(config, fits, shards=4)
+    option: (setting, one.fits)
+    for option, setting, one in memory_options.find_fitting(config, fits, shards=4)
   }
   remat = lambda level: {"model.image.remat": level, "model.text.remat": level}
   assert found == {
@@ -49,10 +50,12 @@ def test_cheapest_setting_of_each_knob_that_fits_is_found(config):
   }
 
 
-def test_knobs_are_combined_if_none_is_enough(config):
-  fits, _ = attempt(room=6)
+def test_options_are_combined_if_none_is_enough(config):
+  fits, _ = attempt(capacity=6)
   found = {
-    knob: setting for knob, setting, one in memory_options.tried(config, fits, shards=4) if one.fits
+    option: setting
+    for option, setting, one in memory_options.find_fitting(config, fits, shards=4)
+    if one.fits
   }
   assert set(found) == {"remat and microbatches"}
   assert found["remat and microbatches"] == {
@@ -62,10 +65,10 @@ def test_knobs_are_combined_if_none_is_enough(config):
   }
 
 
-def test_few_settings_cover_the_full_range_of_a_knob(config):
+def test_few_settings_cover_the_full_range_of_an_option(config):
   config.data.batch_size = 4 * 2**16
-  fits, tries = attempt(room=-1)
-  list(memory_options.tried(config, fits, shards=4, most=4))
+  fits, tries = attempt(capacity=-1)
+  list(memory_options.find_fitting(config, fits, shards=4, max_tries=4))
   assert [
     c.train.microbatches
     for c in tries
@@ -76,13 +79,13 @@ def test_few_settings_cover_the_full_range_of_a_knob(config):
 def test_settings_already_at_their_limit_are_not_tried(config):
   config.model.image.remat = config.model.text.remat = "dots"
   config.mesh.fsdp = -1
-  found = memory_options.families(config, shards=1)
+  found = memory_options.settings_by_option(config, shards=1)
   assert found["remat"] == [{"model.image.remat": "full", "model.text.remat": "full"}]
   assert found["fsdp"] == []
 
 
 def test_microbatches_divide_the_rows_of_a_device(config):
-  found = memory_options.families(config, shards=8)
+  found = memory_options.settings_by_option(config, shards=8)
   assert found["microbatches"] == [{"train.microbatches": 2}, {"train.microbatches": 4}]
   assert found["batch"] == [{"data.batch_size": 16}, {"data.batch_size": 8}]
 
@@ -93,7 +96,8 @@ def test_setting_copies_the_config_and_formats_as_flags(config):
   assert changed.train.microbatches == 4 and changed.model.image.remat == "full"
   assert config.train.microbatches == 1 and config.model.image.remat == "none"
   assert (
-    memory_options.flags(setting) == "--config.train.microbatches=4 --config.model.image.remat=full"
+    memory_options.format_flags(setting)
+    == "--config.train.microbatches=4 --config.model.image.remat=full"
   )
 
 
@@ -101,4 +105,6 @@ def test_tower_without_remat_is_left_out(config):
   from clip_jax.data.tokenizer import SentencePiece
 
   config.model.text = call(SentencePiece, context_length=8)
-  assert memory_options.families(config, shards=1)["remat"][0] == {"model.image.remat": "dots"}
+  assert memory_options.settings_by_option(config, shards=1)["remat"][0] == {
+    "model.image.remat": "dots"
+  }
