@@ -48,8 +48,8 @@ def test_plan_without_a_compiler_names_what_is_missing(monkeypatch, tmp_path, ca
   assert "Missing: temporaries and peak, whether it fits" in printed
   assert numbers["fits"] is None and numbers["collectives"] is None
   assert numbers["bytes_per_chip"]["temporaries"] is None
-  made = build_setup(get_config())
-  assert numbers["parameters"] == count_parameters(made.state.params)
+  setup = build_setup(get_config())
+  assert numbers["parameters"] == count_parameters(setup.state.params)
   assert numbers["total_steps"] == 30 and numbers["batch_size"] == 32
   assert numbers["examples_per_second"] == pytest.approx(32 / numbers["seconds"]["best"])
   assert numbers["run_seconds"]["best"] == pytest.approx(30 * numbers["seconds"]["best"])
@@ -62,9 +62,9 @@ def test_auto_dtype_follows_the_planned_chips(chips):
   config = get_config()
   config.model.image.dtype = "auto"
   assert build_setup(config).dtypes == {"image": "float32", "text": "float32"}
-  there = build_setup(config, mesh=estimate_lib._abstract_mesh(config, parse_topology(chips)))
-  assert there.dtypes == {"image": "bfloat16", "text": "float32"}
-  assert there.learner.model.image.dtype == "bfloat16"
+  planned = build_setup(config, mesh=estimate_lib._abstract_mesh(config, parse_topology(chips)))
+  assert planned.dtypes == {"image": "bfloat16", "text": "float32"}
+  assert planned.learner.model.image.dtype == "bfloat16"
 
 
 def test_all_tpus_are_compared_in_a_table(monkeypatch, capsys):
@@ -146,9 +146,9 @@ def test_missing_data_is_replaced_by_placeholders():
   data = build(changed.data)
   assert set(data.views(data.source[5], np.random.default_rng(0))) == {"image", "tokens"}
   config.train.steps, config.train.epochs = None, 2.0
-  made = estimate(config, parse_topology("v5e:2x2"))
-  assert made.batch_size == 32 and made.total_steps is None
-  assert "set --config.train.samples" in made.notes[1]
+  result = estimate(config, parse_topology("v5e:2x2"))
+  assert result.batch_size == 32 and result.total_steps is None
+  assert "set --config.train.samples" in result.notes[1]
   assert config.data.source.path == "/nowhere"
 
 
@@ -203,8 +203,8 @@ def test_gpu_plan_notes_that_it_was_compiled_without_a_gpu(compiler, monkeypatch
   assert numbers["seconds"]["interconnect"] == pytest.approx(2 * 7 / 8 * 32 / 450e9)
 
 
-@pytest.mark.parametrize("share, said", [(0.8, True), (0.95, False)])
-def test_step_that_fits_in_more_of_a_gpu_gets_a_note(share, said, compiler, monkeypatch):
+@pytest.mark.parametrize("share, noted", [(0.8, True), (0.95, False)])
+def test_step_that_fits_in_more_of_a_gpu_gets_a_note(share, noted, compiler, monkeypatch):
   gpus = parse_topology("h100:8")
   monkeypatch.setattr(
     compilation,
@@ -213,9 +213,9 @@ def test_step_that_fits_in_more_of_a_gpu_gets_a_note(share, said, compiler, monk
       int(share * gpus.chip.memory), int(gpus.chip.usable_memory), 1.0
     ),
   )
-  made = estimate(get_config(), gpus)
-  assert made.fits is False and made.limit == int(gpus.chip.usable_memory)
-  assert ("XLA_CLIENT_MEM_FRACTION=0.9" in made.notes[-1]) == said
+  result = estimate(get_config(), gpus)
+  assert result.fits is False and result.limit == int(gpus.chip.usable_memory)
+  assert ("XLA_CLIENT_MEM_FRACTION=0.9" in result.notes[-1]) == noted
 
 
 @pytest.mark.parametrize("where", ["topology_devices", "compile_step"])
@@ -224,9 +224,9 @@ def test_failing_gpu_compiler_leaves_the_analytic_part(where, compiler, monkeypa
     raise RuntimeError("INTERNAL: no tile sizes.\nAnd much more")
 
   monkeypatch.setattr(compilation, where, fails)
-  made = estimate(get_config(), parse_topology("h100:8"))
-  assert made.fits is None and made.collectives is None and made.roofline.compute > 0
-  assert "the compiler failed (INTERNAL: no tile sizes)" in made.notes[0]
+  result = estimate(get_config(), parse_topology("h100:8"))
+  assert result.fits is None and result.collectives is None and result.roofline.compute > 0
+  assert "the compiler failed (INTERNAL: no tile sizes)" in result.notes[0]
   with pytest.raises(RuntimeError, match="no tile sizes"):  # libtpu must be able to compile.
     estimate(get_config(), parse_topology("v5e:2x4"))
 

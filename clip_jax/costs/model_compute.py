@@ -2,9 +2,9 @@
 
 Conventions used throughout this package:
 
-  - Matrix products and convolutions are counted (`flops.count_multiply_adds`), for one forward pass as in
-    training: all of SLIP's views, the patches that FLIP keeps, CLIPA's images at reduced size.
-    Augmentation on the device is not counted.
+  - Matrix products and convolutions are counted (`flops.count_multiply_adds`), for one forward pass
+    as in training: all of SLIP's views, the patches that FLIP keeps, CLIPA's images at reduced
+    size. Augmentation on the device is not counted.
   - One multiply-add is two FLOPs, and training costs three forward passes, because the backward
     pass costs twice the forward pass: 6 FLOPs for each forward multiply-add. Recomputation by
     rematerialisation and microbatches is not counted, so the figure describes the model and not

@@ -17,11 +17,11 @@ class Chip:
     memory: bytes of HBM available to programs: without what a TPU reserves, or as reported by the
       driver of a GPU.
     bandwidth: bytes/s between HBM and the chip.
-    link_bandwidth: bytes/s in one direction over one link to a neighbour (TPU), or received from all other
-      chips in the host (GPU).
+    link_bandwidth: bytes/s in one direction over one link to a neighbour (TPU), or received from
+      all other chips in the host (GPU).
     network_bandwidth: bytes/s that a chip receives from other slices (TPU) or other hosts (GPU).
-    float32_cost: ratio of the time of a float32 matrix product to that of a bfloat16 one. A TPU computes
-      it as six bfloat16 products.
+    float32_cost: ratio of the time of a float32 matrix product to that of a bfloat16 one. A TPU
+      computes it as six bfloat16 products.
     torus_dimensions: dimensions of the torus; 0 for a switch that connects all chips of a host.
     ring_multiple: a side of a slice is a ring if its length is a multiple of this.
     chips_per_host, cores_per_host: number of chips and virtual CPUs per host.
@@ -139,7 +139,7 @@ class Topology:
     Across slices or hosts, it is the bandwidth of the network.
 
     Args:
-      locations: location of each device of the group, (slice or host, then its coordinates there).
+      locations: that of each device of the group, (slice or host, then its coordinates there).
     """
     if len({location[0] for location in locations}) > 1:
       return self.chip.network_bandwidth

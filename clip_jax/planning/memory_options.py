@@ -66,7 +66,7 @@ def find_fitting(
     max_tries: maximum number of compilations per option.
 
   Yields:
-    (option, setting, result of `attempt`): the first that fits for each option, or the last one tried.
+    (option, setting, result of `attempt`) for each option: the first that fits, or the last tried.
   """
   alone_fits = False
   for option, settings in settings_by_option(config, shards=shards).items():

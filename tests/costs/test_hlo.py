@@ -114,8 +114,8 @@ def test_programs_for_cpus_are_parsed():
     .compile()
     .as_text()
   )
-  made = Program(text)
-  assert 5 in {made.times[name] for name in made.computations}
+  parsed = Program(text)
+  assert 5 in {parsed.times[name] for name in parsed.computations}
 
 
 @pytest.mark.parametrize("file", ["recorded.hlo", "recorded_gpu.hlo"])
@@ -142,19 +142,19 @@ def test_names_may_be_written_without_percent_signs(file):
   ],
 )
 def test_operands_may_have_types_and_comments(operands, names):
-  made = program(f"  ROOT %r = f32[8,16]{{1,0}} custom-call({operands}), a={{1,2}}")
-  assert list(made.computations["main"]["r"].operands) == names
+  parsed = program(f"  ROOT %r = f32[8,16]{{1,0}} custom-call({operands}), a={{1,2}}")
+  assert list(parsed.computations["main"]["r"].operands) == names
 
 
 def test_literals_are_not_operands():
-  made = program("  %p = f32[2]{0} parameter(1)\n  ROOT %k = f32[2]{0} constant({1, inf})")
-  p, k = made.computations["main"].values()
+  parsed = program("  %p = f32[2]{0} parameter(1)\n  ROOT %k = f32[2]{0} constant({1, inf})")
+  p, k = parsed.computations["main"].values()
   assert (p.literal, k.literal) == ("1", "{1, inf}") and p.operands == k.operands == ()
 
 
 def test_origin_is_the_jax_operation():
-  made = program('  ROOT %r = f32[2]{0} constant(1), metadata={op_name="jit(f)/loss/mul" x="/"}')
-  assert made.computations["main"]["r"].origin == "jit(f)/loss/mul"
+  parsed = program('  ROOT %r = f32[2]{0} constant(1), metadata={op_name="jit(f)/loss/mul" x="/"}')
+  assert parsed.computations["main"]["r"].origin == "jit(f)/loss/mul"
 
 
 def test_cublas_workspace_is_not_traffic():

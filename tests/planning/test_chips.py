@@ -18,10 +18,10 @@ from clip_jax.planning.chips import CHIPS, COMPARED_TOPOLOGIES, Topology, parse_
   ],
 )
 def test_topology_has_devices_and_hosts(text, devices, hosts):
-  made = parse_topology(text)
-  assert (made.devices, made.hosts) == (devices, hosts)
-  assert str(made) == text.lower()
-  assert parse_topology(str(made)) == made
+  parsed = parse_topology(text)
+  assert (parsed.devices, parsed.hosts) == (devices, hosts)
+  assert str(parsed) == text.lower()
+  assert parse_topology(str(parsed)) == parsed
 
 
 @pytest.mark.parametrize(
@@ -64,8 +64,8 @@ def test_v5e_pod_matches_its_data_sheet():
   ],
 )
 def test_bandwidth_of_a_group_adds_up_the_sides_it_extends_over(name, group, links):
-  made = parse_topology(name)
-  assert made.bandwidth(group) == links * made.chip.link_bandwidth
+  parsed = parse_topology(name)
+  assert parsed.bandwidth(group) == links * parsed.chip.link_bandwidth
 
 
 def test_slices_and_hosts_communicate_over_the_network():
@@ -78,9 +78,11 @@ def test_slices_and_hosts_communicate_over_the_network():
 
 
 def test_compared_topologies_have_64_chips_of_each_tpu():
-  made = [parse_topology(text) for text in COMPARED_TOPOLOGIES]
-  assert [t.name for t in made] == [name for name, chip in CHIPS.items() if chip.torus_dimensions]
-  assert {t.devices for t in made} == {64}
+  topologies = [parse_topology(text) for text in COMPARED_TOPOLOGIES]
+  assert [t.name for t in topologies] == [
+    name for name, chip in CHIPS.items() if chip.torus_dimensions
+  ]
+  assert {t.devices for t in topologies} == {64}
 
 
 @pytest.mark.parametrize("chip", CHIPS)

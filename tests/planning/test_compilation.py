@@ -47,7 +47,7 @@ def test_other_errors_are_not_out_of_memory(message):
 
 
 @pytest.mark.parametrize(
-  "there, tpus, gpus",
+  "installed, tpus, gpus",
   [
     ((), False, False),
     (("libtpu",), True, False),
@@ -55,8 +55,8 @@ def test_other_errors_are_not_out_of_memory(message):
     (("jax_cuda13_plugin",), False, True),
   ],
 )
-def test_compilers_are_detected(there, tpus, gpus, monkeypatch):
-  monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name in there else None)
+def test_compilers_are_detected(installed, tpus, gpus, monkeypatch):
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name in installed else None)
   assert can_compile(parse_topology("v5e:2x2")) == tpus
   assert can_compile(parse_topology("h100:8")) == gpus
 
@@ -70,7 +70,7 @@ def test_gpus_are_laid_out_in_hosts_of_equal_size(text, layout):
 
 
 def step(peak, tries):
-  """Parts of a run, with a compiler that reports a given peak and accepts every step."""
+  """A training setup with a compiler that reports a given peak and accepts every step."""
   memory = SimpleNamespace(
     argument_size_in_bytes=10, temp_size_in_bytes=20, peak_memory_in_bytes=peak
   )
@@ -122,14 +122,15 @@ assert plan.fits and plan.mesh == {"data": 2, "fsdp": 2, "tensor": 1}, plan
 assert plan.arguments < plan.peak < 50e6 and plan.traffic > 0
 assert plan.roofline.memory > 0 and plan.roofline.interconnect > 0
 # Losses see all rows, so the embeddings [B, E] of one side are communicated in some form.
-assert any(c.kind == "all-gather" for c in plan.collectives) and max(c.bytes for c in plan.collectives) < 1e6
+assert any(c.kind == "all-gather" for c in plan.collectives)
+assert max(c.bytes for c in plan.collectives) < 1e6
 assert len(compile_lib.topology_devices(parse_topology("2xv5e:2x2"))) == 8
 try:
   compile_lib.topology_devices(parse_topology("v5e:3x5"))
 except UserError as e:
   assert "libtpu does not support the slice v5e:3x5" in str(e), e
 else:
-  raise AssertionError("v5e:3x5 exists")
+  raise AssertionError("v5e:3x5 was accepted")
 print("COMPILED")
 """
 
@@ -160,7 +161,8 @@ for name, axes in (("h100:8", (1, 8)), ("a100:16", (8, 2)), ("h200:4", (4, 1)), 
   assert any(c.kind == "all-gather" and c.bytes >= 32 * 32 * 4 for c in plan.collectives)
   # Gradients are float32, and reduced over all devices; sharded ones over those that shard them.
   parameters = 4 * plan.parameters
-  reduced = sum(c.bytes * c.times for c in plan.collectives if c.kind in ("all-reduce", "reduce-scatter"))
+  reducing = [c for c in plan.collectives if c.kind in ("all-reduce", "reduce-scatter")]
+  reduced = sum(c.bytes * c.times for c in reducing)
   assert 0.9 * parameters < reduced < 2.5 * parameters, (reduced, parameters)
 print("COMPILED")
 """

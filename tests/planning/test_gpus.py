@@ -23,12 +23,12 @@ def test_multiprocessors_add_up_to_the_float32_peak_of_the_data_sheet(name):
 @pytest.mark.parametrize("name", GPUS)
 def test_target_config_contains_the_figures(name):
   text = target_config(GPUS[name], CHIPS[name])
-  told = dict(re.findall(r"^  (\w+): ([\d.]+)$", text, re.MULTILINE))
+  values = dict(re.findall(r"^  (\w+): ([\d.]+)$", text, re.MULTILINE))
   gpu, chip = GPUS[name], CHIPS[name]
-  assert (int(told["core_count"]), float(told["clock_rate_ghz"])) == (gpu.cores, gpu.clock)
-  assert int(told["device_memory_size"]) == int(chip.memory)
-  assert int(told["memory_bandwidth"]) == chip.bandwidth
-  assert int(told["shared_memory_per_block_optin"]) == gpu.shared - 1024
+  assert (int(values["core_count"]), float(values["clock_rate_ghz"])) == (gpu.cores, gpu.clock)
+  assert int(values["device_memory_size"]) == int(chip.memory)
+  assert int(values["memory_bandwidth"]) == chip.bandwidth
+  assert int(values["shared_memory_per_block_optin"]) == gpu.shared - 1024
   major, minor = gpu.capability
   assert f"cuda_compute_capability {{ major: {major} minor: {minor} }}" in text
   assert f'device_description_str: "{gpu.name}"' in text and 'platform_name: "CUDA"' in text
