@@ -111,7 +111,7 @@ def trained(spec, objective, *, microbatches=1, mesh=None, optimizer=None, steps
   with jax.set_mesh(mesh):
     state = state_lib.init_train_state(made, optimizer)
     state = jax.device_put(state, partition.state_shardings(state, mesh, min_size=64))
-    data, step = placement.host_rows_to_global(batch(16), mesh), jax.jit(step)
+    data, step = placement.to_global(batch(16), placement.batch_sharding(mesh)), jax.jit(step)
     for _ in range(steps):
       state, metrics = step(state, data)
       losses.append(float(metrics["loss"]))

@@ -17,7 +17,7 @@ from clip_jax.errors import UserError
 from clip_jax.interfaces import Tokenizer
 from clip_jax.model.two_towers import TwoTowers
 from clip_jax.parallel.mesh import make_mesh
-from clip_jax.parallel.placement import batch_sharding, replicated_sharding
+from clip_jax.parallel.placement import batch_sharding, replicated_sharding, to_global
 
 
 class Embedder:
@@ -93,9 +93,7 @@ class Embedder:
     batch = np.asarray(batch).reshape(-1, *share.shape[1:])
     graphdef, arrays = nnx.split(self.model)
     with jax.set_mesh(self.mesh):
-      made = _program(_features_too, graphdef, self.mesh)(
-        arrays, self._on_device(self._filled(batch))
-      )
+      made = _program(_features_too, graphdef, self.mesh)(arrays, self._padded(batch))
     features, z = (np.asarray(x)[: len(batch)] for x in made)
     return features, z
 
@@ -108,26 +106,23 @@ class Embedder:
     out = []
     with jax.set_mesh(self.mesh):
       for batch in batches:
-        z = _program(method, graphdef, self.mesh)(arrays, self._on_device(self._filled(batch)))
+        z = _program(method, graphdef, self.mesh)(arrays, self._padded(batch))
         out.append(np.asarray(z)[: len(batch)])
     if not out:
       raise UserError("There is nothing to encode: the list is empty.")
     return np.concatenate(out)
 
-  def _filled(self, batch):
-    """Pads a batch with zeros to a power of two, or to the next size that the devices divide."""
+  def _padded(self, batch):
+    """Pads a batch with zeros and puts it on the devices.
+
+    The number of rows becomes a power of two, or the next size that the devices divide.
+    """
     size = max(self.mesh.size, 1 << (len(batch) - 1).bit_length())
     if len(batch) <= self.batch_size:
       size = min(size, self.batch_size)
     filled = np.zeros((-(-size // self.mesh.size) * self.mesh.size, *batch.shape[1:]), batch.dtype)
     filled[: len(batch)] = batch
-    return filled
-
-  def _on_device(self, batch):
-    # Every process has all rows and supplies those that its devices hold.
-    return jax.make_array_from_callback(
-      batch.shape, batch_sharding(self.mesh), lambda index: batch[index]
-    )
+    return to_global(filled, batch_sharding(self.mesh))
 
 
 @functools.lru_cache(maxsize=16)

@@ -1,4 +1,4 @@
-"""Placing arrays on the mesh: sharding constraints in a program, and host rows as global arrays."""
+"""Placing arrays on the mesh: sharding constraints in a program, and host arrays as global ones."""
 
 from typing import Any
 
@@ -70,14 +70,6 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P(BATCH))
 
 
-def host_rows_to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-  """Turns this host's rows of a batch into global arrays [B, ...], sharded over the batch axes."""
-  return {
-    name: jax.make_array_from_process_local_data(batch_sharding(mesh), x)
-    for name, x in batch.items()
-  }
-
-
 def rows_of_devices(devices: Any, batch_size: int, mesh: jax.sharding.Mesh) -> np.ndarray:
   """Returns the rows of a batch that are stored on some of a mesh's devices: int64 [b], ascending.
 
@@ -90,24 +82,34 @@ def rows_of_devices(devices: Any, batch_size: int, mesh: jax.sharding.Mesh) -> n
   return np.unique(np.concatenate(held))
 
 
-def rows_to_global(
-  batch: dict[str, np.ndarray], rows: np.ndarray, batch_size: int, mesh: jax.sharding.Mesh
-) -> dict[str, jax.Array]:
-  """Assembles global arrays [B, ...] from the rows of a batch that this process holds.
+def to_global(
+  tree: Any,
+  sharding: NamedSharding,
+  *,
+  rows: np.ndarray | None = None,
+  batch_size: int | None = None,
+) -> Any:
+  """Copies arrays from the host to the devices of a mesh, as global arrays.
+
+  Each process supplies the parts that its own devices store.
 
   Args:
-    batch: arrays [b, ...].
-    rows: indices of these rows in the global batch, from `rows_of_devices`.
-    batch_size: B.
-    mesh: shards the rows over its batch axes.
+    tree: pytree of NumPy arrays.
+    sharding: the sharding of every global array.
+    rows: if this process has only some rows of a batch: their indices in the batch, ascending, from
+      `rows_of_devices` of its devices. By default every process has all elements.
+    batch_size: number of rows of the global arrays, if `rows` is set.
   """
 
+  def held(index):
+    if rows is None:
+      return index
+    begin, end, _ = index[0].indices(batch_size)
+    begin, end = np.searchsorted(rows, (begin, end))
+    return (slice(begin, end), *index[1:])
+
   def one(x):
-    def part(index):
-      begin, end, _ = index[0].indices(batch_size)
-      begin, end = np.searchsorted(rows, (begin, end))
-      return x[begin:end]
+    shape = x.shape if rows is None else (batch_size, *x.shape[1:])
+    return jax.make_array_from_callback(shape, sharding, lambda index: x[held(index)])
 
-    return jax.make_array_from_callback((batch_size, *x.shape[1:]), batch_sharding(mesh), part)
-
-  return {name: one(x) for name, x in batch.items()}
+  return jax.tree.map(one, tree)

@@ -6,7 +6,7 @@ import time
 from clip_jax.data.pipeline import Examples, batches
 from clip_jax.data.selection import base_indices_of
 from clip_jax.errors import UserError
-from clip_jax.parallel.placement import rows_of_devices, rows_to_global
+from clip_jax.parallel.placement import batch_sharding, rows_of_devices, to_global
 from clip_jax.training.metrics import MetricWriter
 from clip_jax.training.setup import TrainSetup
 
@@ -25,14 +25,15 @@ class Prefetcher:
     damaged: indices of unreadable records in the underlying source, below any subset of it.
   """
 
-  def __init__(self, parts: TrainSetup, start: int):
-    data = parts.data
-    self.mesh, self.inputs, self.source = parts.mesh, parts.learner.objective.inputs, data.source
+  def __init__(self, setup: TrainSetup, start: int):
+    data = setup.data
+    self.mesh, self.source = setup.mesh, data.source
+    self.dtypes = {name: x.dtype for name, x in setup.batch.items()}
     self.batch_size = data.batch_size
-    self.rows = rows_of_devices(parts.mesh.local_devices, data.batch_size, parts.mesh)
+    self.rows = rows_of_devices(setup.mesh.local_devices, data.batch_size, setup.mesh)
     self.batches: Iterator = iter(
       batches(
-        Examples(data.source, data.views, seed=parts.config.seed),
+        Examples(data.source, data.views, seed=setup.config.seed),
         batch_size=data.batch_size,
         start=start,
         rows=self.rows,
@@ -49,8 +50,12 @@ class Prefetcher:
     batch = next(self.batches)
     self.waited += time.perf_counter() - begun
     self.index = batch["index"]
-    self.batch = rows_to_global(
-      {name: batch[name] for name in self.inputs}, self.rows, self.batch_size, self.mesh
+    self.batch = to_global(
+      # Only `index` changes its dtype: the host has it in 64 bits.
+      {name: batch[name].astype(dtype, copy=False) for name, dtype in self.dtypes.items()},
+      batch_sharding(self.mesh),
+      rows=self.rows,
+      batch_size=self.batch_size,
     )
     replaced = batch["replaced"] > 0
     self.seen, self.replaced = self.seen + len(replaced), self.replaced + int(replaced.sum())

@@ -52,7 +52,9 @@ def trained(objective, *, mesh=None, microbatches=1, steps=3, optimizer=None, **
     state = jax.device_put(state, partition.state_shardings(state, mesh, min_size=64))
     step = jax.jit(step, donate_argnums=0)
     for i in range(steps):
-      state, metrics = step(state, placement.host_rows_to_global(batch(B, seed=i), mesh))
+      state, metrics = step(
+        state, placement.to_global(batch(B, seed=i), placement.batch_sharding(mesh))
+      )
       losses.append(float(metrics["loss"]))
   return jax.device_get(state), losses
 

@@ -86,7 +86,7 @@ def trained(spec, state, *, steps, mesh=None):
   states, metrics = [], []
   with jax.set_mesh(mesh):
     state = jax.device_put(state, partition.state_shardings(state, mesh, min_size=64))
-    data, step = placement.host_rows_to_global(data, mesh), jax.jit(step)
+    data, step = placement.to_global(data, placement.batch_sharding(mesh)), jax.jit(step)
     for _ in range(steps):
       state, one = step(state, data)
       states.append(state)
