@@ -4,22 +4,27 @@ A call is a `ConfigDict` with the entry "fn", the public name of a function or c
 for each of its arguments. Parts of this package have stable names, `clip_jax.towers.Vit`: the
 package that exports the part and the part's name in that package's `PARTS`. Saved runs therefore
 survive a move of the source files. User code is named `module:qualified.name`.
+
+A saved config is data from somebody else: of this package it can name only parts, of other modules
+only functions that are defined in a module that the user trusts.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 import functools
 import importlib
 import inspect
 import json
+import os
 import types
 import typing
 from typing import Any
 
 from ml_collections import config_dict
 from ml_collections.config_dict import ConfigDict
+import numpy as np
 
 from clip_jax import old_names
-from clip_jax.cli.suggest import did_you_mean
+from clip_jax.cli.suggest import closest, did_you_mean
 from clip_jax.errors import UserError
 from clip_jax.interfaces import check_arguments
 
@@ -27,6 +32,7 @@ FORMAT = 1  # Of config.json; older runs have no "format" and are read through `
 
 # The packages whose `PARTS` a saved config may name.
 PACKAGES = ("towers", "model", "objectives", "data", "evaluators", "training", "parallel")
+_DEEPEST = 64  # Nested values in a saved config; a run's config has about ten.
 
 
 def call(fn: Callable, **kwargs: Any) -> ConfigDict:
@@ -35,19 +41,16 @@ def call(fn: Callable, **kwargs: Any) -> ConfigDict:
   Arguments without a default may be left out if whoever builds the call supplies them.
 
   Raises:
-    UserError: `fn` has no argument of that name; the message lists its arguments.
+    UserError: `fn` has no argument of that name, in which case the message lists its arguments; or
+      a config cannot name it, see `public_name`.
   """
-  parameters = _parameters(fn)
+  public, parameters, hints = public_name(fn), _parameters(fn), _hints(fn)
   for name in kwargs:
     if name not in parameters:
-      raise UserError(
-        f"{fn.__qualname__} has no argument {name!r}; it has "
-        f"{', '.join(parameters)}.{did_you_mean(name, parameters)}"
-      )
-  hints = typing.get_type_hints(_target(fn))
+      raise UserError(_no_argument(public, name, parameters))
   defaults = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
   return ConfigDict(
-    {"fn": public_name(fn), **{n: _field(v, hints.get(n)) for n, v in (defaults | kwargs).items()}}
+    {"fn": public, **{n: _field(v, hints.get(n)) for n, v in (defaults | kwargs).items()}}
   )
 
 
@@ -81,11 +84,8 @@ def build(spec: ConfigDict, **context: Any) -> Any:
   arguments = {name: _built(value, context) for name, value in spec.items() if name != "fn"}
   parameters = _parameters(fn)
   for name in arguments:
-    if name not in parameters and not _takes_any(fn):
-      raise UserError(
-        f"{spec.fn} has no argument {name!r}; it has {', '.join(parameters)}."
-        f"{did_you_mean(name, parameters)}"
-      )
+    if name not in parameters:
+      raise UserError(_no_argument(spec.fn, name, parameters))
   for name, parameter in parameters.items():
     if name not in arguments and name in context:
       arguments[name] = context[name]
@@ -94,18 +94,33 @@ def build(spec: ConfigDict, **context: Any) -> Any:
         f"{spec.fn} needs a value for its argument {name!r}: call("
         f"{fn.__name__}, {name}=...) in the config."
       )
-  check_arguments(arguments, typing.get_type_hints(_target(fn)), fn.__name__)
+  check_arguments(arguments, _hints(fn), fn.__name__)
   return fn(**arguments)
 
 
 def public_name(fn: Callable) -> str:
-  """Name of a function or class in a saved config: `clip_jax.towers.Vit` or `module:name`."""
-  package = fn.__module__.split(".")[:2]
-  if package[0] == "clip_jax" and len(package) == 2 and package[1] in PACKAGES:
-    exported = importlib.import_module(".".join(package))
-    if getattr(exported, fn.__name__, None) is fn and fn.__name__ in exported.PARTS:
-      return f"{'.'.join(package)}.{fn.__name__}"
-  return f"{fn.__module__}:{fn.__qualname__}"
+  """Name of a function or class in a config: `clip_jax.towers.Vit` or `module:qualified.name`.
+
+  Raises:
+    UserError: a config cannot name it: it is defined inside a function, or it is in this package
+      but not a part, so that a run with it could be trained but not loaded.
+  """
+  if not hasattr(fn, "__qualname__") or "<" in fn.__qualname__:
+    raise UserError(
+      f"A config cannot name {getattr(fn, '__qualname__', fn)!r}; expected a function or class "
+      "that is defined at the top level of a module."
+    )
+  name = f"{fn.__module__}:{fn.__qualname__}"
+  if not _is_ours(fn.__module__):
+    return name
+  package = ".".join(fn.__module__.split(".")[:2])
+  part = f"{package}.{fn.__qualname__}"
+  if not is_part(part) or getattr(importlib.import_module(package), fn.__qualname__) is not fn:
+    raise UserError(
+      f"A config cannot name {name}, because it is not a part that clip_jax exports. To make it "
+      f"one, import it in {package} and add it to PARTS there; or move it to a module of your own."
+    )
+  return part
 
 
 def is_part(name: str) -> bool:
@@ -116,32 +131,28 @@ def is_part(name: str) -> bool:
   return part in importlib.import_module(package).PARTS
 
 
+def _is_ours(module):
+  return module.split(".")[0] == "clip_jax"
+
+
 def function(name: str) -> Callable:
   """The function or class with this name in a config, see `public_name`.
 
   Raises:
-    UserError: it does not exist, or its module only imported it: to trust a module is to trust the
-      code written in it, not `os.system` because it imports `os`.
+    UserError: it does not exist; it is in this package but not a part; or its module only imported
+      it: to trust a module is to trust the code written in it, not `os.system` because it imports
+      `os`.
   """
-  name = old_names.current(name)
   if is_part(name):
     package, _, part = name.rpartition(".")
     return getattr(importlib.import_module(package), part)
-  if ":" not in name:
-    package, _, part = name.rpartition(".")
-    parts = (
-      getattr(importlib.import_module(package), "PARTS", ())
-      if package in (f"clip_jax.{p}" for p in PACKAGES)
-      else all_parts()
-    )
-    raise UserError(
-      f"The config calls {name}, which clip_jax does not export.{did_you_mean(part, parts)}"
-    )
-  module, _, path = name.partition(":")
+  module, colon, path = name.partition(":")
+  if not colon or _is_ours(module):
+    raise UserError(f"The config calls {name}, {_not_exported(name)}")
   try:
     found: Any = importlib.import_module(module)
     found = functools.reduce(getattr, path.split("."), found)
-  except (ModuleNotFoundError, AttributeError) as error:
+  except (ImportError, AttributeError, ValueError) as error:
     cell = (
       " It was defined in a notebook cell or a script: run that first, or move it into a "
       "module that commands can import."
@@ -156,6 +167,14 @@ def function(name: str) -> Callable:
       f"{defined}. Name it by the module that defines it."
     )
   return found
+
+
+def _not_exported(name):
+  parts = {short_name(part): part for part in all_parts()}
+  close = closest(short_name(name), parts)
+  return "which is not one of the parts that clip_jax exports." + (
+    f" Did you mean {parts[close]!r}?" if close else ""
+  )
 
 
 def all_parts() -> list[str]:
@@ -186,8 +205,19 @@ def _parameters(fn):
   }
 
 
-def _takes_any(fn):
-  return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(_target(fn)).parameters.values())
+def _hints(fn):
+  try:
+    return typing.get_type_hints(_target(fn))
+  except (NameError, AttributeError):  # Names may be imported only under TYPE_CHECKING.
+    return {}
+
+
+def _no_argument(fn, name, parameters):
+  new = old_names.ARGUMENTS.get(fn, {}).get(name)
+  return (
+    f"{fn} has no argument {name!r}; it has {', '.join(parameters) or 'none'}."
+    f"{f' It is called {new!r} now.' if new else did_you_mean(name, parameters)}"
+  )
 
 
 def _target(fn):
@@ -195,8 +225,32 @@ def _target(fn):
 
 
 def to_json(config: ConfigDict) -> str:
-  """The whole config as indented JSON, keys sorted, without a format number."""
-  return json.dumps(json.loads(config.to_json_best_effort()), indent=2, sort_keys=True)
+  """The whole config as indented JSON, keys sorted, without a format number.
+
+  Raises:
+    UserError: a value is neither a number, a string, a path or None, nor made of these.
+  """
+  return json.dumps(_plain(config, ""), indent=2, sort_keys=True)
+
+
+def _plain(value, where):
+  """The value as `json` accepts it."""
+  if isinstance(value, config_dict.FieldReference):
+    value = value.get()
+  if isinstance(value, (ConfigDict, Mapping)):
+    return {str(k): _plain(v, f"{where}.{k}") for k, v in value.items()}
+  if isinstance(value, (tuple, list)):
+    return [_plain(v, f"{where}.{i}") for i, v in enumerate(value)]
+  if isinstance(value, np.generic):
+    value = value.item()
+  if isinstance(value, os.PathLike):
+    value = os.fspath(value)
+  if value is not None and not isinstance(value, (bool, int, float, str)):
+    raise UserError(
+      f"config{where} is {value!r}, which cannot be saved in config.json. A config holds numbers, "
+      "strings, paths, None, calls, and tuples and dicts of these."
+    )
+  return value
 
 
 def to_saved(config: ConfigDict) -> str:
@@ -220,7 +274,7 @@ def entries(config: ConfigDict) -> dict[str, str]:
   return dict(walk("", json.loads(to_json(config))))
 
 
-def from_json(text: str, *, trust: tuple[str, ...] = ()) -> ConfigDict:
+def from_json(text: str, *, trust: tuple[str, ...] | str = ()) -> ConfigDict:
   """The config that `to_saved` or `to_json` wrote, with today's names.
 
   A saved config comes from whoever made the checkpoint, and building it calls what it names. It may
@@ -229,69 +283,88 @@ def from_json(text: str, *, trust: tuple[str, ...] = ()) -> ConfigDict:
 
   Args:
     text: JSON.
-    trust: names of further modules whose functions it may call.
+    trust: names of further modules whose functions it may call; not of this package.
 
   Raises:
     UserError: it is not JSON, was written in a newer format, names code outside the exported parts
       and `trust`, or has an argument that no longer exists.
   """
+  plain = _parsed(text)
+  written = plain.pop("format", 0)
+  version = plain.pop("clip_jax_version", None)
+  writer = f"clip_jax {version}" if version else "a version before format 1"
+  if type(written) is not int or not 0 <= written <= FORMAT:
+    raise UserError(
+      f"The config has format {written!r}, written by {writer}; this version reads formats up to "
+      f"{FORMAT}. Install the version that wrote it, or a newer one."
+    )
+  try:
+    config = _from_plain(old_names.modernise(plain))
+  except (AttributeError, ValueError) as error:  # Names that ConfigDict does not accept.
+    raise UserError(f"The config is damaged: {error} Restore config.json.") from error
+  trust = (trust,) if isinstance(trust, str) else tuple(trust)
+  for spec in calls(config):
+    _check_call(spec, trust, writer)
+  return config
+
+
+def _parsed(text):
+  """The JSON object in `text`, not too deeply nested to be handled recursively."""
   try:
     plain = json.loads(text)
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise UserError(
       f"The config is not JSON: {error}. Restore config.json, or write it again from "
       "the config file of the run."
     ) from error
   if not isinstance(plain, dict):
     raise UserError(f"The config is {type(plain).__name__}, not a JSON object.")
-  written = plain.pop("format", 0)
-  version = plain.pop("clip_jax_version", "before format 1")
-  if not isinstance(written, int) or written > FORMAT:
-    raise UserError(
-      f"The config has format {written}, written by clip_jax {version}; this version "
-      f"reads formats up to {FORMAT}. Install that version or a newer one."
-    )
-  config = _from_plain(old_names.modernise(plain))
-  for spec in calls(config):
-    _check_trusted(spec.fn, trust)
-    _check_arguments(spec, version)
-  return config
+  values = [plain]
+  for _ in range(_DEEPEST):
+    values = [
+      inner
+      for value in values
+      if isinstance(value, (dict, list))
+      for inner in (value.values() if isinstance(value, dict) else value)
+    ]
+  if values:
+    raise UserError(f"The config is nested more than {_DEEPEST} levels deep.")
+  return plain
 
 
-def _check_trusted(name, trust):
-  if is_part(name):
-    return
+def _check_call(spec, trust, writer):
+  """Raises UserError if a call of a saved config is not allowed, or its arguments do not exist."""
+  name = spec.fn
+  if not isinstance(name, str):
+    raise UserError(f"The config calls {name!r}, which is not the name of a function.")
   module, colon, _ = name.partition(":")
-  if colon and module in trust:
-    return
-  if name.split(".")[0] == "clip_jax":
-    known = all_parts()
-    raise UserError(
-      f"The config calls {name}, which is not one of the parts that a saved config "
-      f"may name.{did_you_mean(name, known)}"
-    )
-  raise UserError(
-    f"The config calls {name}, which is not part of clip_jax. If you trust where the config "
-    f"comes from, name the module: trust=({module!r},), or --trust={module} in a command."
-  )
-
-
-def _check_arguments(spec, version):
-  fn = function(spec.fn)
-  parameters = _parameters(fn)
-  for name in spec:
-    if name != "fn" and name not in parameters and not _takes_any(fn):
+  if not is_part(name):
+    if _is_ours(module):
       raise UserError(
-        f"The config was written by clip_jax {version} and passes {name!r} to {spec.fn}, which "
-        f"no longer has that argument; it has {', '.join(parameters)}."
-        f"{did_you_mean(name, parameters)}"
+        f"The config, written by {writer}, calls {name}, {_not_exported(name)} A saved config may "
+        "name only these."
+      )
+    if not colon:
+      raise UserError(
+        f"The config calls {name!r}, which is neither a part of clip_jax nor of the form "
+        "MODULE:NAME."
+      )
+    if module not in trust:
+      raise UserError(
+        f"The config calls {name}, which is not part of clip_jax. If you trust where the config "
+        f"comes from, name the module: trust=({module!r},), or --trust={module} in a command."
+      )
+  parameters = _parameters(function(name))
+  for argument in spec:
+    if argument != "fn" and argument not in parameters:
+      raise UserError(
+        f"The config was written by {writer}, and {_no_argument(name, argument, parameters)}"
       )
 
 
 def modules(config: ConfigDict) -> tuple[str, ...]:
-  """Names of the modules and packages that a config's calls come from."""
-  names = {spec.fn for spec in calls(config)}
-  return tuple(sorted({n.partition(":")[0] if ":" in n else n.rpartition(".")[0] for n in names}))
+  """Names of the modules outside this package that a config's calls come from."""
+  return tuple(sorted({spec.fn.partition(":")[0] for spec in calls(config) if ":" in spec.fn}))
 
 
 def calls(value: Any) -> Iterator[ConfigDict]:

@@ -13,7 +13,7 @@ import time
 from ml_collections.config_dict import ConfigDict
 
 from clip_jax.cli.formatting import duration, number, table
-from clip_jax.config import build, to_json
+from clip_jax.config import build, from_json, modules, to_json
 from clip_jax.costs.model_compute import ModelCompute
 from clip_jax.errors import UserError
 from clip_jax.study import budgets, runs_table
@@ -336,38 +336,20 @@ def plan(runs: Sequence[Run], out: Path | None, *, accelerator: str, utilisation
 
 def _cost(config: ConfigDict) -> ModelCompute:
   """`compute_of`, cached by model, objective, image views and batch size."""
-  views = config.data.views.images
-  return _counted(
-    to_json(
-      ConfigDict(
-        {
-          "model": config.model,
-          "objective": config.objective,
-          "data": {"batch_size": config.data.batch_size, "views": {"images": views}},
-        }
-      )
-    )
+  counted = ConfigDict(
+    {
+      "model": config.model,
+      "objective": config.objective,
+      "data": {"batch_size": config.data.batch_size, "views": {"images": config.data.views.images}},
+    }
   )
+  # The grid file is the user's own, and so are the modules that it names.
+  return _counted(to_json(counted), modules(counted))
 
 
 @functools.cache
-def _counted(text: str) -> ModelCompute:
-  from clip_jax.config import from_json
-
-  return budgets.compute_of(
-    from_json(text, trust=tuple({name.partition(":")[0] for name in _named(json.loads(text))}))
-  )
-
-
-def _named(value):
-  """Yields the functions that a config names, to trust them: the grid file is the user's own."""
-  if isinstance(value, dict):
-    yield from ([value["fn"]] if "fn" in value else [])
-    for inner in value.values():
-      yield from _named(inner)
-  elif isinstance(value, list):
-    for inner in value:
-      yield from _named(inner)
+def _counted(text: str, trust: tuple[str, ...]) -> ModelCompute:
+  return budgets.compute_of(from_json(text, trust=trust))
 
 
 def _flops_so_far(folder):

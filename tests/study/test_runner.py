@@ -210,3 +210,14 @@ def test_a_killed_grid_resumes_from_a_checkpoint(grid_file, tmp_path):
   assert float(row["train_flops"]) == pytest.approx(6e9 * float(row["forward_gmacs"]) * 512)
   (log,) = out.glob("runs/*/log.txt")
   assert "from step" in log.read_text(), "the run must resume instead of starting over"
+
+
+def test_the_cost_of_a_run_with_the_users_own_parts_is_counted(grid_file, tmp_path, monkeypatch):
+  (tmp_path / "own_tower.py").write_text(
+    "from clip_jax.towers.vit import Vit\nclass Own(Vit):\n  'As a Vit.'\n"
+  )
+  monkeypatch.syspath_prepend(tmp_path)
+  run = grid_lib.load(f"{grid_file}:1").runs[0]
+  own = grid_lib.changed(run.config)
+  own.model.image.fn = "own_tower:Own"
+  assert runner.flops(own) == runner.flops(run.config) > 0
