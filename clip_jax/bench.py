@@ -72,18 +72,18 @@ def measure(name: str, flags: Any) -> dict[str, Any]:
     return bench_loss()
   from clip_jax.training.setup import build_setup
 
-  parts = build_setup(flags.config)
+  setup = build_setup(flags.config)
   if name == "step":
     from clip_jax.benches.bench_step import bench_step
 
-    return bench_step(parts, flags.profile)
+    return bench_step(setup, flags.profile)
   if name == "data":
     from clip_jax.benches.bench_data import bench_data
 
-    return bench_data(parts)
+    return bench_data(setup)
   from clip_jax.benches.bench_checkpoint import bench_checkpoint
 
-  return bench_checkpoint(parts)
+  return bench_checkpoint(setup)
 
 
 def format_numbers(name: str, numbers: dict) -> str:

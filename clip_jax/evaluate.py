@@ -1,4 +1,4 @@
-"""Evaluates a model, as in `python -m clip_jax.evaluate --from=MODEL --suite=FILE`."""
+"""Evaluates a model, as in `python -m clip_jax.evaluate --model=MODEL --suite=FILE`."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ from clip_jax.cli.command import run_command
 
 HELP = """Evaluates a model and records the settings, counts and standard errors of each result.
 
-  python -m clip_jax.evaluate --from=MODEL --suite=configs/evaluations/openclipart.py [--out=F.json]
-  python -m clip_jax.evaluate --from=MODEL --classification=DIR [--templates=openai_80]
-  python -m clip_jax.evaluate --from=MODEL --retrieval=F.jsonl [--out=F.json]
+  python -m clip_jax.evaluate --model=MODEL --suite=evaluations/openclipart [--out=F.json]
+  python -m clip_jax.evaluate --model=MODEL --classification=DIR [--templates=openai_80]
+  python -m clip_jax.evaluate --model=MODEL --retrieval=F.jsonl [--out=F.json]
 
-  --from=MODEL               the workdir of a training run, an exported model, or another
+  --model=MODEL              the workdir of a training run, an exported model, or another
                              library's checkpoint
   --suite=FILE[:ARGUMENT]    a Python file whose get_config(ARGUMENT) returns a ConfigDict of
                              evaluators; images are embedded once for all evaluators
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
     HELP,
     config="suite" if has_suite else False,
     strings=(
-      "from",
+      "model",
       "only",
       "classification",
       "templates",
@@ -60,9 +60,9 @@ def main(arguments: list[str]) -> int:
       "process",
     ),
   )
-  where = getattr(flags, "from")
+  where = flags.model
   if not where:
-    raise UserError("Which model? Set --from=MODEL, such as the workdir of a training run.")
+    raise UserError("Which model? Set --model=MODEL, such as the workdir of a training run.")
   suite = evaluators(flags, has_suite)
   if not suite:
     raise UserError(
@@ -77,15 +77,15 @@ def main(arguments: list[str]) -> int:
   import jax
 
   from clip_jax.evaluators.embedding_cache import EmbeddingCache
-  from clip_jax.evaluators.results import evaluate_all
+  from clip_jax.evaluators.results import Context, evaluate_all
   from clip_jax.inference.loading import load
 
   say = print if jax.process_index() == 0 else lambda line: None
   embedder = load(where, trust=tuple(filter(None, (flags.trust or "").split(","))))
-  shared = EmbeddingCache(embedder, say)
-  answers = evaluate_all(suite, shared, lambda name: say(f"{name}:"))
+  context = Context(EmbeddingCache(embedder, say))
+  evaluate_all(suite, context, lambda name: say(f"{name}:"))
   if jax.process_index() == 0:
-    report(answers, shared, where, flags.out)
+    report(context, where, flags.out)
   return 0
 
 
@@ -102,6 +102,7 @@ def evaluators(flags: Any, has_suite: bool) -> dict[str, Any]:
     raise UserError(f"--only={flags.only}: the suite has no {unknown[0]!r}; {has}.")
   if has_suite:
     from clip_jax.config import build
+    from clip_jax.interfaces import Evaluator, check_part
 
     for name, call in flags.suite.items():
       if only and name not in only:
@@ -112,6 +113,7 @@ def evaluators(flags: Any, has_suite: bool) -> dict[str, Any]:
           "call(ZeroShot, ...)."
         )
       made[name] = build(call)
+      check_part(made[name], Evaluator, f"suite.{name}")
   for flag in ("templates", "resize"):
     asking = [n for n in ("classification", "retrieval") if getattr(flags, n)]
     if getattr(flags, flag) and (not asking or (flag == "templates" and not flags.classification)):
@@ -188,7 +190,7 @@ def _some(names: list[str]) -> str:
   return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-def report(answers: dict[str, Any], shared: Any, where: str, out: str | None) -> None:
+def report(context: Any, where: str, out: str | None) -> None:
   """Prints a table of the results and, if `out` is given, writes all details to that file."""
   import json
 
@@ -196,49 +198,48 @@ def report(answers: dict[str, Any], shared: Any, where: str, out: str | None) ->
 
   import clip_jax
   from clip_jax.cli.formatting import number, table
-  from clip_jax.evaluators.results import metrics
   from clip_jax.inference.similarity import model_fingerprint
 
-  rows = []
-  for name, answer in answers.items():
-    errors = answer.detail.get("standard_error", {})
+  cache, rows = context.embedder, []
+  for name, result in context.results.items():
+    errors = result.detail.get("standard_error", {})
     counts = [
       metric
       for metric in ("examples", "captions", "classes", "train_examples")
-      if metric in answer.metrics
+      if metric in result.metrics
     ]
-    for metric in answer.metrics:
+    for metric in result.metrics:
       if metric in errors:
         rows.append(
           (
             name,
             metric,
-            number(answer.metrics[metric]),
+            number(result.metrics[metric]),
             number(errors[metric]),
-            f"{answer.metrics.get('examples', float('nan')):,.0f}",
+            f"{result.metrics.get('examples', float('nan')):,.0f}",
           )
         )
     rows += [
-      (name, metric, number(answer.metrics[metric]), "", "")
-      for metric in answer.metrics
+      (name, metric, number(result.metrics[metric]), "", "")
+      for metric in result.metrics
       if not errors and metric not in counts
     ]
-  fingerprint = model_fingerprint(shared.model)
+  fingerprint = model_fingerprint(cache.model)
   print("\n" + table(rows, header=("", "", "%", "±", "examples")))
-  print(f"\nmodel {where}, fingerprint {fingerprint}\n{shared.speed()}")
+  print(f"\nmodel {where}, fingerprint {fingerprint}\n{cache.speed()}")
   if out:
     record = {
       "model": {"from": str(where), "fingerprint": fingerprint},
       "clip_jax": clip_jax.__version__,
       "jax": jax.__version__,
       "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-      "images_embedded": shared.embedded,
-      "seconds": shared.seconds,
-      "images_per_second": shared.embedded / max(shared.seconds, 1e-9),
-      "metrics": metrics(answers),
+      "images_embedded": cache.embedded,
+      "seconds": cache.seconds,
+      "images_per_second": cache.embedded / max(cache.seconds, 1e-9),
+      "metrics": context.metrics,
       "results": {
-        name: {"metrics": answer.metrics, **answer.detail, "model_fingerprint": fingerprint}
-        for name, answer in answers.items()
+        name: {"metrics": result.metrics, **result.detail, "model_fingerprint": fingerprint}
+        for name, result in context.results.items()
       },
     }
     with open(out, "w", encoding="utf-8") as f:

@@ -8,8 +8,7 @@ import pytest
 
 from clip_jax.config import build, from_json, to_json
 from clip_jax.evaluators import classes
-from clip_jax.evaluators.embedding_cache import EmbeddingCache
-from clip_jax.evaluators.results import evaluate_all
+from clip_jax.evaluators.results import Context, evaluate_all
 import stand_ins
 
 SUITE = Path(__file__).parent.parent / "configs/evaluations/study.py"
@@ -42,7 +41,7 @@ class Knowing:
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory):
+def results(tmp_path_factory):
   folder = tmp_path_factory.mktemp("study")
   stand_ins.study(folder)
   suite = runpy.run_path(str(SUITE))["get_config"](str(folder))
@@ -54,13 +53,15 @@ def answers(tmp_path_factory):
   suite.few_shot.shots, suite.few_shot.train.split = (1,), "train"
   suite.probe.solver.update(epochs=2, batch_size=1000, rates=(0.1,))
   suite = from_json(to_json(suite))  # The suite survives a JSON round trip.
-  shared = EmbeddingCache(Knowing())
-  return evaluate_all({name: build(call) for name, call in suite.items()}, shared), shared
+  context = Context(Knowing())
+  return evaluate_all(
+    {name: build(call) for name, call in suite.items()}, context
+  ), context.embedder
 
 
-def test_zero_shot_is_restricted_to_the_classes_of_each_set(answers):
+def test_zero_shot_is_restricted_to_the_classes_of_each_set(results):
   made = {
-    name: answers[0][name].metrics
+    name: results[0][name].metrics
     for name in (
       "imagenet",
       "imagenet_v2",
@@ -97,11 +98,11 @@ def test_zero_shot_is_restricted_to_the_classes_of_each_set(answers):
     name in stand_ins.FOLDERS for name in stand_ins.objectnet_names()[1::6]
   )
   assert made["imagenet_real"]["examples"] == 36
-  assert answers[0]["imagenet_real"].detail["left_out"] == 4
+  assert results[0]["imagenet_real"].detail["left_out"] == 4
 
 
-def test_the_probe_is_trained_on_imagenet_and_tested_on_all_sets(answers):
-  metrics = answers[0]["probe"].metrics
+def test_the_probe_is_trained_on_imagenet_and_tested_on_all_sets(results):
+  metrics = results[0]["probe"].metrics
   assert metrics["train_examples"] == 1000 and metrics["top1"] == 100
   assert metrics["imagenet_v2/top1"] == pytest.approx(65)
   for name, count in (
@@ -112,11 +113,11 @@ def test_the_probe_is_trained_on_imagenet_and_tested_on_all_sets(answers):
     ("objectnet", 125),
   ):
     assert metrics[f"{name}/top1"] == 100 and metrics[f"{name}/classes"] == count
-  assert answers[0]["probe"].detail["fit"]["solver"] == "SGD"
+  assert results[0]["probe"].detail["fit"]["solver"] == "SGD"
 
 
-def test_few_shot_accuracy_retrieval_and_robustness(answers):
-  found = {name: answer.metrics for name, answer in answers[0].items()}
+def test_few_shot_accuracy_retrieval_and_robustness(results):
+  found = {name: answer.metrics for name, answer in results[0].items()}
   assert found["few_shot"]["1_shot_top1"] == 100
   assert found["coco"]["image_to_text_r1"] == found["coco"]["text_to_image_r1"] == 100
   assert found["coco"]["examples"] == 30 and found["coco"]["captions"] == 150
@@ -124,9 +125,9 @@ def test_few_shot_accuracy_retrieval_and_robustness(answers):
   assert found["robustness"]["average"] == found["probe_robustness"]["average"] == average
 
 
-def test_every_image_is_embedded_once(answers):
+def test_every_image_is_embedded_once(results):
   asked = {
-    name: answer.detail["asked"] for name, answer in answers[0].items() if "asked" in answer.detail
+    name: answer.detail["asked"] for name, answer in results[0].items() if "asked" in answer.detail
   }
   # ReaL and Sketch have the same images as other sets, so they add none.
-  assert answers[1].embedded < 1000 + asked["imagenet"] + asked["imagenet_a"] + asked["imagenet_r"]
+  assert results[1].embedded < 1000 + asked["imagenet"] + asked["imagenet_a"] + asked["imagenet_r"]

@@ -7,9 +7,9 @@ from clip_jax.data.pipeline import Examples, batches
 from clip_jax.training.setup import TrainSetup
 
 
-def bench_data(parts: TrainSetup) -> dict[str, float]:
+def bench_data(setup: TrainSetup) -> dict[str, float]:
   """Compares the config's pipeline with a plain loop, and several ways to decode JPEGs."""
-  data, seconds = parts.data, machine.SECONDS
+  data, seconds = setup.data, machine.SECONDS
   examples = Examples(data.source, data.views, seed=0)
   rates = pipeline_speed.measure_rates(
     {

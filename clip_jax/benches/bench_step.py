@@ -12,37 +12,35 @@ from clip_jax.benches import machine
 from clip_jax.benches.machine import matmul_ceiling, time_per_call
 from clip_jax.cli.formatting import table
 from clip_jax.costs import profile_trace
-from clip_jax.parallel import placement
-from clip_jax.parallel.placement import rows_of_devices, rows_to_global
-from clip_jax.training.setup import TrainSetup
-from clip_jax.training.state import TrainState
+from clip_jax.parallel.placement import batch_sharding, rows_of_devices, to_global
+from clip_jax.training.setup import TrainSetup, compile_train_step, initial_state
 
 TRACED = 3  # Number of steps under the profiler.
 HOST_STEPS = 50  # Maximum number of steps that are timed on the host.
 
 
-def bench_step(parts: TrainSetup, profile: str | None = None) -> dict[str, float]:
+def bench_step(setup: TrainSetup, profile: str | None = None) -> dict[str, float]:
   """Measures the train step on one batch that is already on the devices.
 
   Args:
-    parts: the parts of the run.
+    setup: the built config.
     profile: folder to keep the trace in; also prints the most expensive instructions.
   """
-  with jax.set_mesh(parts.mesh):
-    batch = random_batch(parts)
+  with jax.set_mesh(setup.mesh):
+    batch = random_batch(setup)
     start = time.perf_counter()
-    compiled = parts.train_step.lower(parts.state, parts.batch).compile()
+    compiled = compile_train_step(setup)
     compile_seconds = time.perf_counter() - start
 
     def step(state):
       return compiled(state, batch)[0]
 
-    seconds, cpu, state = time_per_call(step, first_state(parts))
-    ceiling = matmul_ceiling(parts.mesh, parts.dtypes["image"])
-    dispatching, transferring, state = _host_seconds(compiled, state, batch, parts)
+    seconds, cpu, state = time_per_call(step, initial_state(setup))
+    ceiling = matmul_ceiling(setup.mesh, setup.dtypes["image"])
+    dispatching, transferring, state = _host_seconds(compiled, state, batch, setup)
     shares = _shares(step, state, compiled.as_text(), profile)
-  images = parts.data.batch_size
-  flops = images * parts.compute.flops
+  images = setup.data.batch_size
+  flops = images * setup.compute.flops
   memory = compiled.memory_analysis()
   return {
     "share of the matrix-multiply ceiling": flops / seconds / ceiling,
@@ -61,31 +59,23 @@ def bench_step(parts: TrainSetup, profile: str | None = None) -> dict[str, float
   }
 
 
-def random_batch(parts: TrainSetup) -> dict[str, jax.Array]:
+def random_batch(setup: TrainSetup) -> dict[str, jax.Array]:
   """A batch of noise on the devices, with the shapes of the config's batches."""
   rng = np.random.default_rng(0)
   draw = lambda s: (
     rng.integers(0, 256, s.shape) if s.dtype == np.uint8 else rng.integers(1, 100, s.shape)
   ).astype(s.dtype)
-  return placement.host_rows_to_global(
-    {name: draw(s) for name, s in parts.batch.items()}, parts.mesh
-  )
+  return to_global({name: draw(s) for name, s in setup.batch.items()}, batch_sharding(setup.mesh))
 
 
-def first_state(parts: TrainSetup) -> TrainState:
-  """The initial train state, sharded over the config's mesh."""
-  shardings = jax.tree.map(lambda x: x.sharding, parts.state)
-  return jax.jit(parts.make, static_argnums=0, out_shardings=shardings)(0)
-
-
-def _host_seconds(compiled, state, batch, parts):
+def _host_seconds(compiled, state, batch, setup):
   """Measures the CPU time of the training loop's thread per step; medians over some steps.
 
   Returns:
     Seconds to dispatch a step, seconds to put a batch on the devices, and the last state.
   """
-  size = parts.data.batch_size
-  rows = rows_of_devices(parts.mesh.local_devices, size, parts.mesh)
+  size = setup.data.batch_size
+  rows = rows_of_devices(setup.mesh.local_devices, size, setup.mesh)
   held = {name: np.zeros((len(rows), *x.shape[1:]), x.dtype) for name, x in batch.items()}
   times = []
   start = time.perf_counter()
@@ -93,7 +83,7 @@ def _host_seconds(compiled, state, batch, parts):
     clock = [time.thread_time()]
     state, metrics = compiled(state, batch)
     clock.append(time.thread_time())
-    put = rows_to_global(held, rows, size, parts.mesh)
+    put = to_global(held, batch_sharding(setup.mesh), rows=rows, batch_size=size)
     clock.append(time.thread_time())
     jax.block_until_ready((put, metrics))
     times.append(np.diff(clock))

@@ -1,9 +1,10 @@
-"""Evaluators: each measures a model and returns numbers by name."""
+"""Evaluators: each measures a model and returns metrics by name."""
 
 from clip_jax.evaluators.few_shot import FewShot
 from clip_jax.evaluators.labeled_sets import LabeledSet
 from clip_jax.evaluators.linear_classifier import Lbfgs, Sgd
 from clip_jax.evaluators.linear_probe import LinearProbe
+from clip_jax.evaluators.results import Context, Evaluator, Result
 from clip_jax.evaluators.retrieval import Retrieval
 from clip_jax.evaluators.robustness import Robustness
 from clip_jax.evaluators.zero_shot import ZeroShot
@@ -20,10 +21,13 @@ PARTS = (
   "ZeroShot",
 )
 __all__ = [
+  "Context",
+  "Evaluator",
   "FewShot",
   "LabeledSet",
   "Lbfgs",
   "LinearProbe",
+  "Result",
   "Retrieval",
   "Robustness",
   "Sgd",

@@ -6,18 +6,17 @@ from typing import Any
 import numpy as np
 
 from clip_jax.errors import UserError
-from clip_jax.evaluators.embedding_cache import EmbeddingCache
 from clip_jax.evaluators.labeled_sets import (
   LabeledSet,
   check_features,
   test_accuracies,
   training_features,
 )
-from clip_jax.evaluators.results import Question, Result, source_detail
-from clip_jax.interfaces import Embedder, Source
+from clip_jax.evaluators.results import Context, Evaluator, Result, source_detail
+from clip_jax.interfaces import Source
 
 
-class FewShot(Question):
+class FewShot(Evaluator):
   """Few-shot accuracy on a test set, with a closed-form classifier that needs no tuning.
 
   As in big_vision, features are standardised by the mean and standard deviation of the chosen
@@ -51,9 +50,10 @@ class FewShot(Question):
       seeds: number of random draws of the training images, with seeds 0, 1, ...
       penalty: L2 penalty of the weights, including the one of the appended constant.
       features: "tower", the image tower's output before the projection; or "embedding".
-      resize: how images are resized to the model's input size, a name in `shared.RESIZES`; None
-        for the model's own preprocessing. big_vision resizes the shorter side to 256 and takes the
-        central 224 pixels, which is "central_crop".
+      resize: how images are resized to the model's input size, a name in
+        `embedding_cache.RESIZES`; None for the model's own preprocessing.
+        big_vision resizes the shorter side to 256 and takes the central 224 pixels, which is
+        "central_crop".
 
     Raises:
       UserError: an empty set, no shots or seeds, or an unknown name.
@@ -69,14 +69,14 @@ class FewShot(Question):
     self._shots, self._seeds = tuple(shots), seeds
     self._penalty, self._features = penalty, features
 
-  def answer(self, embedder: Embedder) -> Result:
+  def evaluate(self, context: Context) -> Result:
     """Computes `{k}_shot_top1`, the mean over seeds in percent, `chance`, and counts.
 
     Raises:
       UserError: a class has fewer images than `shots`, or a label is not one of the classes.
     """
-    shared = EmbeddingCache.of(embedder)
-    known = training_features(shared, self._train, self._features)
+    cache = context.embedder
+    known = training_features(cache, self._train, self._features)
     C, most = len(known.classes), max(self._shots)
     have = np.bincount(known.y, minlength=C)
     if have.min() < most:
@@ -93,7 +93,7 @@ class FewShot(Question):
         chosen = np.concatenate([one[:shots] for one in order])
         classify = ridge(known.x[chosen], known.y[chosen], C, penalty=self._penalty)
         metrics, _, images = test_accuracies(
-          shared, self._test, self._features, known.classes, classify
+          cache, self._test, self._features, known.classes, classify
         )
         found[shots].append(metrics["top1"])
     name = "{}_shot_top1".format

@@ -27,8 +27,8 @@ class LabeledSet:
       classes: a name in `classes.SETS`, or a dict from label to one or several classes of the
       training set; None for all classes of the training set.
     limit: maximum number of records, spread evenly over the source; None for all.
-    resize: how images are resized to the model's input size, a name in `shared.RESIZES`; None for
-      the model's own preprocessing.
+    resize: how images are resized to the model's input size, a name in
+      `embedding_cache.RESIZES`; None for the model's own preprocessing.
     others: what to do with records of classes that are not candidates: "error" or "leave_out".
     places: indices of the records used.
   """
@@ -69,7 +69,7 @@ def check_features(features: str) -> None:
     raise UserError(f"Unknown features={features!r}; choose from {', '.join(FEATURES)}.")
 
 
-def training_features(shared: EmbeddingCache, labelled: LabeledSet, features: str) -> FeatureSet:
+def training_features(cache: EmbeddingCache, labelled: LabeledSet, features: str) -> FeatureSet:
   """Computes the features and classes of the readable images of a training set.
 
   Raises:
@@ -77,7 +77,7 @@ def training_features(shared: EmbeddingCache, labelled: LabeledSet, features: st
       labels, or features that are not finite.
   """
   classes = Classes(labelled.source, labelled.classes, labelled.label, labelled.others)
-  images = _images(shared, labelled)
+  images = _images(cache, labelled)
   asked, right = classes.right([r[labelled.label] for r in images.records], labelled.places)
   several = next((k for k, rows in zip(asked, right) if len(rows) > 1), None)
   if several is not None:
@@ -98,12 +98,12 @@ def training_features(shared: EmbeddingCache, labelled: LabeledSet, features: st
 
 
 def test_accuracies(
-  shared: EmbeddingCache, labelled: LabeledSet, features: str, classes: Classes, logits: Any
+  cache: EmbeddingCache, labelled: LabeledSet, features: str, classes: Classes, logits: Any
 ) -> tuple[dict[str, float], dict[str, float], ImageEmbeddings]:
   """Tests a classifier on a test set.
 
   Args:
-    shared: the model with its embedding cache.
+    cache: the model with its embedding cache.
     labelled: the test set.
     features: input of the classifier, one of `FEATURES`.
     classes: the classes that the classifier was trained on.
@@ -122,7 +122,7 @@ def test_accuracies(
     own = Classes(
       labelled.source, {key: key for key in stands_for}, labelled.label, labelled.others
     )
-  images = _images(shared, labelled)
+  images = _images(cache, labelled)
   asked, right = own.right([r[labelled.label] for r in images.records], labelled.places)
   scores = logits(_vectors(images, features)[asked])  # [n, C]
   competitors: Sequence[int] = range(len(classes))
@@ -174,8 +174,8 @@ def competing(
   return made
 
 
-def _images(shared: EmbeddingCache, labelled: LabeledSet) -> ImageEmbeddings:
-  return shared.images(
+def _images(cache: EmbeddingCache, labelled: LabeledSet) -> ImageEmbeddings:
+  return cache.images(
     labelled.source, labelled.places, fields=(labelled.label,), resize=labelled.resize
   )
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 import jax
 
-from clip_jax.evaluators.embedding_cache import EmbeddingCache
 from clip_jax.evaluators.labeled_sets import (
   LabeledSet,
   check_features,
@@ -12,12 +11,11 @@ from clip_jax.evaluators.labeled_sets import (
   training_features,
 )
 from clip_jax.evaluators.linear_classifier import Lbfgs, Sgd
-from clip_jax.evaluators.results import Question, Result, source_detail
-from clip_jax.interfaces import Embedder
+from clip_jax.evaluators.results import Context, Evaluator, Result, source_detail
 from clip_jax.parallel.mesh import make_mesh
 
 
-class LinearProbe(Question):
+class LinearProbe(Evaluator):
   """Accuracy of a linear classifier trained on one set and tested on one or several sets.
 
   Features are computed once and cached in memory: 4 GB for ImageNet's 1.28 M training images and a
@@ -39,7 +37,7 @@ class LinearProbe(Question):
       test: the test set; its metrics have no prefix.
       others: further test sets, such as ImageNet-A, by the prefix of their metrics. Their `classes`
         map their labels to classes of the training set.
-      solver: a `regression.Lbfgs` (the default) or `regression.Sgd`.
+      solver: a `linear_classifier.Lbfgs` (the default) or `linear_classifier.Sgd`.
       features: "tower", the image tower's output before the projection; or "embedding".
 
     Raises:
@@ -49,19 +47,19 @@ class LinearProbe(Question):
     self._train, self._tests = train, {"": test, **(others or {})}
     self._solver, self._features = solver or Lbfgs(), features
 
-  def answer(self, embedder: Embedder) -> Result:
+  def evaluate(self, context: Context) -> Result:
     """Computes the metrics of `accuracy.accuracies`, prefixed with "name/" for the other sets.
 
     Raises:
       UserError: a class without training images, or a label that is not one of the classes.
     """
-    shared = EmbeddingCache.of(embedder)
-    known = training_features(shared, self._train, self._features)
-    mesh = getattr(shared, "mesh", None) or make_mesh(devices=jax.local_devices())
+    cache = context.embedder
+    known = training_features(cache, self._train, self._features)
+    mesh = getattr(cache, "mesh", None) or make_mesh(devices=jax.local_devices())
     fit = self._solver.fit(known.x, known.y, len(known.classes), mesh)
     metrics, errors, tests = {}, {}, {}
     for name, test in self._tests.items():
-      numbers, wrong, images = test_accuracies(shared, test, self._features, known.classes, fit)
+      numbers, wrong, images = test_accuracies(cache, test, self._features, known.classes, fit)
       before = f"{name}/" if name else ""
       metrics.update({before + metric: value for metric, value in numbers.items()})
       errors.update({before + metric: value for metric, value in wrong.items()})

@@ -1,10 +1,12 @@
-"""Evaluation results: running evaluators, their metrics, and how these were obtained."""
+"""Evaluators: their interface, how they are run, and what they return."""
 
+import abc
 from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from clip_jax.errors import UserError
 from clip_jax.evaluators.embedding_cache import EmbeddingCache, ImageEmbeddings
@@ -22,53 +24,65 @@ class Result:
   """
 
   metrics: dict[str, float]
-  detail: dict[str, Any]
+  detail: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-class Question:
-  """Base class of evaluators that define `answer`; calling one returns its metrics only."""
+class Context:
+  """The model to evaluate, and the results of the evaluators that ran before.
 
-  answer: Callable[[Embedder], Result]
+  Attributes:
+    embedder: the model with its embedding cache: images that several evaluators use are embedded
+      once, if they are embedded through `images` and `texts` of the cache.
+    results: earlier results by the name of the evaluator.
+  """
 
-  def __call__(self, embedder: Embedder) -> dict[str, float]:
-    """Returns the metrics of `answer`."""
-    return self.answer(embedder).metrics
+  def __init__(
+    self, embedder: Embedder | EmbeddingCache, results: Mapping[str, Result] | None = None
+  ):
+    """Stores the attributes; gives the embedder an empty cache if it has none."""
+    self.embedder = EmbeddingCache.of(embedder)
+    self.results = dict(results or {})
+
+  @property
+  def metrics(self) -> dict[str, float]:
+    """Metrics of the earlier results, keyed "evaluator/metric"."""
+    return metrics(self.results)
+
+
+class Evaluator(abc.ABC):
+  """Base class of evaluators, which measure a model."""
+
+  @abc.abstractmethod
+  def evaluate(self, context: Context) -> Result:
+    """Measures the model of `context`."""
+
+  def figure(self, context: Context) -> Image.Image | None:
+    """Draws the results, or returns None if there is nothing to draw."""
+    return None
 
 
 def evaluate_all(
-  evaluators: Mapping[str, Any],
-  shared: EmbeddingCache,
-  say: Callable[[str], None] = lambda line: None,
+  evaluators: Mapping[str, Any], context: Context, say: Callable[[str], None] = lambda line: None
 ) -> dict[str, Result]:
-  """Runs evaluators in order and returns their results by name.
-
-  Images that several evaluators use are embedded once.
+  """Runs evaluators in order, adds their results to `context`, and returns these results by name.
 
   Args:
-    evaluators: evaluators by name. Each has `answer(embedder)`; or is a callable that returns only
-      metrics; or has `summary(metrics)`, which receives the metrics of the evaluators before it,
-      keyed "evaluator/metric".
-    shared: the model with its embedding cache.
+    evaluators: evaluators by name.
+    context: the model and its results so far, which later evaluators can read.
     say: called with the name of each evaluator before it runs.
   """
-  answers = {}
   for name, evaluator in evaluators.items():
     say(name)
-    if hasattr(evaluator, "summary"):
-      answers[name] = evaluator.summary(metrics(answers))
-    elif hasattr(evaluator, "answer"):
-      answers[name] = evaluator.answer(shared)
-    else:
-      answers[name] = Result(dict(evaluator(shared)), {})
-  return answers
+    context.results[name] = evaluator.evaluate(context)
+  return {name: context.results[name] for name in evaluators}
 
 
-def metrics(answers: Mapping[str, Result]) -> dict[str, float]:
+def metrics(results: Mapping[str, Result]) -> dict[str, float]:
   """Returns the metrics of all evaluators in one dict, keyed "evaluator/metric"."""
   return {
     f"{name}/{metric}": value
-    for name, answer in answers.items()
-    for metric, value in answer.metrics.items()
+    for name, result in results.items()
+    for metric, value in result.metrics.items()
   }
 
 

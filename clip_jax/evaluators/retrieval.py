@@ -8,9 +8,10 @@ from PIL import Image, ImageDraw, ImageFont
 from clip_jax.data.decode import UnreadableImage, decode
 from clip_jax.errors import UserError
 from clip_jax.evaluators.accuracy import TIE
-from clip_jax.evaluators.embedding_cache import EmbeddingCache, check_resize
+from clip_jax.evaluators.embedding_cache import check_resize
 from clip_jax.evaluators.results import (
-  Question,
+  Context,
+  Evaluator,
   Result,
   binomial_error,
   evaluated_records,
@@ -29,10 +30,10 @@ from clip_jax.inference.contact_sheet import (
   draw_card,
   wrap_text,
 )
-from clip_jax.interfaces import Embedder, Source
+from clip_jax.interfaces import Source
 
 
-class Retrieval(Question):
+class Retrieval(Evaluator):
   """Image-to-text and text-to-image recall, for any number of captions per image.
 
   Image-to-text R@k is the percentage of images that have at least one of their own captions among
@@ -53,9 +54,9 @@ class Retrieval(Question):
     Args:
       source: records {"image": ..., "text": one caption or several}.
       limit: maximum number of records, spread evenly over the source; None for all.
-      chunk_size: rows and columns of scores computed at a time; limits memory, does not change results.
-      resize: how images are resized to the model's input size, a name in `shared.RESIZES`; None
-        for the model's own preprocessing.
+      chunk_size: rows and columns of scores computed at a time; changes only the memory needed.
+      resize: how images are resized to the model's input size, a name in
+        `embedding_cache.RESIZES`; None for the model's own preprocessing.
 
     Raises:
       UserError: an empty source, or an unknown `resize`.
@@ -64,7 +65,7 @@ class Retrieval(Question):
     self._source, self._resize, self._block = source, resize, chunk_size
     self._places = evaluated_records(source, limit)
 
-  def answer(self, embedder: Embedder) -> Result:
+  def evaluate(self, context: Context) -> Result:
     """Computes recalls, median ranks and counts.
 
     The metrics are `{image_to_text,text_to_image}_{r1,r5,r10}` in percent,
@@ -73,7 +74,7 @@ class Retrieval(Question):
     Raises:
       UserError: a record has no image or text, or its text is not one or several strings.
     """
-    images, z_text, owner, _ = self._embed(embedder)
+    images, z_text, owner, _ = self._embed(context)
     image_rank, text_rank = ranks(images.z, z_text, owner, chunk_size=self._block)
     metrics = {
       **_summary("image_to_text", image_rank),
@@ -94,17 +95,17 @@ class Retrieval(Question):
       ),
     )
 
-  def picture(self, embedder: Embedder, rows: int = 8) -> Image.Image:
+  def figure(self, context: Context, rows: int = 8) -> Image.Image:
     """Draws a contact sheet: captions spread evenly over the set and their five nearest images.
 
     Args:
-      embedder: the model.
+      context: the model.
       rows: maximum number of captions.
 
     Raises:
-      UserError: as for `answer`.
+      UserError: as for `evaluate`.
     """
-    images, z_text, owner, texts = self._embed(embedder)
+    images, z_text, owner, texts = self._embed(context)
     z_image = images.z
     image_rank, text_rank = ranks(z_image, z_text, owner, chunk_size=self._block)
     sheet = []
@@ -131,14 +132,14 @@ class Retrieval(Question):
     except UnreadableImage:
       return np.zeros((1, 1, 3), np.uint8)  # Drawn as a black square.
 
-  def _embed(self, embedder):
+  def _embed(self, context):
     """Returns the images, text embeddings [m, E], image of each text [m], and the texts."""
-    shared = EmbeddingCache.of(embedder)
-    images = shared.images(self._source, self._places, fields=("text",), resize=self._resize)
+    cache = context.embedder
+    images = cache.images(self._source, self._places, fields=("text",), resize=self._resize)
     own = [_captions(record["text"], place) for record, place in zip(images.records, self._places)]
     texts = [text for captions in own for text in captions]
     owner = np.repeat(np.arange(len(own)), [len(captions) for captions in own])
-    return images, shared.texts(texts), owner, texts
+    return images, cache.texts(texts), owner, texts
 
 
 def _captions(text: Any, place: int) -> list[str]:

@@ -6,10 +6,10 @@ import numpy as np
 
 from clip_jax.cli.suggest import did_you_mean
 from clip_jax.errors import UserError
-from clip_jax.evaluators.results import Result
+from clip_jax.evaluators.results import Context, Evaluator, Result
 
 
-class Robustness:
+class Robustness(Evaluator):
   """Average accuracy on variants of a set, and effective robustness relative to other models."""
 
   def __init__(
@@ -38,18 +38,16 @@ class Robustness:
     for name in self._lines:
       self._known(name, self._variants)
 
-  def summary(self, metrics: Mapping[str, float]) -> Result:
-    """Computes the summary.
+  def evaluate(self, context: Context) -> Result:
+    """Summarises the results of evaluators that ran before.
 
     The metrics are `average` over the variants and `standard`, in percent, and, for each variant
     with references, its effective robustness `effective_{variant}`, in percentage points.
 
-    Args:
-      metrics: metrics of the evaluators that ran before, keyed "evaluator/metric".
-
     Raises:
-      UserError: `metrics` lacks one of the accuracies.
+      UserError: one of the accuracies is not among the results in `context`.
     """
+    metrics = context.metrics
     for name in (self._standard, *self._variants.values()):
       self._known(name, metrics)
     standard = metrics[self._standard]

@@ -9,11 +9,17 @@ from clip_jax.evaluators import templates as prompts
 from clip_jax.evaluators.accuracy import accuracies, class_ranks
 from clip_jax.evaluators.classes import Classes
 from clip_jax.evaluators.embedding_cache import CHUNK, EmbeddingCache, check_resize
-from clip_jax.evaluators.results import Question, Result, evaluated_records, source_detail
-from clip_jax.interfaces import Embedder, Source
+from clip_jax.evaluators.results import (
+  Context,
+  Evaluator,
+  Result,
+  evaluated_records,
+  source_detail,
+)
+from clip_jax.interfaces import Source
 
 
-class ZeroShot(Question):
+class ZeroShot(Evaluator):
   """Accuracy of choosing the class with the highest score; ties count as errors.
 
   A class embedding is the normalised mean of the embeddings of all its prompts: each of its names
@@ -45,8 +51,8 @@ class ZeroShot(Question):
         file, or the templates themselves.
       canonicalise: whether to apply `templates.canonical` to names and templates.
       limit: maximum number of records, spread evenly over the source; None for all.
-      resize: how images are resized to the model's input size, a name in `shared.RESIZES`; None
-        for the model's own preprocessing.
+      resize: how images are resized to the model's input size, a name in
+        `embedding_cache.RESIZES`; None for the model's own preprocessing.
       others: what to do with records of classes that are not candidates: "error" or "leave_out".
 
     Raises:
@@ -70,22 +76,22 @@ class ZeroShot(Question):
       for own in self._classes.names
     ]
 
-  def answer(self, embedder: Embedder) -> Result:
+  def evaluate(self, context: Context) -> Result:
     """Computes the metrics of `accuracy.accuracies`.
 
     Raises:
       UserError: a record without image or label, a label that is not one of the classes, or a class
         without images.
     """
-    shared, classes = EmbeddingCache.of(embedder), self._classes
-    images = shared.images(self._source, self._places, fields=(classes.label,), resize=self._resize)
+    cache, classes = context.embedder, self._classes
+    images = cache.images(self._source, self._places, fields=(classes.label,), resize=self._resize)
     labels = [record[classes.label] for record in images.records]
     asked, right = classes.right(labels, self._places)
     # Skip the check for lists of labels (ReaL), where the raters may have rejected every image of a
     # class.
     if not self._limited and not any(isinstance(label, (list, tuple)) for label in labels):
       classes.check_seen(right)
-    z_class = class_embeddings(shared, self._texts)
+    z_class = class_embeddings(cache, self._texts)
     first = {}
     twins = np.array([first.setdefault(tuple(texts), row) for row, texts in enumerate(self._texts)])
     rank = class_ranks(images.z[asked] @ z_class.T, right, twins)
@@ -98,13 +104,13 @@ class ZeroShot(Question):
     )
 
 
-def class_embeddings(shared: EmbeddingCache, texts: list[list[str]]) -> np.ndarray:
+def class_embeddings(cache: EmbeddingCache, texts: list[list[str]]) -> np.ndarray:
   """Computes the normalised mean of the embeddings of each class's texts, float32 [C, E]."""
   means = []
   group = max(1, CHUNK // max(map(len, texts)))  # Classes per chunk, to limit memory.
   for start in range(0, len(texts), group):
     own = texts[start : start + group]
-    flat = shared.texts([text for one in own for text in one])
+    flat = cache.texts([text for one in own for text in one])
     edges = np.cumsum([len(one) for one in own])[:-1]
     means += [part.mean(0) for part in np.split(flat, edges)]
   z = np.stack(means)

@@ -17,7 +17,7 @@ from clip_jax.costs.hlo import Program
 from clip_jax.errors import UserError
 from clip_jax.planning.chips import Topology
 from clip_jax.planning.gpus import GPUS, target_config
-from clip_jax.training.setup import TrainSetup
+from clip_jax.training.setup import TrainSetup, jit_train_step
 
 _CHIP_CONFIG = {"v4": "megacore", "v5p": "megacore"}  # Two cores that act as one device.
 # Autotuning of Triton's matrix products needs a GPU; without them, XLA uses cuBLAS.
@@ -108,19 +108,19 @@ def gpu_layout(topology: Topology) -> str:
   return f"1x{n // gpus}x{gpus}"
 
 
-def compile_step(parts: TrainSetup, topology: Topology) -> Compiled | TooLarge:
-  """Compiles the train step of `parts`, whose mesh must consist of `topology_devices(topology)`.
+def compile_step(setup: TrainSetup, topology: Topology) -> Compiled | TooLarge:
+  """Compiles the train step of `setup`, whose mesh must consist of `topology_devices(topology)`.
 
   The TPU compiler rejects a step that does not fit. The GPU compiler does not, so the peak is
   compared with `Chip.usable_memory`.
   """
   start = time.perf_counter()
-  with jax.set_mesh(parts.mesh), _without_cache():
-    lowered = parts.train_step.lower(parts.state, parts.batch)
+  with jax.set_mesh(setup.mesh), _without_cache():
+    lowered = jit_train_step(setup).lower(setup.state, setup.batch)
     try:
       compiled = lowered.compile(None if topology.is_tpu else _NO_AUTOTUNING)
     except jax.errors.JaxRuntimeError as e:
-      sizes = program_too_large(str(e), bytes_per_device((parts.state, parts.batch)))
+      sizes = program_too_large(str(e), bytes_per_device((setup.state, setup.batch)))
       if sizes is None:
         raise
       return TooLarge(*sizes, time.perf_counter() - start)

@@ -20,7 +20,7 @@ from clip_jax.planning.collectives import (
   collectives as step_collectives,
   totals_by_kind,
 )
-from clip_jax.training.setup import build_setup, sharding_table
+from clip_jax.training.setup import build_setup, jit_train_step, sharding_table
 
 # Images per second that one virtual CPU decodes from JPEG and crops to 224 px, both antialiased, as
 # measured by `bench data` on images of 640 x 480.
@@ -98,7 +98,7 @@ def estimate(
   """
   config, notes, known_length = with_placeholder_data(config)
   chip = topology.chip
-  parts, result, mesh_context, compile_notes = _compile(config, topology)
+  setup, result, mesh_context, compile_notes = _compile(config, topology)
   notes += compile_notes
   fits = None if result is None else isinstance(result, compilation.Compiled)
   program = result.program if fits else None
@@ -109,31 +109,32 @@ def estimate(
     notes += _gpu_notes(result, topology)
   with mesh_context:
     executed, weighted = (
-      2 * count_multiply_adds(parts.train_step, parts.state, parts.batch, float32_weight=weight)
+      2
+      * count_multiply_adds(jit_train_step(setup), setup.state, setup.batch, float32_weight=weight)
       for weight in (1, chip.float32_cost)
     )
   return Estimate(
     topology=topology,
-    mesh=dict(parts.mesh.shape),
+    mesh=dict(setup.mesh.shape),
     fits=fits,
-    arguments=compilation.bytes_per_device((parts.state, parts.batch)),
+    arguments=compilation.bytes_per_device((setup.state, setup.batch)),
     temporaries=result.temporaries if fits else None,
     peak=None if result is None else result.peak if fits else result.needed,
     limit=result.available if fits is False else chip.usable_memory,
-    batch_size=parts.data.batch_size,
-    total_steps=parts.total_steps if known_length else None,
-    parameters=count_parameters(parts.state.params),
-    model_flops=parts.data.batch_size * parts.compute.flops,
+    batch_size=setup.data.batch_size,
+    total_steps=setup.total_steps if known_length else None,
+    parameters=count_parameters(setup.state.params),
+    model_flops=setup.data.batch_size * setup.compute.flops,
     flops=executed,
     traffic=traffic,
     collectives=found,
     roofline=roofline.Roofline(
       compute=roofline.compute_seconds(weighted, topology),
       memory=traffic / chip.bandwidth if fits else None,
-      interconnect=roofline.interconnect_seconds(found, _locations(parts.mesh, topology), topology)
+      interconnect=roofline.interconnect_seconds(found, _locations(setup.mesh, topology), topology)
       if fits
       else None,
-      input=roofline.input_seconds(parts.data.batch_size, topology, images_per_core),
+      input=roofline.input_seconds(setup.data.batch_size, topology, images_per_core),
     ),
     compiler_seconds=cycles / chip.clock if cycles else None,
     compile_seconds=result.seconds if result else None,
@@ -142,12 +143,12 @@ def estimate(
 
 
 def _compile(config, topology):
-  """Returns the parts of a run, the compiled step or None, a context of their mesh, and notes."""
+  """Returns the setup of a run, the compiled step or None, a context of their mesh, and notes."""
   failed = None
   if compilation.can_compile(topology):
     try:
-      parts = build_setup(config, mesh=_mesh(config, compilation.topology_devices(topology)))
-      return parts, compilation.compile_step(parts, topology), jax.set_mesh(parts.mesh), ()
+      setup = build_setup(config, mesh=_mesh(config, compilation.topology_devices(topology)))
+      return setup, compilation.compile_step(setup, topology), jax.set_mesh(setup.mesh), ()
     except UserError:
       raise
     except Exception as e:  # JAX does not promise to compile for GPUs that are not attached.

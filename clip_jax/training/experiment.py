@@ -10,7 +10,7 @@ from ml_collections.config_dict import ConfigDict
 from clip_jax.config import build, call
 from clip_jax.data.subset import Subset, count
 from clip_jax.errors import UserError
-from clip_jax.interfaces import Objective, Source
+from clip_jax.interfaces import Objective, Source, Views, check_part
 from clip_jax.parallel.mesh import make_mesh
 
 
@@ -30,7 +30,7 @@ class Data:
   """
 
   source: Source
-  views: Any
+  views: Views
   batch_size: int = 256
   size: int | str | None = None
   threads: int = 16
@@ -59,7 +59,8 @@ class Training:
     microbatches: number of pieces that the batch is embedded in, one after the other; the gradient
       stays the same and less memory is used.
     log_every, eval_every, save_every: intervals in steps; 0 disables (the end of the run always
-      evaluates and saves).
+      evaluates and saves). Logged training metrics are means over the finite steps since the last
+      line, but for the learning rate and the number of skipped steps.
     max_checkpoints: number of checkpoints to keep; older ones are deleted.
     wandb: Weights & Biases project to log to in addition.
     skip_nonfinite: number of steps that may be skipped over the whole run because their loss or
@@ -153,9 +154,19 @@ def check_sections(config: ConfigDict) -> None:
     )
 
 
-def build_all(specs: ConfigDict) -> dict[str, Any]:
-  """Builds every call in a dict of calls."""
-  return {name: build(spec) for name, spec in specs.items()}
+def build_all(specs: ConfigDict, protocol: type, section: str) -> dict[str, Any]:
+  """Builds every call in a dict of calls, and checks that each is what its section holds.
+
+  Args:
+    specs: calls by name.
+    protocol: the protocol in `clip_jax.interfaces` of all parts in this section.
+    section: name of the section, for the message of the `UserError`.
+  """
+  built = {}
+  for name, spec in specs.items():
+    built[name] = build(spec)
+    check_part(built[name], protocol, f"{section}.{name}")
+  return built
 
 
 def check_inputs(
@@ -164,18 +175,20 @@ def check_inputs(
   """Raises UserError unless the pipeline produces every batch entry that the objective reads.
 
   Args:
-    objective: the objective to check.
-    outputs: names of the batch entries that the pipeline produces.
+    objective: the objective to check; it may read "index" in addition to the outputs of the views.
+    outputs: names of the batch entries that the views produce.
     augmented: names of the entries that are augmented on the device; the objective must read them.
   """
-  missing = [name for name in objective.inputs if name not in outputs]
+  if not objective.inputs:
+    raise UserError(f"{type(objective).__name__} reads no batch entries. List some in its inputs.")
+  missing = [name for name in objective.inputs if name not in (*outputs, "index")]
   if missing:
     raise UserError(
       f"{type(objective).__name__} reads {', '.join(objective.inputs)}, but the pipeline "
       f"produces only {', '.join(outputs)}. Add to config.data.views.images: "
       f"{', '.join(missing)}."
     )
-  unread = [name for name in augmented if name not in objective.inputs]
+  unread = [name for name in augmented if name not in objective.inputs or name == "index"]
   if unread:
     raise UserError(
       f"config.augment has {', '.join(unread)}, but {type(objective).__name__} reads only "

@@ -13,15 +13,15 @@ from clip_jax.model.transfer import fit_to, overlay
 from clip_jax.training.setup import TrainSetup
 
 
-def init_from(parts: TrainSetup, state: Any) -> Any:
+def init_from(setup: TrainSetup, state: Any) -> Any:
   """Returns the initial train state with the parameters of the model at `train.init_from`.
 
   Raises:
     UserError: there is no such model, or it differs in more than image size and context length.
   """
   # The user starts this config, so the modules that it names are trusted.
-  trained = load(parts.training.init_from, trust=config_lib.modules(parts.config)).model
-  grids = (getattr(model.image, "grid", None) for model in (trained, parts.learner.model))
+  trained = load(setup.training.init_from, trust=config_lib.modules(setup.config)).model
+  grids = (getattr(model.image, "grid", None) for model in (trained, setup.learner.model))
   params = fit_to(split_state(trained)[1], state.params["model"], *grids)
   # Take over BatchNorm averages, but not fixed position embeddings, which fit one image size only.
   averages = nnx.to_pure_dict(nnx.state(trained, nnx.BatchStat))

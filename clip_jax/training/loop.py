@@ -16,8 +16,8 @@ from clip_jax import config as config_lib
 from clip_jax.cli.formatting import evaluations
 from clip_jax.data.selection import base_indices_of
 from clip_jax.errors import UserError
-from clip_jax.evaluators import results
 from clip_jax.evaluators.embedding_cache import EmbeddingCache
+from clip_jax.evaluators.results import Context, evaluate_all, metrics as metrics_of
 from clip_jax.files import write_atomically
 from clip_jax.inference.embedder import Embedder
 from clip_jax.inference.loading import embedder_of
@@ -25,9 +25,15 @@ from clip_jax.parallel.agreement import all_gather_objects, check_agreement, on_
 from clip_jax.parallel.preemption import PreemptionHandler
 from clip_jax.training.checkpoint import Checkpoints, report_full_disk
 from clip_jax.training.initialise import init_from
-from clip_jax.training.metrics import MetricWriter
+from clip_jax.training.metrics import MetricWriter, WindowMeans
 from clip_jax.training.prefetch import Prefetcher
-from clip_jax.training.setup import TrainSetup, build_setup
+from clip_jax.training.setup import (
+  TrainSetup,
+  build_setup,
+  compile_train_step,
+  initial_state,
+  jit_diagnosis,
+)
 from clip_jax.training.startup import agreement_facts, summary, writable_folder
 from clip_jax.training.state import TrainState
 
@@ -47,45 +53,44 @@ def run(config: ConfigDict, workdir: Path | str) -> int:
       finite, and a full disk.
     KeyboardInterrupt: Ctrl-C was pressed.
   """
-  parts = on_all_processes(lambda: build_setup(config))
+  setup = on_all_processes(lambda: build_setup(config))
   # Create the folder only now, so that a mistake in the config leaves none behind.
   workdir = on_all_processes(lambda: writable_folder(Path(workdir)))
-  agreed = check_agreement(lambda: agreement_facts(parts), workdir)
+  agreed = check_agreement(lambda: agreement_facts(setup), workdir)
   with (
     PreemptionHandler() as stop,
-    jax.set_mesh(parts.mesh),
+    jax.set_mesh(setup.mesh),
     report_full_disk(workdir),
     contextlib.closing(
-      Checkpoints(workdir / "checkpoints", max_checkpoints=parts.training.max_checkpoints)
+      Checkpoints(workdir / "checkpoints", max_checkpoints=setup.training.max_checkpoints)
     ) as checkpoints,
   ):
     start = checkpoints.latest() or 0
     # Restore before writing anything, so that a run of a different model here stays untouched.
     if start:
-      state = checkpoints.restore(parts.state)
-      check_skipped(int(state.skipped), parts.training.skip_nonfinite)
+      state = checkpoints.restore(setup.state)
+      check_skipped(int(state.skipped), setup.training.skip_nonfinite)
     else:
-      shardings = jax.tree.map(lambda x: x.sharding, parts.state)
-      state = jax.jit(parts.make, static_argnums=0, out_shardings=shardings)(config.seed)
-      if parts.training.init_from:
-        state = init_from(parts, state)
+      state = initial_state(setup)
+      if setup.training.init_from:
+        state = init_from(setup, state)
     if jax.process_index() == 0:
       write_atomically(workdir / "config.json", config_lib.to_saved(config) + "\n")
     with MetricWriter(
       workdir,
-      total_steps=parts.total_steps,
+      total_steps=setup.total_steps,
       start_step=start,
       writes=jax.process_index() == 0,
-      wandb=parts.training.wandb,
+      wandb=setup.training.wandb,
     ) as report:
-      for line in (*summary(parts, workdir, start), *agreed):
+      for line in (*summary(setup, workdir, start), *agreed):
         report.note(line)
-      if start < parts.total_steps:
+      if start < setup.total_steps:
         with stop.on_interrupt():
-          state = train(parts, state, start, checkpoints, report, stop)
+          state = train(setup, state, start, checkpoints, report, stop)
       step = int(state.step)
-      if step == parts.total_steps:
-        finish(parts, state, start, checkpoints, report, workdir)
+      if step == setup.total_steps:
+        finish(setup, state, start, checkpoints, report, workdir)
         return 0
       interrupted = stop.received == signal.SIGINT
       report.note(
@@ -99,7 +104,7 @@ def run(config: ConfigDict, workdir: Path | str) -> int:
 
 
 def train(
-  parts: TrainSetup,
+  setup: TrainSetup,
   state: Any,
   start: int,
   checkpoints: Checkpoints,
@@ -107,17 +112,17 @@ def train(
   stop: PreemptionHandler,
 ) -> Any:
   """Trains to the last step, or until `stop` asks to save and stop; returns the state then."""
-  training, config = parts.training, parts.config
-  train_step = parts.train_step
-  feed = Prefetcher(parts, start)
-  log = StepLogger(parts, report, feed, start)
-  for step in range(start + 1, parts.total_steps + 1):
+  training, config = setup.training, setup.config
+  train_step = compile_train_step(setup)
+  feed = Prefetcher(setup, start)
+  log = StepLogger(setup, report, feed, start)
+  for step in range(start + 1, setup.total_steps + 1):
     with jax.transfer_guard("disallow"):
       state, metrics = train_step(state, feed.batch)
-    if step < parts.total_steps:
+    if step < setup.total_steps:
       feed.advance()  # Load the next batch while the device is busy with this step.
     log.add(metrics)
-    last, stopping = step == parts.total_steps, stop.should_stop(step)
+    last, stopping = step == setup.total_steps, stop.should_stop(step)
     logs = last or step == start + 1 or due(step, training.log_every)
     evaluates = not last and due(step, training.eval_every)
     saves = not last and (stopping or due(step, training.save_every))
@@ -126,14 +131,14 @@ def train(
       # Steps after a failed one change nothing, so it is enough to check before using the state.
       if values["skipped_steps"] > training.skip_nonfinite:
         checkpoints.wait()
-        raise nonfinite(parts, state, checkpoints)
+        raise nonfinite(setup, state, checkpoints)
     if logs:
       log.write(step, values)
       checkpoints.check()
     if evaluates:
-      model = EmbeddingCache(embedder(parts, state), report.note)
-      report.log(step, evaluate(parts.evaluators, model))
-      report.note(model.speed())
+      context = Context(EmbeddingCache(embedder(setup, state), report.note))
+      report.log(step, metrics_of(evaluate_all(setup.evaluators, context)))
+      report.note(context.embedder.speed())
       log.restart_clock()
     if saves:
       checkpoints.save(step, state, config)
@@ -145,7 +150,7 @@ def train(
 
 
 def finish(
-  parts: TrainSetup,
+  setup: TrainSetup,
   state: TrainState,
   start: int,
   checkpoints: Checkpoints,
@@ -153,45 +158,38 @@ def finish(
   workdir: Path,
 ) -> None:
   """Evaluates the trained model, saves the last checkpoint, and prints the results."""
-  total, again = parts.total_steps, start >= parts.total_steps
+  total, again = setup.total_steps, start >= setup.total_steps
   if again:
     report.note(f"This run was already done at step {start}; evaluating it again.")
-  trained = EmbeddingCache(embedder(parts, state), report.note)
-  evaluators = {**parts.evaluators, **parts.final_evaluators}
-  results = evaluate(evaluators, trained)
+  context = Context(EmbeddingCache(embedder(setup, state), report.note))
+  results = metrics_of(evaluate_all({**setup.evaluators, **setup.final_evaluators}, context))
   if not again:
     # Save the checkpoint last, so that its presence means that everything else was written.
     report.log(total, results, show=False)
-    checkpoints.save(total, state, parts.config)
+    checkpoints.save(total, state, setup.config)
   checkpoints.wait()
   report.close()
   if results:
-    report.note("\n" + evaluations(results) + f"\n\n{trained.speed()}\n")
-  for name, evaluator in parts.final_evaluators.items():
-    if hasattr(evaluator, "picture"):
-      picture = evaluator.picture(trained)  # All processes must take part.
-      if jax.process_index() == 0:
-        picture.save(workdir / f"{name}.png")
+    report.note("\n" + evaluations(results) + f"\n\n{context.embedder.speed()}\n")
+  for name, evaluator in setup.final_evaluators.items():
+    figure = evaluator.figure(context)  # All processes must take part.
+    if figure is not None and jax.process_index() == 0:
+      figure.save(workdir / f"{name}.png")
   for path in (
     "config.json",
     "metrics.jsonl",
     "tensorboard",
     "checkpoints",
-    *(f"{name}.png" for name in parts.final_evaluators),
+    *(f"{name}.png" for name in setup.final_evaluators),
   ):
     if (workdir / path).exists():
       report.note(f"  {workdir / path}")
 
 
-def evaluate(evaluators: dict[str, Any], model: Embedder | EmbeddingCache) -> dict[str, float]:
-  """Runs all evaluators on shared embeddings; returns their metrics by `evaluator/metric`."""
-  return results.metrics(results.evaluate_all(evaluators, EmbeddingCache.of(model)))
-
-
-def embedder(parts: TrainSetup, state: Any) -> Embedder:
+def embedder(setup: TrainSetup, state: Any) -> Embedder:
   """Returns the model of a train state with the preprocessing and tokenizer of its config."""
-  learner = nnx.merge(parts.graphdef, state.params, state.stats)
-  return embedder_of(learner, parts.data.views.tokenizer, mesh=parts.mesh)
+  learner = nnx.merge(setup.graphdef, state.params, state.stats)
+  return embedder_of(learner, setup.data.views.tokenizer, mesh=setup.mesh)
 
 
 def check_skipped(skipped: int, allowed: int) -> None:
@@ -204,16 +202,16 @@ def check_skipped(skipped: int, allowed: int) -> None:
     )
 
 
-def nonfinite(parts: TrainSetup, state: Any, checkpoints: Checkpoints) -> UserError:
+def nonfinite(setup: TrainSetup, state: Any, checkpoints: Checkpoints) -> UserError:
   """Returns the error for a step that was not finite, with its gradient norms and records.
 
   `state` is the one before that step, so the step is recomputed here to get the norms by part.
   """
   step = int(state.step)
-  feed = Prefetcher(parts, step)
-  found = {n: float(x) for n, x in jax.device_get(parts.diagnosis(state, feed.batch)).items()}
+  feed = Prefetcher(setup, step)
+  found = {n: float(x) for n, x in jax.device_get(jit_diagnosis(setup)(state, feed.batch)).items()}
   held = all_gather_objects(
-    {"rows": feed.rows.tolist(), "records": base_indices_of(parts.data.source, feed.index).tolist()}
+    {"rows": feed.rows.tolist(), "records": base_indices_of(setup.data.source, feed.index).tolist()}
   )
   by_row = {row: record for one in held for row, record in zip(one["rows"], one["records"])}
   records = [by_row[row] for row in sorted(by_row)]
@@ -255,9 +253,9 @@ def due(step: int, every: int) -> bool:
 class StepLogger:
   """Keeps metrics on the device until a line is due, then fetches them in one transfer."""
 
-  def __init__(self, parts: TrainSetup, report: MetricWriter, feed: Prefetcher, start: int):
-    self.parts, self.report, self.feed, self.step = parts, report, feed, start
-    self.metrics: dict | None = None
+  def __init__(self, setup: TrainSetup, report: MetricWriter, feed: Prefetcher, start: int):
+    self.setup, self.report, self.feed, self.step = setup, report, feed, start
+    self.window = WindowMeans()
     self.before: dict | None = None
     self.restart_clock()
 
@@ -269,27 +267,29 @@ class StepLogger:
     """Adds the metrics of the step just dispatched, and waits for the step before it."""
     # At most two steps are in flight, so that their batches do not fill the device memory.
     jax.block_until_ready(self.before)
-    self.before = self.metrics = metrics
+    self.before = metrics
+    self.window.add(metrics)
 
   def fetch(self) -> dict[str, float]:
-    """Returns the metrics of the last step as floats."""
-    return {name: float(x) for name, x in jax.device_get(self.metrics).items()}
+    """Returns the means of the metrics since the last line; see `WindowMeans`."""
+    return self.window.fetch()
 
   def write(self, step: int, metrics: dict[str, float]) -> None:
-    """Logs the metrics of a step, and the throughput since the previous line."""
+    """Logs metrics, and the throughput since the previous line; a new window begins."""
     values = {
       f"train/{name}": x
       for name, x in metrics.items()
-      if name != "skipped_steps" or self.parts.training.skip_nonfinite
+      if name != "skipped_steps" or self.setup.training.skip_nonfinite
     }
     elapsed = time.perf_counter() - self.begun
-    images = (step - self.step) * self.parts.data.batch_size
+    images = (step - self.step) * self.setup.data.batch_size
     values["train/images_per_second"] = images / elapsed
     values["train/data_wait_fraction"] = min(1.0, (self.feed.waited - self.waited) / elapsed)
-    samples = step * self.parts.data.batch_size
-    values["train/epoch"] = samples / len(self.parts.data.source)
-    values["train/flops"] = samples * self.parts.compute.flops
+    samples = step * self.setup.data.batch_size
+    values["train/epoch"] = samples / len(self.setup.data.source)
+    values["train/flops"] = samples * self.setup.compute.flops
     self.report.log(step, values)
     self.step = step
+    self.window = WindowMeans()
     self.feed.check()
     self.restart_clock()

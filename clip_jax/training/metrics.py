@@ -12,10 +12,57 @@ import textwrap
 import time
 from typing import TextIO
 
+import jax
+import jax.numpy as jnp
+
 from clip_jax.cli.formatting import duration, number
 from clip_jax.errors import UserError
 
 _WIDTH = 100  # Columns at which lines of metrics wrap.
+
+
+LAST = ("learning_rate", "skipped_steps")  # Metrics that are not averaged.
+
+
+class WindowMeans:
+  """Means of the metrics of some steps, accumulated on the device without waiting for it.
+
+  Steps whose loss or gradient norm is not finite are left out: the train step skips them, and one
+  of them would make the means of all others NaN. They are counted by `skipped_steps`. If every
+  step is left out, the means are NaN. Metrics in `LAST` have the value of the last step.
+  """
+
+  def __init__(self) -> None:
+    self._last: dict[str, jax.Array] = {}
+    self._totals: tuple[dict[str, jax.Array], jax.Array] | None = None
+
+  def add(self, metrics: dict[str, jax.Array]) -> None:
+    """Adds the metrics of a step, float [] each, with `loss` and `grad_norm` among them."""
+    self._last = {name: x for name, x in metrics.items() if name in LAST}
+    others = {name: x for name, x in metrics.items() if name not in LAST}
+    self._totals = _started(others) if self._totals is None else _added(self._totals, others)
+
+  def fetch(self) -> dict[str, float]:
+    """Waits for the last step, and returns the metrics as floats."""
+    last, (sums, steps) = jax.device_get((self._last, self._totals))
+    # In float64 on the host, so that the mean of a single step is its value.
+    means = {name: float(x) / float(steps) if steps else math.nan for name, x in sums.items()}
+    return means | {name: float(x) for name, x in last.items()}
+
+
+@jax.jit
+def _started(metrics):
+  """Returns the metrics of a step, zeros if it was not finite; and the number of finite steps."""
+  finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+  return (
+    {name: jnp.where(finite, x, 0).astype(jnp.float32) for name, x in metrics.items()},
+    finite.astype(jnp.int32),
+  )
+
+
+@jax.jit
+def _added(totals, metrics):
+  return jax.tree.map(jnp.add, totals, _started(metrics))
 
 
 class MetricWriter:

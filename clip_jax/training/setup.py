@@ -1,8 +1,7 @@
-"""Building and checking a config, before anything runs on a device."""
+"""Building and checking a config, before anything runs on a device; and compiling its step."""
 
 from collections.abc import Callable
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -11,15 +10,18 @@ import numpy as np
 
 from clip_jax.cli.formatting import table
 from clip_jax.config import build
-from clip_jax.costs import model_compute
+from clip_jax.costs.model_compute import ModelCompute, count_compute
 from clip_jax.data.pipeline import Examples
+from clip_jax.errors import UserError
+from clip_jax.interfaces import DeviceAugment, Evaluator, Optimizer, check_part
 from clip_jax.model import learner as learner_lib
 from clip_jax.model.learner import abstract_learner, make_learner
 from clip_jax.nn.target import resolve_dtype
 from clip_jax.parallel import mesh as mesh_lib, partition, placement
 from clip_jax.training import state as state_lib, step as step_lib
-from clip_jax.training.experiment import build_all, check_inputs, check_sections
+from clip_jax.training.experiment import Data, Training, build_all, check_inputs, check_sections
 from clip_jax.training.optim import with_bounds
+from clip_jax.training.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,84 +31,34 @@ class TrainSetup:
   Attributes:
     config: the config it was built from.
     data, training, evaluators, final_evaluators, augment: the built sections of the config.
-    mesh: the config's mesh, or the one passed to `prepare`.
-    make: (seed) -> initial train state; traceable.
+    mesh: the config's mesh, or the one passed to `build_setup`.
     graphdef: structure of the learner.
     learner: the abstract learner, with ShapeDtypeStructs in place of arrays.
     optimizer: the optimizer, which also keeps learned scalars within their bounds.
+    init_state: (seed) -> initial train state; traceable.
     state: the abstract train state: shapes, dtypes and shardings.
+    batch: the batch entries that the step reads: shapes, dtypes and shardings.
     total_steps: length of the run in steps.
+    dtypes: compute dtype of each tower; "float32" if the tower has no `dtype` argument.
+    compute: compute cost of one example.
   """
 
   config: ConfigDict
-  data: Any
-  training: Any
-  evaluators: dict[str, Any]
-  final_evaluators: dict[str, Any]
-  augment: dict[str, Any]
+  data: Data
+  training: Training
+  evaluators: dict[str, Evaluator]
+  final_evaluators: dict[str, Evaluator]
+  augment: dict[str, DeviceAugment]
   mesh: jax.sharding.Mesh
-  make: Callable
   graphdef: Any
   learner: learner_lib.Learner
   optimizer: Any
-  state: state_lib.TrainState
+  init_state: Callable[[int], TrainState]
+  state: TrainState
+  batch: dict[str, jax.ShapeDtypeStruct]
   total_steps: int
-
-  @property
-  def train_step(self) -> jax.stages.Wrapped:
-    """The jitted train step, which donates its input state."""
-    step = step_lib.make_train_step(
-      self.graphdef, self.optimizer, skip_nonfinite=self.training.skip_nonfinite, **self._options
-    )
-    shardings = jax.tree.map(lambda x: x.sharding, self.state)
-    return jax.jit(
-      step,
-      donate_argnums=0,
-      in_shardings=(shardings, placement.batch_sharding(self.mesh)),
-      out_shardings=(shardings, placement.replicated_sharding(self.mesh)),
-    )
-
-  @property
-  def diagnosis(self) -> Callable:
-    """The jitted function (state, batch) -> loss and gradient norms by part, for debugging."""
-    return jax.jit(
-      step_lib.make_diagnosis(self.graphdef, **self._options),
-      out_shardings=placement.replicated_sharding(self.mesh),
-    )
-
-  @property
-  def _options(self):
-    return dict(
-      seed=self.config.seed, augment=self.augment, microbatches=self.training.microbatches
-    )
-
-  @property
-  def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes, dtypes and shardings of the batch entries that the step reads."""
-    example = Examples(self.data.source, self.data.views, seed=self.config.seed)[0]
-    on_rows = placement.batch_sharding(self.mesh)
-    return {
-      name: jax.ShapeDtypeStruct(
-        (self.data.batch_size, *np.shape(example[name])),
-        np.asarray(example[name]).dtype,
-        sharding=on_rows,
-      )
-      for name in self.learner.objective.inputs
-    }
-
-  @property
-  def dtypes(self) -> dict[str, str]:
-    """Compute dtype of each tower; "float32" if the tower has no `dtype` argument."""
-    with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
-      return {
-        name: resolve_dtype(getattr(self.config.model[name], "dtype", "float32"))
-        for name in ("image", "text")
-      }
-
-  @functools.cached_property
-  def compute(self) -> model_compute.ModelCompute:
-    """Compute cost of one example."""
-    return model_compute.count_compute(self.learner, self.batch)
+  dtypes: dict[str, str]
+  compute: ModelCompute
 
 
 def build_setup(config: ConfigDict, *, mesh: jax.sharding.Mesh | None = None) -> TrainSetup:
@@ -117,7 +69,8 @@ def build_setup(config: ConfigDict, *, mesh: jax.sharding.Mesh | None = None) ->
     mesh: replaces the config's mesh; its devices need not be attached.
 
   Raises:
-    UserError: parts do not fit each other or the devices; the message names them and what to set.
+    UserError: a part lacks something that its protocol asks for, or parts do not fit each other or
+      the devices; the message names them and what to set.
   """
   check_sections(config)
   data, training = build(config.data), build(config.train)
@@ -130,46 +83,151 @@ def build_setup(config: ConfigDict, *, mesh: jax.sharding.Mesh | None = None) ->
   # Towers read the target platform from the current mesh.
   with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
     learner = abstract_learner(config)
+    dtypes = {
+      name: resolve_dtype(getattr(config.model[name], "dtype", "float32"))
+      for name in ("image", "text")
+    }
   check_inputs(learner.objective, data.views.outputs, config.augment)
   learner_lib.check_tokens(learner.model.text, data.views.tokenizer)
-  graphdef = learner_lib.split_state(learner)[0]
-  optimizer = with_bounds(
-    build(config.optimizer, total_steps=total_steps), learner_lib.param_bounds(learner)
-  )
+  optimizer = build(config.optimizer, total_steps=total_steps)
+  check_part(optimizer, Optimizer, "config.optimizer")
+  optimizer = with_bounds(optimizer, learner_lib.param_bounds(learner))
 
-  def make(seed):
+  def init_state(seed):
     return state_lib.init_train_state(make_learner(config, jax.random.key(seed)), optimizer)
 
+  batch = abstract_batch(data, learner.objective.inputs, mesh, config.seed)
+  return TrainSetup(
+    config=config,
+    data=data,
+    training=training,
+    evaluators=build_all(config.evaluators, Evaluator, "config.evaluators"),
+    final_evaluators=build_all(config.final_evaluators, Evaluator, "config.final_evaluators"),
+    augment=build_all(config.augment, DeviceAugment, "config.augment"),
+    mesh=mesh,
+    graphdef=learner_lib.split_state(learner)[0],
+    learner=learner,
+    optimizer=optimizer,
+    init_state=init_state,
+    state=abstract_state(init_state, mesh),
+    batch=batch,
+    total_steps=total_steps,
+    dtypes=dtypes,
+    compute=count_compute(learner, batch),
+  )
+
+
+def abstract_state(init_state: Callable[[int], TrainState], mesh: jax.sharding.Mesh) -> TrainState:
+  """Returns shapes, dtypes and shardings of the train state that `init_state` makes."""
   with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-    shapes = jax.eval_shape(make, 0)
-  state = jax.tree.map(
+    shapes = jax.eval_shape(init_state, 0)
+  return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     shapes,
     partition.state_shardings(shapes, mesh),
   )
-  return TrainSetup(
-    config,
-    data,
-    training,
-    build_all(config.evaluators),
-    build_all(config.final_evaluators),
-    build_all(config.augment),
-    mesh,
-    make,
-    graphdef,
-    learner,
-    optimizer,
-    state,
-    total_steps,
+
+
+def abstract_batch(
+  data: Data, inputs: tuple[str, ...], mesh: jax.sharding.Mesh, seed: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns shapes, dtypes and shardings of batch entries, from the first example of the run.
+
+  Raises:
+    UserError: the example lacks one of the entries that the views declare.
+  """
+  example = Examples(data.source, data.views, seed=seed)[0]
+  missing = [name for name in inputs if name not in example]
+  if missing:
+    raise UserError(
+      f"config.data.views declares the outputs {', '.join(data.views.outputs)}, but its first "
+      f"example has no {', '.join(missing)}. Return all outputs, or declare fewer."
+    )
+  dtype = lambda name: (
+    index_dtype(len(data.source)) if name == "index" else np.asarray(example[name]).dtype
+  )
+  return {
+    name: jax.ShapeDtypeStruct(
+      (data.batch_size, *np.shape(example[name])),
+      dtype(name),
+      sharding=placement.batch_sharding(mesh),
+    )
+    for name in inputs
+  }
+
+
+def index_dtype(records: int) -> np.dtype:
+  """Returns the dtype of record indices on the devices: int32 if that is enough, or int64.
+
+  Raises:
+    UserError: int64 is needed and 64-bit types are disabled in JAX.
+  """
+  if records <= 2**31:
+    return np.dtype(np.int32)
+  if jax.dtypes.canonicalize_dtype(np.int64) != np.int64:
+    raise UserError(
+      f"The objective reads the index of each record, and {records:,} indices need 64 bits, which "
+      "JAX disables by default. Set JAX_ENABLE_X64=1, or train on fewer records with "
+      "--config.data.size."
+    )
+  return np.dtype(np.int64)
+
+
+def initial_state(setup: TrainSetup) -> TrainState:
+  """Initialises the train state on the devices of `setup.mesh`, which must be the current mesh."""
+  shardings = jax.tree.map(lambda x: x.sharding, setup.state)
+  init = jax.jit(setup.init_state, static_argnums=0, out_shardings=shardings)
+  return init(setup.config.seed)
+
+
+def jit_train_step(setup: TrainSetup) -> jax.stages.Wrapped:
+  """Returns the jitted train step, to trace or lower; each call of it makes a new one.
+
+  The step donates its input state.
+  """
+  step = step_lib.make_train_step(
+    setup.graphdef,
+    setup.optimizer,
+    skip_nonfinite=setup.training.skip_nonfinite,
+    **_gradient_options(setup),
+  )
+  shardings = jax.tree.map(lambda x: x.sharding, setup.state)
+  return jax.jit(
+    step,
+    donate_argnums=0,
+    in_shardings=(shardings, placement.batch_sharding(setup.mesh)),
+    out_shardings=(shardings, placement.replicated_sharding(setup.mesh)),
   )
 
 
-def sharding_table(parts: TrainSetup) -> str:
+def compile_train_step(setup: TrainSetup) -> jax.stages.Compiled:
+  """Compiles the train step, (state, batch) -> (next state, metrics), for `setup.mesh`.
+
+  Call it once per run, with `setup.mesh` as the current mesh. The step donates its input state.
+  """
+  return jit_train_step(setup).lower(setup.state, setup.batch).compile()
+
+
+def jit_diagnosis(setup: TrainSetup) -> Callable:
+  """Returns the jitted function (state, batch) -> loss and gradient norms by part."""
+  return jax.jit(
+    step_lib.make_diagnosis(setup.graphdef, **_gradient_options(setup)),
+    out_shardings=placement.replicated_sharding(setup.mesh),
+  )
+
+
+def _gradient_options(setup):
+  return dict(
+    seed=setup.config.seed, augment=setup.augment, microbatches=setup.training.microbatches
+  )
+
+
+def sharding_table(setup: TrainSetup) -> str:
   """Returns a table of the sharding of each array of the train state and its bytes per device."""
-  rows = partition.describe_shardings(parts.state)
-  mesh = " x ".join(f"{axis}={n}" for axis, n in parts.mesh.shape.items())
+  rows = partition.describe_shardings(setup.state)
+  mesh = " x ".join(f"{axis}={n}" for axis, n in setup.mesh.shape.items())
   return (
     table(rows, header=("array", "shape", f"on mesh {mesh}", "bytes per device"))
     + f"\n\n{sum(row[-1] for row in rows):,} bytes per device in total; the whole state has "
-    f"{sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(parts.state)):,}."
+    f"{sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(setup.state)):,}."
   )

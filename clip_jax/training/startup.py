@@ -33,9 +33,9 @@ def writable_folder(workdir: Path) -> Path:
   return workdir.absolute()
 
 
-def precision(parts: TrainSetup) -> list[str]:
+def precision(setup: TrainSetup) -> list[str]:
   """Returns lines about the towers' compute dtypes, with a hint if a CPU is to use bfloat16."""
-  of = parts.dtypes
+  of = setup.dtypes
   same = of["image"] == of["text"]
   lines = [f"computes   in {of['image']}" + ("" if same else f" (image) and {of['text']} (text)")]
   flags = [f"--config.model.{name}.dtype=auto" for name, dtype in of.items() if dtype == "bfloat16"]
@@ -64,23 +64,23 @@ def huge_pages(setting: Path = Path("/sys/kernel/mm/transparent_hugepage/enabled
   ]
 
 
-def summary(parts: TrainSetup, workdir: Path, start: int) -> list[str]:
+def summary(setup: TrainSetup, workdir: Path, start: int) -> list[str]:
   """Returns the lines that describe the run, printed before it starts."""
-  data, config, model = parts.data, parts.config, parts.learner.model
-  samples = parts.total_steps * data.batch_size
+  data, config, model = setup.data, setup.config, setup.learner.model
+  samples = setup.total_steps * data.batch_size
   selections = [one.describe() for one in selection_chain(data.source) if hasattr(one, "describe")]
-  compute = parts.compute
+  compute = setup.compute
   devices = jax.devices()
   return [
     f"data       {len(data.source):,} records, each seen {number(samples / len(data.source))} "
     f"times: {samples:,} samples",
     *(f"           {line}" for line in selections),
-    f"model      {count_parameters(parts.state.params) / 1e6:.1f} M parameters: image "
+    f"model      {count_parameters(setup.state.params) / 1e6:.1f} M parameters: image "
     f"{count_parameters(nnx.state(model.image)) / 1e6:.1f} M, text "
     f"{count_parameters(nnx.state(model.text)) / 1e6:.1f} M",
     *(
-      [f"           from {parts.training.init_from}"]
-      if parts.training.init_from and not start
+      [f"           from {setup.training.init_from}"]
+      if setup.training.init_from and not start
       else []
     ),
     f"objective  {config_lib.short_name(config.objective.fn)} on batches of {data.batch_size}",
@@ -88,19 +88,19 @@ def summary(parts: TrainSetup, workdir: Path, start: int) -> list[str]:
     f"{number(compute.image / 1e9)}, text {number(compute.text / 1e9)}, loss "
     f"{number(compute.loss / 1e9)}), {compute.flops * samples:.1e} FLOP in total",
     f"devices    {len(devices)} x {devices[0].device_kind}, mesh "
-    + " x ".join(f"{name}={n}" for name, n in parts.mesh.shape.items()),
-    *precision(parts),
+    + " x ".join(f"{name}={n}" for name, n in setup.mesh.shape.items()),
+    *precision(setup),
     *huge_pages(),
-    f"steps      {parts.total_steps:,}" + (f", from step {start:,} on" if start else ""),
+    f"steps      {setup.total_steps:,}" + (f", from step {start:,} on" if start else ""),
     f"workdir    {workdir}",
   ]
 
 
-def agreement_facts(parts: TrainSetup) -> dict[str, str | dict[str, str]]:
+def agreement_facts(setup: TrainSetup) -> dict[str, str | dict[str, str]]:
   """Returns the facts that must agree on all processes."""
   kinds = {device.device_kind for device in jax.local_devices()}
   return {
-    "config": config_lib.entries(parts.config),
-    "data": data_version(parts.data.source),
+    "config": config_lib.entries(setup.config),
+    "data": data_version(setup.data.source),
     "devices": f"{jax.local_device_count()} x {', '.join(sorted(kinds))}",
   }

@@ -15,11 +15,12 @@ from clip_jax.data.tokenizer import SentencePiece
 from clip_jax.errors import UserError
 from clip_jax.evaluators import embedding_cache
 from clip_jax.evaluators.embedding_cache import EmbeddingCache, preprocessing
-from clip_jax.evaluators.results import Result, evaluate_all, metrics
+from clip_jax.evaluators.results import Context, Evaluator, Result, evaluate_all, metrics
 from clip_jax.evaluators.retrieval import Retrieval
 from clip_jax.evaluators.zero_shot import ZeroShot
 from clip_jax.inference.embedder import Embedder
 from clip_jax.parallel.mesh import make_mesh
+from measuring import measure
 from tiny import SIZE, learner, text_tower
 
 MODEL = learner(text=text_tower(vocab_size=4096)).model
@@ -75,29 +76,28 @@ def test_results_are_the_same_on_one_device_and_on_eight():
     "retrieval": Retrieval(source),
     "zero_shot": ZeroShot(source, OpenClipart.classes, limit=27),
   }
-  one, eight = (metrics(evaluate_all(evaluators, EmbeddingCache(Counting(n, 16)))) for n in (1, 8))
+  one, eight = (metrics(evaluate_all(evaluators, Context(Counting(n, 16)))) for n in (1, 8))
   assert one == eight
   assert one["retrieval/examples"] == 29 and one["zero_shot/examples"] == 27
 
 
 def test_evaluators_share_cached_embeddings():
   embedder, source, again = Counting(), drawings(12), drawings(10)  # Equal bytes, other objects.
-  shared = EmbeddingCache(embedder)
+  context = Context(embedder)
   retrieval = Retrieval(source)
   evaluate_all(
     {"a": retrieval, "b": Retrieval(again), "c": ZeroShot(again, OpenClipart.classes, limit=10)},
-    shared,
+    context,
   )
-  assert embedder.images == shared.embedded == 12
+  assert embedder.images == context.embedder.embedded == 12
   assert embedder.texts == len({r["text"] for r in source} | set(OpenClipart.classes))
-  retrieval.picture(shared)
+  retrieval.figure(context)
   assert embedder.images == 12
-  evaluate_all({"d": Retrieval(source, resize="crop")}, shared)  # The pixels differ.
+  evaluate_all({"d": Retrieval(source, resize="crop")}, context)  # The pixels differ.
   assert embedder.images == 24
-  evaluate_all(
-    {"e": Retrieval(source, resize="squash")}, shared
-  )  # Same as the model's own preprocessing.
-  assert embedder.images == 24
+  # The same as the model's own preprocessing.
+  evaluate_all({"e": Retrieval(source, resize="squash")}, context)
+  assert embedder.images == 24 and list(context.results) == ["a", "b", "c", "d", "e"]
 
 
 def test_a_duplicate_image_is_embedded_once():
@@ -145,11 +145,10 @@ def test_custom_preprocessing_is_described_by_its_type():
 def test_unreadable_images_count_as_wrong_and_are_reported():
   source, lines = drawings(200), []
   source[50] = {**source[50], "image": b"no image"}
-  answer = ZeroShot(source, OpenClipart.classes, limit=200).answer(
-    EmbeddingCache(Counting(), lines.append)
-  )
-  assert answer.metrics["examples"] == 200
-  assert answer.detail["unreadable"] == 1 and answer.detail["unreadable_records"] == [50]
+  context = Context(EmbeddingCache(Counting(), lines.append))
+  result = ZeroShot(source, OpenClipart.classes, limit=200).evaluate(context)
+  assert result.metrics["examples"] == 200
+  assert result.detail["unreadable"] == 1 and result.detail["unreadable_records"] == [50]
   assert "1 of 200 images cannot be read and count as wrong: records 50 of the source." in lines
 
 
@@ -158,7 +157,7 @@ def test_too_many_unreadable_images_stop_the_evaluation():
   for i in (3, 4, 9):
     source[i] = {**source[i], "image": b"no image"}
   with pytest.raises(UserError, match="2 of the first 8 images .*records 3, 4 .* 1% of the 30 "):
-    Retrieval(source)(Counting())
+    measure(Retrieval(source), Counting())
 
 
 def test_an_unreadable_record_is_an_error_with_its_index():
@@ -173,13 +172,13 @@ def test_an_unreadable_record_is_an_error_with_its_index():
     match=r"Record 2 cannot be read: OSError\('hash mismatch'\). Check "
     "the source, Torn",
   ):
-    Retrieval(Torn(drawings(4)))(Counting())
+    measure(Retrieval(Torn(drawings(4))), Counting())
 
 
 def test_a_source_without_readable_images_is_an_error(monkeypatch):
   monkeypatch.setattr(embedding_cache, "UNREADABLE_SHARE", 1.0)
   with pytest.raises(UserError, match="None of the 2 images can be read"):
-    Retrieval([{"image": b"no", "text": "a"}, {"image": b"yes", "text": "b"}])(Counting())
+    measure(Retrieval([{"image": b"no", "text": "a"}, {"image": b"yes", "text": "b"}]), Counting())
 
 
 def test_progress_is_reported(monkeypatch):
@@ -188,7 +187,7 @@ def test_progress_is_reported(monkeypatch):
   )
   lines = []
   shared = EmbeddingCache(Counting(), lines.append)
-  Retrieval(drawings(20))(shared)
+  measure(Retrieval(drawings(20)), shared)
   assert [line.split()[0] for line in lines] == ["8/20", "16/20", "20/20", "18/18"]
   assert "images/s  time left" in lines[0] and "texts/s" in lines[-1]
   assert "20 images embedded in " in shared.speed() and "images/s" in shared.speed()
@@ -245,7 +244,7 @@ def test_hosts_combine_the_records_that_each_has_read(monkeypatch):
     np.testing.assert_array_equal(row, prepare(record["image"]).ravel())
 
 
-def test_a_callable_evaluator_and_a_minimal_embedder_suffice():
+def test_a_minimal_evaluator_and_a_minimal_embedder_suffice():
   class Plain:
     def encode_image(self, images):
       return np.ones((len(images), 2))
@@ -255,13 +254,19 @@ def test_a_callable_evaluator_and_a_minimal_embedder_suffice():
 
     extra = "x"
 
-  def count(embedder):
-    assert embedder.extra == "x"
-    return {"n": float(len(embedder.encode_image([1, 2])) + len(embedder.encode_text(["a"])))}
+  class Count(Evaluator):
+    def evaluate(self, context):
+      embedder = context.embedder
+      assert embedder.extra == "x" and context.metrics == {"before/x": 1.0}
+      n = len(embedder.encode_image([1, 2])) + len(embedder.encode_text(["a"]))
+      return Result({"n": float(n)})
 
-  lines = []
-  answers = evaluate_all({"count": count}, EmbeddingCache(Plain()), lines.append)
-  assert answers == {"count": Result({"n": 3.0}, {})} and lines == ["count"]
+  lines, context = [], Context(Plain(), {"before": Result({"x": 1.0})})
+  assert evaluate_all({"count": Count()}, context, lines.append) == {
+    "count": Result({"n": 3.0}, {})
+  }
+  assert lines == ["count"] and context.metrics == {"before/x": 1.0, "count/n": 3.0}
+  assert Count().figure(context) is None
 
 
 def test_encoded_images_and_pixel_arrays_have_equal_embeddings():

@@ -5,6 +5,8 @@ import pytest
 
 from clip_jax.errors import UserError
 from clip_jax.evaluators.few_shot import FewShot, ridge
+from clip_jax.evaluators.results import Context
+from measuring import measure
 
 
 class Vectors:
@@ -46,9 +48,9 @@ def test_accuracy_is_the_mean_over_random_draws():
   x, y = blobs(60, spread=2.5)
   test, right = blobs(40, seed=1, spread=2.5)
   names = ("a", "b", "c")
-  answer = FewShot(
+  result = FewShot(
     records(x, y), records(test, right), classes=names, shots=(1, 4), seeds=3
-  ).answer(Vectors())
+  ).evaluate(Context(Vectors()))
   expected = {1: [], 4: []}
   for seed in range(3):
     rng = np.random.default_rng(seed)
@@ -59,26 +61,26 @@ def test_accuracy_is_the_mean_over_random_draws():
       found.append(100 * np.mean(scores.argmax(1) == right))
   for shots, each in expected.items():
     name = f"{shots}_shot_top1"
-    assert answer.detail["by_seed"][name] == pytest.approx(each)
-    assert answer.metrics[name] == pytest.approx(np.mean(each))
-    assert answer.detail["standard_error"][name] == pytest.approx(np.std(each, ddof=1) / 3**0.5)
-  assert answer.metrics["examples"] == 40 and answer.metrics["classes"] == 3
-  assert answer.metrics["4_shot_top1"] > answer.metrics["chance"]
-  assert answer.detail["penalty"] == 1024 and answer.detail["train"]["records"] == 60
+    assert result.detail["by_seed"][name] == pytest.approx(each)
+    assert result.metrics[name] == pytest.approx(np.mean(each))
+    assert result.detail["standard_error"][name] == pytest.approx(np.std(each, ddof=1) / 3**0.5)
+  assert result.metrics["examples"] == 40 and result.metrics["classes"] == 3
+  assert result.metrics["4_shot_top1"] > result.metrics["chance"]
+  assert result.detail["penalty"] == 1024 and result.detail["train"]["records"] == 60
 
 
 def test_the_standard_error_of_one_seed_is_zero():
   x, y = blobs(9)
-  answer = FewShot(
+  result = FewShot(
     records(x, y), records(x, y), classes=("a", "b", "c"), shots=(1,), seeds=1
-  ).answer(Vectors())
-  assert answer.detail["standard_error"] == {"1_shot_top1": 0.0}
+  ).evaluate(Context(Vectors()))
+  assert result.detail["standard_error"] == {"1_shot_top1": 0.0}
 
 
 def test_too_few_images_of_a_class_are_an_error():
   x, y = blobs(12)
   with pytest.raises(UserError, match=r"Class 'a' has 4 .*shots=\(1, 5\) needs 5"):
-    FewShot(records(x, y), records(x, y), classes=("a", "b", "c"), shots=(1, 5))(Vectors())
+    measure(FewShot(records(x, y), records(x, y), classes=("a", "b", "c"), shots=(1, 5)), Vectors())
 
 
 @pytest.mark.parametrize(

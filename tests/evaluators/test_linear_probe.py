@@ -10,6 +10,8 @@ from clip_jax.evaluators.embedding_cache import EmbeddingCache
 from clip_jax.evaluators.labeled_sets import LabeledSet, competing
 from clip_jax.evaluators.linear_classifier import Lbfgs
 from clip_jax.evaluators.linear_probe import LinearProbe
+from clip_jax.evaluators.results import Context
+from measuring import measure
 
 NAMES = ("cat", "dog", "fox", "owl")
 
@@ -52,15 +54,15 @@ def test_the_probe_is_trained_once_and_tested_on_every_set():
     classes={"wild": ("fox", "owl"), "tame": 0},
   )
   several = LabeledSet(records((towards(1), [0, 1]), (towards(1), []), (towards(1), [2, 3])))
-  answer = probe(test, few=few, two=two, several=several).answer(Vectors())
-  metrics = answer.metrics
+  result = probe(test, few=few, two=two, several=several).evaluate(Context(Vectors()))
+  metrics = result.metrics
   assert metrics["top1"] == pytest.approx(200 / 3)
   # The first image is nearest to a cat, but the only candidates are fox and owl.
   assert metrics["few/top1"] == 50 and metrics["few/classes"] == 2
   assert metrics["two/top1"] == pytest.approx(200 / 3) and metrics["two/classes"] == 3
   assert metrics["several/top1"] == 50 and metrics["several/examples"] == 2
   assert metrics["train_examples"] == 40
-  detail = answer.detail
+  detail = result.detail
   assert detail["fit"]["penalty"] == 0.01 and detail["train"]["records"] == 40
   assert set(detail["others"]) == {"few", "two", "several"}
   assert detail["standard_error"]["few/top1"] == pytest.approx(100 * 0.5 / 2**0.5)
@@ -70,9 +72,9 @@ def test_test_records_of_other_classes_can_be_left_out():
   test = LabeledSet(
     records((towards(0), 0), (towards(1), 7)), classes={0: 0, 1: 1}, others="leave_out"
   )
-  assert probe(test)(Vectors())["examples"] == 1
+  assert measure(probe(test), Vectors())["examples"] == 1
   with pytest.raises(UserError, match="label 7, .* the 2 classes"):
-    probe(LabeledSet(records((towards(1), 7)), classes={0: 0, 1: 1}))(Vectors())
+    measure(probe(LabeledSet(records((towards(1), 7)), classes={0: 0, 1: 1})), Vectors())
 
 
 def test_labels_of_published_sets_map_to_imagenet_classes():

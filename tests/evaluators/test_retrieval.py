@@ -8,7 +8,9 @@ import pytest
 
 from clip_jax.data.decode import decode
 from clip_jax.errors import UserError
+from clip_jax.evaluators.results import Context
 from clip_jax.evaluators.retrieval import Retrieval, contact_sheet, ranks
+from measuring import measure
 
 
 class Table:
@@ -65,8 +67,8 @@ def test_ranks_match_loops_for_any_block_size(block):
 
 
 def test_a_perfect_model_finds_everything():
-  evaluate = Retrieval(records("a", "b", "c"))
-  metrics = evaluate(Table(np.eye(3), {"a": [1, 0, 0], "b": [0, 1, 0], "c": [0, 0, 1]}))
+  evaluator = Retrieval(records("a", "b", "c"))
+  metrics = measure(evaluator, Table(np.eye(3), {"a": [1, 0, 0], "b": [0, 1, 0], "c": [0, 0, 1]}))
   for direction in "image_to_text", "text_to_image":
     assert [metrics[f"{direction}_r{k}"] for k in (1, 5, 10)] == [100, 100, 100]
     assert metrics[f"{direction}_median_rank"] == 1
@@ -80,7 +82,7 @@ def test_recall_at_k_counts_the_ranks_below_k():
   z_image = np.stack([np.cos(angle), np.sin(angle)], 1)
   text_angle = angle + np.arange(2 * n) * np.pi / 40 * 0.51
   turned = {f"{i}": [np.cos(a), np.sin(a)] for i, a in enumerate(text_angle)}
-  metrics = Retrieval(records(*turned))(Table(z_image, turned))
+  metrics = measure(Retrieval(records(*turned)), Table(z_image, turned))
   score = z_image @ np.array(list(turned.values())).T
   expected = [int(np.sum(score[:, j] > score[j, j])) for j in range(2 * n)]
   assert len(set(expected)) > 8  # The ranks vary enough to distinguish the recalls.
@@ -90,29 +92,31 @@ def test_recall_at_k_counts_the_ranks_below_k():
 
 def test_an_image_needs_one_good_caption_but_each_caption_is_scored():
   z_text = {"good": [1, 0], "bad": [0, 1], "other": [0.6, 0.8]}
-  metrics = Retrieval(records(["bad", "good"], "other"))(Table([[1, 0], [0, 1]], z_text))
+  metrics = measure(Retrieval(records(["bad", "good"], "other")), Table([[1, 0], [0, 1]], z_text))
   assert metrics["image_to_text_r1"] == 50  # Image 1 is nearest to "bad", a caption of image 0.
   assert metrics["text_to_image_r1"] == pytest.approx(200 / 3)
   assert metrics["captions"] == 3
 
 
 def test_identical_captions_of_two_images_are_misses():
-  metrics = Retrieval(records("cat", "cat"))(Table([[1, 0], [1, 0]], {"cat": [1, 0]}))
+  metrics = measure(Retrieval(records("cat", "cat")), Table([[1, 0], [1, 0]], {"cat": [1, 0]}))
   assert metrics["image_to_text_r1"] == 0
   assert metrics["text_to_image_r1"] == 0
   assert metrics["text_to_image_r5"] == 100
 
 
 def test_identical_captions_of_one_image_do_not_compete():
-  metrics = Retrieval(records(["cat", "cat"], "dog"))(
-    Table(np.eye(2), {"cat": [1, 0], "dog": [0, 1]})
+  metrics = measure(
+    Retrieval(records(["cat", "cat"], "dog")), Table(np.eye(2), {"cat": [1, 0], "dog": [0, 1]})
   )
   assert metrics["image_to_text_r1"] == 100
 
 
 def test_a_collapsed_model_finds_nothing():
   texts = [f"{i}" for i in range(30)]
-  metrics = Retrieval(records(*texts))(Table(np.ones((30, 1)), {text: [1] for text in texts}))
+  metrics = measure(
+    Retrieval(records(*texts)), Table(np.ones((30, 1)), {text: [1] for text in texts})
+  )
   assert metrics["image_to_text_r10"] == metrics["text_to_image_r10"] == 0
   assert metrics["text_to_image_median_rank"] == 30
 
@@ -145,26 +149,26 @@ def test_a_nan_embedding_outranks_every_other_candidate():
 
 def test_equal_texts_are_embedded_once():
   embedder = Table(np.eye(3), {"a": [1, 0, 0], "b": [0, 1, 0]})
-  Retrieval(records("a", "b", "a"))(embedder)
+  measure(Retrieval(records("a", "b", "a")), embedder)
   assert embedder.calls == [["a", "b"]]
 
 
 def test_a_limit_spreads_the_records_over_the_source():
   texts = [f"{i}" for i in range(10)]
   embedder = Table(np.eye(10), dict(zip(texts, np.eye(10))))
-  assert Retrieval(records(*texts), limit=4)(embedder)["examples"] == 4
+  assert measure(Retrieval(records(*texts), limit=4), embedder)["examples"] == 4
   assert embedder.calls == [["0", "2", "5", "7"]]
-  assert Retrieval(records(*texts), limit=99)(embedder)["examples"] == 10
+  assert measure(Retrieval(records(*texts), limit=99), embedder)["examples"] == 10
 
 
 def test_embedding_in_chunks_gives_the_same_result(monkeypatch):
   rng = np.random.default_rng(3)
   texts = [f"{i}" for i in range(20)]
   embedder = Table(unit(rng, 20, 3), dict(zip(texts, unit(rng, 20, 3))))
-  whole = Retrieval(records(*texts))(embedder)
+  whole = measure(Retrieval(records(*texts)), embedder)
   monkeypatch.setattr("clip_jax.evaluators.embedding_cache.CHUNK", 7)
   embedder.calls.clear()
-  assert Retrieval(records(*texts), chunk_size=3)(embedder) == whole
+  assert measure(Retrieval(records(*texts), chunk_size=3), embedder) == whole
   assert [len(call) for call in embedder.calls] == [7, 7, 6]
 
 
@@ -176,27 +180,29 @@ def framed(sheet, colour):
 GREEN, AMBER = (0x16, 0xA3, 0x4A), (0xD9, 0x77, 0x06)
 
 
-def test_the_picture_frames_the_correct_image_in_green():
+def test_the_figure_frames_the_correct_image_in_green():
   texts = ["a", "b", "c"]
-  sheet = Retrieval(records(*texts)).picture(Table(np.eye(3), dict(zip(texts, np.eye(3)))))
+  sheet = Retrieval(records(*texts)).figure(Context(Table(np.eye(3), dict(zip(texts, np.eye(3))))))
   assert isinstance(sheet, Image.Image)
   assert framed(sheet, GREEN) and not framed(sheet, AMBER)
 
 
-def test_the_picture_shows_missed_images():
+def test_the_figure_shows_missed_images():
   texts = [f"caption number {i}, with many words that have to be wrapped" for i in range(9)]
-  sheet = Retrieval(records(*texts)).picture(Table(np.ones((9, 1)), {text: [1] for text in texts}))
+  sheet = Retrieval(records(*texts)).figure(
+    Context(Table(np.ones((9, 1)), {text: [1] for text in texts}))
+  )
   assert framed(sheet, AMBER) and not framed(sheet, GREEN)
 
 
-def test_the_picture_of_a_diverged_model_is_drawn():
+def test_the_figure_of_a_diverged_model_is_drawn():
   texts = [f"{i}" for i in range(9)]
   nan = np.full((9, 2), np.nan)
-  sheet = Retrieval(records(*texts)).picture(Table(nan, dict(zip(texts, nan))))
+  sheet = Retrieval(records(*texts)).figure(Context(Table(nan, dict(zip(texts, nan)))))
   assert framed(sheet, AMBER) and not framed(sheet, GREEN)
 
 
-def test_the_picture_is_deterministic_and_decodes_images():
+def test_the_figure_is_deterministic_and_decodes_images():
   encoded = []
   for i in range(20):
     buffer = io.BytesIO()
@@ -210,9 +216,9 @@ def test_the_picture_is_deterministic_and_decodes_images():
     def encode_text(self, texts):
       return np.eye(20, dtype=np.float32)[[int(text) for text in texts]]
 
-  first, second = (Retrieval(encoded).picture(Embedder()) for _ in range(2))
+  first, second = (Retrieval(encoded).figure(Context(Embedder())) for _ in range(2))
   assert first.tobytes() == second.tobytes()
-  assert first.height > Retrieval(encoded).picture(Embedder(), rows=2).height
+  assert first.height > Retrieval(encoded).figure(Context(Embedder()), rows=2).height
 
 
 @pytest.mark.parametrize("text", ["", "w" * 400, "many words " * 60, "日本語 ünïcode"])
@@ -233,19 +239,21 @@ def test_a_limit_below_one_is_an_error():
 
 def test_the_error_for_a_missing_text_lists_the_fields():
   with pytest.raises(UserError, match="Record 0 has no field 'text'; it has 'image', 'label'"):
-    Retrieval([{"image": image(0), "label": 1}])(Table(np.eye(1), {}))
+    measure(Retrieval([{"image": image(0), "label": 1}]), Table(np.eye(1), {}))
 
 
 @pytest.mark.parametrize("text", [[], None, ["a", 3]])
 def test_an_invalid_text_is_an_error(text):
   with pytest.raises(UserError, match="Record 1 has text .*; expected a caption"):
-    Retrieval(records("a", text))(Table(np.eye(2), {"a": [1, 0]}))
+    measure(Retrieval(records("a", text)), Table(np.eye(2), {"a": [1, 0]}))
 
 
 def test_every_recall_has_a_standard_error():
   detail = (
     Retrieval(records("a", "b", ["c", "d"]))
-    .answer(Table(np.eye(3), {"a": [1, 0, 0], "b": [0, 1, 0], "c": [1, 0, 0], "d": [0, 0, 1]}))
+    .evaluate(
+      Context(Table(np.eye(3), {"a": [1, 0, 0], "b": [0, 1, 0], "c": [1, 0, 0], "d": [0, 0, 1]}))
+    )
     .detail
   )
   assert detail["standard_error"]["image_to_text_r1"] == pytest.approx(100 * (2 / 9 / 3) ** 0.5)
@@ -266,8 +274,8 @@ def test_an_unreadable_image_counts_as_a_miss_and_can_be_drawn():
   embedder.model = Model
   source = records(*(f"{i}" for i in range(200)))
   source[7]["image"] = b"no image"
-  evaluate = Retrieval(source)
-  answer = evaluate.answer(embedder)
-  assert answer.detail["unreadable"] == 1 and answer.detail["unreadable_records"] == [7]
-  assert answer.metrics["image_to_text_r10"] == answer.metrics["text_to_image_r10"] == 99.5
-  assert evaluate.picture(embedder, rows=200).width
+  evaluator = Retrieval(source)
+  result = evaluator.evaluate(Context(embedder))
+  assert result.detail["unreadable"] == 1 and result.detail["unreadable_records"] == [7]
+  assert result.metrics["image_to_text_r10"] == result.metrics["text_to_image_r10"] == 99.5
+  assert evaluator.figure(Context(embedder), rows=200).width

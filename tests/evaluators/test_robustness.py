@@ -5,22 +5,36 @@ import math
 import pytest
 
 from clip_jax.errors import UserError
-from clip_jax.evaluators.embedding_cache import EmbeddingCache
-from clip_jax.evaluators.results import Result, evaluate_all
+from clip_jax.evaluators.results import Context, Evaluator, Result, evaluate_all
 from clip_jax.evaluators.robustness import Robustness, effective_robustness, line
 
 VARIANTS = {"v2": "imagenet_v2/top1", "a": "imagenet_a/top1"}
 
 
+class Fixed(Evaluator):
+  """An evaluator with a given accuracy."""
+
+  def __init__(self, top1):
+    self.top1 = top1
+
+  def evaluate(self, context):
+    return Result({"top1": self.top1})
+
+
+def after(**top1):
+  """A context in which sets, by name, have been evaluated."""
+  return Context(None, {name: Result({"top1": value}) for name, value in top1.items()})
+
+
 def test_robustness_averages_the_metrics_of_other_evaluators():
   evaluators = {
-    "imagenet": lambda embedder: {"top1": 60.0},
-    "imagenet_v2": lambda embedder: {"top1": 52.0},
-    "imagenet_a": lambda embedder: {"top1": 20.0},
+    "imagenet": Fixed(60.0),
+    "imagenet_v2": Fixed(52.0),
+    "imagenet_a": Fixed(20.0),
     "robustness": Robustness("imagenet/top1", VARIANTS),
   }
-  answer = evaluate_all(evaluators, EmbeddingCache(None))["robustness"]
-  assert answer == Result(
+  result = evaluate_all(evaluators, Context(None))["robustness"]
+  assert result == Result(
     {"average": 36.0, "standard": 60.0}, {"variants": {"v2": 52.0, "a": 20.0}, "lines": {}}
   )
 
@@ -32,7 +46,7 @@ def test_effective_robustness_is_the_distance_to_the_line_on_logit_axes():
   expected = logit(y1) + slope * (logit(70.0) - logit(x1))
   found = (
     Robustness("imagenet/top1", VARIANTS, {"v2": ((x1, y1), (x2, y2))})
-    .summary({"imagenet/top1": 70.0, "imagenet_v2/top1": 66.0, "imagenet_a/top1": 5.0})
+    .evaluate(after(imagenet=70.0, imagenet_v2=66.0, imagenet_a=5.0))
     .metrics
   )
   assert found["effective_v2"] == pytest.approx(66.0 - 100 / (1 + math.exp(-expected)))
@@ -62,7 +76,7 @@ def test_missing_metrics_and_variants_are_errors():
     UserError,
     match="'imagenet_a/top1'; available are imagenet/top1, imagenet_v2/top1. Did you mean",
   ):
-    Robustness("imagenet/top1", VARIANTS).summary({"imagenet/top1": 1.0, "imagenet_v2/top1": 1.0})
+    Robustness("imagenet/top1", VARIANTS).evaluate(after(imagenet=1.0, imagenet_v2=1.0))
   with pytest.raises(UserError, match="'v3'; available are v2, a"):
     Robustness("imagenet/top1", VARIANTS, {"v3": ((50.0, 40.0), (60.0, 41.0))})
   with pytest.raises(UserError, match="variants={}; expected at least one"):

@@ -9,7 +9,9 @@ from clip_jax.config import build, call, from_json, to_json
 from clip_jax.errors import UserError
 from clip_jax.evaluators.classes import in_imagenet, published
 from clip_jax.evaluators.embedding_cache import EmbeddingCache
+from clip_jax.evaluators.results import Context
 from clip_jax.evaluators.zero_shot import ZeroShot, class_embeddings
+from measuring import measure
 
 
 class Table:
@@ -50,9 +52,12 @@ def records(*pairs):
 
 
 def test_the_nearest_class_is_chosen():
-  metrics = ZeroShot(
-    records(([0.9, 0.1], 0), ([0.2, 0.8], 1), ([0.3, 0.7], 0), ([0, 1], 1)), ("cat", "dog")
-  )(Table(TWO))
+  metrics = measure(
+    ZeroShot(
+      records(([0.9, 0.1], 0), ([0.2, 0.8], 1), ([0.3, 0.7], 0), ([0, 1], 1)), ("cat", "dog")
+    ),
+    Table(TWO),
+  )
   assert metrics["top1"] == 75
   assert metrics["examples"] == 4 and metrics["classes"] == 2 and metrics["chance"] == 50
   assert metrics["standard_error"] == pytest.approx(100 * math.sqrt(0.75 * 0.25 / 4))
@@ -60,7 +65,7 @@ def test_the_nearest_class_is_chosen():
 
 
 def test_mean_per_class_weights_classes_equally():
-  metrics = ZeroShot(records(*[(CAT, 0)] * 9, (CAT, 1)), ("cat", "dog"))(Table(TWO))
+  metrics = measure(ZeroShot(records(*[(CAT, 0)] * 9, (CAT, 1)), ("cat", "dog")), Table(TWO))
   assert metrics["top1"] == 90
   assert metrics["mean_per_class"] == 50
 
@@ -90,7 +95,7 @@ def test_accuracies_match_loops(monkeypatch):
     z = np.mean([embedder.encode_text([f.replace("{}", name)])[0] for f in forms], 0)
     z_class.append(z / np.linalg.norm(z))
   z_image = np.array([z_class[t] + rng.normal(size=8) * 0.6 for t in truth])
-  metrics = ZeroShot(records(*zip(z_image, truth)), names, templates=forms)(embedder)
+  metrics = measure(ZeroShot(records(*zip(z_image, truth)), names, templates=forms), embedder)
   top1, top5, mean = by_loops(z_image, z_class, truth)
   assert 20 < top1 < 90
   assert (metrics["top1"], metrics["top5"], metrics["mean_per_class"]) == pytest.approx(
@@ -113,7 +118,7 @@ def test_prompts_that_cancel_out_give_a_zero_embedding():
 
 def test_ties_count_as_errors():
   embedder = Table({f"{i}": [1, 0] for i in range(6)})
-  metrics = ZeroShot(records(*[([1, 0], i) for i in range(6)]), tuple("012345"))(embedder)
+  metrics = measure(ZeroShot(records(*[([1, 0], i) for i in range(6)]), tuple("012345")), embedder)
   assert metrics["top1"] == metrics["top5"] == 0
 
 
@@ -121,7 +126,7 @@ def test_the_first_of_two_classes_with_the_same_name_is_chosen_as_by_argmax():
   embedder = Hashed()
   names = ("missile", "cat", "dog", "missile", "fox", "owl", "elk")
   z = embedder.encode_text(names)
-  metrics = ZeroShot(records(*zip(z, range(7))), names)(embedder)
+  metrics = measure(ZeroShot(records(*zip(z, range(7))), names), embedder)
   assert metrics["top1"] == pytest.approx(600 / 7)  # All but the second missile.
   assert metrics["top5"] == 100  # The second missile ranks second.
   assert metrics["top1"] == 100 * np.mean((z @ z.T).argmax(1) == np.arange(7))
@@ -129,44 +134,47 @@ def test_the_first_of_two_classes_with_the_same_name_is_chosen_as_by_argmax():
 
 def test_a_diverged_model_has_zero_accuracy():
   for z_image, z_text in (([np.nan] * 2, TWO), (CAT, {"cat": [np.nan] * 2, "dog": DOG})):
-    metrics = ZeroShot(records((z_image, 0), (z_image, 1)), ("cat", "dog"))(Table(z_text))
+    metrics = measure(ZeroShot(records((z_image, 0), (z_image, 1)), ("cat", "dog")), Table(z_text))
     assert metrics["top1"] == 0
 
 
 def test_a_class_may_have_several_names():
   embedder = Table({"cat": [1, 0], "kitty": [0.6, 0.8], "dog": [-1, 0]})
   source = records((CAT, "c"), ([-1, 0], "d"))
-  metrics = ZeroShot(source, {"c": ("cat", "kitty"), "d": "dog"})(embedder)
+  metrics = measure(ZeroShot(source, {"c": ("cat", "kitty"), "d": "dog"}), embedder)
   assert metrics["top1"] == 100
   assert embedder.asked == ["cat", "kitty", "dog"]
 
 
 @pytest.mark.parametrize("label", [1, np.int64(1), np.array(1), "dog", b"dog", "1"])
 def test_a_label_is_an_index_or_a_name(label):
-  metrics = ZeroShot(records((CAT, 0), (DOG, label)), ("cat", "dog"))(Table(TWO))
+  metrics = measure(ZeroShot(records((CAT, 0), (DOG, label)), ("cat", "dog")), Table(TWO))
   assert metrics["top1"] == 100
 
 
 def test_text_labels_are_names_even_if_they_look_like_indices():
   digits = Table({"1": CAT, "0": DOG})
-  assert ZeroShot(records((CAT, "1"), (DOG, "0")), ("1", "0"))(digits)["top1"] == 100
-  assert ZeroShot(records((CAT, 0), (DOG, 1)), ("1", "0"))(digits)["top1"] == 100
+  assert measure(ZeroShot(records((CAT, "1"), (DOG, "0")), ("1", "0")), digits)["top1"] == 100
+  assert measure(ZeroShot(records((CAT, 0), (DOG, 1)), ("1", "0")), digits)["top1"] == 100
 
 
 def test_only_the_given_classes_are_candidates():
   source = [{"image": image, "wnid": label} for image, label in ((CAT, 281), (DOG, 207))]
-  metrics = ZeroShot(source, {281: "cat", 207: "dog"}, label="wnid")(Table(TWO))
+  metrics = measure(ZeroShot(source, {281: "cat", 207: "dog"}, label="wnid"), Table(TWO))
   assert metrics["top1"] == 100 and metrics["classes"] == 2
 
 
 def test_canonicalise_applies_to_names_and_templates():
   embedder = Hashed()
-  ZeroShot(
-    records(([1] * 8, 0), ([1] * 8, 1)),
-    ("Persian_cat", "St. Bernard"),
-    templates=("A photo of a {}.", "{}"),
-    canonicalise=True,
-  )(embedder)
+  measure(
+    ZeroShot(
+      records(([1] * 8, 0), ([1] * 8, 1)),
+      ("Persian_cat", "St. Bernard"),
+      templates=("A photo of a {}.", "{}"),
+      canonicalise=True,
+    ),
+    embedder,
+  )
   assert embedder.asked == [
     "a photo of a persian cat",
     "persian cat",
@@ -177,21 +185,28 @@ def test_canonicalise_applies_to_names_and_templates():
 
 def test_names_and_templates_are_unchanged_by_default():
   embedder = Hashed()
-  ZeroShot(
-    records(([1] * 8, 0), ([1] * 8, 1)), ("Persian_cat", "{braces}"), templates="A photo of a {}."
-  )(embedder)
+  measure(
+    ZeroShot(
+      records(([1] * 8, 0), ([1] * 8, 1)), ("Persian_cat", "{braces}"), templates="A photo of a {}."
+    ),
+    embedder,
+  )
   assert embedder.asked == ["A photo of a Persian_cat.", "A photo of a {braces}."]
 
 
 def test_a_published_set_of_templates_is_selected_by_name():
   embedder = Hashed()
-  ZeroShot(records(([1] * 8, 0), ([1] * 8, 1)), ("cat", "dog"), templates="openai_80")(embedder)
+  measure(
+    ZeroShot(records(([1] * 8, 0), ([1] * 8, 1)), ("cat", "dog"), templates="openai_80"), embedder
+  )
   assert len(embedder.asked) == 160
 
 
 def test_a_limit_may_exclude_classes_from_the_mean():
   source = records(*[(CAT, 0)] * 5, *[(DOG, 1)] * 5, ([0.6, 0.8], 2))
-  metrics = ZeroShot(source, ("cat", "dog", "fox"), limit=2)(Table({**TWO, "fox": [-1, 0]}))
+  metrics = measure(
+    ZeroShot(source, ("cat", "dog", "fox"), limit=2), Table({**TWO, "fox": [-1, 0]})
+  )
   assert metrics["examples"] == 2
   assert metrics["mean_per_class"] == 100
 
@@ -199,24 +214,24 @@ def test_a_limit_may_exclude_classes_from_the_mean():
 def test_a_label_may_be_a_list_of_correct_classes_or_empty():
   images = {(1.0, 0.0): [0, 1], (0.0, 1.0): [0], (0.6, 0.8): [1, 2], (-1.0, 0.0): []}
   embedder = Table({**TWO, "fox": [0.0, -1.0]})
-  answer = ZeroShot(
+  result = ZeroShot(
     records(*((list(z), label) for z, label in images.items())), ("cat", "dog", "fox")
-  ).answer(embedder)
+  ).evaluate(Context(embedder))
   # The predictions are cat, dog, dog: correct, wrong, correct. The last image has no label.
-  assert answer.metrics["top1"] == pytest.approx(200 / 3)
-  assert answer.metrics["examples"] == 3 and answer.detail["left_out"] == 1
-  assert answer.metrics["mean_per_class"] == pytest.approx(100 * (1 / 2 + 1 + 1) / 3)
-  assert answer.metrics["chance"] == pytest.approx(100 * 5 / 9)
+  assert result.metrics["top1"] == pytest.approx(200 / 3)
+  assert result.metrics["examples"] == 3 and result.detail["left_out"] == 1
+  assert result.metrics["mean_per_class"] == pytest.approx(100 * (1 / 2 + 1 + 1) / 3)
+  assert result.metrics["chance"] == pytest.approx(100 * 5 / 9)
 
 
 def test_records_of_other_classes_can_be_left_out():
   source = records((CAT, 281), (DOG, 207), (CAT, 7))
   classes = {281: "cat", 207: "dog"}
-  assert ZeroShot(source, classes, others="leave_out")(Table(TWO))["examples"] == 2
+  assert measure(ZeroShot(source, classes, others="leave_out"), Table(TWO))["examples"] == 2
   with pytest.raises(UserError, match="label 7, .* others=.leave_out"):
-    ZeroShot(source, classes)(Table(TWO))
+    measure(ZeroShot(source, classes), Table(TWO))
   with pytest.raises(UserError, match="None of the 1 records .* the 2 classes 281, 207. .*label 9"):
-    ZeroShot(records((CAT, 9)), classes, others="leave_out")(Table(TWO))
+    measure(ZeroShot(records((CAT, 9)), classes, others="leave_out"), Table(TWO))
   with pytest.raises(UserError, match="others='ignore'.* error, leave_out"):
     ZeroShot(source, classes, others="ignore")
 
@@ -225,21 +240,21 @@ def test_a_source_may_name_its_classes_and_classes_may_be_keyed_by_these_names()
   source = Pairs()
   source.classes = ("dog", "unused", "cat")
   source[:] = records((CAT, 2), (DOG, 0))
-  assert ZeroShot(source, {"cat": "cat", "dog": "dog"})(Table(TWO))["top1"] == 100
-  metrics = ZeroShot(source, limit=9)(Table({**TWO, "unused": [-1, 0]}))
+  assert measure(ZeroShot(source, {"cat": "cat", "dog": "dog"}), Table(TWO))["top1"] == 100
+  metrics = measure(ZeroShot(source, limit=9), Table({**TWO, "unused": [-1, 0]}))
   assert metrics["top1"] == 100 and metrics["classes"] == 3
   with pytest.raises(UserError, match="list does not name its classes. Set classes="):
     ZeroShot(records((CAT, 0)))
 
 
 def test_the_detail_has_standard_errors_and_settings():
-  answer = ZeroShot(
+  result = ZeroShot(
     records(([0.9, 0.1], 0), ([0.2, 0.8], 1), ([0.3, 0.7], 0), ([0, 1], 1)),
     ("cat", "dog"),
     templates="a {}!",
     canonicalise=True,
-  ).answer(Table({f"a {name}": z for name, z in TWO.items()}))
-  detail = answer.detail
+  ).evaluate(Context(Table({f"a {name}": z for name, z in TWO.items()})))
+  detail = result.detail
   assert detail["standard_error"]["top1"] == pytest.approx(100 * math.sqrt(0.75 * 0.25 / 4))
   # The accuracy is 50% on "cat" and 100% on "dog", so only "cat" contributes to the error.
   assert detail["standard_error"]["mean_per_class"] == pytest.approx(
@@ -298,7 +313,7 @@ class Pairs(list):
 def test_an_evaluator_survives_a_json_round_trip():
   spec = call(ZeroShot, source=call(Pairs), classes={"c": ["cat"], "7": "dog"}, canonicalise=True)
   again = from_json(to_json(spec), trust=(__name__,))
-  assert build(again)(Table(TWO)) == build(spec)(Table(TWO))
+  assert measure(build(again), Table(TWO)) == measure(build(spec), Table(TWO))
 
 
 def test_an_empty_source_is_an_error():
@@ -320,19 +335,19 @@ def test_a_class_without_a_name_is_an_error(names):
 def test_the_error_for_classes_without_images_names_them():
   source = records((CAT, 0))
   with pytest.raises(UserError, match="2 of 3 classes have no images.* 'dog', 'fox'"):
-    ZeroShot(source, ("cat", "dog", "fox"))(Table({**TWO, "fox": CAT}))
+    measure(ZeroShot(source, ("cat", "dog", "fox")), Table({**TWO, "fox": CAT}))
 
 
 def test_the_error_for_an_unknown_label_lists_the_classes():
-  evaluate = ZeroShot(records((CAT, "cat"), (DOG, "dogs")), ("cat", "dog"))
+  evaluator = ZeroShot(records((CAT, "cat"), (DOG, "dogs")), ("cat", "dog"))
   with pytest.raises(
     UserError, match="Record 1 has label 'dogs', .* the 2 classes: cat, dog. Did you mean 'dog'"
   ):
-    evaluate(Table(TWO))
+    measure(evaluator, Table(TWO))
   with pytest.raises(UserError, match="has label -1, .* the 2 classes: cat, dog"):
-    ZeroShot(records((CAT, -1)), ("cat", "dog"))(Table(TWO))
+    measure(ZeroShot(records((CAT, -1)), ("cat", "dog")), Table(TWO))
 
 
 def test_the_error_for_a_missing_label_lists_the_fields():
   with pytest.raises(UserError, match="no field 'class'; it has 'image', 'label'"):
-    ZeroShot(records((CAT, 0)), ("cat", "dog"), label="class")(Table(TWO))
+    measure(ZeroShot(records((CAT, 0)), ("cat", "dog"), label="class"), Table(TWO))

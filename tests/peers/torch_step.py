@@ -140,11 +140,11 @@ def our_step(tower, batch, pieces, dtype):
   """Returns a step of configs/benchmark.py with the optimizer that both libraries have."""
   import jax
 
-  from clip_jax.benches.bench_step import first_state, random_batch
+  from clip_jax.benches.bench_step import random_batch
   from clip_jax.config import call
   from clip_jax.training.optim import adamw
   from clip_jax.training.schedules import warmup_constant
-  from clip_jax.training.setup import build_setup
+  from clip_jax.training.setup import build_setup, compile_train_step, initial_state
   from configs.benchmark import get_config
 
   config = get_config(tower)
@@ -152,13 +152,14 @@ def our_step(tower, batch, pieces, dtype):
   config.model.image.dtype = config.model.text.dtype = dtype
   with config.unlocked():
     config.optimizer = call(adamw, schedule=call(warmup_constant, warmup=1), **OPTIMIZER)
-  parts = build_setup(config)
-  with jax.set_mesh(parts.mesh):
-    images, train_step, state = random_batch(parts), parts.train_step, first_state(parts)
+  setup = build_setup(config)
+  with jax.set_mesh(setup.mesh):
+    images, train_step = random_batch(setup), compile_train_step(setup)
+    state = initial_state(setup)
 
   def step():
     nonlocal state
-    with jax.set_mesh(parts.mesh):
+    with jax.set_mesh(setup.mesh):
       state = jax.block_until_ready(train_step(state, images)[0])
 
   return step, f"jax {jax.__version__}"
