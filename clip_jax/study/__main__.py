@@ -93,13 +93,13 @@ def _run(flags):
   from clip_jax.cli.flags import shard
   from clip_jax.study import grid as grid_lib, runner
 
-  where = _wanted(flags, "grid", "configs/study/openclipart.py")
+  where = _required(flags, "grid", "configs/study/openclipart.py")
   grid, part = grid_lib.load(where), shard(flags.shard)
   if getattr(flags, "dry-run"):
     out = Path(flags.out).absolute() if flags.out else None
-    print(runner.plan(list(grid.runs)[part[0] :: part[1]], out, **_machine(flags)))
+    print(runner.format_plan(list(grid.runs)[part[0] :: part[1]], out, **_machine(flags)))
     return 0
-  out = Path(_wanted(flags, "out", "DIR")).absolute()
+  out = Path(_required(flags, "out", "DIR")).absolute()
   (out / "runs").mkdir(parents=True, exist_ok=True)
   jobs = _number(flags, "jobs", int, max(1, len(runner.gpus())))
   return runner.Runner(
@@ -116,25 +116,27 @@ def _one(flags):
 def _table(flags):
   from clip_jax.study import summary
 
-  _wanted(flags, "runs", "DIR/runs.csv")
-  print(summary.markdown(_points(flags), (flags.metric or "").split(",") if flags.metric else ()))
+  _required(flags, "runs", "DIR/runs.csv")
+  print(
+    summary.format_summary(_results(flags), (flags.metric or "").split(",") if flags.metric else ())
+  )
 
 
 def _figures(flags):
   from clip_jax.study import plots
 
-  out = Path(_wanted(flags, "out", "DIR"))
-  drawn = plots.draw_all(_points(flags), out)
+  out = Path(_required(flags, "out", "DIR"))
+  drawn = plots.draw_all(_results(flags), out)
   print(f"Drew {drawn} figures; open {out / 'index.html'}")
 
 
 def _fit(flags):
   from clip_jax.study import law_fits, runs_table
 
-  found = law_fits.fit_all(runs_table.paper() + _points(flags))
-  print(law_fits.text(found))
+  found = law_fits.fit_all(runs_table.paper_results() + _results(flags))
+  print(law_fits.format_laws(found))
   if flags.out:
-    law_fits.write(found, Path(flags.out))
+    law_fits.write_csv(found, Path(flags.out))
 
 
 def _advise(flags):
@@ -142,23 +144,23 @@ def _advise(flags):
   from clip_jax.errors import UserError
   from clip_jax.study import advice, budgets
 
-  given = [name for name in ("compute", "samples", "hours") if getattr(flags, name)]
-  if not flags.pairs or len(given) != 1:
+  budgets_given = [name for name in ("compute", "samples", "hours") if getattr(flags, name)]
+  if not flags.pairs or len(budgets_given) != 1:
     raise UserError(
       "advise needs --pairs and exactly one of --compute (FLOPs), --samples and "
       "--hours (of one accelerator), as in --pairs=50M --compute=1e20."
     )
   compute = _number(flags, "compute", float, None)
   if flags.hours:
-    compute = _number(flags, "hours", float, None) * budgets.flops_an_hour(**_machine(flags))
+    compute = _number(flags, "hours", float, None) * budgets.flops_per_hour(**_machine(flags))
   samples = count(flags.samples, 0) if flags.samples else None
   print(
-    advice.text(
+    advice.format_advice(
       advice.advise(
         count(flags.pairs, 0),
         compute=compute,
         samples=samples,
-        runs=_points(flags),
+        runs=_results(flags),
         metric=flags.metric or "zero_shot",
       ),
       top=_number(flags, "top", int, 10),
@@ -169,22 +171,25 @@ def _advise(flags):
 def _verdicts(flags):
   from clip_jax.study import claim_checks
 
-  _wanted(flags, "runs", "DIR/runs.csv")
-  found = claim_checks.check_claims(_points(flags))
-  print(claim_checks.text(found))
+  _required(flags, "runs", "DIR/runs.csv")
+  found = claim_checks.check_claims(_results(flags))
+  print(claim_checks.format_checks(found))
   if flags.out:
-    claim_checks.write(found, Path(flags.out))
+    claim_checks.write_csv(found, Path(flags.out))
 
 
-def _points(flags):
+def _results(flags):
   from clip_jax.study import runs_table
 
   return [
-    point for path in (flags.runs or "").split(",") if path for point in runs_table.read(path)
+    result
+    for path in (flags.runs or "").split(",")
+    if path
+    for result in runs_table.read_results(path)
   ]
 
 
-def _wanted(flags, name, example):
+def _required(flags, name, example):
   from clip_jax.errors import UserError
 
   value = getattr(flags, name)

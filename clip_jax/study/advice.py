@@ -17,17 +17,17 @@ class Advice:
   """Recipes ranked by predicted error, from the evidence of one data set.
 
   Attributes:
-    metric: name in `records.TITLES` of the metric that is predicted.
+    metric: name in `runs_table.TITLES` of the metric that is predicted.
     data: "webli" for the paper's numbers, otherwise the data name of your runs.
     recipes: best first; empty if there is no evidence.
-    refused: recipes without a prediction, each with the reason.
+    unpredicted: recipes without a prediction, each with the reason.
     changes: how the ranking would change with more or less data or compute.
   """
 
   metric: str
   data: str
   recipes: tuple[Recipe, ...]
-  refused: tuple[str, ...]
+  unpredicted: tuple[str, ...]
   changes: tuple[str, ...]
 
 
@@ -46,7 +46,7 @@ def advise(
     compute: training FLOPs (6 per forward multiply-add). Give this or `samples`.
     samples: number of examples seen in training, counting repetitions.
     runs: results of your own runs.
-    metric: a name in `records.TITLES`.
+    metric: a name in `runs_table.TITLES`.
 
   Returns:
     One `Advice` per data set with evidence, your own first.
@@ -63,25 +63,25 @@ def advise(
   for data in [*sorted({p.data for p in runs}), "webli"]:
     points = [
       p
-      for p in (runs_table.paper() if data == "webli" else runs)
+      for p in (runs_table.paper_results() if data == "webli" else runs)
       if p.data == data and p.metric == metric
     ]
     try:
-      evidence = Predictor(points, data)
+      predictor = Predictor(points, data)
     except UserError:
       continue
-    best, refused = evidence.ranked(pairs, compute, samples)
+    best, unpredicted = predictor.rank(pairs, compute, samples)
     found.append(
       Advice(
         metric,
         data,
         tuple(best),
-        tuple(refused),
-        tuple(_changes(evidence, best, pairs, compute, samples)),
+        tuple(unpredicted),
+        tuple(_changes(predictor, best, pairs, compute, samples)),
       )
     )
   if not found:
-    known = sorted({p.metric for p in runs_table.paper()})
+    known = sorted({p.metric for p in runs_table.paper_results()})
     raise UserError(
       f"There is no evidence about {metric!r}: no law could be fitted to its runs. "
       f"The paper has {', '.join(known)}."
@@ -89,7 +89,7 @@ def advise(
   return found
 
 
-def text(found: Sequence[Advice], top: int = 10) -> str:
+def format_advice(found: Sequence[Advice], top: int = 10) -> str:
   """Formats advice for the terminal, with at most `top` recipes per data set."""
   parts = []
   for advice in found:
@@ -103,7 +103,7 @@ def text(found: Sequence[Advice], top: int = 10) -> str:
     if not advice.recipes:
       parts.append(
         "No prediction: "
-        + ("; ".join(advice.refused[:3]) or "no evidence")
+        + ("; ".join(advice.unpredicted[:3]) or "no evidence")
         + ". Run a grid of configs/study at your scale."
       )
       continue
@@ -117,9 +117,11 @@ def text(found: Sequence[Advice], top: int = 10) -> str:
         + f"\n     {number(one.epochs)} epochs, {short(round(one.samples))} samples{flops}"
         + "".join(f"\n     - {line}" for line in one.evidence)
       )
-    parts.append(f"To train the first:\n  {best.start}")
-    if advice.refused:
-      parts.append("No prediction for:\n" + "\n".join(f"  {line}" for line in advice.refused[:8]))
+    parts.append(f"To train the first:\n  {best.command}")
+    if advice.unpredicted:
+      parts.append(
+        "No prediction for:\n" + "\n".join(f"  {line}" for line in advice.unpredicted[:8])
+      )
     if advice.changes:
       parts.append("What would change the answer:\n" + "\n".join(f"  {c}" for c in advice.changes))
   parts.append(
@@ -129,7 +131,7 @@ def text(found: Sequence[Advice], top: int = 10) -> str:
   return "\n".join(parts)
 
 
-def _changes(evidence, best, pairs, compute, samples):
+def _changes(predictor, best, pairs, compute, samples):
   """Yields which recipes tie with the best, and the best at 4x or 1/4 the pairs or budget."""
   if not best:
     return
@@ -141,14 +143,14 @@ def _changes(evidence, best, pairs, compute, samples):
       f"{len(tied)} others are not distinguishable from the first ({names}); train each at "
       "your scale to decide."
     )
-  grown = lambda x, by: None if x is None else x * by
+  scaled = lambda x, by: None if x is None else x * by
   for what, args in (
     ("four times the pairs", (4 * pairs, compute, samples)),
     ("a quarter of the pairs", (max(1, pairs // 4), compute, samples)),
-    ("four times the budget", (pairs, grown(compute, 4), grown(samples, 4))),
-    ("a quarter of the budget", (pairs, grown(compute, 0.25), grown(samples, 0.25))),
+    ("four times the budget", (pairs, scaled(compute, 4), scaled(samples, 4))),
+    ("a quarter of the budget", (pairs, scaled(compute, 0.25), scaled(samples, 0.25))),
   ):
-    other, _ = evidence.ranked(*args)
+    other, _ = predictor.rank(*args)
     if not other:
       yield f"With {what}: no evidence."
     elif other[0].name != first.name:

@@ -85,12 +85,12 @@ def at_budget(
       f"Give exactly one budget out of samples, epochs, flops and hours; got "
       f"{', '.join(f'{n}={v}' for n, v in given.items()) or 'none'}."
     )
-  ((kind, asked),) = given.items()
-  value: Any = number_of(samples, 0) if kind == "samples" else asked
+  ((kind, amount),) = given.items()
+  value: Any = number_of(samples, 0) if kind == "samples" else amount
   if not value > 0:
     raise UserError(f"The budget {kind}={given[kind]} must be above 0.")
   if kind == "hours":
-    value *= flops_an_hour(accelerator, utilisation)
+    value *= flops_per_hour(accelerator, utilisation)
   if kind in ("flops", "hours"):
     value = int(value / compute_of(config).flops)
     if value < config.data.batch_size:
@@ -105,7 +105,7 @@ def at_budget(
   return config
 
 
-def flops_an_hour(accelerator: str = "h200", utilisation: float = UTILISATION) -> float:
+def flops_per_hour(accelerator: str = "h200", utilisation: float = UTILISATION) -> float:
   """FLOPs that one accelerator computes in an hour.
 
   Raises:

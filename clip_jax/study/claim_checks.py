@@ -22,15 +22,15 @@ class ClaimCheck:
   """The result of testing one claim on one data set.
 
   Attributes:
-    statement: number of the claim, "S1" to "S15".
-    says: the claim.
+    number: number of the claim, "S1" to "S15".
+    claim: the claim.
     data: data set of the runs.
-    verdict: `HOLDS`, `FAILS`, `UNTOLD` or `MISSING` of `differences`.
+    verdict: `HOLDS`, `FAILS`, `INCONCLUSIVE` or `MISSING` of `paired_tests`.
     numbers: the differences that the verdict is based on.
   """
 
-  statement: str
-  says: str
+  number: str
+  claim: str
   data: str
   verdict: str
   numbers: str
@@ -51,28 +51,28 @@ def check_claims(points: Iterable[RunResult], metric: str | None = None) -> list
   if not points:
     raise UserError("There are no runs to test the claims on. Run a grid of configs/study first.")
   found = []
-  for name, (says, judge) in CLAIMS.items():
+  for name, (claim, check) in CLAIMS.items():
     own = []
     for data in sorted({p.data for p in points}):
       runs = [p for p in points if p.data == data]
       main = metric or ("r10" if any(p.metric == "r10" for p in runs) else "zero_shot")
-      judged = judge(runs, main)
-      if judged:
-        own.append(ClaimCheck(name, says, data, *judged))
-    found += own or [ClaimCheck(name, says, "-", MISSING, "")]
+      result = check(runs, main)
+      if result:
+        own.append(ClaimCheck(name, claim, data, *result))
+    found += own or [ClaimCheck(name, claim, "-", MISSING, "")]
   return found
 
 
-def text(found: Sequence[ClaimCheck]) -> str:
-  """Formats verdicts as a table for the terminal."""
+def format_checks(found: Sequence[ClaimCheck]) -> str:
+  """Formats the results as a table for the terminal."""
   return table(
-    [(v.statement, v.says, v.data, v.verdict, v.numbers) for v in found],
+    [(v.number, v.claim, v.data, v.verdict, v.numbers) for v in found],
     ("", "claim", "data", "verdict", "numbers"),
   )
 
 
-def write(found: Sequence[ClaimCheck], path: Path) -> None:
-  """Writes verdicts to a CSV file."""
+def write_csv(found: Sequence[ClaimCheck], path: Path) -> None:
+  """Writes the results to a CSV file."""
   with path.open("w", newline="", encoding="utf-8") as file:
     writer = csv.writer(file)
     writer.writerow([f.name for f in dataclasses.fields(ClaimCheck)])

@@ -6,10 +6,10 @@ Source: Li, Xie, Cubuk 2024, text and figures.
 import numpy as np
 
 from clip_jax.study.designs import short
-from clip_jax.study.paired_tests import FAILS, HOLDS, UNTOLD, difference, verdict
+from clip_jax.study.paired_tests import FAILS, HOLDS, INCONCLUSIVE, difference, verdict
 
 
-def _of(points, metric, **factors):
+def _select(points, metric, **factors):
   return [
     p
     for p in points
@@ -17,15 +17,15 @@ def _of(points, metric, **factors):
   ]
 
 
-def _where(points, at):
+def _filter(points, at):
   return [p for p in points if at(p)]
 
 
-_SAME = lambda p: (p.dataset_size, p.samples_seen, p.seed)
-_PLAIN = dict(method="CLIP", aug="none", quality=100.0)
+_size_samples_seed = lambda p: (p.dataset_size, p.samples_seen, p.seed)
+_PLAIN_CLIP = dict(method="CLIP", aug="none", quality=100.0)
 
 
-def _ends(points):
+def _size_range(points):
   """(smallest, largest) data size of some runs; None if they are equal."""
   sizes = sorted({p.dataset_size for p in points})
   return (sizes[0], sizes[-1]) if len(sizes) > 1 else None
@@ -36,10 +36,10 @@ def _resnet(points, metric):
 
   Only runs of one epoch count.
   """
-  own = [p for p in _of(points, metric, **_PLAIN) if p.epochs < 1.01]
-  convolutions = _where(own, lambda p: p.arch.startswith("ResNet"))
-  vits = _where(own, lambda p: p.arch.startswith("ViT"))
-  ends = _ends(convolutions)
+  own = [p for p in _select(points, metric, **_PLAIN_CLIP) if p.epochs < 1.01]
+  convolutions = _filter(own, lambda p: p.arch.startswith("ResNet"))
+  vits = _filter(own, lambda p: p.arch.startswith("ViT"))
+  ends = _size_range(convolutions)
   if not ends:
     return None
   middle = sorted({(p.forward_gmacs, p.arch) for p in vits})
@@ -49,9 +49,9 @@ def _resnet(points, metric):
       (
         difference(
           f"ResNet minus {arch} at {short(size)}",
-          _of(convolutions, metric, dataset_size=size),
-          _of(vits, metric, dataset_size=size, arch=arch),
-          _SAME,
+          _select(convolutions, metric, dataset_size=size),
+          _select(vits, metric, dataset_size=size, arch=arch),
+          _size_samples_seed,
         ),
         sign,
       )
@@ -73,16 +73,20 @@ def _largest_vit(points, metric, at, sign):
   Returns:
     (difference, sign), or None with fewer than three ViTs or two data sizes.
   """
-  own = [p for p in _of(points, metric, **_PLAIN) if p.epochs < 1.01 and p.arch.startswith("ViT")]
-  ends, archs = _ends(own), sorted({(p.forward_gmacs, p.arch) for p in own})
+  own = [
+    p
+    for p in _select(points, metric, **_PLAIN_CLIP)
+    if p.epochs < 1.01 and p.arch.startswith("ViT")
+  ]
+  ends, archs = _size_range(own), sorted({(p.forward_gmacs, p.arch) for p in own})
   if not ends or len(archs) < 3:
     return None
   size, large, other = ends[at], archs[-1][1], archs[-2][1] if at == 0 else archs[0][1]
   return difference(
     f"{large} minus {other} at {short(size)}",
-    _of(own, metric, dataset_size=size, arch=large),
-    _of(own, metric, dataset_size=size, arch=other),
-    _SAME,
+    _select(own, metric, dataset_size=size, arch=large),
+    _select(own, metric, dataset_size=size, arch=other),
+    _size_samples_seed,
   ), sign
 
 
@@ -100,14 +104,14 @@ def _frontier(points, metric):
 
 def _saturation(points, metric):
   """S4: data beyond an eighth of the samples seen improves the error by less than 1 point."""
-  own = list(_of(points, metric, **_PLAIN))
+  own = list(_select(points, metric, **_PLAIN_CLIP))
   same = {p.samples_seen for p in own if p.protocol == "same samples"}
   own = [p for p in own if p.samples_seen in same]
   by = {}
   for p in own:
     by.setdefault(p.arch, []).append(p)
   own = max(by.values(), key=lambda g: len({p.dataset_size for p in g}), default=[])
-  ends = _ends(own)
+  ends = _size_range(own)
   if not ends:
     return None
   edge = own[0].samples_seen / 8
@@ -117,27 +121,27 @@ def _saturation(points, metric):
   key = lambda p: (p.samples_seen, p.seed)
   above = difference(
     f"{short(enough[0])} minus {short(ends[1])}",
-    _of(own, metric, dataset_size=enough[0]),
-    _of(own, metric, dataset_size=ends[1]),
+    _select(own, metric, dataset_size=enough[0]),
+    _select(own, metric, dataset_size=ends[1]),
     key,
   )
   below = difference(
     f"{short(ends[0])} minus {short(ends[1])}",
-    _of(own, metric, dataset_size=ends[0]),
-    _of(own, metric, dataset_size=ends[1]),
+    _select(own, metric, dataset_size=ends[0]),
+    _select(own, metric, dataset_size=ends[1]),
     key,
   )
   if above is None or below is None:
     return None
   numbers = f"{below}; {above}"
   if above.mean + above.bound < 1:
-    return (HOLDS if below.sign > 0 else UNTOLD), numbers
-  return (FAILS if above.mean - above.bound > 1 else UNTOLD), numbers
+    return (HOLDS if below.sign > 0 else INCONCLUSIVE), numbers
+  return (FAILS if above.mean - above.bound > 1 else INCONCLUSIVE), numbers
 
 
 def _cut(points, metric):
   """S5: the best 40% beat the whole pool for the same number of epochs, and so more compute."""
-  own = _of(points, metric, method="CLIP", aug="none")
+  own = _select(points, metric, method="CLIP", aug="none")
   best = [p for p in own if p.quality < 100 and p.protocol in ("one epoch", "epochs")]
   key = lambda p: (p.arch, p.seed)
   whole = [p for p in own if p.quality == 100 and p.protocol in ("one epoch", "epochs")]
@@ -158,7 +162,7 @@ def _cut_metrics(points, metric):
   """
   by = {}
   for name in ("zero_shot", "shot5", "i2t_r1", "r10"):
-    own = _of(points, name, method="CLIP", aug="none", protocol="same samples")
+    own = _select(points, name, method="CLIP", aug="none", protocol="same samples")
     cuts = {q: [p for p in own if p.quality == q] for q in {p.quality for p in own}}
     if len(cuts) >= 3:
       by[name] = cuts
@@ -171,15 +175,15 @@ def _cut_metrics(points, metric):
     return FAILS, numbers
   apart = any(
     best[a] != best[b]
-    and _better(by[a][best[a]], by[a][best[b]])
-    and _better(by[b][best[b]], by[b][best[a]])
+    and _is_better(by[a][best[a]], by[a][best[b]])
+    and _is_better(by[b][best[b]], by[b][best[a]])
     for a in best
     for b in best
   )
-  return (HOLDS if apart else UNTOLD), numbers
+  return (HOLDS if apart else INCONCLUSIVE), numbers
 
 
-def _better(first, second):
+def _is_better(first, second):
   """Whether the error of some runs is significantly below that of others.
 
   With too few pairs for a test, it must be lower by more than the uncertainty of the readings.
@@ -191,48 +195,48 @@ def _better(first, second):
   return other.error - one.error > one.precision + other.precision
 
 
-def _method(method, sizes, sign, than="CLIP", once=False, name=None):
+def _method(method, sizes, sign, baseline="CLIP", once=False, name=None):
   """Returns a test that compares two strategies on the whole pool.
 
   Args:
     method: the first strategy.
     sizes: which of their common data sizes to use: "small" (smallest), "large" (largest) or "all".
     sign: the sign that the claim predicts.
-    than: the second strategy.
+    baseline: the second strategy.
     once: whether to use runs of one epoch, or those of more.
     name: metric to use instead of the caller's.
   """
 
-  def judge(points, metric):
+  def check(points, metric):
     metric = name or metric
-    own = [p for p in _of(points, metric, quality=100.0) if (p.epochs < 1.01) == once]
-    first, second = _of(own, metric, method=method), _of(own, metric, method=than)
+    own = [p for p in _select(points, metric, quality=100.0) if (p.epochs < 1.01) == once]
+    first, second = _select(own, metric, method=method), _select(own, metric, method=baseline)
     shared = sorted({p.dataset_size for p in first} & {p.dataset_size for p in second})
     if not shared:
       return None
     chosen = {"small": shared[:1], "large": shared[-1:], "all": shared}[sizes]
-    alike = lambda p: (p.arch, *_SAME(p))
+    key = lambda p: (p.arch, *_size_samples_seed(p))
     return verdict(
       [
         (
           difference(
-            f"{method} minus {than} at {'/'.join(map(short, chosen))}",
+            f"{method} minus {baseline} at {'/'.join(map(short, chosen))}",
             [p for p in first if p.dataset_size in chosen],
             second,
-            alike,
+            key,
           ),
           sign,
         )
       ]
     )
 
-  return judge
+  return check
 
 
 def _half_data(points, metric):
   """S7: CLIP+DA is not worse than CLIP on 2 to 4 times the data."""
-  own = [p for p in _of(points, metric, quality=100.0) if p.epochs > 1.01]
-  first, second = _of(own, metric, method="CLIP+DA"), _of(own, metric, method="CLIP")
+  own = [p for p in _select(points, metric, quality=100.0) if p.epochs > 1.01]
+  first, second = _select(own, metric, method="CLIP+DA"), _select(own, metric, method="CLIP")
   for size in sorted({p.dataset_size for p in first}):
     doubled = [p for p in second if 1.9 <= p.dataset_size / size <= 4.1]
     sizes = "/".join(sorted({short(p.dataset_size) for p in doubled}))
@@ -243,16 +247,16 @@ def _half_data(points, metric):
       lambda p: (p.arch, p.samples_seen, p.seed),
     )
     if found:
-      return (FAILS if found.sign > 0 else HOLDS if found.mean + found.bound < 1 else UNTOLD), str(
-        found
-      )
+      return (
+        FAILS if found.sign > 0 else HOLDS if found.mean + found.bound < 1 else INCONCLUSIVE
+      ), str(found)
   return None
 
 
 def _order(points, metric):
   """S8: RandAugment is better than crop&flip, which is better than no augmentation."""
-  own = [p for p in _of(points, metric, quality=100.0) if p.epochs > 1.01]
-  key = lambda p: (p.arch, *_SAME(p))
+  own = [p for p in _select(points, metric, quality=100.0) if p.epochs > 1.01]
+  key = lambda p: (p.arch, *_size_samples_seed(p))
   by = {aug: [p for p in own if p.aug == aug] for aug in ("crop&flip", "RandAugment", "none")}
   return verdict(
     [
@@ -273,7 +277,7 @@ def _order(points, metric):
 def _overfits(points, metric):
   """S14: at the smallest data size, retrieval is worse after the most epochs than after 8."""
   name = "r10" if any(p.metric == "r10" for p in points) else "i2t_r1"
-  own = [p for p in _of(points, name, **_PLAIN) if p.epochs > 7]
+  own = [p for p in _select(points, name, **_PLAIN_CLIP) if p.epochs > 7]
   if not own:
     return None
   size = min((p.dataset_size for p in own if p.epochs < 9), default=0)
@@ -304,7 +308,7 @@ def _linear(points, metric):
   for name in ("R", "Sketch", "V2", "ObjectNet"):
     pairs = [
       (at[p.where, "zero_shot"], 100 - p.error)
-      for p in _of(points, f"zero_shot_{name}")
+      for p in _select(points, f"zero_shot_{name}")
       if (p.where, "zero_shot") in at
     ]
     if len(pairs) >= 8:
@@ -316,18 +320,18 @@ def _linear(points, metric):
   )
 
 
-def _both(*judges):
+def _all_of(*checks):
   """Returns a test that holds if all of several tests hold."""
 
-  def judge(points, metric):
-    judged = [j(points, metric) for j in judges]
-    if None in judged:
+  def check(points, metric):
+    results = [one(points, metric) for one in checks]
+    if None in results:
       return None
-    verdicts = [v for v, _ in judged]
-    worst = next((v for v in (FAILS, UNTOLD) if v in verdicts), HOLDS)
-    return worst, "; ".join(n for _, n in judged)
+    verdicts = [v for v, _ in results]
+    worst = next((v for v in (FAILS, INCONCLUSIVE) if v in verdicts), HOLDS)
+    return worst, "; ".join(n for _, n in results)
 
-  return judge
+  return check
 
 
 CLAIMS = {
@@ -343,11 +347,11 @@ CLAIMS = {
   "S10": ("in one epoch, SLIP beats CLIP on little data", _method("SLIP", "small", -1, once=True)),
   "S11": (
     "over many epochs, SLIP beats CLIP on little data and CLIP+DA beats SLIP on more",
-    _both(_method("SLIP", "small", -1), _method("CLIP+DA", "large", -1, than="SLIP")),
+    _all_of(_method("SLIP", "small", -1), _method("CLIP+DA", "large", -1, baseline="SLIP")),
   ),
   "S12": (
     "in linear probing, CLIP+DA and SLIP beat CLIP on little data",
-    _both(
+    _all_of(
       _method("SLIP", "small", -1, name="linear_probe"),
       _method("CLIP+DA", "small", -1, name="linear_probe"),
     ),

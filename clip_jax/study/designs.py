@@ -87,7 +87,7 @@ def quality_cuts(
   return once + [run for run in same if run.config.to_json() not in seen]
 
 
-def cut(
+def compare_cut(
   make: Make, *, data: str, pool: int, cut: float, samples: int, arch: str, seeds: Iterable[int]
 ) -> list[Run]:
   """Compares a pool with its best `cut` percent, for equal epochs and for equal samples.
@@ -146,7 +146,7 @@ def by_size(
   ]
 
 
-def at_all_sizes(
+def at_paper_sizes(
   make: Make, *, data: str, archs: Sequence[str] = ("ViT-B/32",), methods: Sequence[str] = ("CLIP",)
 ) -> list[Run]:
   """The paper's sizes, each for one epoch and for `SAMPLES` samples (equal at the largest)."""
@@ -165,10 +165,10 @@ def equal_compute(
   samples: int,
   arch: str,
   methods: Sequence[str],
-  than: str = "CLIP",
+  baseline: str = "CLIP",
   seeds: Iterable[int] = (0,),
 ) -> list[Run]:
-  """Strategies at the compute that `than` needs for `samples` samples.
+  """Strategies at the compute that `baseline` needs for `samples` samples.
 
   A strategy that costs more per sample gets proportionally fewer samples.
   """
@@ -184,7 +184,7 @@ def equal_compute(
       arch,
       method=method,
       size=size,
-      samples=round(samples * cost(than) / cost(method)),
+      samples=round(samples * cost(baseline) / cost(method)),
       seed=seed,
     )
     for method in methods

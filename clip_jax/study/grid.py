@@ -50,7 +50,7 @@ class Grid:
 
   Attributes:
     runs: the runs, with unique names.
-    columns: a name in `records.METRICS` -> "evaluator/metric" of `final_evaluators`.
+    columns: a name in `runs_table.METRICS` -> "evaluator/metric" of `final_evaluators`.
   """
 
   runs: Sequence[Run]
@@ -75,8 +75,8 @@ class Grid:
         )
 
 
-def changed(config: ConfigDict, **changes: Any) -> ConfigDict:
-  """Returns a copy with some values replaced, as in `changed(base, seed=1, data__size="1M")`.
+def with_changes(config: ConfigDict, **changes: Any) -> ConfigDict:
+  """Returns a copy with some values replaced, as in `with_changes(base, seed=1, data__size="1M")`.
 
   Raises:
     UserError: a name is not in the config.

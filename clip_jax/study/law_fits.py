@@ -15,7 +15,7 @@ from clip_jax.study.runs_table import TITLES, RunResult
 
 
 @dataclasses.dataclass(frozen=True)
-class Fitted:
+class FittedLaw:
   """A scaling law fitted to one series of points.
 
   Attributes:
@@ -38,26 +38,30 @@ class Fitted:
   held_out: laws.HeldOut | None
 
 
-def fit_all(points: Iterable[RunResult]) -> list[Fitted]:
+def fit_all(points: Iterable[RunResult]) -> list[FittedLaw]:
   """Fits every law that has enough points. Runs on a quality cut are left out.
 
   Raises:
     UserError: no law has enough points.
   """
   found = []
-  for (data, metric), own in _by(mean_over_seeds(points), lambda p: (p.data, p.metric)).items():
-    for series, one in _by(own, label).items():
+  for (data, metric), own in _group_by(
+    mean_over_seeds(points), lambda p: (p.data, p.metric)
+  ).items():
+    for series, one in _group_by(own, series_label).items():
       once = [p for p in one if p.epochs < 1.01]
       same = _largest_group(one, lambda p: p.samples_seen)
       size = lambda p: p.dataset_size
-      _try(found, "data, one epoch", data, metric, series, once, size)
-      _try(found, "data, same samples", data, metric, series, same, size)
+      _fit_if_possible(found, "data, one epoch", data, metric, series, once, size)
+      _fit_if_possible(found, "data, same samples", data, metric, series, same, size)
       if len(once) >= 3 and len(one) - len(once) >= 3:
-        _try(found, "data and epochs", data, metric, series, one, size, lambda p: p.epochs)
+        _fit_if_possible(
+          found, "data and epochs", data, metric, series, one, size, lambda p: p.epochs
+        )
     counted = [p for p in own if math.isfinite(p.forward_gmacs)]
     if counted:
       best = laws.frontier([p.gmacs for p in counted], [p.error for p in counted])
-      _try(
+      _fit_if_possible(
         found,
         "compute, frontier",
         data,
@@ -67,7 +71,7 @@ def fit_all(points: Iterable[RunResult]) -> list[Fitted]:
         lambda p: p.gmacs,
       )
       plain = [p for p in counted if p.method == "CLIP" and p.aug == "none"]
-      _try(
+      _fit_if_possible(
         found,
         "model size",
         data,
@@ -86,7 +90,7 @@ def fit_all(points: Iterable[RunResult]) -> list[Fitted]:
 
 def mean_over_seeds(points: Iterable[RunResult]) -> list[RunResult]:
   """Drops points of quality cuts and averages those that several figures show of the same run."""
-  same = _by(
+  same = _group_by(
     (p for p in points if p.quality == 100),
     lambda p: (p.data, p.metric, p.arch, p.method, p.aug, p.dataset_size, p.samples_seen, p.seed),
   )
@@ -96,14 +100,14 @@ def mean_over_seeds(points: Iterable[RunResult]) -> list[RunResult]:
   ]
 
 
-def label(point: RunResult) -> str:
+def series_label(point: RunResult) -> str:
   """Name of the series of a point: its architecture, and its strategy unless plain CLIP."""
   if point.aug not in ("none", "unstated") and point.method == "CLIP+DA":
     return f"{point.arch} CLIP + {point.aug}"
   return point.arch + ("" if point.method == "CLIP" else f" {point.method}")
 
 
-def text(found: list[Fitted]) -> str:
+def format_laws(found: list[FittedLaw]) -> str:
   """Formats fitted laws as a table for the terminal."""
   rows = []
   for one in found:
@@ -147,7 +151,7 @@ def text(found: list[Fitted]) -> str:
   )
 
 
-def write(found: list[Fitted], path: Path) -> None:
+def write_csv(found: list[FittedLaw], path: Path) -> None:
   """Writes fitted laws to a CSV file, with a column for each constant and interval bound."""
   with path.open("w", newline="", encoding="utf-8") as file:
     names = ("floor", "scale", "exponent", "repeats")
@@ -181,7 +185,7 @@ def write(found: list[Fitted], path: Path) -> None:
       )
 
 
-def _try(found, kind, data, metric, series, points, x, epochs=lambda p: 1.0):
+def _fit_if_possible(found, kind, data, metric, series, points, x, epochs=lambda p: 1.0):
   """Fits a law and appends it to `found`, if there are enough points."""
   x = np.array([x(p) for p in points], float)
   epochs = np.array([epochs(p) for p in points], float)
@@ -191,11 +195,11 @@ def _try(found, kind, data, metric, series, points, x, epochs=lambda p: 1.0):
   except UserError:
     return
   found.append(
-    Fitted(kind, data, metric, series, x, error, epochs, law, laws.held_out(x, error, epochs))
+    FittedLaw(kind, data, metric, series, x, error, epochs, law, laws.held_out(x, error, epochs))
   )
 
 
-def _by(points, key):
+def _group_by(points, key):
   groups = {}
   for point in points:
     groups.setdefault(key(point), []).append(point)
@@ -204,5 +208,5 @@ def _by(points, key):
 
 def _largest_group(points, key):
   """The largest group of points with equal keys; ties are broken by the largest key."""
-  groups = _by(points, key)
+  groups = _group_by(points, key)
   return groups[max(groups, key=lambda k: (len(groups[k]), k))] if groups else []

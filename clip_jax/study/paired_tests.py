@@ -11,7 +11,7 @@ from clip_jax.study.runs_table import RunResult
 SURE = 2.0  # Half-width of a 95% interval in standard errors, for more pairs than _STUDENT covers.
 # Two-sided 95% quantiles of Student's t, for 2, 3, ... pairs of runs.
 _STUDENT = (12.7, 4.3, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
-HOLDS, FAILS, UNTOLD, MISSING = "holds", "fails", "inconclusive", "no runs"
+HOLDS, FAILS, INCONCLUSIVE, MISSING = "holds", "fails", "inconclusive", "no runs"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ def difference(
   what: str,
   first: Iterable[RunResult],
   second: Iterable[RunResult],
-  alike: Callable[[RunResult], object],
+  key: Callable[[RunResult], object],
 ) -> Difference | None:
   """Computes the paired difference of error, first minus second.
 
@@ -56,39 +56,42 @@ def difference(
     what: label of the comparison.
     first: runs of one kind.
     second: runs of the other kind; those with the same key are averaged.
-    alike: key of a run; runs with equal keys are paired.
+    key: key of a run; runs with equal keys are paired.
 
   Returns:
     The difference, or None with fewer than two pairs.
   """
   by = {}
   for p in second:
-    by.setdefault(alike(p), []).append(p.error)
-  gaps = [p.error - float(np.mean(by[alike(p)])) for p in first if alike(p) in by]
-  if len(gaps) < 2:
+    by.setdefault(key(p), []).append(p.error)
+  differences = [p.error - float(np.mean(by[key(p)])) for p in first if key(p) in by]
+  if len(differences) < 2:
     return None
   return Difference(
-    what, float(np.mean(gaps)), float(np.std(gaps, ddof=1) / math.sqrt(len(gaps))), len(gaps)
+    what,
+    float(np.mean(differences)),
+    float(np.std(differences, ddof=1) / math.sqrt(len(differences))),
+    len(differences),
   )
 
 
-def verdict(wanted: Sequence[tuple[Difference | None, int]]) -> tuple[str, str] | None:
+def verdict(expected: Sequence[tuple[Difference | None, int]]) -> tuple[str, str] | None:
   """Judges a claim by the signs of some differences.
 
   Args:
-    wanted: each difference with the sign that the claim predicts: -1, 1, or 0 for no difference.
+    expected: each difference with the sign that the claim predicts: -1, 1, or 0 for no difference.
 
   Returns:
     (verdict, the numbers behind it), or None if any difference is missing.
   """
-  there = [(d, sign) for d, sign in wanted if d is not None]
-  if len(there) < len(wanted) or not there:
+  present = [(d, sign) for d, sign in expected if d is not None]
+  if len(present) < len(expected) or not present:
     return None
-  numbers = "; ".join(str(d) for d, _ in there)
-  if any(d.sign == -sign and sign for d, sign in there) or any(
-    sign == 0 and d.sign for d, sign in there
+  numbers = "; ".join(str(d) for d, _ in present)
+  if any(d.sign == -sign and sign for d, sign in present) or any(
+    sign == 0 and d.sign for d, sign in present
   ):
     return FAILS, numbers
-  if all(d.sign == sign for d, sign in there):
+  if all(d.sign == sign for d, sign in present):
     return HOLDS, numbers
-  return UNTOLD, numbers
+  return INCONCLUSIVE, numbers

@@ -5,7 +5,7 @@ import dataclasses
 import math
 
 from clip_jax.study.designs import short
-from clip_jax.study.law_fits import label
+from clip_jax.study.law_fits import series_label
 from clip_jax.study.runs_table import SHIFTED, TITLES, RunResult
 
 
@@ -15,7 +15,7 @@ class Panel:
 
   Attributes:
     figure: number and letter in the paper, such as "2a".
-    metric: metric on the y axis, a name in `records.TITLES`.
+    metric: metric on the y axis, a name in `runs_table.TITLES`.
     x: x axis: "epochs", "dataset_size", "quality", "gmacs", or a metric for a scatter plot of
       accuracies.
     varied: what distinguishes the series: "size", "vit", "arch", "method", "aug", "any" (all
@@ -41,7 +41,7 @@ class Panel:
     """Whether the panel plots one metric against another."""
     return self.x in TITLES
 
-  def shows(self, point: RunResult) -> bool:
+  def includes(self, point: RunResult) -> bool:
     """Whether the panel shows one of your runs, apart from its protocol."""
     plain = point.method == "CLIP" and point.aug == "none"
     whole = point.quality == 100 or self.x == "quality"
@@ -74,7 +74,7 @@ class Panel:
       "method": point.method,
       "aug": point.aug,
       "": point.arch,
-      "any": label(point),
+      "any": series_label(point),
     }[self.varied]
 
   @property
@@ -198,7 +198,7 @@ PANELS = (
   )
 )
 
-TITLE = {
+FIGURE_TITLES = {
   1: "Compute and augmentation",
   2: "Data and epochs: zero-shot",
   3: "Data and epochs: few-shot",
@@ -255,7 +255,9 @@ def marks(panel: Panel, points: Iterable[RunResult], source: str) -> list[Mark]:
   """Computes the marks of a panel; from the paper's points, exactly those read off that panel."""
   points = list(points)
   chosen = (
-    [p for p in points if p.where == panel.figure] if source == "paper" else _own(panel, points)
+    [p for p in points if p.where == panel.figure]
+    if source == "paper"
+    else _select_runs(panel, points)
   )
   if panel.x == "quality" and len({p.quality for p in chosen}) < 2:
     return []
@@ -281,14 +283,14 @@ def marks(panel: Panel, points: Iterable[RunResult], source: str) -> list[Mark]:
   return sorted(found, key=lambda m: (m.series, m.x))
 
 
-def _own(panel, points):
+def _select_runs(panel, points):
   """Selects the runs that a panel shows."""
   # At the largest size, one epoch already has the same number of samples, so that run is shared.
   same = {p.samples_seen for p in points if p.protocol == "same samples"}
   chosen = [
     p
     for p in points
-    if panel.shows(p)
+    if panel.includes(p)
     and (
       p.protocol in panel.protocols
       or ("same samples" in panel.protocols and p.samples_seen in same)

@@ -8,19 +8,20 @@ import re
 from clip_jax.errors import UserError
 from clip_jax.study import runs_table
 from clip_jax.study.designs import ARCHITECTURES, AUGMENTATIONS, METHODS, VITS, short
-from clip_jax.study.panels import PANELS, TITLE, Mark, Panel, marks
+from clip_jax.study.panels import FIGURE_TITLES, PANELS, Mark, Panel, marks
 
 # The Okabe-Ito palette, which colour-blind readers can distinguish; the markers help in greyscale.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-FAINT = 0.35
+PAPER_ALPHA = 0.35
 
 
 def draw_all(points: Sequence[runs_table.RunResult], out: Path) -> int:
   """Draws every figure that has data, once for each data set.
 
   Args:
-    points: results of your runs, from `records.read`; if empty, only the paper's are drawn.
+    points: results of your runs, from `runs_table.read_results`; if empty, only the paper's are
+      drawn.
     out: output folder, created if missing.
 
   Returns:
@@ -30,7 +31,7 @@ def draw_all(points: Sequence[runs_table.RunResult], out: Path) -> int:
     UserError: matplotlib is not installed, or there is nothing to draw.
   """
   plt = _matplotlib()
-  paper = runs_table.paper()
+  paper = runs_table.paper_results()
   out.mkdir(parents=True, exist_ok=True)
   sections, left_out = [], {}
   for data in sorted({p.data for p in points}) or ["paper"]:
@@ -43,7 +44,7 @@ def draw_all(points: Sequence[runs_table.RunResult], out: Path) -> int:
         for panel in PANELS
         if panel.number == number
       ]
-      filled = [one for one in filled if _tells(*one[1:], alone=not points)]
+      filled = [one for one in filled if _has_comparison(*one[1:], alone=not points)]
       if not filled:
         left_out.setdefault(data, []).append(number)
         continue
@@ -63,7 +64,7 @@ def draw_all(points: Sequence[runs_table.RunResult], out: Path) -> int:
   return len(sections)
 
 
-def _tells(own, paper, *, alone):
+def _has_comparison(own, paper, *, alone):
   """Whether a panel compares at least two points; any panel does if the paper is drawn `alone`."""
   return bool(paper) if alone else len(own) > 1 or bool(own and paper)
 
@@ -110,26 +111,26 @@ def _figure(plt, filled):
   names = list(dict.fromkeys(m.series for _, own, paper in filled for m in own or paper))
   style = {
     name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)])
-    for i, name in enumerate(_ordered(names))
+    for i, name in enumerate(_sorted_series(names))
   }
-  handles, behind = {}, False
+  handles, has_paper = {}, False
   for axis, (panel, own, paper) in zip(axes.flat, filled):
     if panel.accuracy:
       _bars(axis, own, paper, style, handles)
     else:
       _lines(axis, panel, own, paper, style, handles)
-    behind |= bool(own and paper)
+    has_paper |= bool(own and paper)
     axis.set_title(panel.title, loc="left")
     axis.set_xlabel(panel.label_x)
     axis.set_ylabel(panel.label_y)
   for axis in axes.flat[len(filled) :]:
     axis.set_visible(False)
-  if behind:
+  if has_paper:
     from matplotlib.lines import Line2D
 
     above = " (top axis)" if len(figure.axes) > axes.size else ""
     handles[f"paper{above}"] = Line2D(
-      [], [], color="#888888", alpha=FAINT + 0.2, linewidth=1, marker="."
+      [], [], color="#888888", alpha=PAPER_ALPHA + 0.2, linewidth=1, marker="."
     )
   if len(handles) > 1:
     figure.legend(
@@ -145,7 +146,7 @@ def _figure(plt, filled):
 def _lines(axis, panel, own, paper, style, handles):
   """Draws the series of a panel as lines, or as points in a scatter of two metrics."""
   front = own or paper
-  for name in _ordered(list(dict.fromkeys(m.series for m in front))):
+  for name in _sorted_series(list(dict.fromkeys(m.series for m in front))):
     colour, marker = style[name]
     line = [m for m in front if m.series == name]
     handles[name] = axis.errorbar(
@@ -176,7 +177,7 @@ def _lines(axis, panel, own, paper, style, handles):
         [m.x for m in line],
         [m.y for m in line],
         color="#888888",
-        alpha=FAINT,
+        alpha=PAPER_ALPHA,
         linewidth=1,
         marker=".",
         zorder=0,
@@ -227,7 +228,7 @@ def _bars(axis, own, paper, style, handles):
   """Draws bars grouped by size, with the paper's in grey behind those of the same size."""
   front = own or paper
   sizes = sorted({m.x for m in front})
-  names = _ordered(list(dict.fromkeys(m.series for m in front)))
+  names = _sorted_series(list(dict.fromkeys(m.series for m in front)))
   width, hatches = 0.8 / len(names), ("", "//", "..", "xx", "\\\\", "--", "++", "oo")
   for i, name in enumerate(names):
     line = {m.x: m for m in front if m.series == name}
@@ -235,7 +236,11 @@ def _bars(axis, own, paper, style, handles):
     left = lambda x: sizes.index(x) + (i - (len(names) - 1) / 2) * width
     shared = [x for x in sizes if x in behind]
     axis.bar(
-      [left(x) for x in shared], [behind[x].y for x in shared], width, color="#888888", alpha=FAINT
+      [left(x) for x in shared],
+      [behind[x].y for x in shared],
+      width,
+      color="#888888",
+      alpha=PAPER_ALPHA,
     )
     handles[name] = axis.bar(
       [left(x) for x in line],
@@ -253,7 +258,7 @@ def _bars(axis, own, paper, style, handles):
   axis.grid(axis="x", visible=False)
 
 
-def _ordered(names):
+def _sorted_series(names):
   """Sorts series by size, in the paper's order, or else by name with numbers compared by value."""
   known = (*VITS, *ARCHITECTURES, *METHODS, *AUGMENTATIONS)
 
@@ -286,7 +291,7 @@ off its figures. They were measured on other data, so compare the shapes of curv
 </p>"""
   ]
   for data, number, name, filled in sections:
-    title = f"{data}: figure {number}. {TITLE[number]}"
+    title = f"{data}: figure {number}. {FIGURE_TITLES[number]}"
     parts.append(
       f'<h2 id="{_slug(data)}-{number}">{html.escape(title)}</h2>'
       f'<a href="{name}.svg"><img src="{name}.png" alt="{html.escape(title)}"></a>'

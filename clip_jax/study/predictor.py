@@ -16,9 +16,13 @@ from clip_jax.study.law_fits import mean_over_seeds
 from clip_jax.study.runs_table import RunResult
 
 PLAIN = "CLIP"
-BEYOND = 3.5  # No prediction further than this from the nearest run, in octaves (factors of 2).
-BORROWED = 0.05  # Relative error of applying an effect that was measured on another architecture.
-WIDTH = 0.7  # Kernel width in octaves for correcting a law by the residuals of nearby runs.
+MAX_OCTAVES = (
+  3.5  # No prediction further than this from the nearest run, in octaves (factors of 2).
+)
+TRANSFER_ERROR = (
+  0.05  # Relative error of applying an effect that was measured on another architecture.
+)
+KERNEL_WIDTH = 0.7  # Kernel width in octaves for correcting a law by the residuals of nearby runs.
 NORMAL_90 = 1.645
 
 
@@ -27,7 +31,7 @@ class Recipe:
   """A recipe that could be trained, and its predicted error.
 
   Attributes:
-    arch, method: architecture and strategy, named as in `grids`.
+    arch, method: architecture and strategy, named as in `designs`.
     quality: percent of the pairs kept by the quality cut, best first.
     epochs: number of passes over the pairs that are kept.
     samples: number of examples seen in all.
@@ -35,7 +39,7 @@ class Recipe:
     low, high: 90% interval of the error.
     octaves: log2 distance to the nearest run that the prediction is based on.
     evidence: one line for each law or effect used: its source and the distance to it.
-    start: command that trains the recipe.
+    command: command that trains the recipe.
     flops: training FLOPs; NaN if unknown.
   """
 
@@ -49,7 +53,7 @@ class Recipe:
   high: float
   octaves: float
   evidence: tuple[str, ...]
-  start: str
+  command: str
   flops: float
 
   @property
@@ -119,7 +123,7 @@ class Predictor:
         law = float(self.laws[p.arch](p.dataset_size, p.epochs)[0])
         self.cuts.setdefault(p.quality, []).append((p, math.log(p.error / law)))
 
-  def ranked(
+  def rank(
     self, pairs: float, compute: float | None, samples: float | None
   ) -> tuple[list[Recipe], list[str]]:
     """Ranks every recipe that there is evidence about.
@@ -132,14 +136,14 @@ class Predictor:
     Returns:
       (recipes, best first; recipes without a prediction, each with the reason)
     """
-    found, refused = [], {}
+    found, unpredicted = [], {}
     for arch in self.runs:
       for method in (PLAIN, *self.methods):
         for quality in (100.0, *self.cuts):
           cost = self._cost(arch, method)
           if cost is None:
             if compute:
-              refused[f"{arch}, {method}"] = (
+              unpredicted[f"{arch}, {method}"] = (
                 "its compute is unknown (FLIP drops patches, which only a ViT can do)"
               )
             continue
@@ -150,16 +154,16 @@ class Predictor:
             )
             for many in (1, 2, 4, 8, 16, 32, math.inf)
           ]
-          said = [one for one in options if isinstance(one, Recipe)]
+          predicted_options = [one for one in options if isinstance(one, Recipe)]
           if not isinstance(options[-1], Recipe):
-            refused.setdefault(f"{arch}, {method}", options[-1])
-          if said:
+            unpredicted.setdefault(f"{arch}, {method}", options[-1])
+          if predicted_options:
             # Stop before the budget is spent if more epochs raise the error.
-            best = min(said, key=lambda r: (round(r.error, 1), -r.samples))
+            best = min(predicted_options, key=lambda r: (round(r.error, 1), -r.samples))
             found.append(best)
     # Between similar predictions prefer the more certain one: add half a standard deviation.
-    careful = lambda r: math.log(r.error) + math.log(r.high / r.error) / NORMAL_90 / 2
-    return (sorted(found, key=careful), [f"{name}: {why}" for name, why in refused.items()])
+    pessimistic = lambda r: math.log(r.error) + math.log(r.high / r.error) / NORMAL_90 / 2
+    return (sorted(found, key=pessimistic), [f"{name}: {why}" for name, why in unpredicted.items()])
 
   def _recipe(self, arch, method, quality, pairs, samples, cost):
     """Returns a `Recipe`, or the reason for making no prediction as a string."""
@@ -173,11 +177,15 @@ class Predictor:
     own = self.runs[arch if measured else self.reference]
     law = self.laws[arch if measured else self.reference]
     # With less than one epoch, only the pairs that are seen count as data.
-    near, far = _nearest(own, min(D, samples), max(epochs, 1))
-    log_error = math.log(float(law(D, epochs)[0])) + _off(law, own, D, epochs)
+    nearest, distance = _nearest(own, min(D, samples), max(epochs, 1))
+    log_error = math.log(float(law(D, epochs)[0])) + _residual_correction(law, own, D, epochs)
     low, high = law.interval(D, epochs)
     variance = (math.log(float(high[0]) / float(low[0])) / 2 / NORMAL_90) ** 2
-    evidence = [_says(near, far, D, epochs, f"law fitted to {len(own)} runs of {near.arch}")]
+    evidence = [
+      _evidence_line(
+        nearest, distance, D, epochs, f"law fitted to {len(own)} runs of {nearest.arch}"
+      )
+    ]
     effects = [] if measured else [(f"{arch} against {self.reference}", self.archs[arch], arch)]
     if method != PLAIN:
       on, ratios = self.methods[method]
@@ -185,11 +193,13 @@ class Predictor:
     for what, ratios, on in effects:
       if not ratios:
         return f"no run compares {what}"
-      ratio, spread, nearest, away = _effect(ratios, D, epochs)
+      ratio, spread, other, away = _effect(ratios, D, epochs)
       log_error += ratio
-      variance += spread**2 + (BORROWED**2 if on != arch else 0)
-      far = max(far, away)
-      evidence.append(_says(nearest, away, D, epochs, f"{what}: error x {math.exp(ratio):.2f}"))
+      variance += spread**2 + (TRANSFER_ERROR**2 if on != arch else 0)
+      distance = max(distance, away)
+      evidence.append(
+        _evidence_line(other, away, D, epochs, f"{what}: error x {math.exp(ratio):.2f}")
+      )
     if quality < 100:
       cut = self.cuts[quality]
       values = [value for _, value in cut]
@@ -199,21 +209,21 @@ class Predictor:
       log_error += float(np.mean(values))
       variance += (
         float(np.var(values))
-        + (BORROWED**2 if cut[0][0].arch != arch else 0)
-        + (0.03 * min(away, BEYOND)) ** 2
+        + (TRANSFER_ERROR**2 if cut[0][0].arch != arch else 0)
+        + (0.03 * min(away, MAX_OCTAVES)) ** 2
       )
       evidence.append(
         f"best {quality:g}% against as many random pairs: "
         f"error x {math.exp(np.mean(values)):.2f} "
-        f"({', '.join(dict.fromkeys(_where(p) for p, _ in cut))}: a pool of {short(round(pool))}"
+        f"({', '.join(dict.fromkeys(_source_of(p) for p, _ in cut))}: a pool of {short(round(pool))}"
         + (f", a factor of {2**away:.2g} away)" if away > 0.2 else ")")
       )
-    if far > BEYOND:
+    if distance > MAX_OCTAVES:
       return (
-        f"the nearest run is a factor of {2**far:.2g} away "
-        f"({short(near.dataset_size)} pairs, {near.epochs:.3g} epochs)"
+        f"the nearest run is a factor of {2**distance:.2g} away "
+        f"({short(nearest.dataset_size)} pairs, {nearest.epochs:.3g} epochs)"
       )
-    deviation = math.sqrt(variance + (self.drift * far) ** 2)
+    deviation = math.sqrt(variance + (self.drift * distance) ** 2)
     error = math.exp(log_error)
     return Recipe(
       arch,
@@ -224,9 +234,9 @@ class Predictor:
       min(error, 100.0),
       error * math.exp(-NORMAL_90 * deviation),
       min(100.0, error * math.exp(NORMAL_90 * deviation)),
-      far,
+      distance,
       tuple(evidence),
-      self._start(arch, method, quality, samples, near),
+      self._command(arch, method, quality, samples, nearest),
       6e9 * cost * samples,
     )
 
@@ -243,9 +253,9 @@ class Predictor:
     times = [p.forward_gmacs / q.forward_gmacs for p, q, _ in ratios]
     return float(np.mean(same) * np.mean(times)) if all(map(math.isfinite, times)) else None
 
-  def _start(self, arch, method, quality, samples, near):
+  def _command(self, arch, method, quality, samples, nearest):
     if self.data != "webli":
-      return f"the config.json of {near.where} with --config.train.samples={round(samples)}"
+      return f"the config.json of {nearest.where} with --config.train.samples={round(samples)}"
     cut = "" if quality == 100 else f",{quality:g}"
     path = "source.path" if quality == 100 else "source.source.path"
     return (
@@ -286,9 +296,10 @@ def _drift(groups):
     except UserError:
       continue
     ends = [p for p in points if p.dataset_size == largest]
-    from_ = max(p.dataset_size for p in small)
+    largest_known = max(p.dataset_size for p in small)
     misses += [
-      math.log(p.error / float(law(p.dataset_size, p.epochs)[0])) / math.log2(largest / from_)
+      math.log(p.error / float(law(p.dataset_size, p.epochs)[0]))
+      / math.log2(largest / largest_known)
       for p in ends
     ]
   return max(0.02, float(np.sqrt(np.mean(np.square(misses))))) if misses else 0.1
@@ -305,7 +316,7 @@ def _ratios(points, base):
   return found
 
 
-def _place(D, epochs):
+def _coordinates(D, epochs):
   return np.array([math.log2(D), math.log2(max(epochs, 1))])
 
 
@@ -314,8 +325,8 @@ def _nearest(points, D, epochs):
 
   The distance is scaled by 0.3 if runs surround the position on all sides.
   """
-  here = _place(D, epochs)
-  places = np.array([_place(p.dataset_size, p.epochs) for p in points])
+  here = _coordinates(D, epochs)
+  places = np.array([_coordinates(p.dataset_size, p.epochs) for p in points])
   off = np.linalg.norm(places - here, axis=1)
   i = int(np.argmin(off))
   # Runs on both sides in both directions make this an interpolation, which is safer.
@@ -324,13 +335,13 @@ def _nearest(points, D, epochs):
   return points[i], float(off[i]) * (0.3 if inside else 1.0)
 
 
-def _off(law, points, D, epochs):
+def _residual_correction(law, points, D, epochs):
   """Correction to the law's log error: the mean residual of nearby runs, kernel-weighted."""
-  here = _place(D, epochs)
+  here = _coordinates(D, epochs)
   predicted = law([p.dataset_size for p in points], [p.epochs for p in points])
   residual = np.log([p.error for p in points]) - np.log(predicted)
-  off = [np.linalg.norm(_place(p.dataset_size, p.epochs) - here) for p in points]
-  weight = np.exp(-np.square(np.array(off) / WIDTH))
+  off = [np.linalg.norm(_coordinates(p.dataset_size, p.epochs) - here) for p in points]
+  weight = np.exp(-np.square(np.array(off) / KERNEL_WIDTH))
   return float((weight * residual).sum() / (weight.sum() + 0.3))
 
 
@@ -340,13 +351,15 @@ def _effect(ratios, D, epochs):
   Returns:
     (log ratio, its standard deviation, the nearest run, the distance to it in octaves)
   """
-  here = _place(D, epochs)
-  off = np.array([np.linalg.norm(_place(p.dataset_size, p.epochs) - here) for p, _, _ in ratios])
+  here = _coordinates(D, epochs)
+  off = np.array(
+    [np.linalg.norm(_coordinates(p.dataset_size, p.epochs) - here) for p, _, _ in ratios]
+  )
   value = np.array([value for _, _, value in ratios])
-  weight = np.exp(-np.square((off - off.min()) / WIDTH))
+  weight = np.exp(-np.square((off - off.min()) / KERNEL_WIDTH))
   mean = float((weight * value).sum() / weight.sum())
   spread = math.sqrt(float((weight * np.square(value - mean)).sum() / weight.sum()))
-  fade = math.exp(-((float(off.min()) / BEYOND) ** 2))
+  fade = math.exp(-((float(off.min()) / MAX_OCTAVES) ** 2))
   # The faded part may still exist, so it counts as uncertainty.
   return (
     mean * fade,
@@ -356,27 +369,27 @@ def _effect(ratios, D, epochs):
   )
 
 
-def _where(point):
+def _source_of(point):
   return f"figure {point.where}" if point.data == "webli" else point.where
 
 
-def _says(point, octaves, D, epochs, what):
+def _evidence_line(point, octaves, D, epochs, what):
   """One line of evidence: its kind, the nearest run and the distance to that."""
-  here = np.linalg.norm(_place(point.dataset_size, point.epochs) - _place(D, epochs))
+  here = np.linalg.norm(_coordinates(point.dataset_size, point.epochs) - _coordinates(D, epochs))
   how = (
     "measured"
     if here < 0.15
     else ("interpolated" if octaves < 0.31 * here else f"extrapolated by a factor of {2**here:.2g}")
   )
   return (
-    f"{what}; nearest run: {_where(point)}, {short(point.dataset_size)} pairs, "
+    f"{what}; nearest run: {_source_of(point)}, {short(point.dataset_size)} pairs, "
     f"{number(point.epochs)} epochs ({how})"
   )
 
 
 @functools.cache
 def _costs():
-  """(arch, method) -> 1e9 forward multiply-adds per example, as `compute.count` gives them."""
+  """(arch, method) -> 1e9 forward multiply-adds per example, as `count_compute` gives them."""
   with (runs_table.REFERENCE / "costs.csv").open(newline="", encoding="utf-8") as file:
     return {
       (r["arch"], r["method"]): sum(float(r[f"{part}_gmacs"]) for part in ("image", "text", "loss"))

@@ -89,8 +89,8 @@ SMALL_COLUMNS = {
 }
 
 
-def seen(
-  method: str, aug: str, *, size: int, weakest: float = 0.08
+def image_views(
+  method: str, aug: str, *, size: int, min_area: float = 0.08
 ) -> tuple[dict[str, ConfigDict], dict[str, ConfigDict]]:
   """Builds the image views of a strategy and augmentation.
 
@@ -98,7 +98,7 @@ def seen(
     method: name of the strategy.
     aug: name of the augmentation; ignored by SLIP.
     size: image size in pixels.
-    weakest: minimum fraction of the image area that a random crop keeps.
+    min_area: minimum fraction of the image area that a random crop keeps.
 
   Returns:
     (views made on the host by name, augmentations on the device by view)
@@ -106,20 +106,24 @@ def seen(
   Raises:
     UserError: the augmentation does not exist.
   """
-  cropped = lambda least, *chain: call(
-    ImageView, crop=call(RandomResizedCrop, size=size, scale=(least, 1.0)), augment=chain
+  cropped = lambda min_area, *chain: call(
+    ImageView, crop=call(RandomResizedCrop, size=size, scale=(min_area, 1.0)), augment=chain
   )
   images = {
     "none": lambda: call(ImageView, crop=call(Resize, size=size, jpeg_draft=True)),
-    "crop&flip": lambda: cropped(weakest, call(HorizontalFlip)),
-    "RandAugment": lambda: cropped(weakest, call(HorizontalFlip), call(RandAugment)),
-    "stacked RandAugment": lambda: cropped(weakest, call(RandAugment)),
+    "crop&flip": lambda: cropped(min_area, call(HorizontalFlip)),
+    "RandAugment": lambda: cropped(min_area, call(HorizontalFlip), call(RandAugment)),
+    "stacked RandAugment": lambda: cropped(min_area, call(RandAugment)),
   }
   if aug not in images:
     raise UserError(f"There is no augmentation {aug!r}; choose one of {', '.join(images)}.")
   if method == "SLIP":
     return (
-      {"image": cropped(max(weakest, 0.5)), "view_a": cropped(weakest), "view_b": cropped(weakest)},
+      {
+        "image": cropped(max(min_area, 0.5)),
+        "view_a": cropped(min_area),
+        "view_b": cropped(min_area),
+      },
       {"view_a": call(SimclrColors), "view_b": call(SimclrColors)},
     )
   return {"image": images[aug]()}, (
@@ -198,7 +202,9 @@ def paper(
         ScoreFilter, source=config.data.source, scores=scores, keep=f"top {quality:g}%"
       )
     config.data.size = size if quality == 100 else None
-    config.data.views.images, config.augment = map(ConfigDict, seen(method, aug, size=pixels))
+    config.data.views.images, config.augment = map(
+      ConfigDict, image_views(method, aug, size=pixels)
+    )
     config.data.batch_size *= 2 if method == "FLIP" else 1
     config.model.image = tower(TOWERS, arch, remat=base.model.image.remat, image_size=pixels)
     config.objective = objective(method, chunk_size=base.objective.chunk_size)
@@ -240,7 +246,7 @@ def small(
     pixels, tokens = (
       (image_size * 3 // 4, context_length // 2) if reduced else (image_size, context_length)
     )
-    images, augment = seen(method, aug, size=pixels, weakest=0.4)
+    images, augment = image_views(method, aug, size=pixels, min_area=0.4)
     head: dict[str, Any] = (
       dict(projection_hidden_dim=256, outputs=64, dtype="float32") if method == "SLIP" else {}
     )

@@ -38,7 +38,7 @@ def run_one(grid: str, name: str, out: Path, fingerprint: str) -> int:
   Raises:
     UserError: the grid file has changed since the grid was started.
   """
-  threading.Thread(target=_end_with_parent, daemon=True).start()
+  threading.Thread(target=_stop_with_parent, daemon=True).start()
   loaded = grid_lib.load(grid)
   run = next((run for run in loaded.runs if run.name == name), None)
   if run is None or run.fingerprint != fingerprint:
@@ -56,14 +56,14 @@ def run_one(grid: str, name: str, out: Path, fingerprint: str) -> int:
     code = loop_lib.run(run.config, folder)
     seconds = clock.stop()
     if code == 0:
-      write(folder / "row.json", row_of(run, loaded.columns, folder, seconds))
+      write(folder / "row.json", result_row(run, loaded.columns, folder, seconds))
     return code
 
 
-def row_of(
+def result_row(
   run: grid_lib.Run, columns: Mapping[str, str], folder: Path, seconds: float
 ) -> dict[str, Any]:
-  """Builds the row of a finished run: `records.COLUMNS` and all other final metrics.
+  """Builds the row of a finished run: `runs_table.COLUMNS` and all other final metrics.
 
   Raises:
     UserError: the final evaluation lacks a metric that the grid names as a column.
@@ -160,7 +160,7 @@ def _rounded(value):
   return None if value is None else round(value, 4)
 
 
-def _end_with_parent():
+def _stop_with_parent():
   """Sends this process SIGTERM, to save and stop, once its parent has exited.
 
   The parent holds the other end of the pipe to stdin, which is closed when it exits.

@@ -20,8 +20,8 @@ from clip_jax.study import budgets, runs_table
 from clip_jax.study.grid import Grid, Run
 
 PREEMPTED = 75  # Exit code: saved after SIGTERM; rerun to resume.
-MISTAKE = 2  # Exit code: a mistake in the command or config; retrying would not help.
-EVERY = 30.0  # Seconds between progress lines.
+USER_ERROR = 2  # Exit code: a mistake in the command or config; retrying would not help.
+PROGRESS_INTERVAL = 30.0  # Seconds between progress lines.
 
 
 class Runner:
@@ -59,7 +59,7 @@ class Runner:
       raise UserError(f"--jobs={jobs} and --retries={retries} must be at least 1 and 0.")
     self.where, self.out, self.retries = where, out, retries
     self.grid, self.runs = grid, list(grid.runs)[part[0] :: part[1]]
-    self.slots = shares(jobs)
+    self.slots = divide_machine(jobs)
     self.active: dict[int, tuple[Run, subprocess.Popen]] = {}  # Slot -> run and its process.
     self.failures: dict[str, list[str]] = {}  # Name of the run -> end of its log at each failure.
     self.stopping: int | None = None  # The signal that asked to stop.
@@ -84,11 +84,11 @@ class Runner:
         signal.signal(number_, handler)
 
   def _run(self):
-    waiting = [run for run in self.runs if not done(self.out, run)]
-    self.begun, self.total = time.monotonic(), len(self.runs)
-    self.work = {run.name: flops(run.config) for run in self.runs}
-    self.start_work = self._worked()
-    self._say(
+    waiting = [run for run in self.runs if not is_done(self.out, run)]
+    self.started, self.total = time.monotonic(), len(self.runs)
+    self.total_flops = {run.name: flops(run.config) for run in self.runs}
+    self.flops_at_start = self._flops_done()
+    self._print(
       f"{len(self.runs)} runs, {self.total - len(waiting)} of them done; up to "
       f"{len(self.slots)} at once, writing to {self.out}"
     )
@@ -103,24 +103,24 @@ class Runner:
         if process.poll() is not None:
           del self.active[slot]
           process.stdin.close()
-          if self._again(run, process.returncode):
+          if self._should_restart(run, process.returncode):
             waiting.insert(0, run)
           shown = 0.0
-      if time.monotonic() - shown > EVERY:
-        gather(self.out, self.grid)
+      if time.monotonic() - shown > PROGRESS_INTERVAL:
+        collect_results(self.out, self.grid)
         self._progress()
         shown = time.monotonic()
-    gather(self.out, self.grid)
+    collect_results(self.out, self.grid)
     if self.stopping == signal.SIGINT:
       raise KeyboardInterrupt
     if self.stopping:
-      self._say("Stopped; rerun the command to resume.")
+      self._print("Stopped; rerun the command to resume.")
       return PREEMPTED
     for name, tail in self.failures.items():
       if tail:
-        self._say(f"\n{name} failed {len(tail)} times; end of its log:\n{tail[-1]}")
-    failed = [run.name for run in self.runs if not done(self.out, run)]
-    self._say(
+        self._print(f"\n{name} failed {len(tail)} times; end of its log:\n{tail[-1]}")
+    failed = [run.name for run in self.runs if not is_done(self.out, run)]
+    self._print(
       f"{self.total - len(failed)} of {self.total} runs are done; results are in "
       f"{self.out / 'runs.csv'}" + (f"; failed: {', '.join(failed)}" if failed else "")
     )
@@ -131,7 +131,7 @@ class Runner:
     folder = self.out / "runs" / run.folder
     folder.mkdir(parents=True, exist_ok=True)
     cores, environment = self.slots[slot]
-    everywhere = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    all_cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     if cores:
       os.sched_setaffinity(0, cores)  # The child process inherits it.
     try:
@@ -155,47 +155,49 @@ class Runner:
         )
     finally:
       if cores:
-        os.sched_setaffinity(0, everywhere)
+        os.sched_setaffinity(0, all_cores)
 
-  def _again(self, run, code):
+  def _should_restart(self, run, code):
     """Reports a run whose process has ended, and returns whether to start it again."""
     folder = self.out / "runs" / run.folder
-    if done(self.out, run):
-      self._say(f"done    {run.name}")
+    if is_done(self.out, run):
+      self._print(f"done    {run.name}")
       return False
     if code == PREEMPTED:
       return not self.stopping
     tail = "\n".join((folder / "log.txt").read_text(errors="replace").splitlines()[-12:])
     attempts = self.failures.setdefault(run.name, [])
     attempts.append(tail)
-    again = code != MISTAKE and len(attempts) <= self.retries
-    self._say(
+    again = code != USER_ERROR and len(attempts) <= self.retries
+    self._print(
       f"failed  {run.name} (exit code {code})"
       + ("; retrying" if again else f"; see {folder / 'log.txt'}")
     )
     return again
 
-  def _worked(self):
+  def _flops_done(self):
     """FLOPs done so far, by name of the run."""
     return {
-      run.name: self.work[run.name]
-      if done(self.out, run)
-      else min(self.work[run.name], _flops_so_far(self.out / "runs" / run.folder))
+      run.name: self.total_flops[run.name]
+      if is_done(self.out, run)
+      else min(self.total_flops[run.name], _flops_so_far(self.out / "runs" / run.folder))
       for run in self.runs
     }
 
   def _progress(self):
-    worked = self._worked()
-    finished = sum(done(self.out, run) for run in self.runs)
-    share = sum(worked.values()) / max(1.0, sum(self.work.values()))
-    since = sum(worked.values()) - sum(self.start_work.values())
-    left = sum(self.work.values()) - sum(worked.values())
+    flops_done = self._flops_done()
+    finished = sum(is_done(self.out, run) for run in self.runs)
+    share = sum(flops_done.values()) / max(1.0, sum(self.total_flops.values()))
+    done_since_start = sum(flops_done.values()) - sum(self.flops_at_start.values())
+    left = sum(self.total_flops.values()) - sum(flops_done.values())
     running = ", ".join(
-      f"{run.name} {100 * worked[run.name] / self.work[run.name]:.0f}%"
+      f"{run.name} {100 * flops_done[run.name] / self.total_flops[run.name]:.0f}%"
       for run, _ in self.active.values()
     )
-    seconds = (time.monotonic() - self.begun) * left / since if since > 0 else None
-    self._say(
+    seconds = (
+      (time.monotonic() - self.started) * left / done_since_start if done_since_start > 0 else None
+    )
+    self._print(
       f"runs {finished}/{self.total}  compute {100 * share:.0f}%"
       + (f"  time left {duration(seconds)}" if seconds and left else "")
       + (f"  now {running}" if running else "")
@@ -204,11 +206,11 @@ class Runner:
   def _stop(self, number, _):
     self.stopping = number
 
-  def _say(self, line):
+  def _print(self, line):
     print(line, flush=True)
 
 
-def shares(jobs: int) -> list[tuple[set[int] | None, dict[str, str]]]:
+def divide_machine(jobs: int) -> list[tuple[set[int] | None, dict[str, str]]]:
   """Divides the machine's GPUs, or without any its CPU cores, among concurrent runs.
 
   Args:
@@ -251,12 +253,12 @@ def gpus() -> list[str]:
   return listed.split()
 
 
-def done(out: Path, run: Run) -> bool:
+def is_done(out: Path, run: Run) -> bool:
   """Whether a run has written its row."""
   return (out / "runs" / run.folder / "row.json").exists()
 
 
-def gather(out: Path, grid: Grid) -> list[dict]:
+def collect_results(out: Path, grid: Grid) -> list[dict]:
   """Writes runs.csv from the rows of all finished runs, except those with an outdated config.
 
   Runs in the folder that are not in the grid are kept.
@@ -291,7 +293,9 @@ def flops(config: ConfigDict) -> float:
   return _cost(config).flops * samples_of(config)
 
 
-def plan(runs: Sequence[Run], out: Path | None, *, accelerator: str, utilisation: float) -> str:
+def format_plan(
+  runs: Sequence[Run], out: Path | None, *, accelerator: str, utilisation: float
+) -> str:
   """Formats a table of the runs with their cost and state, and the total that remains.
 
   Args:
@@ -300,11 +304,11 @@ def plan(runs: Sequence[Run], out: Path | None, *, accelerator: str, utilisation
     accelerator: a name in `budgets.PEAKS`; its hours are used while there is no measured speed.
     utilisation: fraction of its peak that training reaches.
   """
-  an_hour = budgets.flops_an_hour(accelerator, utilisation)
+  flops_per_hour = budgets.flops_per_hour(accelerator, utilisation)
   source = f"one {accelerator} at {utilisation:.0%} of its peak"
   if out and (out / "runs.csv").exists():
     rows = runs_table.read_rows(out / "runs.csv")
-    an_hour = (
+    flops_per_hour = (
       3600
       * sum(float(r["train_flops"]) for r in rows)
       / sum(float(r["wall_seconds"]) for r in rows)
@@ -313,7 +317,7 @@ def plan(runs: Sequence[Run], out: Path | None, *, accelerator: str, utilisation
   lines, left = [], 0.0
   for run in runs:
     samples, cost = samples_of(run.config), _cost(run.config)
-    finished = out is not None and done(out, run)
+    finished = out is not None and is_done(out, run)
     left += 0 if finished else cost.flops * samples
     lines.append(
       (
@@ -322,7 +326,7 @@ def plan(runs: Sequence[Run], out: Path | None, *, accelerator: str, utilisation
         number(cost.image / 1e9),
         number(cost.text / 1e9),
         f"{cost.flops * samples:.2e}",
-        number(cost.flops * samples / an_hour),
+        number(cost.flops * samples / flops_per_hour),
         "done" if finished else "missing",
       )
     )
@@ -330,7 +334,7 @@ def plan(runs: Sequence[Run], out: Path | None, *, accelerator: str, utilisation
   return (
     table(lines, ("run", "samples", "image G", "text G", "FLOP", "hours", "state"))
     + f"\n\nG: 1e9 forward multiply-adds per example. Hours: {source}.\n{len(lines)} runs, "
-    f"{missing} missing: {left:.2e} FLOP, {number(left / an_hour)} hours."
+    f"{missing} missing: {left:.2e} FLOP, {number(left / flops_per_hour)} hours."
   )
 
 
@@ -344,11 +348,11 @@ def _cost(config: ConfigDict) -> ModelCompute:
     }
   )
   # The grid file is the user's own, and so are the modules that it names.
-  return _counted(to_json(counted), modules(counted))
+  return _compute_of_json(to_json(counted), modules(counted))
 
 
 @functools.cache
-def _counted(text: str, trust: tuple[str, ...]) -> ModelCompute:
+def _compute_of_json(text: str, trust: tuple[str, ...]) -> ModelCompute:
   return budgets.compute_of(from_json(text, trust=trust))
 
 

@@ -147,7 +147,7 @@ def read_rows(path: Path | str) -> list[dict[str, str]]:
     return list(reader)
 
 
-def points_of(rows: Iterable[Mapping[str, str]]) -> list[RunResult]:
+def results_of(rows: Iterable[Mapping[str, str]]) -> list[RunResult]:
   """Converts rows of runs.csv to points, including the means in `MEANS`."""
   points = []
   for row in rows:
@@ -177,12 +177,12 @@ def points_of(rows: Iterable[Mapping[str, str]]) -> list[RunResult]:
   return points
 
 
-def read(path: Path | str) -> list[RunResult]:
+def read_results(path: Path | str) -> list[RunResult]:
   """Reads the points of a runs.csv, or of the one in a folder."""
-  return points_of(read_rows(path))
+  return results_of(read_rows(path))
 
 
-def paper() -> list[RunResult]:
+def paper_results() -> list[RunResult]:
   """Loads all numbers that could be read off the paper's figures.
 
   Source: Li, Xie, Cubuk 2024; `reference/README.md` describes how they were read.

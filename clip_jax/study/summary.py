@@ -12,24 +12,25 @@ from clip_jax.study.runs_table import TITLES, RunResult
 DEFAULT = ("i2t_r10", "t2i_r10", "zero_shot", "linear_probe")
 
 
-def markdown(points: Iterable[RunResult], metrics: Sequence[str] = ()) -> str:
+def format_summary(points: Iterable[RunResult], metrics: Sequence[str] = ()) -> str:
   """Formats a Markdown table of accuracies in percent, mean ± standard deviation over seeds.
 
   Args:
     points: results of runs.
-    metrics: columns, names in `records.TITLES`; by default those of `DEFAULT` that the runs have.
+    metrics: columns, names in `runs_table.TITLES`; by default those of `DEFAULT` that the runs
+      have.
 
   Raises:
-    UserError: no run has one of the metrics, or there are no runs.
+    UserError: no run has one of the metrics, or present are no runs.
   """
   points = list(points)
-  there = {p.metric for p in points}
-  unknown = [name for name in metrics if name not in there]
-  metrics = metrics or [name for name in DEFAULT if name in there]
+  present = {p.metric for p in points}
+  unknown = [name for name in metrics if name not in present]
+  metrics = metrics or [name for name in DEFAULT if name in present]
   if unknown or not metrics:
     raise UserError(
       f"No run has {', '.join(unknown) or 'any of ' + ', '.join(DEFAULT)}. Set "
-      f"--metric to metrics that they have: {', '.join(sorted(there)) or 'none'}."
+      f"--metric to metrics that they have: {', '.join(sorted(present)) or 'none'}."
     )
   rows = {}
   for p in sorted(points, key=lambda p: (p.data, p.protocol, p.arch, p.dataset_size)):
@@ -60,7 +61,7 @@ def markdown(points: Iterable[RunResult], metrics: Sequence[str] = ()) -> str:
     lines.append(
       (
         *kind,
-        *(_spread(found.get(name, [])) for name in metrics),
+        *(_mean_and_deviation(found.get(name, [])) for name in metrics),
         str(max(map(len, found.values()))),
       )
     )
@@ -73,7 +74,7 @@ def _strategy(point: RunResult) -> str:
   return point.method + aug + (f", best {point.quality:g}%" if point.quality < 100 else "")
 
 
-def _spread(values: Sequence[float]) -> str:
+def _mean_and_deviation(values: Sequence[float]) -> str:
   if not values:
     return ""
   spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""

@@ -65,7 +65,7 @@ def get_grid(seeds="3"):
         **same | dict(data=f"openclipart, {name}"),
       )
     ]
-    + designs.cut(
+    + designs.compare_cut(
       small(noise=NOISE),
       data="noisy openclipart",
       pool=POOL,

@@ -19,4 +19,4 @@ from clip_jax.study.grid import Grid
 def get_grid(data="data/pairs"):
   """Builds the grid on the pairs in the folder `data`."""
   make = recipes.paper(clip_config.get_config(), data, evaluators=study_suite.get_config())
-  return Grid(designs.at_all_sizes(make, data="own", methods=designs.METHODS), recipes.COLUMNS)
+  return Grid(designs.at_paper_sizes(make, data="own", methods=designs.METHODS), recipes.COLUMNS)

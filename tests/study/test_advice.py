@@ -15,9 +15,9 @@ def fixed():
 
 
 @pytest.fixture(scope="module")
-def evidence():
+def predictor():
   """Laws and effects fitted to the paper's zero-shot errors."""
-  return Predictor([p for p in runs_table.paper() if p.metric == "zero_shot"], "webli")
+  return Predictor([p for p in runs_table.paper_results() if p.metric == "zero_shot"], "webli")
 
 
 def test_predictions_match_existing_runs(fixed):
@@ -40,13 +40,13 @@ def test_advice_follows_the_figures_where_the_text_contradicts_them(fixed):
   # for few pairs. Its figures disagree.
   assert by["Swin-T, CLIP, all pairs"] < by["ViT-B/32, CLIP, all pairs"]
   assert by["ViT-L/16, CLIP, all pairs"] < by["ViT-S/16, CLIP, all pairs"]
-  said = advice.text(fixed).lower()
+  printed = advice.format_advice(fixed).lower()
   for claim in ("consistently", "always", "at all data"):
-    assert claim not in said
+    assert claim not in printed
 
 
 def test_text_states_evidence_distance_and_command(fixed):
-  said = advice.text(fixed, top=3)
+  printed = advice.format_advice(fixed, top=3)
   for words in (
     "figure 9a, 50M pairs",
     "(measured)",
@@ -57,28 +57,29 @@ def test_text_states_evidence_distance_and_command(fixed):
     "a quarter of the pairs",
     "only the ranking",
   ):
-    assert words in said, words
-  assert "  4. " not in said
+    assert words in printed, words
+  assert "  4. " not in printed
 
 
-def test_intervals_grow_with_distance_until_there_is_no_prediction(evidence):
+def test_intervals_grow_with_distance_until_there_is_no_prediction(predictor):
   width = {}
   for times in (1, 2, 8):
-    best, _ = evidence.ranked(3_400_000_000 * times, None, 3_400_000_000 * times)
+    best, _ = predictor.rank(3_400_000_000 * times, None, 3_400_000_000 * times)
     one = next(r for r in best if r.name == "ViT-B/32, CLIP, all pairs")
     width[times] = one.high / one.low
   assert width[1] < width[2] < width[8]
-  best, refused = evidence.ranked(10_000, None, 100_000)
+  best, unpredicted = predictor.rank(10_000, None, 100_000)
   assert not best and all(
-    "a factor of" in line or "less than one example" in line or "hurts" in line for line in refused
+    "a factor of" in line or "less than one example" in line or "hurts" in line
+    for line in unpredicted
   )
   assert not any(
-    r.method == "CLIP+DA" and r.epochs < 2 for r in evidence.ranked(10**8, None, 10**8)[0]
+    r.method == "CLIP+DA" and r.epochs < 2 for r in predictor.rank(10**8, None, 10**8)[0]
   )
 
 
-def test_samples_follow_from_compute_and_cost(evidence):
-  best, _ = evidence.ranked(400 * 10**6, 1e20, None)
+def test_samples_follow_from_compute_and_cost(predictor):
+  best, _ = predictor.rank(400 * 10**6, 1e20, None)
   for one in best:
     assert one.flops <= 1.001e20
   samples = {r.name: r.samples for r in best}
@@ -112,8 +113,8 @@ def test_own_runs_come_first_and_are_fitted_the_same_way():
   (own,) = advice.advise(2000, samples=16_000, runs=runs, metric="r10")
   assert own.data == "mine" and own.recipes[0].name == "A, SLIP, all pairs"
   assert own.recipes[0].error == pytest.approx(error(2000, 8, True), rel=0.03)
-  said = advice.text([own])
-  assert "your runs on mine" in said and "run-2000-8" in said
+  printed = advice.format_advice([own])
+  assert "your runs on mine" in printed and "run-2000-8" in printed
 
 
 def test_invalid_questions_are_rejected():

@@ -7,7 +7,7 @@ import pytest
 
 from clip_jax.errors import UserError
 from clip_jax.study import predictor, recipes
-from clip_jax.study.budgets import at_budget, compute_of, flops_an_hour
+from clip_jax.study.budgets import at_budget, compute_of, flops_per_hour
 from clip_jax.training import setup as setup_lib
 from run_config import get_config
 
@@ -51,7 +51,7 @@ def test_compute_from_the_config_alone_matches_the_run():
 def test_budgets_are_interchangeable():
   config = get_config()
   an_example = compute_of(config).flops
-  hours = 3200 * an_example / flops_an_hour("a100", 0.5)
+  hours = 3200 * an_example / flops_per_hour("a100", 0.5)
   for budget in (
     dict(samples=3200),
     dict(samples="3.2k"),

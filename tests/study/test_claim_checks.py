@@ -6,7 +6,7 @@ import pytest
 
 from clip_jax.errors import UserError
 from clip_jax.study import claim_checks, runs_table
-from clip_jax.study.paired_tests import FAILS, HOLDS, MISSING, UNTOLD, Difference
+from clip_jax.study.paired_tests import FAILS, HOLDS, INCONCLUSIVE, MISSING, Difference
 from clip_jax.study.runs_table import RunResult
 
 
@@ -38,7 +38,7 @@ def runs(error, *, noise=(0.0, 0.3, -0.2), **changes):
 
 
 def verdict(points, statement):
-  (found,) = [v for v in claim_checks.check_claims(points) if v.statement == statement]
+  (found,) = [v for v in claim_checks.check_claims(points) if v.number == statement]
   return found.verdict
 
 
@@ -47,7 +47,7 @@ def test_clear_differences_decide_a_claim_and_small_ones_do_not():
   plain = runs(50, protocol="one epoch", samples_seen=100)
   assert verdict(plain + runs(40, **other), "S10") == HOLDS
   assert verdict(plain + runs(60, **other), "S10") == FAILS
-  assert verdict(plain + runs(49.9, noise=(3, -3, 0.5), **other), "S10") == UNTOLD
+  assert verdict(plain + runs(49.9, noise=(3, -3, 0.5), **other), "S10") == INCONCLUSIVE
   assert verdict(plain, "S10") == MISSING
 
 
@@ -129,16 +129,16 @@ def test_best_cut_depends_on_the_metric_only_if_seeds_agree():
     + runs(40, quality=100.0)
     + cuts((0.0, 0.3, -0.2), i2t_r1=crossed["i2t_r1"])
   )
-  assert verdict(jumpy, "S6") == UNTOLD
+  assert verdict(jumpy, "S6") == INCONCLUSIVE
   assert verdict(cuts((0.0,), zero_shot=(30, 35, 40), i2t_r1=(45, 48, 50)), "S6") == FAILS
 
 
 def test_verdicts_on_the_papers_own_numbers():
   found = {
-    v.statement: v.verdict for v in claim_checks.check_claims(runs_table.paper(), "zero_shot")
+    v.number: v.verdict for v in claim_checks.check_claims(runs_table.paper_results(), "zero_shot")
   }
   assert found["S4"] == found["S6"] == HOLDS
-  assert found["S8"] == UNTOLD, "the gains shrink over four sizes with one seed each"
+  assert found["S8"] == INCONCLUSIVE, "the gains shrink over four sizes with one seed each"
   assert found["S9"] == MISSING, "the paper has no numbers for it"
 
 
@@ -159,9 +159,9 @@ def test_linear_accuracy_is_detected():
 
 def test_verdicts_are_written_with_numbers(tmp_path):
   found = claim_checks.check_claims(runs(50) + runs(60, method="FLIP"))
-  assert len({v.statement for v in found}) == 15
-  claim_checks.write(found, tmp_path / "verdicts.csv")
-  assert "FLIP minus CLIP at 100: +10.0" in claim_checks.text(found)
+  assert len({v.number for v in found}) == 15
+  claim_checks.write_csv(found, tmp_path / "verdicts.csv")
+  assert "FLIP minus CLIP at 100: +10.0" in claim_checks.format_checks(found)
   assert (tmp_path / "verdicts.csv").read_text().count("\n") == 16
   with pytest.raises(UserError, match="no runs"):
     claim_checks.check_claims([])

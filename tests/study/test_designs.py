@@ -50,7 +50,7 @@ def test_grids_have_the_expected_runs_and_compute(name, runs, total):
 
 def test_plan_lists_missing_runs(tmp_path):
   grid = grid_lib.load(str(CONFIGS / "augmentations.py"))
-  printed = runner.plan(grid.runs, None, accelerator="a100", utilisation=0.5)
+  printed = runner.format_plan(grid.runs, None, accelerator="a100", utilisation=0.5)
   assert "16 runs, 16 missing" in printed and "one a100 at 50% of its peak" in printed
 
 
@@ -94,10 +94,10 @@ def test_unknown_factors_of_a_recipe_are_reported():
 def test_a_changed_config_is_a_different_run():
   config = get_config()
   one = grid_lib.Run("a", config, FACTORS)
-  other = grid_lib.Run("a", grid_lib.changed(config, data__batch_size=64), FACTORS)
+  other = grid_lib.Run("a", grid_lib.with_changes(config, data__batch_size=64), FACTORS)
   assert one.folder != other.folder and config.data.batch_size == 32
   with pytest.raises(UserError, match="no data.batchsize; this section has .*batch_size"):
-    grid_lib.changed(config, data__batchsize=64)
+    grid_lib.with_changes(config, data__batchsize=64)
 
 
 @pytest.mark.parametrize(

@@ -81,13 +81,13 @@ def test_frontier_marks_pareto_optimal_points():
 def test_one_law_of_data_and_epochs_fits_the_papers_runs():
   points = [
     p
-    for p in runs_table.paper()
+    for p in runs_table.paper_results()
     if p.metric == "zero_shot" and p.arch == "ViT-B/32" and p.method == "CLIP"
   ]
   found = {one.kind: one for one in law_fits.fit_all(points)}["data and epochs"]
   assert found.law.spread < 0.03 and 5 < found.law.constants["repeats"][0] < 9
   assert abs(found.held_out.miss) < 1.5
-  printed = law_fits.text([found])
+  printed = law_fits.format_laws([found])
   assert "data and epochs" in printed and "ViT-B/32" in printed
 
 
@@ -98,7 +98,7 @@ def test_fits_are_written_with_intervals(tmp_path):
     )
     for x, e in zip(D, error(D))
   ]
-  law_fits.write(law_fits.fit_all(points), tmp_path / "fits.csv")
+  law_fits.write_csv(law_fits.fit_all(points), tmp_path / "fits.csv")
   text = (tmp_path / "fits.csv").read_text()
   assert "floor_low" in text and "data, one epoch" in text
   with pytest.raises(UserError, match="No series has the 5 different sizes"):

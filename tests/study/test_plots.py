@@ -8,7 +8,7 @@ import pytest
 
 from clip_jax.errors import UserError
 from clip_jax.study import plots, runs_table
-from clip_jax.study.panels import PANELS, TITLE, marks
+from clip_jax.study.panels import FIGURE_TITLES, PANELS, marks
 from clip_jax.study.runs_table import RunResult
 
 PANEL = {panel.figure: panel for panel in PANELS}
@@ -38,11 +38,13 @@ def point(size, error, *, protocol="same samples", seen=1000, seed=0, **changes)
 
 
 def test_every_figure_of_the_paper_has_panels():
-  assert {panel.number for panel in PANELS} == set(TITLE) and set(range(1, 28)) <= set(TITLE)
-  drawn = {p.where for p in runs_table.paper()}
+  assert {panel.number for panel in PANELS} == set(FIGURE_TITLES) and set(range(1, 28)) <= set(
+    FIGURE_TITLES
+  )
+  drawn = {p.where for p in runs_table.paper_results()}
   assert drawn <= set(PANEL), "every number of the paper needs a panel"
   for figure in drawn:
-    paper = [p for p in runs_table.paper() if p.where == figure]
+    paper = [p for p in runs_table.paper_results() if p.where == figure]
     assert {p.metric for p in paper} == {PANEL[figure].metric}, figure
     assert len(marks(PANEL[figure], paper, "paper")) == len(paper), figure
 
@@ -132,7 +134,9 @@ def test_missing_matplotlib_is_reported_with_the_install_command(tmp_path, monke
 
 
 def test_series_are_sorted_by_size():
-  assert plots._ordered(["ViT-128x4", "100M", "ViT-32x2", "1.6k", "ViT-B/32", "ViT-Ti/16"]) == [
+  assert plots._sorted_series(
+    ["ViT-128x4", "100M", "ViT-32x2", "1.6k", "ViT-B/32", "ViT-Ti/16"]
+  ) == [
     "1.6k",
     "100M",
     "ViT-Ti/16",

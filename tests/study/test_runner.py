@@ -21,10 +21,10 @@ GRID = """
 import sys
 sys.path[:0] = [{tests!r}]
 from run_config import get_config
-from clip_jax.study.grid import Grid, Run, changed
+from clip_jax.study.grid import Grid, Run, with_changes
 def get_grid(runs="3"):
   factors = dict(data="d", protocol="epochs", arch="A", method="CLIP", aug="none", quality=100.0)
-  return Grid([Run(f"run{{i}}", changed(get_config("16"), seed=i), factors)
+  return Grid([Run(f"run{{i}}", with_changes(get_config("16"), seed=i), factors)
                for i in range(int(runs))], {{"i2t_r10": "retrieval/image_to_text_r10"}})
 """
 # Stand-in for training. codes.json lists what each run does at each start: its exit code, or "wait"
@@ -153,18 +153,18 @@ def test_rows_of_outdated_configs_are_left_out(grid_file, tmp_path):
   stale = out / "runs" / "run0-000000000000"
   stale.mkdir()
   (stale / "row.json").write_text(json.dumps({"name": "run0", "fingerprint": "000000000000"}))
-  assert len(runner.gather(out, grid_lib.load(str(grid_file)))) == 3
+  assert len(runner.collect_results(out, grid_lib.load(str(grid_file)))) == 3
 
 
 def test_concurrent_runs_share_gpus_or_else_cores(monkeypatch):
   monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
-  assert runner.shares(1) == [(None, {})]
-  assert [env["CUDA_VISIBLE_DEVICES"] for _, env in runner.shares(2)] == ["0,2", "1,3"]
+  assert runner.divide_machine(1) == [(None, {})]
+  assert [env["CUDA_VISIBLE_DEVICES"] for _, env in runner.divide_machine(2)] == ["0,2", "1,3"]
   with pytest.raises(UserError, match="--jobs=5 is more than the 4 GPUs"):
-    runner.shares(5)
+    runner.divide_machine(5)
   monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
   monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
-  assert [cores for cores, _ in runner.shares(2)] == [{0, 2}, {1, 3}]
+  assert [cores for cores, _ in runner.divide_machine(2)] == [{0, 2}, {1, 3}]
 
 
 def test_numbers_out_of_range_are_rejected(grid_file, tmp_path):
@@ -180,7 +180,7 @@ def test_the_clock_includes_a_killed_start(tmp_path):
 
 
 def test_a_grid_that_changed_while_running_is_rejected(grid_file, tmp_path, monkeypatch):
-  monkeypatch.setattr(run_result, "_end_with_parent", lambda: None)
+  monkeypatch.setattr(run_result, "_stop_with_parent", lambda: None)
   with pytest.raises(UserError, match="changed while .* running: the config of run0"):
     run_result.run_one(str(grid_file), "run0", tmp_path, "000000000000")
 
@@ -218,6 +218,6 @@ def test_the_cost_of_a_run_with_the_users_own_parts_is_counted(grid_file, tmp_pa
   )
   monkeypatch.syspath_prepend(tmp_path)
   run = grid_lib.load(f"{grid_file}:1").runs[0]
-  own = grid_lib.changed(run.config)
+  own = grid_lib.with_changes(run.config)
   own.model.image.fn = "own_tower:Own"
   assert runner.flops(own) == runner.flops(run.config) > 0

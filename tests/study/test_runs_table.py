@@ -12,7 +12,7 @@ from clip_jax.study import runs_table
 def find(figure, **factors):
   return [
     p.error
-    for p in runs_table.paper()
+    for p in runs_table.paper_results()
     if p.where == figure and all(getattr(p, name) == value for name, value in factors.items())
   ]
 
@@ -34,7 +34,7 @@ def test_paper_numbers_match_the_readings():
 def test_figures_agree_about_the_same_run():
   errors = [
     p.error
-    for p in runs_table.paper()
+    for p in runs_table.paper_results()
     if p.metric == "zero_shot"
     and p.arch == "ViT-B/32"
     and p.method == "CLIP"
@@ -45,7 +45,7 @@ def test_figures_agree_about_the_same_run():
 
 
 def test_every_paper_number_has_a_precision_and_a_source():
-  for p in runs_table.paper():
+  for p in runs_table.paper_results():
     assert 0 < p.error <= 100 and 0.1 <= p.precision <= 1 and p.how.startswith("digitised")
     assert p.metric in runs_table.TITLES and p.epochs >= 0.99
 
@@ -69,7 +69,7 @@ def test_rows_become_points_including_the_available_means(tmp_path):
   runs_table.write_rows(
     tmp_path / "runs.csv", [row(i2t_r10="40", t2i_r10="60", seed="3", forward_gmacs="0.5", extra=1)]
   )
-  points = {p.metric: p for p in runs_table.read(tmp_path)}
+  points = {p.metric: p for p in runs_table.read_results(tmp_path)}
   assert points["r10"].error == 50 and points["i2t_r10"].error == 60
   assert points["r10"].epochs == 2 and points["r10"].gmacs == 100 and points["r10"].seed == 3
   assert "variants" not in points
@@ -79,11 +79,11 @@ def test_rows_become_points_including_the_available_means(tmp_path):
 
 def test_missing_files_and_columns_are_reported(tmp_path):
   with pytest.raises(UserError, match="no .*runs.csv"):
-    runs_table.read(tmp_path)
+    runs_table.read_results(tmp_path)
   (tmp_path / "runs.csv").write_text("name,data\na,b\n")
   with pytest.raises(UserError, match="has no column protocol, arch"):
-    runs_table.read(tmp_path)
+    runs_table.read_results(tmp_path)
 
 
 def test_nan_metrics_are_skipped():
-  assert runs_table.points_of([row(zero_shot=str(math.nan))]) == []
+  assert runs_table.results_of([row(zero_shot=str(math.nan))]) == []

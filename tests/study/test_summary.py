@@ -30,7 +30,7 @@ def test_rows_show_mean_and_standard_deviation_over_seeds():
   errors = (80.0, 83.0, 86.5)
   points = [run(error, seed) for seed, error in enumerate(errors)]
   points += [run(70, 0, method="CLIP+DA", aug="RandAugment"), run(60, 0, metric="zero_shot")]
-  lines = summary.markdown(points).splitlines()
+  lines = summary.format_summary(points).splitlines()
   accuracies = [100 - error for error in errors]
   expected = f"{statistics.mean(accuracies):.1f} ± {statistics.stdev(accuracies):.1f}"
   assert lines[2] == (
@@ -41,6 +41,6 @@ def test_rows_show_mean_and_standard_deviation_over_seeds():
 
 def test_unavailable_metrics_are_reported_with_the_available_ones():
   with pytest.raises(UserError, match="No run has shot5.*--metric.*i2t_r10"):
-    summary.markdown([run(50, 0)], ["shot5"])
+    summary.format_summary([run(50, 0)], ["shot5"])
   with pytest.raises(UserError, match="No run has any of i2t_r10"):
-    summary.markdown([])
+    summary.format_summary([])
