@@ -13,7 +13,7 @@ import optax
 
 from clip_jax.errors import UserError
 from clip_jax.parallel.mesh import BATCH
-from clip_jax.parallel.placement import replicated_sharding, shard_batch
+from clip_jax.parallel.placement import replicated_sharding, shard_batch, to_global
 
 _ROWS = 8192  # Rows of logits computed at a time: 33 MB for 1,000 classes.
 
@@ -52,7 +52,7 @@ class Lbfgs:
 
   Attributes:
     penalties: penalties to try; each fit is initialised with the solution of the next larger one.
-    iterations: maximum number of loss evaluations per fit.
+    iterations: maximum number of L-BFGS iterations per fit; each evaluates the loss once or more.
     tolerance: gradient norm at which a fit has converged.
     validation: fraction of the examples held out to choose the penalty.
     seed: seed that selects the held-out examples.
@@ -88,14 +88,14 @@ class Lbfgs:
         (~held).astype(np.float32),
         np.ones(len(x), np.float32),
       )
-      w = jax.device_put(np.zeros((x.shape[1] + 1, classes), np.float32), replicated_sharding(mesh))
+      w = to_global(np.zeros((x.shape[1] + 1, classes), np.float32), replicated_sharding(mesh))
       solve = functools.partial(_lbfgs, tolerance=self.tolerance, iterations=self.iterations)
       for penalty in sorted(self.penalties, reverse=True):
         w, steps, norm = solve(w, rows, labels, kept, penalty)
         share = _validation(np.asarray(w)[:-1], np.asarray(w)[-1], standard, y, held)
         tried[penalty] = {
           "validation_top1": share,
-          "evaluations": int(steps),
+          "iterations": int(steps),
           "grad_norm": float(norm),
         }
         # Ties go to the largest penalty, because penalties are tried in descending order.
@@ -112,7 +112,7 @@ class Lbfgs:
         "penalty": chosen[0],
         "tried": {f"{k:g}": v for k, v in tried.items()},
         "at_the_edge": len(tried) > 1 and chosen[0] in (min(tried), max(tried)),
-        "evaluations": int(steps),
+        "iterations": int(steps),
         "grad_norm": float(norm),
         "converged": bool(norm <= self.tolerance),
         "held_out": int(held.sum()),
@@ -162,9 +162,8 @@ class Sgd:
     mean, deviation = x.mean(0), x.std(0) + 1e-5
     held = held_out(len(x), self.validation, self.seed)
     with jax.set_mesh(mesh):
-      rows, labels = (
-        jax.make_array_from_callback(v.shape, replicated_sharding(mesh), v.__getitem__)
-        for v in ((x - mean) / deviation, y.astype(np.int32))
+      rows, labels = to_global(
+        ((x - mean) / deviation, y.astype(np.int32)), replicated_sharding(mesh)
       )
       train = functools.partial(self._train, rows, labels, classes)
       many = train(np.flatnonzero(~held), self.rates)
@@ -247,15 +246,12 @@ def _on_rows(mesh, *arrays):
   R = min(-(-_ROWS // mesh.size), -(-n // mesh.size)) * mesh.size
   K = -(-n // R)
 
-  def put(v):
+  def padded(v):
     filled = np.zeros((K * R, *v.shape[1:]), v.dtype)
     filled[:n] = v
-    filled = filled.reshape(K, R, *v.shape[1:])
-    return jax.make_array_from_callback(
-      filled.shape, NamedSharding(mesh, P(None, BATCH)), lambda at: filled[at]
-    )
+    return filled.reshape(K, R, *v.shape[1:])
 
-  return [put(v) for v in arrays]
+  return to_global([padded(v) for v in arrays], NamedSharding(mesh, P(None, BATCH)))
 
 
 def _cross_entropy(logits, y, weight):
@@ -263,15 +259,9 @@ def _cross_entropy(logits, y, weight):
   return (weight * optax.softmax_cross_entropy_with_integer_labels(logits, y)).sum()
 
 
-@functools.partial(jax.jit, static_argnames=("memory",))
-def _lbfgs(w, x, y, weight, penalty, *, iterations, tolerance, memory=10):
-  """Minimises the loss; returns weights [D + 1, C], number of evaluations and gradient norm.
-
-  Each iteration of the loop evaluates the loss once, at a trial point. The point is accepted if it
-  satisfies the Armijo condition; otherwise the step size is halved.
-
-  Source: Nocedal and Wright, algorithm 7.4.
-  """
+@jax.jit
+def _lbfgs(w, x, y, weight, penalty, *, iterations, tolerance):
+  """Minimises the loss; returns weights [D + 1, C], number of iterations and gradient norm."""
 
   def one(w, part):
     x, y, weight = part
@@ -281,77 +271,21 @@ def _lbfgs(w, x, y, weight, penalty, *, iterations, tolerance, memory=10):
     sums = lax.map(lambda part: jax.checkpoint(one, prevent_cse=False)(w, part), (x, y, weight))
     return sums.sum() / weight.sum() + penalty / 2 * jnp.square(w[:-1]).sum()
 
-  def direction(g, S, Y, rho, k):
-    """Approximates -(inverse Hessian) g from the last steps S and gradient differences Y."""
-    at = (k - 1 - jnp.arange(memory)) % memory  # Newest first.
-    there = jnp.arange(memory) < k
+  solver = optax.lbfgs()
 
-    def back(q, i):
-      alpha = there[i] * rho[at[i]] * jnp.vdot(S[at[i]], q)
-      return q - alpha * Y[at[i]], alpha
+  def step(carry):
+    w, value, gradient, state, _, count = carry
+    update, state = solver.update(gradient, state, w, value=value, grad=gradient, value_fn=loss)
+    search = state[-1]  # The line search has already evaluated the loss at the new weights.
+    return w + update, search.value, search.grad, state, jnp.any(update != 0), count + 1
 
-    q, alphas = lax.scan(back, -g, jnp.arange(memory))
-    newest = (k - 1) % memory
-    scale = jnp.where(
-      k > 0,
-      1 / (rho[newest] * jnp.vdot(Y[newest], Y[newest])),
-      1 / jnp.maximum(1, jnp.linalg.norm(g)),
-    )
+  def unfinished(carry):
+    _, _, gradient, _, moved, count = carry
+    return moved & (count < iterations) & (jnp.linalg.norm(gradient) > tolerance)
 
-    def forth(q, i):
-      beta = rho[at[i]] * jnp.vdot(Y[at[i]], q)
-      return q + there[i] * (alphas[i] - beta) * S[at[i]], None
-
-    return lax.scan(forth, scale * q, jnp.arange(memory)[::-1])[0]
-
-  def turn(state):
-    w, f, g, d, t, S, Y, rho, k, count = state
-    trial = w + t * d
-    f_new, g_new = jax.value_and_grad(loss)(trial)
-    # The last term is a margin for float32 rounding near the minimum.
-    accepted = f_new <= f + 1e-4 * t * jnp.vdot(g, d) + 1e-7 * jnp.abs(f)
-    s, change = trial - w, g_new - g
-    curvature = jnp.vdot(s, change)
-    kept = accepted & (curvature > 1e-12)
-
-    def moved():
-      at = k % memory
-      new = (S.at[at].set(s), Y.at[at].set(change), rho.at[at].set(1 / curvature), k + 1)
-      S_, Y_, rho_, k_ = jax.tree.map(lambda a, b: jnp.where(kept, a, b), new, (S, Y, rho, k))
-      return (
-        trial,
-        f_new,
-        g_new,
-        direction(g_new, S_, Y_, rho_, k_),
-        jnp.float32(1),
-        S_,
-        Y_,
-        rho_,
-        k_,
-      )
-
-    return *lax.cond(accepted, moved, lambda: (w, f, g, d, t / 2, S, Y, rho, k)), count + 1
-
-  def unfinished(state):
-    _, _, g, _, t, *_, count = state
-    return (count == 0) | ((count < iterations) & (jnp.linalg.norm(g) > tolerance) & (t > 1e-9))
-
-  past = jnp.zeros((memory, *w.shape))
-  # The first iteration takes a zero step, to evaluate the gradient at the initial weights.
-  start = (
-    w,
-    jnp.float32(jnp.inf),
-    jnp.zeros_like(w),
-    jnp.zeros_like(w),
-    jnp.float32(1),
-    past,
-    past,
-    jnp.zeros(memory),
-    jnp.int32(0),
-    jnp.int32(0),
-  )
-  w, _, g, *_, count = lax.while_loop(unfinished, turn, start)
-  return _everywhere((w, count, jnp.linalg.norm(g)))
+  start = (w, *jax.value_and_grad(loss)(w), solver.init(w), jnp.bool_(True), jnp.int32(0))
+  w, _, gradient, _, _, count = lax.while_loop(unfinished, step, start)
+  return _everywhere((w, count, jnp.linalg.norm(gradient)))
 
 
 @functools.partial(jax.jit, donate_argnums=(0, 1))

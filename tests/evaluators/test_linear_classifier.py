@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from scipy import optimize, special
 
 from clip_jax.errors import UserError
 from clip_jax.evaluators.linear_classifier import Lbfgs, Sgd, held_out
@@ -11,7 +12,7 @@ from clip_jax.parallel.mesh import make_mesh
 
 def examples(n=90, D=4, C=3, seed=0):
   rng = np.random.default_rng(seed)
-  x = rng.normal(size=(n, D)) * [1, 5, 0.2, 1] + 3
+  x = rng.normal(size=(n, D)) * np.resize([1, 5, 0.2, 1], D) + 3
   w = np.random.default_rng(5).normal(size=(D, C))
   y = ((x - 3) @ w + rng.normal(size=(n, C)) * 2).argmax(1)
   return x.astype(np.float32), y
@@ -57,6 +58,39 @@ def test_lbfgs_agrees_with_newton(devices, monkeypatch):
   assert fit.detail["held_out"] == 9
 
 
+@pytest.mark.parametrize("penalty", [1e-4, 1.0])
+def test_lbfgs_agrees_with_scipy_on_many_classes(penalty):
+  x, y = examples(n=400, D=30, C=12)
+  fit = Lbfgs(penalties=(penalty,), tolerance=1e-5).fit(
+    x, y, 12, make_mesh(devices=jax.devices()[:1])
+  )
+  features = np.hstack([(x - x.mean(0)) / (x.std(0) + 1e-5), np.ones((len(x), 1))], dtype=float)
+
+  def loss(flat):
+    theta = flat.reshape(31, 12)
+    logits = features @ theta
+    top = special.logsumexp(logits, 1)
+    gradient = features.T @ (np.exp(logits - top[:, None]) - np.eye(12)[y]) / len(y)
+    gradient[:-1] += penalty * theta[:-1]
+    value = (top - logits[np.arange(len(y)), y]).mean() + penalty / 2 * np.square(theta[:-1]).sum()
+    return value, gradient.ravel()
+
+  best = optimize.minimize(loss, np.zeros(31 * 12), jac=True, method="BFGS", tol=1e-8)
+  assert fit.detail["converged"] and fit.detail["iterations"] < 500
+  assert loss(np.vstack([fit.w, fit.b]).ravel())[0] == pytest.approx(best.fun, rel=1e-5)
+  np.testing.assert_allclose(fit.w, best.x.reshape(31, 12)[:-1], atol=0.02 / penalty**0.25)
+
+
+def test_a_fit_that_starts_at_the_optimum_takes_no_iterations():
+  x, y = examples()
+  one, both = (
+    Lbfgs(penalties=penalties).fit(x, y, 3, make_mesh(devices=jax.devices()[:1])).detail["tried"]
+    for penalties in ((0.1,), (0.1, 0.099999))
+  )
+  assert both["0.1"] == one["0.1"] and one["0.1"]["iterations"] > 0
+  assert both["0.099999"]["iterations"] == 0  # It starts at the previous solution.
+
+
 def test_the_chosen_penalty_is_best_on_held_out_examples():
   x, y = examples()
   x = np.hstack([x, np.random.default_rng(1).normal(size=(90, 40)).astype(np.float32)])  # Noise.
@@ -96,7 +130,7 @@ def test_a_fit_with_too_few_iterations_has_not_converged():
   fit = Lbfgs(penalties=(1e-6,), iterations=3, tolerance=1e-9).fit(
     x, y, 3, make_mesh(devices=jax.devices()[:1])
   )
-  assert not fit.detail["converged"] and fit.detail["evaluations"] == 3
+  assert not fit.detail["converged"] and fit.detail["iterations"] == 3
 
 
 def test_sgd_agrees_with_a_loop():
