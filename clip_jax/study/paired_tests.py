@@ -5,12 +5,10 @@ import dataclasses
 import math
 
 import numpy as np
+from scipy import special
 
 from clip_jax.study.runs_table import RunResult
 
-SURE = 2.0  # Half-width of a 95% interval in standard errors, for more pairs than _STUDENT covers.
-# Two-sided 95% quantiles of Student's t, for 2, 3, ... pairs of runs.
-_STUDENT = (12.7, 4.3, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 HOLDS, FAILS, INCONCLUSIVE, MISSING = "holds", "fails", "inconclusive", "no runs"
 
 
@@ -32,8 +30,8 @@ class Difference:
 
   @property
   def bound(self) -> float:
-    """Half-width of the 95% confidence interval of the mean."""
-    return self.deviation * (_STUDENT[self.runs - 2] if self.runs - 2 < len(_STUDENT) else SURE)
+    """Half-width of the 95% confidence interval of the mean, by Student's t."""
+    return float(self.deviation * special.stdtrit(self.runs - 1, 0.975))
 
   @property
   def sign(self) -> int:

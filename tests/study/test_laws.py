@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import optimize
 
 from clip_jax.errors import UserError
 from clip_jax.study import law_fits, laws, runs_table
@@ -31,6 +32,36 @@ def test_constants_of_an_exact_law_are_recovered():
   assert found["exponent"] == pytest.approx(1.2, rel=0.02)
   assert found["scale"] == pytest.approx(3e8, rel=0.05)
   assert "repeats" not in found
+
+
+@pytest.mark.parametrize("epochs", [1.0, 4.0, 0.5])
+def test_slopes_are_the_derivatives(epochs):
+  at = np.array([-0.5, 19.0, 0.1, 2.0])
+  x, epochs = laws._both(D, epochs)
+  for i, one in enumerate(np.eye(4) * 1e-5):
+    up, down = (laws._predicted((at + sign * one)[None], x, epochs, 100.0)[0] for sign in (1, -1))
+    np.testing.assert_allclose(
+      laws._slopes(at, x, epochs, 100.0)[:, i], (up - down) / 2e-5, rtol=1e-5, atol=1e-8
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_fit_minimises_the_robust_loss(seed):
+  """A general optimizer, started at the fit and elsewhere, finds no better law."""
+  seen = np.log(noisy(error(D), seed, 0.1))
+
+  def loss(theta):
+    floor, scale, exponent = 100 / (1 + np.exp(-theta[0])), np.exp(theta[1]), np.exp(theta[2])
+    predicted = np.log(floor + (100 - floor) * (1 + D / scale) ** -exponent)
+    return (np.sqrt(1 + ((predicted - seen) / 0.05) ** 2) - 1).sum()
+
+  law = laws.fit(D, np.exp(seen), replicates=1)
+  box = [(-7, 4), (np.log(D.min()) - 3, np.log(D.max()) + 3), (np.log(0.03), np.log(8))]
+  for start in (law.parameters[:3], [-1.0, np.log(1e8), 0.0], [1.0, np.log(1e9), -1.0]):
+    found = optimize.minimize(
+      loss, start, bounds=box, method="Nelder-Mead", options={"xatol": 1e-6}
+    )
+    assert loss(law.parameters[:3]) <= found.fun * (1 + 1e-3)
 
 
 def test_value_of_repetition_is_recovered():
