@@ -22,14 +22,14 @@ class ClaimCheck:
   """The result of testing one claim on one data set.
 
   Attributes:
-    number: number of the claim, "S1" to "S15".
+    name: "S1" to "S15".
     claim: the claim.
     data: data set of the runs.
     verdict: `HOLDS`, `FAILS`, `INCONCLUSIVE` or `MISSING` of `paired_tests`.
     numbers: the differences that the verdict is based on.
   """
 
-  number: str
+  name: str
   claim: str
   data: str
   verdict: str
@@ -66,7 +66,7 @@ def check_claims(points: Iterable[RunResult], metric: str | None = None) -> list
 def format_checks(found: Sequence[ClaimCheck]) -> str:
   """Formats the results as a table for the terminal."""
   return table(
-    [(v.number, v.claim, v.data, v.verdict, v.numbers) for v in found],
+    [(v.name, v.claim, v.data, v.verdict, v.numbers) for v in found],
     ("", "claim", "data", "verdict", "numbers"),
   )
 

@@ -16,13 +16,12 @@ from clip_jax.study.law_fits import mean_over_seeds
 from clip_jax.study.runs_table import RunResult
 
 PLAIN = "CLIP"
-MAX_OCTAVES = (
-  3.5  # No prediction further than this from the nearest run, in octaves (factors of 2).
-)
-TRANSFER_ERROR = (
-  0.05  # Relative error of applying an effect that was measured on another architecture.
-)
-KERNEL_WIDTH = 0.7  # Kernel width in octaves for correcting a law by the residuals of nearby runs.
+# No prediction further than this from the nearest run, in octaves (factors of 2).
+MAX_OCTAVES = 3.5
+# Relative error of applying an effect that was measured on another architecture.
+TRANSFER_ERROR = 0.05
+# Kernel width in octaves for correcting a law by the residuals of nearby runs.
+KERNEL_WIDTH = 0.7
 NORMAL_90 = 1.645
 
 
@@ -215,7 +214,8 @@ class Predictor:
       evidence.append(
         f"best {quality:g}% against as many random pairs: "
         f"error x {math.exp(np.mean(values)):.2f} "
-        f"({', '.join(dict.fromkeys(_source_of(p) for p, _ in cut))}: a pool of {short(round(pool))}"
+        f"({', '.join(dict.fromkeys(_source_of(p) for p, _ in cut))}: "
+        f"a pool of {short(round(pool))}"
         + (f", a factor of {2**away:.2g} away)" if away > 0.2 else ")")
       )
     if distance > MAX_OCTAVES:

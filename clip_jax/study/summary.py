@@ -21,7 +21,7 @@ def format_summary(points: Iterable[RunResult], metrics: Sequence[str] = ()) -> 
       have.
 
   Raises:
-    UserError: no run has one of the metrics, or present are no runs.
+    UserError: no run has one of the metrics, or there are no runs.
   """
   points = list(points)
   present = {p.metric for p in points}

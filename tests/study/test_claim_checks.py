@@ -1,4 +1,4 @@
-"""Tests of verdicts, on made-up runs with a known answer."""
+"""Checks of claims, on made-up runs with a known answer."""
 
 import itertools
 
@@ -37,8 +37,8 @@ def runs(error, *, noise=(0.0, 0.3, -0.2), **changes):
   ]
 
 
-def verdict(points, statement):
-  (found,) = [v for v in claim_checks.check_claims(points) if v.number == statement]
+def verdict(points, claim):
+  (found,) = [v for v in claim_checks.check_claims(points) if v.name == claim]
   return found.verdict
 
 
