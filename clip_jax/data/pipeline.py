@@ -150,13 +150,13 @@ def batches(
       raise UserError(f"{name} {value} is negative; it must be at least 0.")
   if rows is None:
     rows = np.arange(batch_size).reshape(hosts, -1)[host]
-  ours = grain.MapDataset.source(_Sorted(examples, batch_size, rows)).batch(len(rows))[start:]
-  ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, 1))
-  ours = ours.to_iter_dataset(ahead)
+  dataset = grain.MapDataset.source(_Sorted(examples, batch_size, rows)).batch(len(rows))[start:]
+  read_options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, 1))
+  dataset = dataset.to_iter_dataset(read_options)
   if not workers:
-    return iter(ours)
+    return iter(dataset)
   _allow_workers()
-  return _FromWorkers(iter(ours.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))))
+  return _FromWorkers(iter(dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))))
 
 
 class _Sorted:
@@ -173,8 +173,8 @@ class _Sorted:
     positions = self._steps.get(step)
     if positions is None:
       positions = np.arange(step * self._batch_size, (step + 1) * self._batch_size)
-      places = base_indices_of(self._examples.source, self._examples.indices(positions))
-      positions = positions[np.argsort(places, kind="stable")]
+      locations = base_indices_of(self._examples.source, self._examples.indices(positions))
+      positions = positions[np.argsort(locations, kind="stable")]
       if len(self._steps) >= _STEPS:  # Safe without a lock: other threads recompute lost entries.
         self._steps.clear()
       self._steps[step] = positions

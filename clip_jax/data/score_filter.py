@@ -140,20 +140,20 @@ class ScoreFilter:
 
   def __getitem__(self, i: int) -> dict[str, Any]:
     i = record_number(i, self.kept)
-    return self.source[int(self.places(np.array([i]))[0])]
+    return self.source[int(self.source_indices(np.array([i]))[0])]
 
   def indices(self, start: int = 0, stop: int | None = None) -> np.ndarray:
     """Returns the source indices of records `start` up to `stop`, int64 [stop - start]."""
     start, stop, _ = slice(start, stop).indices(self.kept)
-    return self.places(np.arange(start, max(start, stop)))
+    return self.source_indices(np.arange(start, max(start, stop)))
 
-  def places(self, at: np.ndarray) -> np.ndarray:
+  def source_indices(self, at: np.ndarray) -> np.ndarray:
     """Maps record indices, int [n], to indices in `source`, int64 [n]."""
     at = np.asarray(at, np.int64)
-    pieces = [self._places(at[i : i + 2**16]) for i in range(0, len(at), 2**16)]
+    pieces = [self._source_indices(at[i : i + 2**16]) for i in range(0, len(at), 2**16)]
     return np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
 
-  def _places(self, at):
+  def _source_indices(self, at):
     block = np.searchsorted(self._starts, at, side="right") - 1
     blocks, which = np.unique(block, return_inverse=True)
     on = np.flatnonzero(np.unpackbits(self._bits[blocks]))  # Unpack only these blocks.

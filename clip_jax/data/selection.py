@@ -1,7 +1,8 @@
-"""Helpers for selections: sources such as `Subset` and `Quality` that wrap another source.
+"""Helpers for selections: sources such as `Subset` and `ScoreFilter` that wrap another source.
 
-A selection has `source`, the wrapped source, and `places(at)`, which maps its own record indices to
-indices in `source`. Selections can be nested; together the two trace any record back to its file.
+A selection has `source`, the wrapped source, and `source_indices(at)`, which maps its own record
+indices to indices in `source`. Selections can be nested; together the two trace any record back to
+its file.
 """
 
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ def record_number(i: int, records: int) -> int:
 def selection_chain(source: Source) -> Iterator[Source]:
   """Yields the source and each source it wraps, down to the one that reads the records."""
   yield source
-  while hasattr(source, "places"):
+  while hasattr(source, "source_indices"):
     source = source.source  # type: ignore[attr-defined]  # Selections have both.
     yield source
 
@@ -38,18 +39,18 @@ def base_source(source: Source) -> Source:
 
 
 def base_indices_of(source: Source, at: np.ndarray, level: Source | None = None) -> np.ndarray:
-  """Maps record indices of a source to indices in one of its `levels`, by default its root.
+  """Maps record indices of a source to indices in a source below it, by default the innermost.
 
   Args:
     source: any source, possibly a selection.
     at: int64 [n], record indices, such as `batch["index"]`.
-    level: one of `levels(source)`.
+    level: one of `selection_chain(source)`.
 
   Returns:
     int64 [n].
   """
   for one in selection_chain(source):
-    if one is level or not hasattr(one, "places"):
+    if one is level or not hasattr(one, "source_indices"):
       break
-    at = one.places(at)
+    at = one.source_indices(at)
   return at

@@ -48,9 +48,9 @@ class Subset:
   def indices(self, start: int = 0, stop: int | None = None) -> np.ndarray:
     """Returns the source indices of records `start` up to `stop`, int64 [stop - start]."""
     start, stop, _ = slice(start, stop).indices(self.size)
-    return self.places(np.arange(start, max(start, stop)))
+    return self.source_indices(np.arange(start, max(start, stop)))
 
-  def places(self, at: np.ndarray) -> np.ndarray:
+  def source_indices(self, at: np.ndarray) -> np.ndarray:
     """Maps record indices, int [n], to indices in `source`, int64 [n]."""
     i = np.array(at, np.uint64)
     return feistel_permute(i, len(self.source), seed=splitmix64(self.seed)).astype(np.int64)

@@ -17,7 +17,7 @@ from clip_jax.inference.embedder import Embedder
 from clip_jax.interfaces import Tokenizer
 from clip_jax.model import learner as learner_lib
 from clip_jax.model.learner import abstract_learner
-from clip_jax.model.transfer import fit_to
+from clip_jax.model.transfer import adapt_params
 from clip_jax.parallel.mesh import make_mesh
 from clip_jax.parallel.placement import replicated_sharding
 from clip_jax.parallel.tree_paths import leaves_by_name, path_name
@@ -190,7 +190,7 @@ def _resized(saved: ModelBundle, image_size: int | tuple[int, int], what: str) -
   new = abstract_model(config)
   empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), learner_lib.split_state(new)[1])
   grids = (getattr(model.image, "grid", None) for model in (old, new))
-  params = fit_to(saved.params, empty, *grids, what=what)
+  params = adapt_params(saved.params, empty, *grids, what=what)
   # Keep the BatchNorm running averages, but recompute fixed position embeddings for the new size.
   make = lambda key: learner_lib.split_state(build(config, rngs=nnx.Rngs(key)))[2]
   averages = leaves_by_name(nnx.to_pure_dict(nnx.state(old, nnx.BatchStat)))

@@ -34,30 +34,29 @@ def param_bounds(module: nnx.Module) -> dict:
 
   Returns:
     (low, high) of every trained array, infinite where there is no bound; a tree like the params of
-    `split`.
+    `split_state`.
   """
   _, params, _ = nnx.split(module, nnx.Param, ...)  # type: ignore[misc]
 
-  def of(variable):
+  def bounds(variable):
     metadata = variable.get_metadata()
     return metadata.get("at_least", -np.inf), metadata.get("at_most", np.inf)
 
   is_variable = lambda v: isinstance(v, nnx.Variable)
-  return nnx.to_pure_dict(jax.tree.map(of, params, is_leaf=is_variable))
+  return nnx.to_pure_dict(jax.tree.map(bounds, params, is_leaf=is_variable))
 
 
 def check_tokens(text: TextTower, tokenizer: Any) -> None:
   """Raises `UserError` unless the text tower accepts the tokenizer's output."""
   if tokenizer.context_length != text.context_length:
     raise UserError(
-      f"The tokenizer's length is {tokenizer.context_length} tokens, but the text tower's "
-      f"length is {text.context_length}. Set both to the same value."
+      f"The tokenizer's context_length is {tokenizer.context_length}, but the text tower's is "
+      f"{text.context_length}. Set both to the same value."
     )
   if tokenizer.vocab_size > text.vocab_size:
     raise UserError(
       f"The tokenizer's vocabulary has {tokenizer.vocab_size} tokens, but the text "
-      f"tower's only {text.vocab_size}. Set the tower's vocabulary to at least "
-      f"{tokenizer.vocab_size}."
+      f"tower's vocab_size is {text.vocab_size}. Set it to at least {tokenizer.vocab_size}."
     )
 
 

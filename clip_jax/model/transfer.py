@@ -46,7 +46,7 @@ def resample_positions(
   return np.asarray(grid).reshape(math.prod(new_grid), -1)
 
 
-def fit_to(
+def adapt_params(
   params: dict,
   like: dict,
   old_grid: tuple[int, int] | None,
@@ -70,22 +70,24 @@ def fit_to(
     UserError: arrays other than position embeddings differ; the message lists them.
   """
   theirs, ours = leaves_by_name(params), leaves_by_name(like)
-  made = dict(theirs)
+  adapted = dict(theirs)
   for name in theirs.keys() & ours.keys():
     old, new = theirs[name], ours[name]
     if not name.endswith("/positions") or old.ndim != 2 or old.shape[1] != new.shape[1]:
       continue
     if name.startswith("text/"):
-      made[name] = jnp.concatenate([old[: len(new)], new[len(old) :]])
+      adapted[name] = jnp.concatenate([old[: len(new)], new[len(old) :]])
     elif old_grid and new_grid and old_grid != new_grid:
       first = len(old) - math.prod(old_grid)
-      made[name] = np.concatenate(
+      adapted[name] = np.concatenate(
         [old[:first], resample_positions(np.asarray(old[first:]), old_grid, new_grid)]
       )
   _check_same(
-    {name: x.shape for name, x in made.items()}, {name: x.shape for name, x in ours.items()}, what
+    {name: x.shape for name, x in adapted.items()},
+    {name: x.shape for name, x in ours.items()},
+    what,
   )
-  return jax.tree_util.tree_map_with_path(lambda path, _: made[path_name(path)], like)
+  return jax.tree_util.tree_map_with_path(lambda path, _: adapted[path_name(path)], like)
 
 
 def overlay(tree: dict, other: dict) -> dict:

@@ -1,4 +1,4 @@
-"""The two-tower model, and the learner: a model with its objective."""
+"""The two-tower model: image and text towers with projections into a shared embedding space."""
 
 from flax import nnx
 import jax
@@ -55,9 +55,9 @@ class TwoTowers(nnx.Module):
   ) -> jax.Array:
     """Pixels [B, H, W, 3], uint8 or float in [0, 1] -> features [B, D], before the projection."""
     with jax.named_scope("image_tower"):
-      return self.image(self.normalised(image), train=train, keep=keep, key=key)
+      return self.image(self.normalise_pixels(image), train=train, keep=keep, key=key)
 
-  def normalised(self, image: jax.Array) -> jax.Array:
+  def normalise_pixels(self, image: jax.Array) -> jax.Array:
     """Normalises pixels, uint8 or float in [0, 1], to float32 with the model's mean and std."""
     if image.dtype == jnp.uint8:
       image = image.astype(jnp.float32) / 255
@@ -66,7 +66,7 @@ class TwoTowers(nnx.Module):
   def project_image(self, features: jax.Array) -> jax.Array:
     """Features [B, D] -> float32 [B, E], unit length."""
     with jax.named_scope("image_tower"):
-      return l2_normalize(_projected(self.image_projection, features))
+      return l2_normalize(_project(self.image_projection, features))
 
   def encode_image(
     self, image: jax.Array, *, train: bool = False, keep: float = 1.0, key: jax.Array | None = None
@@ -77,7 +77,7 @@ class TwoTowers(nnx.Module):
   def encode_text(self, tokens: jax.Array, *, train: bool = False) -> jax.Array:
     """Token ids, int32 [B, L], padded with 0 -> float32 [B, E], unit length."""
     with jax.named_scope("text_tower"):
-      return l2_normalize(_projected(self.text_projection, self.text(tokens, train=train)))
+      return l2_normalize(_project(self.text_projection, self.text(tokens, train=train)))
 
 
 class MlpProjection(nnx.Module):
@@ -97,23 +97,23 @@ class MlpProjection(nnx.Module):
     return self.output(jax.nn.relu(self.hidden(self.norm(x))))
 
 
-def _projection(name, kind, width, embed, hidden, rngs):
+def _projection(name, kind, width, embed_dim, hidden_dim, rngs):
   if kind not in PROJECTIONS:
     raise UserError(f"Unknown {name}_projection {kind!r}; choose from {', '.join(PROJECTIONS)}.")
   if kind == "none":
-    if width != embed:
+    if width != embed_dim:
       raise UserError(
         f'{name}_projection="none" needs features as wide as the embedding, but '
-        f"the {name} tower's width is {width}, not embed={embed}. Set embed={width}, "
+        f"the {name} tower's width is {width}, not embed_dim={embed_dim}. Set embed_dim={width}, "
         "or choose another projection."
       )
     return None
   if kind == "mlp":
-    return MlpProjection(width, hidden, embed, rngs=rngs)
-  return Linear(width, embed, bias=kind == "affine", init=normal(width**-0.5), rngs=rngs)
+    return MlpProjection(width, hidden_dim, embed_dim, rngs=rngs)
+  return Linear(width, embed_dim, bias=kind == "affine", init=normal(width**-0.5), rngs=rngs)
 
 
-def _projected(projection, features):
+def _project(projection, features):
   return features.astype(jnp.float32) if projection is None else projection(features)
 
 

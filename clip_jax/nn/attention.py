@@ -84,7 +84,7 @@ def _logits(q, k, mask):
 def softmax_attention(
   q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | np.ndarray | None
 ) -> jax.Array:
-  """`attended` without a bias, in XLA operations.
+  """`attention` without a bias, in XLA operations.
 
   The weights are computed in float32 and cast to the dtype of v to multiply it. The backward pass
   recomputes them from the saved log-sum-exp of the logits, so it needs no second maximum; and it
@@ -150,7 +150,7 @@ def cudnn_problem(N: int, width: int, dtype: str) -> str:
     if here:
       # This may be called during tracing; a thread of its own has no trace in progress.
       with ThreadPoolExecutor(1) as thread:
-        error = thread.submit(difference, _cudnn, N, width, dtype).result()
+        error = thread.submit(relative_error, _cudnn, N, width, dtype).result()
       if not error < 0.05:
         raise ValueError(f"its results are off by {error:.2g} of the largest value")
     else:
@@ -167,7 +167,7 @@ def cudnn_problem(N: int, width: int, dtype: str) -> str:
   return ""
 
 
-def difference(attend: Callable, N: int, width: int, dtype: str) -> float:
+def relative_error(attend: Callable, N: int, width: int, dtype: str) -> float:
   """Returns the largest relative error of `attend`, in its value and gradients."""
   rng = np.random.default_rng(0)
   x = [rng.normal(size=(2, N, 2, width)) for _ in range(4)]

@@ -15,7 +15,8 @@ def conv2d(
 ) -> jax.Array:
   """Convolves in the dtype of x; the kernel's gradient has the kernel's dtype.
 
-  As in `layers.product`, that gradient is a sum over the batch, including rows on other devices.
+  As in `layers.matmul_f32_grad`, that gradient is a sum over the batch, including rows on other
+  devices.
 
   Args:
     x: [B, H, W, C].

@@ -1,11 +1,11 @@
-"""Layers that towers are built from: linear, norms, attention, blocks, the scanned stack, patches.
+"""Layers that towers are built from: linear layers, norms and MLPs; initialisers and activations.
 
 Parameters are float32; `dtype` is the dtype a layer computes in. Kernels are [in, ..., out], and
 attention heads have their own axis, so that tensor parallelism can split it.
 
 The gradient of a parameter is a sum over all rows of the batch, including those on other devices.
-`product` and `spread` cast it to float32 before the sum: in bfloat16, which has 8 significant bits,
-a sum over 256 devices is off by 1.5%.
+`matmul_f32_grad` and `broadcast_param` cast it to float32 before the sum: in bfloat16, which has 8
+significant bits, a sum over 256 devices is off by 1.5%.
 """
 
 from collections.abc import Callable
@@ -159,13 +159,13 @@ class LayerNorm(nnx.Module):
     """[..., width] -> [..., width]."""
 
     @remat
-    def normalised(x, scale, bias):
+    def normalise(x, scale, bias):
       x = x.astype(jnp.float32)
       x = x - x.mean(-1, keepdims=True)
       x = x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.norm_eps)
       return (x * scale + bias).astype(self.dtype)
 
-    return normalised(x, self.scale[...], self.bias[...])
+    return normalise(x, self.scale[...], self.bias[...])
 
 
 class BatchNorm(nnx.Module):
@@ -204,7 +204,7 @@ class BatchNorm(nnx.Module):
     """
 
     @remat
-    def normalised(x, scale, bias, mean, variance):
+    def normalise(x, scale, bias, mean, variance):
       x = x.astype(jnp.float32)
       if train:
         axes = tuple(range(x.ndim - 1))
@@ -213,7 +213,7 @@ class BatchNorm(nnx.Module):
       y = (x - mean) * lax.rsqrt(variance + self.norm_eps)
       return (y * scale + bias).astype(self.dtype), mean, variance
 
-    y, mean, variance = normalised(
+    y, mean, variance = normalise(
       x, self.scale[...], self.bias[...], self.mean[...], self.variance[...]
     )
     if train:

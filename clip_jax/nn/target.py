@@ -8,7 +8,7 @@ import jax
 
 from clip_jax.errors import UserError
 
-_anywhere = ContextVar("anywhere", default=False)
+_any_platform = ContextVar("any_platform", default=False)
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
@@ -18,7 +18,7 @@ def target_platform() -> str:
   It is the platform of the current mesh's devices, which may be abstract; without a mesh, that of
   JAX's default backend.
   """
-  if _anywhere.get():
+  if _any_platform.get():
     return "cpu"
   device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
   return getattr(device, "platform", None) or jax.default_backend()
@@ -27,11 +27,11 @@ def target_platform() -> str:
 @contextlib.contextmanager
 def any_platform() -> Iterator[None]:
   """Context in which traced programs can run on every platform: they are traced as for a CPU."""
-  token = _anywhere.set(True)
+  token = _any_platform.set(True)
   try:
     yield
   finally:
-    _anywhere.reset(token)
+    _any_platform.reset(token)
 
 
 def resolve_dtype(dtype: str) -> str:

@@ -67,13 +67,13 @@ class Attention(nnx.Module):
       mask: bool [B or 1, 1, N, N], True where a query may attend; [S, 1, 1, N, N] for S sequences.
       bias: float [B or 1, heads, N, N], added to the logits.
     """
-    q, k, v = self._projected(x)  # [B, N, heads, D/h]
+    q, k, v = self._project_qkv(x)  # [B, N, heads, D/h]
     attend = functools.partial(attention, kind=self.attention)
     if x.ndim == 4:  # vmap keeps the batch axis separate, so its sharding does not change.
       attend = jax.vmap(attend, (1, 1, 1, None if mask is None else 0, None), 1)
     return self.out(attend(q, k, v, mask, bias))
 
-  def _projected(self, x):
+  def _project_qkv(self, x):
     """Computes queries, keys and values."""
     if target_platform() != "tpu":
       qkv = shard_batch(self.qkv(x))  # [B, N, 3, heads, D/h]
@@ -123,7 +123,7 @@ class Stack(nnx.Module):
 
   Args:
     make_block: makes a block from `nnx.Rngs`.
-    remat: rematerialisation policy of a block, a name in `REMAT`.
+    remat: rematerialisation policy of a block, a name in `REMAT_POLICIES`.
     unroll: blocks per iteration of the compiled loop. 0 means 1 on a CPU or TPU, where only one
       block is compiled whatever the depth, and all blocks on a GPU. A loop on a GPU increases
       memory traffic by a quarter, to stack the residuals of each iteration (docs/speed.md).

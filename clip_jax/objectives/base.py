@@ -23,7 +23,7 @@ class PairObjective(nnx.Module):
   inputs = ("image", "tokens")
 
   def __init__(self, *, keep_patches: float = 1.0, chunk_size: int | None = None):
-    self.keep_patches, self.block = check_keep_fraction(keep_patches), chunk_size
+    self.keep_patches, self.chunk_size = check_keep_fraction(keep_patches), chunk_size
 
   def embed(
     self, model: TwoTowers, batch: Batch, *, train: bool, key: jax.Array | None

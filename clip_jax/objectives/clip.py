@@ -41,8 +41,8 @@ class Clip(PairObjective):
     """Returns the loss, float32 [] in nats, and retrieval accuracies in both directions."""
     z_image, z_text = embeddings["image"], embeddings["text"]
     scale, _ = self.logit()
-    loss = losses.info_nce(z_image, z_text, scale, chunk_size=self.block)
-    image_to_text, text_to_image = losses.accuracies(z_image, z_text, chunk_size=self.block)
+    loss = losses.info_nce(z_image, z_text, scale, chunk_size=self.chunk_size)
+    image_to_text, text_to_image = losses.accuracies(z_image, z_text, chunk_size=self.chunk_size)
     return loss, {
       "clip/logit_scale": scale,
       "clip/image_to_text_accuracy": image_to_text,

@@ -47,8 +47,8 @@ class Siglip(PairObjective):
     """Returns the loss, float32 [] in nats per image, and retrieval accuracies both ways."""
     z_image, z_text = embeddings["image"], embeddings["text"]
     scale, bias = self.logit()
-    loss = losses.sigmoid_pairs(z_image, z_text, scale, bias, chunk_size=self.block)
-    image_to_text, text_to_image = losses.accuracies(z_image, z_text, chunk_size=self.block)
+    loss = losses.sigmoid_pairs(z_image, z_text, scale, bias, chunk_size=self.chunk_size)
+    image_to_text, text_to_image = losses.accuracies(z_image, z_text, chunk_size=self.chunk_size)
     return loss, {
       "siglip/scale": scale,
       "siglip/bias": bias,

@@ -26,7 +26,8 @@ class Slip(nnx.Module):
     pairs: the pair objective; `Clip()` by default.
     ssl_weight: weight of the NT-Xent loss.
     temperature: temperature of the NT-Xent loss, which is not learned.
-    projection_hidden_dim, outputs: the widths of the head's three layers are hidden, hidden and outputs.
+    projection_hidden_dim, outputs: the widths of the head's three layers are hidden, hidden and
+      outputs.
     keep_patches: fraction of the patches of the two views that the tower sees; `pairs` has its own
       setting for "image".
     chunk_size: chunk size of NT-Xent, in rows of its similarity matrices; all rows by default.
@@ -55,7 +56,7 @@ class Slip(nnx.Module):
     self.head = Head(
       model.image.width, projection_hidden_dim, outputs, dtype=resolve_dtype(dtype), rngs=rngs
     )
-    self.ssl_weight, self.temperature, self.block = ssl_weight, temperature, chunk_size
+    self.ssl_weight, self.temperature, self.chunk_size = ssl_weight, temperature, chunk_size
     self.keep_patches = check_keep_fraction(keep_patches)
 
   def embed(
@@ -81,12 +82,12 @@ class Slip(nnx.Module):
     pairs, metrics = self.pairs.loss(embeddings, train=train)
     # Two separate calls, as in the authors' code: BatchNorm normalises each view on its own.
     z_a, z_b = (l2_normalize(self.head(embeddings[v], train=train)) for v in ("view_a", "view_b"))
-    ssl = losses.nt_xent(z_a, z_b, self.temperature, chunk_size=self.block)
+    ssl = losses.nt_xent(z_a, z_b, self.temperature, chunk_size=self.chunk_size)
     return pairs + self.ssl_weight * ssl, {
       **metrics,
       "pairs/loss": pairs,
       "ssl/loss": ssl,
-      "ssl/accuracy": losses.nt_xent_accuracy(z_a, z_b, chunk_size=self.block),
+      "ssl/accuracy": losses.nt_xent_accuracy(z_a, z_b, chunk_size=self.chunk_size),
     }
 
   def logit(self) -> tuple[jax.Array, jax.Array]:

@@ -82,7 +82,7 @@ def fit_all(points: Iterable[RunResult]) -> list[FittedLaw]:
       )
   if not found:
     raise UserError(
-      f"No series has the {laws.FEWEST} different sizes that fitting a law needs. "
+      f"No series has the {laws.MIN_POINTS} different sizes that fitting a law needs. "
       "Add sizes to the grid."
     )
   return found
@@ -128,7 +128,7 @@ def format_laws(found: list[FittedLaw]) -> str:
         bounds("repeats", ".1f"),
         f"{100 * one.law.spread:.1f}%",
         "" if held is None else f"{held.predicted:.1f} [{held.low:.1f}, {held.high:.1f}]",
-        "" if held is None else f"{held.seen:.1f}",
+        "" if held is None else f"{held.measured:.1f}",
         "" if held is None else f"{held.miss:+.1f}",
       )
     )
@@ -155,7 +155,7 @@ def write_csv(found: list[FittedLaw], path: Path) -> None:
   """Writes fitted laws to a CSV file, with a column for each constant and interval bound."""
   with path.open("w", newline="", encoding="utf-8") as file:
     names = ("floor", "scale", "exponent", "repeats")
-    held = ("x", "factor", "predicted", "low", "high", "seen", "miss", "inside")
+    held = ("x", "factor", "predicted", "low", "high", "measured", "miss", "inside")
     writer = csv.writer(file)
     writer.writerow(
       [

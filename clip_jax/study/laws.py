@@ -12,7 +12,7 @@ after Muennighoff et al. 2023 (Scaling Data-Constrained Language Models, sec. 3.
 repetitions are worth nearly as much as new examples, and all repetitions together at most R times
 the data.
 
-Laws are fitted to the logarithm of the error by SciPy's least squares from several starting points,
+Laws are fitted to the logarithm of the error by SciPy's least squares from fits starting points,
 with a soft L1 loss that limits the influence of outliers. Intervals come from a residual bootstrap.
 They reflect the noise of the points but not a wrong functional form; `held_out` tests for that.
 """
@@ -25,10 +25,10 @@ from scipy import optimize
 
 from clip_jax.errors import UserError
 
-TOP = 100.0  # Error of an untrained model in percent (99.9 with 1,000 classes).
+UNTRAINED_ERROR = 100.0  # Error of an untrained model in percent (99.9 with 1,000 classes).
 OUTLIER = 0.05  # Residual of log error above which the loss grows linearly.
 LEVEL = 0.9  # Coverage of the intervals.
-FEWEST = 5  # Minimum number of distinct points for a fit.
+MIN_POINTS = 5  # Minimum number of distinct points for a fit.
 _FITS = 3  # Number of starting points to fit from, those with the smallest residuals.
 _STARTS = [
   (floor, scale, exponent)
@@ -64,7 +64,7 @@ class Law:
       x: float [n], distinct examples seen, or multiply-adds.
       epochs: float [n] or a number, how often each example is seen.
     """
-    return np.exp(self._logarithm(self.parameters[None], x, epochs)[0])
+    return np.exp(self._log_error(self.parameters[None], x, epochs)[0])
 
   def interval(
     self, x: ArrayLike, epochs: ArrayLike = 1.0, *, level: float = LEVEL, noise: bool = True
@@ -80,9 +80,9 @@ class Law:
     Returns:
       (low, high), float [n] each, in percent.
     """
-    middle = self._logarithm(self.parameters[None], x, epochs)
-    each = self._logarithm(self.replicates, x, epochs)
-    each = middle + (each - middle) * self._wider
+    middle = self._log_error(self.parameters[None], x, epochs)
+    each = self._log_error(self.replicates, x, epochs)
+    each = middle + (each - middle) * self._interval_factor
     if noise:
       rng = np.random.default_rng(0)
       each = each + rng.choice(self.residuals, each.shape)
@@ -92,7 +92,7 @@ class Law:
   @property
   def constants(self) -> dict[str, tuple[float, float, float]]:
     """(value, low, high) of floor, scale, exponent and, if fitted, repeats (R)."""
-    off = (self.replicates - self.parameters) * self._wider
+    off = (self.replicates - self.parameters) * self._interval_factor
     both = self.parameters + np.concatenate([np.zeros((1, 4)), off])
     floor, scale, exponent, repeats = _constants(both, self.top)
     named = {"floor": floor, "scale": scale, "exponent": exponent}
@@ -105,12 +105,12 @@ class Law:
       found[name] = float(values[0]), float(low), float(high)
     return found
 
-  def _logarithm(self, parameters, x, epochs):
-    x, epochs = _both(x, epochs)
-    return _predicted(parameters, x, epochs, self.top)
+  def _log_error(self, parameters, x, epochs):
+    x, epochs = _as_arrays(x, epochs)
+    return _predict_log_error(parameters, x, epochs, self.top)
 
   @property
-  def _wider(self):
+  def _interval_factor(self):
     # The bootstrap underestimates the spread of few points. This factor, tuned so that 90%
     # intervals cover 90% with 6 degrees of freedom, approaches 1 for many points.
     return 1 + 2 / max(1, len(self.residuals) - (4 if self.repeats else 3))
@@ -126,7 +126,7 @@ def fit(
   error: ArrayLike,
   epochs: ArrayLike = 1.0,
   *,
-  top: float = TOP,
+  top: float = UNTRAINED_ERROR,
   replicates: int = 200,
   seed: int = 0,
 ) -> Law:
@@ -141,46 +141,46 @@ def fit(
     seed: random seed of the bootstrap.
 
   Raises:
-    UserError: fewer than `FEWEST` distinct points (one more if R is fitted), or values that are
+    UserError: fewer than `MIN_POINTS` distinct points (one more if R is fitted), or values that are
       not finite and above 0.
   """
-  x, epochs = _both(x, epochs)
+  x, epochs = _as_arrays(x, epochs)
   error = np.asarray(error, float)
   repeats = bool((epochs > 1.001).any())
   distinct = len(np.unique(np.stack([x, epochs]), axis=1).T)
-  if distinct < FEWEST + repeats:
+  if distinct < MIN_POINTS + repeats:
     raise UserError(
       f"Cannot fit a law with {3 + repeats} constants to {distinct} distinct points; "
-      f"at least {FEWEST + repeats} are needed. Add sizes to the grid."
+      f"at least {MIN_POINTS + repeats} are needed. Add sizes to the grid."
     )
   if not (np.isfinite(x) & (x > 0)).all() or not (np.isfinite(error) & (error > 0)).all():
     raise UserError("Fitting a law needs finite sizes and errors above 0; leave out other points.")
-  worth = np.log(_worth(x, epochs, np.array([[8.0]]))[0])
+  effective = np.log(_effective_examples(x, epochs, np.array([[8.0]]))[0])
   box = np.array(
     [
-      [-7, worth.min() - 3, np.log(0.03), np.log(0.3)],
-      [4, worth.max() + 3, np.log(8.0), np.log(300.0)],
+      [-7, effective.min() - 3, np.log(0.03), np.log(0.3)],
+      [4, effective.max() + 3, np.log(8.0), np.log(300.0)],
     ]
   )
   starts = np.array(
     [
-      [np.log(floor / (1 - floor)), np.quantile(worth, scale), np.log(exponent), np.log(8.0)]
+      [np.log(floor / (1 - floor)), np.quantile(effective, scale), np.log(exponent), np.log(8.0)]
       for floor, scale, exponent in _STARTS
     ]
   )
   free = 4 if repeats else 3
-  seen = np.log(error)
+  measured = np.log(error)
   # Each start has the same optimum on all of the paper's series, so fit from the nearest few only.
-  off = np.abs(_predicted(starts, x, epochs, top) - seen).sum(1)
-  several = [
-    _least_squares(x, epochs, seen, starts[i], top, box, free) for i in np.argsort(off)[:_FITS]
+  off = np.abs(_predict_log_error(starts, x, epochs, top) - measured).sum(1)
+  fits = [
+    _least_squares(x, epochs, measured, starts[i], top, box, free) for i in np.argsort(off)[:_FITS]
   ]
-  best, _ = min(several, key=lambda found: found[1])
-  predicted = _predicted(best[None], x, epochs, top)[0]
-  residuals = (seen - predicted) * np.sqrt(len(x) / max(1, len(x) - free))
+  best, _ = min(fits, key=lambda fit: fit[1])
+  predicted = _predict_log_error(best[None], x, epochs, top)[0]
+  residuals = (measured - predicted) * np.sqrt(len(x) / max(1, len(x) - free))
   rng = np.random.default_rng(seed)
-  again = predicted + rng.choice(residuals - residuals.mean(), (replicates, len(x)))
-  fitted = [_least_squares(x, epochs, one, best, top, box, free)[0] for one in again]
+  resampled = predicted + rng.choice(residuals - residuals.mean(), (replicates, len(x)))
+  fitted = [_least_squares(x, epochs, one, best, top, box, free)[0] for one in resampled]
   return Law(best, np.array(fitted).reshape(-1, 4), residuals, top, repeats)
 
 
@@ -190,14 +190,14 @@ class HeldOut:
 
   Attributes:
     x: the largest size.
-    seen: measured error at that size in percent, mean over its points.
+    measured: measured error at that size in percent, mean over its points.
     predicted: predicted error, likewise.
     low, high: 90% interval of the prediction.
     factor: the largest size divided by the second largest.
   """
 
   x: float
-  seen: float
+  measured: float
   predicted: float
   low: float
   high: float
@@ -206,19 +206,19 @@ class HeldOut:
   @property
   def miss(self) -> float:
     """Percentage points by which the prediction is too high."""
-    return self.predicted - self.seen
+    return self.predicted - self.measured
 
   @property
   def inside(self) -> bool:
     """Whether the measured error is inside the interval."""
-    return self.low <= self.seen <= self.high
+    return self.low <= self.measured <= self.high
 
 
 def held_out(
-  x: ArrayLike, error: ArrayLike, epochs: ArrayLike = 1.0, *, top: float = TOP
+  x: ArrayLike, error: ArrayLike, epochs: ArrayLike = 1.0, *, top: float = UNTRAINED_ERROR
 ) -> HeldOut | None:
   """Predicts the largest size from a fit to the others; None if those are too few for a fit."""
-  x, epochs = _both(x, epochs)
+  x, epochs = _as_arrays(x, epochs)
   error = np.asarray(error, float)
   largest = x == x.max()
   rest = ~largest
@@ -243,15 +243,15 @@ def frontier(x: ArrayLike, error: ArrayLike) -> np.ndarray:
   return np.array([error[i] <= error[x <= x[i]].min() for i in range(len(x))])
 
 
-def _both(x: ArrayLike, epochs: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def _as_arrays(x: ArrayLike, epochs: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
   x = np.atleast_1d(np.asarray(x, float))
   return x, np.broadcast_to(np.asarray(epochs, float), x.shape)
 
 
-def _worth(x, epochs, repeats):
+def _effective_examples(x, epochs, repeats):
   """Effective number of examples, [k, n], for x examples seen `epochs` times; `repeats` [k, 1]."""
-  again = np.maximum(epochs - 1, 0)
-  return np.minimum(epochs, 1) * x * (1 + repeats * -np.expm1(-again / repeats))
+  repetitions = np.maximum(epochs - 1, 0)
+  return np.minimum(epochs, 1) * x * (1 + repeats * -np.expm1(-repetitions / repeats))
 
 
 def _constants(parameters, top):
@@ -259,42 +259,42 @@ def _constants(parameters, top):
   return top / (1 + np.exp(-floor)), np.exp(scale), np.exp(exponent), np.exp(repeats)
 
 
-def _predicted(parameters, x, epochs, top):
+def _predict_log_error(parameters, x, epochs, top):
   """Log error, [k, n], predicted by each of k sets of parameters, [k, 4]."""
   floor, scale, exponent, repeats = (c[:, None] for c in _constants(parameters, top))
-  worth = _worth(x, epochs, repeats)
-  return np.log(floor + (top - floor) * np.exp(-exponent * np.log1p(worth / scale)))
+  effective = _effective_examples(x, epochs, repeats)
+  return np.log(floor + (top - floor) * np.exp(-exponent * np.log1p(effective / scale)))
 
 
 def _slopes(parameters, x, epochs, top):
   """Derivatives of the log error by each of the 4 parameters, [n, 4]."""
   floor, scale, exponent, repeats = (float(c[0]) for c in _constants(parameters[None], top))
-  once, again = np.minimum(epochs, 1) * x, np.maximum(epochs - 1, 0)
-  worth = _worth(x, epochs, repeats)
-  power = np.exp(-exponent * np.log1p(worth / scale))
+  once, repetitions = np.minimum(epochs, 1) * x, np.maximum(epochs - 1, 0)
+  effective = _effective_examples(x, epochs, repeats)
+  power = np.exp(-exponent * np.log1p(effective / scale))
   error = floor + (top - floor) * power
-  by_log_worth = -exponent * (top - floor) * power / error * worth / (worth + scale)
-  decay = np.exp(-again / repeats)
+  by_log_effective = -exponent * (top - floor) * power / error * effective / (effective + scale)
+  decay = np.exp(-repetitions / repeats)
   return np.stack(
     [
       floor * (1 - floor / top) * (1 - power) / error,
-      -by_log_worth,
-      -exponent * (top - floor) * power / error * np.log1p(worth / scale),
-      by_log_worth * once / worth * (repeats * (1 - decay) - again * decay),
+      -by_log_effective,
+      -exponent * (top - floor) * power / error * np.log1p(effective / scale),
+      by_log_effective * once / effective * (repeats * (1 - decay) - repetitions * decay),
     ],
     axis=1,
   )
 
 
-def _least_squares(x, epochs, seen, start, top, box, free):
-  """Fits the first `free` parameters to log errors `seen`, [n], within a box, [2, 4]."""
-  whole = lambda theta: np.concatenate([theta, start[free:]])
+def _least_squares(x, epochs, measured, start, top, box, free):
+  """Fits the first `free` parameters to log errors `measured`, [n], within a box, [2, 4]."""
+  complete = lambda theta: np.concatenate([theta, start[free:]])
   found = optimize.least_squares(
-    lambda theta: _predicted(whole(theta)[None], x, epochs, top)[0] - seen,
+    lambda theta: _predict_log_error(complete(theta)[None], x, epochs, top)[0] - measured,
     start[:free],
-    lambda theta: _slopes(whole(theta), x, epochs, top)[:, :free],
+    lambda theta: _slopes(complete(theta), x, epochs, top)[:, :free],
     bounds=box[:, :free],
     loss="soft_l1",
     f_scale=OUTLIER,
   )
-  return whole(found.x), found.cost
+  return complete(found.x), found.cost

@@ -272,7 +272,9 @@ def _law(points, replicates=60):
   """
   once = [p for p in points if p.epochs < 1.01]
   again = [p for p in points if p.epochs >= 1.01]
-  if len(once) < 3 and len(again) >= laws.FEWEST + 1 and len({p.samples_seen for p in again}) < 2:
+  if (
+    len(once) < 3 and len(again) >= laws.MIN_POINTS + 1 and len({p.samples_seen for p in again}) < 2
+  ):
     raise UserError(
       "All these runs saw the same number of samples, so the effects of repetition "
       "and data cannot be separated. Add runs of one epoch."

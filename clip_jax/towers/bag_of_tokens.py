@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax.parallel.placement import all_gather_param, shard_batch
-from clip_jax.towers.text import check_length, real_tokens
+from clip_jax.towers.text import check_context_length, real_tokens
 
 
 class BagOfTokens(nnx.Module):
@@ -33,7 +33,7 @@ class BagOfTokens(nnx.Module):
 
   def __call__(self, tokens: jax.Array, *, train: bool = False) -> jax.Array:
     """Token ids, int32 [B, L], padded with 0 -> float32 [B, D]."""
-    check_length(self.context_length, tokens)
+    check_context_length(self.context_length, tokens)
     real, _ = real_tokens(tokens)  # [B, L]
     vectors = all_gather_param(self.embedding[...])[tokens]  # [B, L, D]
     return shard_batch(jnp.where(real[:, :, None], vectors, 0).sum(axis=1))

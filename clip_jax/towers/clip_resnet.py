@@ -40,10 +40,11 @@ class ClipResnet(nnx.Module):
     size: a name in `SIZES`, overridden by `stages` and `width`.
     stages: blocks in each of the four stages.
     width: channels of the stem; the features have 32 times as many.
-    num_heads: number of heads of the attention pool; by default width / 2, so that heads are 64 wide.
+    num_heads: number of heads of the attention pool; by default width / 2, so that heads are 64
+      wide.
     image_size: side, or (height, width), of the images in pixels; the published one by default.
     dtype: dtype the tower computes in, a name in `target.DTYPES`; parameters are always float32.
-    remat: rematerialisation policy of a block, a name in `remat.REMAT`.
+    remat: rematerialisation policy of a block, a name in `remat.REMAT_POLICIES`.
 
   Source: Radford et al. 2021, sec. 2.4; He et al. 2019 for the stem, Zhang 2019 for the pools.
   """
@@ -81,9 +82,9 @@ class ClipResnet(nnx.Module):
     )
     self.stem = nnx.List([make(3, half, 2), make(half, half, 1), make(half, width, 1)])
     self.stem_norms = nnx.List([BatchNorm(n, dtype=dtype) for n in (half, half, width)])
-    made, channels = [], width
+    stages_built, channels = [], width
     for i, depth in enumerate(stages):
-      made.append(
+      stages_built.append(
         nnx.List(
           [
             Bottleneck(
@@ -98,7 +99,7 @@ class ClipResnet(nnx.Module):
         )
       )
       channels = width * 4 * 2**i
-    self.stages = nnx.List(made)
+    self.stages = nnx.List(stages_built)
     self.grid = tuple(side // fine for side in self.image_size)
     self.head = AttentionPool(
       channels, num_heads or max(1, channels // 64), math.prod(self.grid), dtype=dtype, rngs=rngs
@@ -185,9 +186,9 @@ class Bottleneck(nnx.Module):
         for n, scale in ((width, 1.0), (width, 1.0), (4 * width, 0.0))
       ]
     )
-    projects = stride > 1 or inputs != 4 * width
-    self.shortcut = make(inputs, 4 * width, 1) if projects else None
-    self.shortcut_norm = BatchNorm(4 * width, dtype=dtype) if projects else None
+    changes_shape = stride > 1 or inputs != 4 * width
+    self.shortcut = make(inputs, 4 * width, 1) if changes_shape else None
+    self.shortcut_norm = BatchNorm(4 * width, dtype=dtype) if changes_shape else None
     self.stride = stride
 
   def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -210,10 +211,10 @@ class AttentionPool(nnx.Module):
   Source: Radford et al. 2021, sec. 2.4.
   """
 
-  def __init__(self, width: int, num_heads: int, places: int, *, dtype: str, rngs: nnx.Rngs):
+  def __init__(self, width: int, num_heads: int, positions: int, *, dtype: str, rngs: nnx.Rngs):
     check_heads(width, num_heads)
     init = lambda key, shape: width**-0.5 * jax.random.normal(key, shape)
-    self.positions = nnx.Param(init(rngs.params(), (1 + places, width)))
+    self.positions = nnx.Param(init(rngs.params(), (1 + positions, width)))
     self.query = Linear(width, (num_heads, width // num_heads), init=init, dtype=dtype, rngs=rngs)
     self.key_value = Linear(
       width, (2, num_heads, width // num_heads), init=init, dtype=dtype, rngs=rngs

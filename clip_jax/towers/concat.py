@@ -25,7 +25,7 @@ class ConcatTowers(nnx.Module):
     sizes = {tuple(tower.image_size) for tower in towers}
     if len(sizes) != 1:
       raise UserError(
-        "Beside needs towers with the same image_size, but got "
+        "ConcatTowers needs towers with the same image_size, but got "
         f"{', '.join(f'{h} x {w}' for h, w in sorted(sizes)) or 'no towers'}. Set "
         "the same image_size for all of them."
       )

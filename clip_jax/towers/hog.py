@@ -13,14 +13,14 @@ from clip_jax.nn.target import resolve_dtype
 from clip_jax.parallel.placement import shard_batch
 from clip_jax.towers.sizes import both_sides, patch_grid
 
-FLOOR = 4e-3  # Added to a cell's energy, so that noise in plain areas is not amplified.
+ENERGY_FLOOR = 4e-3  # Added to a cell's energy, so that noise in plain areas is not amplified.
 
 
 class Hog(nnx.Module):
   """Edge histograms and mean colours of each cell of the image; it has no parameters.
 
   A few thousand pairs are too few to learn good filters. Combined with a learned tower (see
-  `Beside`), these features add what it misses, at little cost. The features have a standard
+  `ConcatTowers`), these features add what it misses, at little cost. The features have a standard
   deviation of about 1 on drawings.
 
   Args:
@@ -59,7 +59,7 @@ class Hog(nnx.Module):
       )
     image = image.astype(jnp.float32)
     edges = histograms(image, cell=self.cell, orientations=self.orientations)
-    colours = _means(image, self.cell)  # [B, h, w, 3]
+    colours = _cell_means(image, self.cell)  # [B, h, w, 3]
     x = jnp.concatenate([4 * edges, 2 * colours], axis=-1)
     return shard_batch(x.reshape(x.shape[0], -1).astype(self.dtype))
 
@@ -86,14 +86,14 @@ def histograms(image: jax.Array, *, cell: int, orientations: int) -> jax.Array:
   turn = jnp.arctan2(down, along) / math.pi * orientations  # [B, H, W]
   away = jnp.abs(turn[..., None] - jnp.arange(orientations)) % orientations
   share = jax.nn.relu(1 - jnp.minimum(away, orientations - away))  # [B, H, W, O]
-  cells = _means(jnp.hypot(along, down)[..., None] * share, cell)  # [B, h, w, O]
+  cells = _cell_means(jnp.hypot(along, down)[..., None] * share, cell)  # [B, h, w, O]
   energy = jnp.square(cells).sum(-1, keepdims=True)
   energy = jnp.pad(energy, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
   energy = lax.reduce_window(energy, 0.0, lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "VALID") / 9
-  return cells * lax.rsqrt(energy + FLOOR)
+  return cells * lax.rsqrt(energy + ENERGY_FLOOR)
 
 
-def _means(x, cell):
+def _cell_means(x, cell):
   """Averages over each cell: [B, H, W, C] -> [B, H / cell, W / cell, C]."""
   B, H, W, C = x.shape
   return x.reshape(B, H // cell, cell, W // cell, cell, C).mean(axis=(2, 4))

@@ -42,7 +42,7 @@ class BitResnet(nnx.Module):
       keeps positions, which helps with centred objects, but fixes the image size.
     image_size: side, or (height, width), of the images in pixels.
     dtype: dtype the tower computes in, a name in `target.DTYPES`; parameters are always float32.
-    remat: rematerialisation policy of a block, a name in `remat.REMAT`.
+    remat: rematerialisation policy of a block, a name in `remat.REMAT_POLICIES`.
     unroll: blocks per iteration of the compiled loop over a stage, as in `Stack`.
 
   Source: Kolesnikov et al. 2020 (BiT), sec. 3.1 and 4.1, after He et al. 2016 (v2).
@@ -95,11 +95,11 @@ class BitResnet(nnx.Module):
       )
     self.firsts, self.stacks = nnx.List(firsts), nnx.List(stacks)
     self.norm = GroupNorm(channels, groups, dtype=dtype)
-    self.places = tuple(
+    self.feature_grid = tuple(
       -(-side // ((4 if stem == "large" else 2) * 2 ** (len(stages) - 1)))
       for side in self.image_size
     )
-    self.width = channels * (math.prod(self.places) if pool == "flat" else 1)
+    self.width = channels * (math.prod(self.feature_grid) if pool == "flat" else 1)
 
   def __call__(
     self, image: jax.Array, *, train: bool = False, keep: float = 1.0, key: jax.Array | None = None
@@ -117,7 +117,7 @@ class BitResnet(nnx.Module):
     x = jax.nn.relu(self.norm(x))
     if self.pool == "gap":
       return shard_batch(x.mean(axis=(1, 2)))
-    if x.shape[1:3] != self.places:
+    if x.shape[1:3] != self.feature_grid:
       raise UserError(
         f'BitResnet with pool="flat" expected images of {self.image_size[0]} x '
         f"{self.image_size[1]}, but got {image.shape[1]} x {image.shape[2]}. Set the "
@@ -179,7 +179,7 @@ class GroupNorm(nnx.Module):
     """[B, H, W, C] -> [B, H, W, C]."""
 
     @remat
-    def normalised(x, scale, bias):
+    def normalise(x, scale, bias):
       grouped = x.astype(jnp.float32).reshape(*x.shape[:3], self.groups, -1)
       grouped = grouped - grouped.mean((1, 2, 4), keepdims=True)
       grouped = grouped * lax.rsqrt(
@@ -187,7 +187,7 @@ class GroupNorm(nnx.Module):
       )
       return (grouped.reshape(x.shape) * scale + bias).astype(self.dtype)
 
-    return normalised(x, self.scale[...], self.bias[...])
+    return normalise(x, self.scale[...], self.bias[...])
 
 
 class _Residual(nnx.Module):

@@ -23,14 +23,14 @@ SIZES = {
 def transformer_size(
   size: str, width: int | None, depth: int | None, mlp_dim: int | None, num_heads: int | None
 ) -> tuple[int, int, int, int]:
-  """Returns (width, depth, mlp, heads) of a named size; arguments that are not None override it.
+  """Returns (width, depth, mlp_dim, num_heads) of a named size; arguments that are not None override it.
 
-  With another width, the MLP defaults to 4 times that width and heads to a width of 64.
+  With another width, mlp_dim defaults to 4 times that width, and num_heads to heads of width 64.
   """
   if size not in SIZES:
     raise UserError(
       f"Unknown transformer size {size!r}; choose from {', '.join(SIZES)}. To use "
-      "other dimensions, set width, depth, mlp and heads."
+      "other dimensions, set width, depth, mlp_dim and num_heads."
     )
   named = SIZES[size]
   if width is not None and width != named[0]:

@@ -22,7 +22,7 @@ SIZES = {
   "B": ((2, 2, 18, 2), 128),
   "L": ((2, 2, 18, 2), 192),
 }
-EPSILON = 1e-5
+NORM_EPS = 1e-5
 INIT = layers.normal(0.02)
 
 
@@ -81,22 +81,22 @@ class Swin(nnx.Module):
     self.image_size, self.patch = both_sides(image_size), patch
     self.width = width * 2 ** (len(stages) - 1)
     self.embedding = layers.Linear(patch * patch * 3, width, dtype=dtype, rngs=rngs)
-    self.embedding_norm = layers.LayerNorm(width, norm_eps=EPSILON, dtype=dtype)
+    self.embedding_norm = layers.LayerNorm(width, norm_eps=NORM_EPS, dtype=dtype)
     stacks, norms, mergers = [], [], []
     for i, depth in enumerate(stages):
       channels = width * 2**i
       if i:
-        norms.append(layers.LayerNorm(2 * channels, norm_eps=EPSILON, dtype=dtype))
+        norms.append(layers.LayerNorm(2 * channels, norm_eps=NORM_EPS, dtype=dtype))
         mergers.append(
           layers.Linear(2 * channels, channels, bias=False, init=INIT, dtype=dtype, rngs=rngs)
         )
-      make = lambda rngs: Pair(
+      make = lambda rngs: SwinBlockPair(
         channels, channels // head_width, window, activation=activation, dtype=dtype, rngs=rngs
       )
       stacks.append(transformer.Stack(make, depth // 2, remat=remat, unroll=unroll, rngs=rngs))
     self.stacks = nnx.List(stacks)
     self.norms, self.mergers = nnx.List(norms), nnx.List(mergers)
-    self.norm = layers.LayerNorm(self.width, norm_eps=EPSILON, dtype=dtype)
+    self.norm = layers.LayerNorm(self.width, norm_eps=NORM_EPS, dtype=dtype)
 
   def __call__(
     self, image: jax.Array, *, train: bool = False, keep: float = 1.0, key: jax.Array | None = None
@@ -110,7 +110,7 @@ class Swin(nnx.Module):
     return shard_batch(self.norm(x).mean(axis=(1, 2)))
 
 
-class Pair(nnx.Module):
+class SwinBlockPair(nnx.Module):
   """A block with regular windows, then one with windows shifted by half a window."""
 
   def __init__(
@@ -140,11 +140,11 @@ class SwinBlock(nnx.Module):
     dtype: str,
     rngs: nnx.Rngs,
   ):
-    self.norm_attention = layers.LayerNorm(width, norm_eps=EPSILON, dtype=dtype)
+    self.norm_attention = layers.LayerNorm(width, norm_eps=NORM_EPS, dtype=dtype)
     self.attention = WindowAttention(
       width, num_heads, window, shifted=shifted, dtype=dtype, rngs=rngs
     )
-    self.norm_mlp = layers.LayerNorm(width, norm_eps=EPSILON, dtype=dtype)
+    self.norm_mlp = layers.LayerNorm(width, norm_eps=NORM_EPS, dtype=dtype)
     self.mlp = layers.Mlp(
       width, 4 * width, activation=activation, init=INIT, dtype=dtype, rngs=rngs
     )
@@ -179,16 +179,18 @@ class WindowAttention(nnx.Module):
     sides = [min(M, length) for length in (H, W)]
     shift = [M // 2 if self.shifted and length > M else 0 for length in (H, W)]
     padding = [-length % side for length, side in zip((H, W), sides)]
-    mask = visible((H, W), sides, shift, padding)  # [windows, n, n]
-    bias = self.bias[...][offsets(sides, M)].transpose(2, 0, 1)[None]  # [1, heads, n, n]
+    mask = window_mask((H, W), sides, shift, padding)  # [windows, n, n]
+    bias = self.bias[...][relative_position_index(sides, M)].transpose(2, 0, 1)[
+      None
+    ]  # [1, heads, n, n]
     x = jnp.pad(x, ((0, 0), (0, padding[0]), (0, padding[1]), (0, 0)))
-    x = windows(_rolled(x, shift, -1), sides)  # [B, windows, n, C]
+    x = window_partition(_roll(x, shift, -1), sides)  # [B, windows, n, C]
     x = self.attention(x, None if mask is None else mask[:, None, None], bias)
-    x = _rolled(unwindowed(x, sides, (H + padding[0], W + padding[1])), shift, 1)
+    x = _roll(window_reverse(x, sides, (H + padding[0], W + padding[1])), shift, 1)
     return x[:, :H, :W]
 
 
-def visible(
+def window_mask(
   shape: Sequence[int], sides: Sequence[int], shift: Sequence[int], padding: Sequence[int]
 ) -> np.ndarray | None:
   """Attention mask within windows, bool [windows, n, n]; None if all positions see each other.
@@ -207,29 +209,29 @@ def visible(
     for length, s, p in zip(shape, shift, padding)
   ]
   kind = 3 * kinds[0][:, None] + kinds[1]
-  kind = windows(kind[None, :, :, None], sides)[0, ..., 0]  # [windows, n]
+  kind = window_partition(kind[None, :, :, None], sides)[0, ..., 0]  # [windows, n]
   return kind[:, :, None] == kind[:, None, :]
 
 
-def offsets(sides: Sequence[int], window: int) -> tuple[np.ndarray, np.ndarray]:
+def relative_position_index(sides: Sequence[int], window: int) -> tuple[np.ndarray, np.ndarray]:
   """Row and column in the bias table of each pair of positions in a window, int [n, n] each."""
   y, x = np.mgrid[: sides[0], : sides[1]].reshape(2, -1)
   return y[:, None] - y[None] + window - 1, x[:, None] - x[None] + window - 1
 
 
-def windows(x: Any, sides: Sequence[int]) -> Any:
+def window_partition(x: Any, sides: Sequence[int]) -> Any:
   """Splits a map into windows, row by row: [B, H, W, C] -> [B, windows, n, C]."""
   B, H, W, C = x.shape
   h, w = sides
   return x.reshape(B, H // h, h, W // w, w, C).swapaxes(2, 3).reshape(B, -1, h * w, C)
 
 
-def unwindowed(x: jax.Array, sides: Sequence[int], shape: Sequence[int]) -> jax.Array:
-  """Inverse of `windows`: [B, windows, n, C] -> [B, H, W, C], with (H, W) = `shape`."""
+def window_reverse(x: jax.Array, sides: Sequence[int], shape: Sequence[int]) -> jax.Array:
+  """Inverse of `window_partition`: [B, windows, n, C] -> [B, H, W, C], with (H, W) = `shape`."""
   (H, W), (h, w) = shape, sides
   B = x.shape[0]  # len() fails if the batch size is symbolic, as in an export.
   return x.reshape(B, H // h, W // w, h, w, -1).swapaxes(2, 3).reshape(B, H, W, -1)
 
 
-def _rolled(x, shift, direction):
+def _roll(x, shift, direction):
   return jnp.roll(x, [direction * s for s in shift], (1, 2)) if any(shift) else x

@@ -19,7 +19,7 @@ class TextTransformer(nnx.Module):
   Args:
     vocab_size: vocabulary size of the tokenizer.
     context_length: context length of the tokenizer, L.
-    size: a name in `towers.sizes`, overridden by `width`, `depth`, `mlp` and `heads`.
+    size: a name in `towers.sizes`, overridden by `width`, `depth`, `mlp_dim` and `num_heads`.
     causal: whether tokens attend only to themselves and earlier tokens, as in OpenAI's CLIP.
     pool: "last", position L - 1 even if it is padding, as in SigLIP; "eot", the last token that is
       not padding (the end token, if the tokenizer writes one); "mean", the mean of the tokens that
@@ -31,8 +31,8 @@ class TextTransformer(nnx.Module):
     depth: number of blocks; with 0 and pool="mean" the tower is a bag of words.
     activation, attention, dtype, remat, unroll: as in `Vit`.
 
-  For OpenAI's form, set causal=True, pool="eot", end_token=49_407, mask_padding=False,
-  epsilon=1e-5 and activation="quick_gelu" ("gelu" in open_clip's own models), with size "M" for an
+  For OpenAI's form, set causal=True, pool="eot", eos_id=49_407, mask_padding=False,
+  norm_eps=1e-5 and activation="quick_gelu" ("gelu" in open_clip's own models), with size "M" for an
   image tower of size B and "B" for L. For SigLIP's, set pool="last" and mask_padding=False.
 
   Source: Radford et al. 2021, sec. 2.4; Zhai et al. 2023 for the bidirectional form.
@@ -90,7 +90,7 @@ class TextTransformer(nnx.Module):
 
   def __call__(self, tokens: jax.Array, *, train: bool = False) -> jax.Array:
     """Token ids, int32 [B, L], padded with 0 -> [B, D]."""
-    check_length(self.context_length, tokens)
+    check_context_length(self.context_length, tokens)
     real, end = real_tokens(tokens)
     # Look up in float32, because the gradient of a common token is a sum of very many terms.
     x = all_gather_param(self.embedding[...])[tokens] + self.positions[...]  # [B, L, D]
@@ -125,12 +125,12 @@ class TextTransformer(nnx.Module):
     return mask
 
 
-def check_length(length: int, tokens: jax.Array) -> None:
+def check_context_length(context_length: int, tokens: jax.Array) -> None:
   """Raises `UserError` unless texts have the tower's context length."""
-  if tokens.shape[1] != length:
+  if tokens.shape[1] != context_length:
     raise UserError(
-      f"The text tower expected {length} tokens per text, but got {tokens.shape[1]}. "
-      "Set the tower's length and the tokenizer's length to the same value."
+      f"The text tower expected {context_length} tokens per text, but got {tokens.shape[1]}. "
+      "Set the context_length of the tower and of the tokenizer to the same value."
     )
 
 
@@ -140,6 +140,6 @@ def real_tokens(tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
   Only trailing zeros count as padding, because id 0 is also a word in OpenAI's vocabulary. An empty
   text keeps its first token, because a softmax over no tokens is NaN.
   """
-  places = jnp.arange(tokens.shape[1])
-  end = jnp.max(places * (tokens != 0), axis=1)
-  return places <= end[:, None], end
+  positions = jnp.arange(tokens.shape[1])
+  end = jnp.max(positions * (tokens != 0), axis=1)
+  return positions <= end[:, None], end

@@ -20,7 +20,7 @@ class Vit(nnx.Module):
   """Patch and position embeddings, pre-norm transformer blocks, a norm, and pooling.
 
   Args:
-    size: a name in `towers.sizes`, overridden by `width`, `depth`, `mlp` and `heads`.
+    size: a name in `towers.sizes`, overridden by `width`, `depth`, `mlp_dim` and `num_heads`.
     patch: side of a patch in pixels.
     image_size: side, or (height, width), of the images in pixels.
     pool: "gap", the mean of the patches; "tok", a class token (never dropped); "map", a learned
@@ -36,12 +36,12 @@ class Vit(nnx.Module):
     activation: a name in `layers.ACTIVATIONS`.
     dtype: dtype the tower computes in, a name in `target.DTYPES`; parameters are always float32.
     attention: the attention implementation, a name in `attention.KINDS`.
-    remat: rematerialisation policy of a block, a name in `remat.REMAT`.
+    remat: rematerialisation policy of a block, a name in `remat.REMAT_POLICIES`.
     unroll: blocks per iteration of the compiled loop over blocks, as in `layers.Stack`.
 
   For OpenAI's form (Radford et al. 2021), set pool="tok", class_position=True, pre_norm=True,
-  patch_bias=False, epsilon=1e-5 and activation="quick_gelu" ("gelu" in open_clip's own models). For
-  SigLIP's, set pool="map".
+  patch_bias=False, norm_eps=1e-5 and activation="quick_gelu" ("gelu" in open_clip's own models).
+  For SigLIP's, set pool="map".
 
   Source: Dosovitskiy et al. 2021; sizes, heads and initial values as in big_vision.
   """
@@ -100,7 +100,7 @@ class Vit(nnx.Module):
         jax.random.normal(rngs.params(), (N + class_position, width)) / math.sqrt(width)
       )
     else:
-      self.positions = Fixed(jnp.asarray(patches.sincos2d(*self.grid, width)))
+      self.positions = FixedPositions(jnp.asarray(patches.sincos2d(*self.grid, width)))
     if pool == "tok":
       self.class_token = nnx.Param(jnp.zeros(width))
     self.pre_norm = layers.LayerNorm(width, norm_eps=norm_eps, dtype=dtype) if pre_norm else None
@@ -157,5 +157,5 @@ class Vit(nnx.Module):
     return shard_batch(x[:, 0] if self.pool == "tok" else self.head(x))
 
 
-class Fixed(nnx.Variable):
+class FixedPositions(nnx.Variable):
   """A constant array that belongs to the model and is neither trained nor updated."""

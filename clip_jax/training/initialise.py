@@ -9,7 +9,7 @@ import jax
 from clip_jax import config as config_lib
 from clip_jax.inference.loading import load
 from clip_jax.model.learner import split_state
-from clip_jax.model.transfer import fit_to, overlay
+from clip_jax.model.transfer import adapt_params, overlay
 from clip_jax.training.setup import TrainSetup
 
 
@@ -22,7 +22,7 @@ def init_from(setup: TrainSetup, state: Any) -> Any:
   # The user starts this config, so the modules that it names are trusted.
   trained = load(setup.training.init_from, trust=config_lib.modules(setup.config)).model
   grids = (getattr(model.image, "grid", None) for model in (trained, setup.learner.model))
-  params = fit_to(split_state(trained)[1], state.params["model"], *grids)
+  params = adapt_params(split_state(trained)[1], state.params["model"], *grids)
   # Take over BatchNorm averages, but not fixed position embeddings, which fit one image size only.
   averages = nnx.to_pure_dict(nnx.state(trained, nnx.BatchStat))
   on_device = lambda x, like: jax.device_put(x, like.sharding)

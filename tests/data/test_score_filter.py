@@ -137,7 +137,7 @@ def test_blocks_without_kept_records_are_skipped():
   chosen = ScoreFilter(Numbers(scores), "similarity", above=0.5)
   assert chosen.indices().tolist() == wanted
   assert chosen.indices(1, 3).tolist() == wanted[1:3] and chosen.indices(3, 3).tolist() == []
-  assert chosen.places(np.array([4, 0, 0, 2])).tolist() == [wanted[i] for i in (4, 0, 0, 2)]
+  assert chosen.source_indices(np.array([4, 0, 0, 2])).tolist() == [wanted[i] for i in (4, 0, 0, 2)]
 
 
 def test_quality_nests_with_subset_in_both_orders(tmp_path):

@@ -5,7 +5,7 @@ from PIL import Image
 import pytest
 
 from clip_jax.errors import UserError
-from clip_jax.model.transfer import fit_to, overlay, resample_positions
+from clip_jax.model.transfer import adapt_params, overlay, resample_positions
 
 
 def positions(N, D=3, seed=0):
@@ -45,19 +45,19 @@ def model(grid=(2, 2), length=4, width=3, fill=None):
 
 def test_everything_but_positions_is_copied():
   trained = model()
-  made = fit_to(trained, model((3, 3), 6, fill=7.0), (2, 2), (3, 3))
-  np.testing.assert_array_equal(made["image"]["kernel"], trained["image"]["kernel"])
+  adapted = adapt_params(trained, model((3, 3), 6, fill=7.0), (2, 2), (3, 3))
+  np.testing.assert_array_equal(adapted["image"]["kernel"], trained["image"]["kernel"])
   np.testing.assert_allclose(
-    made["image"]["positions"], resample_positions(trained["image"]["positions"], (2, 2), (3, 3))
+    adapted["image"]["positions"], resample_positions(trained["image"]["positions"], (2, 2), (3, 3))
   )
-  np.testing.assert_array_equal(made["text"]["positions"][:4], trained["text"]["positions"])
-  assert (made["text"]["positions"][4:] == 7).all()
-  shorter = fit_to(trained, model(length=3), (2, 2), (2, 2))
+  np.testing.assert_array_equal(adapted["text"]["positions"][:4], trained["text"]["positions"])
+  assert (adapted["text"]["positions"][4:] == 7).all()
+  shorter = adapt_params(trained, model(length=3), (2, 2), (2, 2))
   np.testing.assert_array_equal(shorter["text"]["positions"], trained["text"]["positions"][:3])
 
 
 def test_a_grid_of_another_shape_but_equal_size_is_resampled():
-  wide = fit_to(model((4, 4)), model((2, 8)), (4, 4), (2, 8))
+  wide = adapt_params(model((4, 4)), model((2, 8)), (4, 4), (2, 8))
   np.testing.assert_allclose(
     wide["image"]["positions"],
     resample_positions(model((4, 4))["image"]["positions"], (4, 4), (2, 8)),
@@ -66,10 +66,10 @@ def test_a_grid_of_another_shape_but_equal_size_is_resampled():
 
 def test_class_token_position_is_kept():
   old, new = ({"image": {"positions": positions(1 + n)}} for n in (4, 9))
-  made = fit_to(old, new, (2, 2), (3, 3))["image"]["positions"]
-  np.testing.assert_array_equal(made[0], old["image"]["positions"][0])
+  adapted = adapt_params(old, new, (2, 2), (3, 3))["image"]["positions"]
+  np.testing.assert_array_equal(adapted[0], old["image"]["positions"][0])
   np.testing.assert_allclose(
-    made[1:], resample_positions(old["image"]["positions"][1:], (2, 2), (3, 3))
+    adapted[1:], resample_positions(old["image"]["positions"][1:], (2, 2), (3, 3))
   )
 
 
@@ -83,12 +83,12 @@ def test_other_differences_are_listed():
     r" \(5, 4\).*image/bias: not saved, .*head: saved \(1,\), not expected.*"
     "config.json of that run",
   ):
-    fit_to(trained, ours, (2, 2), (2, 2))
+    adapt_params(trained, ours, (2, 2), (2, 2))
 
 
 def test_overlaid_replaces_only_shared_leaves():
-  made = overlay({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}, "d": {"e": 4}})
-  assert made == {"a": {"b": 3, "c": 2}}
+  adapted = overlay({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}, "d": {"e": 4}})
+  assert adapted == {"a": {"b": 3, "c": 2}}
 
 
 @pytest.mark.parametrize(

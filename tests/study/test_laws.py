@@ -16,8 +16,8 @@ def error(x, epochs=1.0, *, floor=35.0, scale=3e8, exponent=1.2, repeats=8.0):
   """Computes the law point by point, independently of `laws`."""
 
   def one(x, epochs):
-    worth = x * (1 + repeats * (1 - math.exp(-(epochs - 1) / repeats)))
-    return floor + (100 - floor) * (1 + worth / scale) ** -exponent
+    effective = x * (1 + repeats * (1 - math.exp(-(epochs - 1) / repeats)))
+    return floor + (100 - floor) * (1 + effective / scale) ** -exponent
 
   return np.array([one(a, b) for a, b in zip(*np.broadcast_arrays(np.atleast_1d(x), epochs))])
 

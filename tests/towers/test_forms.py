@@ -111,7 +111,9 @@ def test_linear_affine_and_no_projection():
   assert model(image_projection="linear").image_projection.bias is None
   with pytest.raises(UserError, match="Unknown text_projection 'mpl'; choose from linear, affine"):
     model(text_projection="mpl")
-  with pytest.raises(UserError, match="image tower's width is 32, not embed=16. Set embed=32"):
+  with pytest.raises(
+    UserError, match="image tower's width is 32, not embed_dim=16. Set embed_dim=32"
+  ):
     model(embed_dim=16)
 
 

@@ -36,7 +36,7 @@ def by_hand(image, cell, orientations):
   around = [
     [energy[y : y + 3, x : x + 3].mean() for x in range(W // cell)] for y in range(H // cell)
   ]
-  return cells / np.sqrt(np.array(around)[..., None] + hog.FLOOR)
+  return cells / np.sqrt(np.array(around)[..., None] + hog.ENERGY_FLOOR)
 
 
 def test_histograms_match_a_loop_over_pixels():

@@ -127,7 +127,7 @@ def test_config_mistakes_raise_before_compiling(tmp_path):
 def test_tower_and_tokenizer_mismatch_is_an_error():
   config = small()
   config.model.text.context_length = 9
-  with pytest.raises(UserError, match="length is 8 tokens, but the text tower's length is 9"):
+  with pytest.raises(UserError, match="context_length is 8, but the text tower's is 9"):
     setup_lib.build_setup(config)
   config = small()
   config.model.text.vocab_size = 100
