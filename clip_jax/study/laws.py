@@ -12,7 +12,7 @@ after Muennighoff et al. 2023 (Scaling Data-Constrained Language Models, sec. 3.
 repetitions are worth nearly as much as new examples, and all repetitions together at most R times
 the data.
 
-Laws are fitted to the logarithm of the error by SciPy's least squares from fits starting points,
+Laws are fitted to the logarithm of the error by SciPy's least squares from several starting points,
 with a soft L1 loss that limits the influence of outliers. Intervals come from a residual bootstrap.
 They reflect the noise of the points but not a wrong functional form; `held_out` tests for that.
 """

@@ -23,7 +23,7 @@ SIZES = {
 def transformer_size(
   size: str, width: int | None, depth: int | None, mlp_dim: int | None, num_heads: int | None
 ) -> tuple[int, int, int, int]:
-  """Returns (width, depth, mlp_dim, num_heads) of a named size; arguments that are not None override it.
+  """Returns (width, depth, mlp_dim, num_heads) of a named size, overridden where not None.
 
   With another width, mlp_dim defaults to 4 times that width, and num_heads to heads of width 64.
   """

@@ -180,9 +180,8 @@ class WindowAttention(nnx.Module):
     shift = [M // 2 if self.shifted and length > M else 0 for length in (H, W)]
     padding = [-length % side for length, side in zip((H, W), sides)]
     mask = window_mask((H, W), sides, shift, padding)  # [windows, n, n]
-    bias = self.bias[...][relative_position_index(sides, M)].transpose(2, 0, 1)[
-      None
-    ]  # [1, heads, n, n]
+    bias = self.bias[...][relative_position_index(sides, M)]  # [n, n, heads]
+    bias = bias.transpose(2, 0, 1)[None]
     x = jnp.pad(x, ((0, 0), (0, padding[0]), (0, padding[1]), (0, 0)))
     x = window_partition(_roll(x, shift, -1), sides)  # [B, windows, n, C]
     x = self.attention(x, None if mask is None else mask[:, None, None], bias)
