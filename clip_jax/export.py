@@ -1,12 +1,12 @@
-"""Exports a model: python -m clip_jax.export --from=MODEL --format=F --out=DIR."""
+"""Exports a model: python -m clip_jax.export --model=MODEL --format=F --out=DIR."""
 
 from clip_jax.cli.command import run_command
 
 HELP = """Exports a model to a format that other libraries load.
 
-  python -m clip_jax.export --from=MODEL --format=FORMAT --out=DIR
+  python -m clip_jax.export --model=MODEL --format=FORMAT --out=DIR
 
-  --from=MODEL         the workdir of a training run, an exported model, or another library's
+  --model=MODEL        the workdir of a training run, an exported model, or another library's
                        checkpoint
   --format=open_clip   open_clip.create_model_and_transforms("local-dir:DIR")
           =huggingface transformers.CLIPModel (or SiglipModel) .from_pretrained("DIR")
@@ -30,10 +30,10 @@ def main(arguments: list[str]) -> int:
   from clip_jax.cli.flags import parse
   from clip_jax.errors import UserError
 
-  flags = parse(arguments, HELP, strings=("from", "format", "out", "trust"))
-  where = getattr(flags, "from")
+  flags = parse(arguments, HELP, strings=("model", "format", "out", "trust"))
+  where = flags.model
   if not where:
-    raise UserError("Which model? Set --from=MODEL, such as the workdir of a training run.")
+    raise UserError("Which model? Set --model=MODEL, such as the workdir of a training run.")
   if flags.format not in FORMATS:
     raise UserError(f"--format={flags.format} is not one of {', '.join(FORMATS)}.")
   if not flags.out:

@@ -1,4 +1,4 @@
-"""Scores records with a model: python -m clip_jax.score --from=MODEL --source=S --out=F.npz."""
+"""Scores records with a model: python -m clip_jax.score --model=MODEL --source=S --out=F.npz."""
 
 from typing import Any
 
@@ -6,9 +6,9 @@ from clip_jax.cli.command import run_command
 
 HELP = """Writes the image-text similarity of each record according to a model, for use by Quality.
 
-  python -m clip_jax.score --from=MODEL --out=FILE.npz [--source=S | --config=F ...]
+  python -m clip_jax.score --model=MODEL --out=FILE.npz [--source=S | --config=F ...]
 
-  --from=MODEL         workdir of a training run, exported model, or checkpoint of another library
+  --model=MODEL        workdir of a training run, exported model, or checkpoint of another library
   --out=FILE.npz       output: one cosine similarity per record, in order; NaN for damaged records
   --source=S           records to score; by default those that the model was trained on:
                          openclipart or shapes       data included in the package
@@ -40,11 +40,11 @@ def main(arguments: list[str]) -> int:
     arguments,
     HELP,
     config=has_config,
-    strings=("from", "source", "out", "captions", "shard", "trust"),
+    strings=("model", "source", "out", "captions", "shard", "trust"),
   )
-  where = getattr(flags, "from")
+  where = flags.model
   if not where:
-    raise UserError("Which model? Set --from=MODEL, for example the workdir of a training run.")
+    raise UserError("Which model? Set --model=MODEL, for example the workdir of a training run.")
   if not flags.out:
     raise UserError("Where should the scores be written? Set --out=FILE.npz.")
   if has_config and flags.source:

@@ -1,4 +1,4 @@
-"""Searches images: python -m clip_jax.search --from=MODEL --images=DIR "a red car"."""
+"""Searches images: python -m clip_jax.search --model=MODEL --images=DIR "a red car"."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,23 +7,23 @@ from clip_jax.cli.command import run_command
 
 HELP = """Searches a folder for the images that best match a text or another image.
 
-  python -m clip_jax.search --from=MODEL --images=DIR "a red car" [--top=20] [--sheet=F.png]
-  python -m clip_jax.search --from=MODEL --images=DIR --like=FILE
-  python -m clip_jax.search --from=MODEL --images=DIR --serve [--port=8000]
+  python -m clip_jax.search --model=MODEL --images=DIR "a red car" [--top=20]
+  python -m clip_jax.search --model=MODEL --images=DIR --query_image=FILE
+  python -m clip_jax.search --model=MODEL --images=DIR --serve [--port=8000]
 
-  --from=MODEL    workdir of a training run, exported model, or checkpoint of another library
-  --images=DIR    folder of images, searched recursively; each image is embedded once, and the
-                  embeddings are cached for the next search
-  --top=20        number of results
-  --sheet=F.png   save a contact sheet of the results
-  --like=FILE     search with an image instead of a text
-  --serve         serve a web page with a search box, which also accepts dropped images; reachable
-                  from this machine only
-  --port=8000     port of the web page; 0 for any free port
+  --model=MODEL          workdir of a training run, exported model, or checkpoint of another library
+  --images=DIR           folder of images, searched recursively; each image is embedded once, and
+                         the embeddings are cached for the next search
+  --query_image=FILE     search with an image instead of a text
+  --top=20               number of results
+  --contact_sheet=F.png  save a contact sheet of the results
+  --serve                serve a web page with a search box, which also accepts dropped images;
+                         reachable from this machine only
+  --port=8000            port of the web page; 0 for any free port
   --allowed_hosts=HOST:PORT,...
-                  further addresses of the web page, for example localhost:9000 through a tunnel
-  --trust=MODULE,...
-                  modules besides clip_jax that the config of the model may call
+                         further addresses of the web page, for example localhost:9000 through a
+                         tunnel
+  --trust=MODULE,...     modules besides clip_jax that the config of the model may call
 
 Prints one line per result: the cosine similarity and the path.
 
@@ -41,20 +41,29 @@ def main(arguments: list[str]) -> int:
     [a for a in arguments if a.startswith("-")],
     HELP,
     switches=("serve",),
-    strings=("from", "images", "top", "sheet", "like", "port", "allowed_hosts", "trust"),
+    strings=(
+      "model",
+      "images",
+      "query_image",
+      "top",
+      "contact_sheet",
+      "port",
+      "allowed_hosts",
+      "trust",
+    ),
   )
-  where = getattr(flags, "from")
+  where = flags.model
   if not where:
-    raise UserError("Which model? Set --from=MODEL, for example the workdir of a training run.")
+    raise UserError("Which model? Set --model=MODEL, for example the workdir of a training run.")
   if not flags.images:
     raise UserError("Which images? Set --images=DIR.")
-  if bool(words) + bool(flags.like) + flags.serve != 1:
+  if bool(words) + bool(flags.query_image) + flags.serve != 1:
     raise UserError(
       'Search for what? Give exactly one of a text such as "a red car", '
-      "--like=FILE, or --serve for a web page."
+      "--query_image=FILE, or --serve for a web page."
     )
   top, port = whole(flags.top, "--top", 20), whole(flags.port, "--port", 8000, at_least=0)
-  like = read(flags.like) if flags.like else None
+  query = read(flags.query_image) if flags.query_image else None
 
   from clip_jax.inference.image_index import build_index
   from clip_jax.inference.loading import load
@@ -72,11 +81,11 @@ def main(arguments: list[str]) -> int:
   if flags.serve:
     hosts = tuple(filter(None, (flags.allowed_hosts or "").split(",")))
     return serve(found, where, by_text, by_image, port, hosts)
-  best = by_image(like) if like else by_text(" ".join(words))
+  best = by_image(query) if query else by_text(" ".join(words))
   paths = found.paths()
   for k, score in best:
     print(f"{score:.4f}  {paths[k]}")
-  if flags.sheet:
+  if flags.contact_sheet:
     from pathlib import Path
 
     from clip_jax.inference.contact_sheet import contact_sheet
@@ -84,9 +93,9 @@ def main(arguments: list[str]) -> int:
     contact_sheet(
       [Path(paths[k]).read_bytes() for k, _ in best],
       [f"{score:.3f}" for _, score in best],
-      title=" ".join(words) or f"like {flags.like}",
-    ).save(flags.sheet)
-    print(f"Saved the contact sheet to {flags.sheet}.")
+      title=" ".join(words) or f"like {flags.query_image}",
+    ).save(flags.contact_sheet)
+    print(f"Saved the contact sheet to {flags.contact_sheet}.")
   return 0
 
 
@@ -104,9 +113,9 @@ def read(path: str) -> bytes:
       content = f.read()
     decode(content)
   except OSError as e:
-    raise UserError(f"--like={path} cannot be opened: {e.strerror}.") from e
+    raise UserError(f"--query_image={path} cannot be opened: {e.strerror}.") from e
   except UnreadableImage as e:
-    raise UserError(f"--like={path} is not a readable image: {e}") from e
+    raise UserError(f"--query_image={path} is not a readable image: {e}") from e
   return content
 
 

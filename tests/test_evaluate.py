@@ -43,9 +43,9 @@ def model(tmp_path_factory):
   """A workdir with an untrained model."""
   workdir = tmp_path_factory.mktemp("model")
   config = get_config()
-  parts = build_setup(config)
+  setup = build_setup(config)
   checkpoints = Checkpoints(workdir / "checkpoints")
-  checkpoints.save(1, jax.jit(parts.make)(0), config)
+  checkpoints.save(1, jax.jit(setup.init_state)(0), config)
   checkpoints.close()
   (workdir / "config.json").write_text(to_json(config))
   return workdir
@@ -72,7 +72,7 @@ def folders(tmp_path):
 
 def test_a_suite_prints_a_table_and_writes_a_file(model, suite, tmp_path, capsys):
   out = tmp_path / "out.json"
-  assert evaluate.main([f"--from={model}", f"--suite={suite}", f"--out={out}"]) == 0
+  assert evaluate.main([f"--model={model}", f"--suite={suite}", f"--out={out}"]) == 0
   printed = capsys.readouterr().out
   for words in (
     "pairs",
@@ -106,7 +106,7 @@ def test_a_part_of_a_suite_with_overridden_values(model, suite, tmp_path):
   out = tmp_path / "out.json"
   evaluate.main(
     [
-      f"--from={model}",
+      f"--model={model}",
       f"--suite={suite}:20",
       "--only=pairs",
       f"--out={out}",
@@ -121,7 +121,7 @@ def test_a_part_of_a_suite_with_overridden_values(model, suite, tmp_path):
 def test_own_folders_of_classes(model, folders, tmp_path):
   out = tmp_path / "out.json"
   run = lambda *more: (
-    evaluate.main([f"--from={model}", f"--classification={folders}", f"--out={out}", *more]),
+    evaluate.main([f"--model={model}", f"--classification={folders}", f"--out={out}", *more]),
     json.loads(out.read_text())["results"]["classification"],
   )[1]
   plain = run()
@@ -169,7 +169,7 @@ def test_own_captions(model, tmp_path):
     write_image(tmp_path / f"in/{k}.png", 50 * k)
   table = tmp_path / "pairs.jsonl"
   table.write_text("".join(json.dumps(row) + "\n" for row in rows))
-  evaluate.main([f"--from={model}", f"--retrieval={table}", f"--out={tmp_path / 'o.json'}"])
+  evaluate.main([f"--model={model}", f"--retrieval={table}", f"--out={tmp_path / 'o.json'}"])
   metrics = json.loads((tmp_path / "o.json").read_text())["results"]["retrieval"]["metrics"]
   assert metrics["examples"] == 5 and metrics["captions"] == 7
   assert metrics["text_to_image_r5"] == 100  # There are only five images, all different.
@@ -183,38 +183,38 @@ def test_the_error_for_missing_images_counts_and_names_them(model, tmp_path):
   with pytest.raises(
     UserError, match="7 of the 7 images .*pairs.jsonl.*: 0.png, 1.png, 2.png, 3.png, 4.png, ..."
   ):
-    evaluate.main(["--from=nowhere", f"--retrieval={table}"])
+    evaluate.main(["--model=nowhere", f"--retrieval={table}"])
 
 
 @pytest.mark.parametrize(
   "arguments, message",
   [
-    ((), "Set --from=MODEL"),
-    (("--from=m",), "Nothing to evaluate. Set --suite=FILE"),
+    ((), "Set --model=MODEL"),
+    (("--model=m",), "Nothing to evaluate. Set --suite=FILE"),
     (
-      ("--from=m", "--suite=configs/evaluations/openclipert.py"),
+      ("--model=m", "--suite=configs/evaluations/openclipert.py"),
       "no suite file configs/evaluations/openclipert.py. Did you mean configs/evaluations/openc",
     ),
-    (("--from=m", "--suite.a.b=3"), "Set --suite=NAME or FILE.py, as in --suite=evaluations/"),
+    (("--model=m", "--suite.a.b=3"), "Set --suite=NAME or FILE.py, as in --suite=evaluations/"),
     (
-      ("--from=m", "--suite=SUITE", "--only=pears"),
+      ("--model=m", "--suite=SUITE", "--only=pears"),
       "--only=pears: the suite has no 'pears'; choose from pairs, subsets, summary",
     ),
-    (("--from=m", "--only=pairs"), "no 'pairs'; set --suite=FILE"),
+    (("--model=m", "--only=pairs"), "no 'pairs'; set --suite=FILE"),
     (
-      ("--from=m", "--suite=SUITE", "--templates=none"),
+      ("--model=m", "--suite=SUITE", "--templates=none"),
       "--templates applies only to --classification; for a ",
     ),
     (
-      ("--from=m", "--suite=SUITE", "--resize=crop"),
+      ("--model=m", "--suite=SUITE", "--resize=crop"),
       "--resize applies only to --classification and --retrieval; ",
     ),
-    (("--from=m", "--classification=FOLDERS", "--resize=crap"), "resize='crap'; .* squash"),
+    (("--model=m", "--classification=FOLDERS", "--resize=crap"), "resize='crap'; .* squash"),
     (
-      ("--from=m", "--classification=FOLDERS", "--out=/nowhere/x.json"),
+      ("--model=m", "--classification=FOLDERS", "--out=/nowhere/x.json"),
       "--out=/nowhere/x.json cannot ",
     ),
-    (("--from=m", "--classification=FOLDERS"), "No model found in m"),
+    (("--model=m", "--classification=FOLDERS"), "No model found in m"),
   ],
 )
 def test_mistakes_are_reported_before_anything_expensive(suite, folders, arguments, message):
@@ -230,7 +230,7 @@ def test_a_suite_entry_that_is_not_a_call_is_an_error(tmp_path):
     "def get_config():\n  return ConfigDict({'a': {'b': 3}})\n"
   )
   with pytest.raises(UserError, match="The suite's a is not a call"):
-    evaluate.main(["--from=m", f"--suite={tmp_path / 'suite.py'}"])
+    evaluate.main(["--model=m", f"--suite={tmp_path / 'suite.py'}"])
 
 
 @pytest.mark.parametrize(
@@ -248,13 +248,13 @@ def test_a_suite_entry_that_is_not_a_call_is_an_error(tmp_path):
 def test_class_names_that_do_not_match_the_folders_are_an_error(folders, names, message):
   (folders / "classnames.json").write_text(names)
   with pytest.raises(UserError, match=message):
-    evaluate.main(["--from=m", f"--classification={folders}"])
+    evaluate.main(["--model=m", f"--classification={folders}"])
 
 
 def test_a_class_without_images_is_an_error(folders):
   (folders / "elk").mkdir()
   with pytest.raises(UserError, match="1 of the 4 classes in .* have no images: elk"):
-    evaluate.main(["--from=m", f"--classification={folders}"])
+    evaluate.main(["--model=m", f"--classification={folders}"])
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_a_suite_has_its_command_in_the_header_and_survives_a_json_round_trip(pa
 
   made = runpy.run_path(str(path))
   assert (
-    f"python -m clip_jax.evaluate --from=DIR --suite=configs/evaluations/{path.name}"
+    f"python -m clip_jax.evaluate --model=DIR --suite=configs/evaluations/{path.name}"
     in (made["__doc__"])
   )
   suite = made["get_config"]()
@@ -339,7 +339,7 @@ def test_two_processes_give_the_same_results_as_one(model, tmp_path):
           str(tmp_path / "pod.py"),
           str(hosts),
           str(k),
-          f"--from={model}",
+          f"--model={model}",
           f"--suite={tmp_path / 'suite.py'}",
           f"--out={out}",
         ],

@@ -71,7 +71,7 @@ def pictures():
 
 
 def written(run, form, out):
-  assert export.main([f"--from={run}", f"--format={form}", f"--out={out}"]) == 0
+  assert export.main([f"--model={run}", f"--format={form}", f"--out={out}"]) == 0
   return out
 
 
@@ -155,7 +155,7 @@ def test_stablehlo_programs_do_not_depend_on_the_exporting_platform(monkeypatch,
     ({"text.causal": False}, "open_clip", "mask_padding is True, but must be False"),
     ({"text.causal": False}, "huggingface", "causal is False, but must be True"),
     ({"text.activation": "quick_gelu"}, "open_clip", "one quick_gelu for both towers.*'gelu' and"),
-    ({"image.norm_eps": 1e-5}, "big_vision", "big_vision has no equivalent.*epsilon is 1e-05"),
+    ({"image.norm_eps": 1e-5}, "big_vision", "big_vision has no equivalent.*norm_eps is 1e-05"),
     ({"image_projection": "affine"}, "huggingface", "image_projection is 'affine'"),
   ],
 )
@@ -205,11 +205,11 @@ def test_other_towers_a_logit_bias_and_a_missing_end_token_are_refused(run, tmp_
 def test_wrong_flags_are_errors(tmp_path):
   for arguments, message in (
     ([], "Which model"),
-    (["--from=x"], "--format=None is not one of open_clip, huggingface"),
-    (["--from=x", "--format=onnx"], "--format=onnx is not one of"),
-    (["--from=x", "--format=open_clip"], "Set --out=DIR"),
-    (["--from=x", "--format=open_clip", "--out=y.npz"], "--format=big_vision writes a FILE.npz"),
-    ([f"--from={tmp_path}/x", "--format=open_clip", "--out=y"], "No model found in"),
+    (["--model=x"], "--format=None is not one of open_clip, huggingface"),
+    (["--model=x", "--format=onnx"], "--format=onnx is not one of"),
+    (["--model=x", "--format=open_clip"], "Set --out=DIR"),
+    (["--model=x", "--format=open_clip", "--out=y.npz"], "--format=big_vision writes a FILE.npz"),
+    ([f"--model={tmp_path}/x", "--format=open_clip", "--out=y"], "No model found in"),
   ):
     with pytest.raises(UserError, match=message):
       export.main(arguments)

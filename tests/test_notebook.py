@@ -85,7 +85,7 @@ def test_every_cell_runs(tmp_path):
   "line, message",
   [
     ("1 / 0", "ZeroDivisionError"),
-    ("!{sys.executable} -m clip_jax.search --from=nothing --images=. cat", "ended with 2"),
+    ("!{sys.executable} -m clip_jax.search --model=nothing --images=. cat", "ended with 2"),
     ("%no_such_magic", "UsageError"),
   ],
 )

@@ -260,7 +260,7 @@ def scores_of(monkeypatch, *arguments):
 
 
 def test_the_command_scores_the_training_data_by_default(run, tmp_path, monkeypatch, capsys):
-  trained, header = scores_of(monkeypatch, f"--from={run}", f"--out={tmp_path}/a.npz")
+  trained, header = scores_of(monkeypatch, f"--model={run}", f"--out={tmp_path}/a.npz")
   assert header["source"] == "OpenClipart" and header["records"] == 372
   assert "372 scores, mean" in capsys.readouterr().out
   (tmp_path / "source.py").write_text(
@@ -275,7 +275,7 @@ def test_the_command_scores_the_training_data_by_default(run, tmp_path, monkeypa
     "c": [f"--source={tmp_path}/r.array_record"],
     "d": [config, "--config.data.source.split=val"],
   }.items():
-    got, _ = scores_of(monkeypatch, f"--from={run}", f"--out={tmp_path}/{name}.npz", *flags)
+    got, _ = scores_of(monkeypatch, f"--model={run}", f"--out={tmp_path}/{name}.npz", *flags)
     np.testing.assert_allclose(got, trained, atol=1e-6)
   chosen = ScoreFilter(source, f"{tmp_path}/a.npz", keep="top 40%")
   assert len(chosen) == 149 and np.sort(trained)[-149] == np.float32(chosen.threshold)
@@ -300,7 +300,7 @@ def test_the_source_may_be_a_name_a_config_or_files(tmp_path):
 
 
 def test_a_config_can_select_the_best_records(run, tmp_path, monkeypatch):
-  scores_of(monkeypatch, f"--from={run}", f"--out={tmp_path}/a.npz")
+  scores_of(monkeypatch, f"--model={run}", f"--out={tmp_path}/a.npz")
   config = get_config("2")
   config.evaluators = config.final_evaluators = {}
   config.data.source = call(
@@ -317,16 +317,19 @@ def test_a_config_can_select_the_best_records(run, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   "arguments, message",
   [
-    ((), "Which model. Set --from=MODEL"),
-    (("--from=x",), "Where should the scores be written"),
-    (("--from=x", "--out=y", "--source=s", "--config=tests/run_config.py"), "set only one of them"),
-    (("--from=x", "--out=y", "--shard=2/2"), "--shard=2/2 is not I/N"),
-    (("--from=x", "--out=y", "--shard=two"), "--shard=two is not I/N"),
-    (("--from=nowhere", "--out=y"), "nowhere has no config.json"),
-    (("--from=x", "--out=y", "--source=nothing.py"), "no source file nothing.py"),
-    (("--from=x", "--out=y", "--source=tests/tiny.py"), "tiny.py does not define get_config"),
-    (("--from=x", "--out=y", "--source=nowhere"), "No records at nowhere"),
-    (("--from=x", "--out=y", "--source=openclipart"), "No model found in x"),
+    ((), "Which model. Set --model=MODEL"),
+    (("--model=x",), "Where should the scores be written"),
+    (
+      ("--model=x", "--out=y", "--source=s", "--config=tests/run_config.py"),
+      "set only one of them",
+    ),
+    (("--model=x", "--out=y", "--shard=2/2"), "--shard=2/2 is not I/N"),
+    (("--model=x", "--out=y", "--shard=two"), "--shard=two is not I/N"),
+    (("--model=nowhere", "--out=y"), "nowhere has no config.json"),
+    (("--model=x", "--out=y", "--source=nothing.py"), "no source file nothing.py"),
+    (("--model=x", "--out=y", "--source=tests/tiny.py"), "tiny.py does not define get_config"),
+    (("--model=x", "--out=y", "--source=nowhere"), "No records at nowhere"),
+    (("--model=x", "--out=y", "--source=openclipart"), "No model found in x"),
   ],
 )
 def test_an_invalid_command_is_rejected(arguments, message, monkeypatch):

@@ -65,7 +65,7 @@ def colours(monkeypatch):
 
 
 def test_search_by_text(pictures, colours, capsys):
-  assert search.main(["--from=m", f"--images={pictures}", "something", "red", "--top=2"]) == 0
+  assert search.main(["--model=m", f"--images={pictures}", "something", "red", "--top=2"]) == 0
   lines = capsys.readouterr().out.splitlines()
   assert "1 files cannot be read and are skipped: broken.png" in lines
   scores = [line.split("  ", 1) for line in lines if line.endswith((".png", ".jpg", ".webp"))][1:]
@@ -77,11 +77,11 @@ def test_search_by_image_and_contact_sheet(pictures, colours, tmp_path, capsys):
   Image.new("RGB", (9, 9), (10, 240, 10)).save(tmp_path / "like.png")
   search.main(
     [
-      "--from=m",
+      "--model=m",
       f"--images={pictures}",
-      f"--like={tmp_path}/like.png",
+      f"--query_image={tmp_path}/like.png",
       "--top=1",
-      f"--sheet={tmp_path}/sheet.png",
+      f"--contact_sheet={tmp_path}/sheet.png",
     ]
   )
   assert str(pictures / "deep/green.jpg") in capsys.readouterr().out
@@ -151,7 +151,7 @@ def test_the_web_page_searches_the_index(pictures, colours, monkeypatch, capsys)
     raise KeyboardInterrupt
 
   monkeypatch.setattr(web_ui.SearchServer, "serve", serving)
-  assert search.main(["--from=m", f"--images={pictures}", "--serve", "--port=0"]) == 0
+  assert search.main(["--model=m", f"--images={pictures}", "--serve", "--port=0"]) == 0
   assert pages[1][0]["path"].endswith("blue.webp") and pages[2][0]["path"].endswith("red.png")
   assert f"Open {pages[0].address}" in capsys.readouterr().out
 
@@ -159,18 +159,18 @@ def test_the_web_page_searches_the_index(pictures, colours, monkeypatch, capsys)
 @pytest.mark.parametrize(
   "arguments, message",
   [
-    (["a car"], "Which model\\? Set --from"),
-    (["--from=m", "a car"], "Which images\\? Set --images"),
-    (["--from=m", "--images=x"], "Search for what\\?.*exactly one"),
-    (["--from=m", "--images=x", "a car", "--serve"], "Search for what\\?"),
-    (["--from=m", "--images=x", "a car", "--top=many"], "--top=many is not "),
-    (["--from=m", "--images=x", "a car", "--top=0"], "--top=0 is not "),
+    (["a car"], "Which model\\? Set --model"),
+    (["--model=m", "a car"], "Which images\\? Set --images"),
+    (["--model=m", "--images=x"], "Search for what\\?.*exactly one"),
+    (["--model=m", "--images=x", "a car", "--serve"], "Search for what\\?"),
+    (["--model=m", "--images=x", "a car", "--top=many"], "--top=many is not "),
+    (["--model=m", "--images=x", "a car", "--top=0"], "--top=0 is not "),
     (
-      ["--from=m", "--images=x", "--like=nowhere.png"],
-      "--like=nowhere.png cannot be opened: No such",
+      ["--model=m", "--images=x", "--query_image=nowhere.png"],
+      "--query_image=nowhere.png cannot be opened: No such",
     ),
-    (["--from=m", "--images=x", f"--like={__file__}"], "is not a readable image"),
-    (["--from=m", "--images=nowhere", "a car"], "There is no folder .*nowhere"),
+    (["--model=m", "--images=x", f"--query_image={__file__}"], "is not a readable image"),
+    (["--model=m", "--images=nowhere", "a car"], "There is no folder .*nowhere"),
   ],
 )
 def test_an_invalid_command_is_rejected(colours, arguments, message):

@@ -28,8 +28,8 @@ def count_multiply_adds(fn: Callable, *args: Any, float32_weight: float = 1) -> 
   Args:
     fn: any traceable function; for a training step, its value and gradient.
     *args: arrays or their shapes.
-    float32_weight: weight of float32 products at the highest precision, which some devices compute as
-      several products of lower precision.
+    float32_weight: weight of float32 products at the highest precision, which some devices compute
+      as several products of lower precision.
 
   Raises:
     UserError: there are products in a loop without a fixed trip count.

@@ -40,19 +40,20 @@ class RandomResizedCrop:
       scale: minimum and maximum area of the box, as a fraction of the image. SLIP uses (0.5, 1)
         for the image paired with the text and (0.08, 1) for the other views.
       ratio: minimum and maximum aspect ratio, width / height, of the box.
-      resize_mode: whether `ratio` and the box refer to the image squashed to a square. Wide images are
-        then distorted as much as `Resize(mode="squash")` distorts them in evaluation. By default
-        they are not, which matters when many images are far from square.
-      jpeg_draft: whether to decode a JPEG at 1/2, 1/4 or 1/8 when the box is at least twice the output
-        size. This is 1.1 to 1.8 times as fast and changes pixels by 0.2 to 1.1 of 255 on average.
-        False gives exactly the pixels of decoding, cropping and resizing in Pillow.
-      interpolation: "bicubic", or "fast" for hosts that cannot feed the accelerator. "fast" may decode a
-        JPEG at down to 3/4 of the output size, box-averages other images first, and finishes with
-        a bilinear filter. `python -m clip_jax.bench data` measures the speedup on this machine and
-        the difference in pixels.
+      resize_mode: "keep_aspect", or "squash" to draw the box in the image squashed to a square:
+        `ratio` then refers to the squashed image, and wide images are distorted as much as
+        `Resize(resize_mode="squash")` distorts them in evaluation. This matters when many images
+        are far from square.
+      jpeg_draft: whether to decode a JPEG at 1/2, 1/4 or 1/8 when the box is at least twice the
+        output size. This is 1.1 to 1.8 times as fast and changes pixels by 0.2 to 1.1 of 255 on
+        average. False gives exactly the pixels of decoding, cropping and resizing in Pillow.
+      interpolation: "bicubic", or "fast" for hosts that cannot feed the accelerator. "fast" may
+        decode a JPEG at down to 3/4 of the output size, box-averages other images first, and
+        finishes with a bilinear filter. `python -m clip_jax.bench data` measures the speedup on
+        this machine and the difference in pixels.
 
     Raises:
-      UserError: an invalid size or range, or an unknown `resize`.
+      UserError: an invalid size or range, or an unknown mode or interpolation.
     """
     self.size = _size(size)
     for name, (low, high), most in (("scale", scale, 1), ("ratio", ratio, math.inf)):
@@ -62,7 +63,9 @@ class RandomResizedCrop:
           f"maximum{' <= 1' if most == 1 else ''}."
         )
     if interpolation not in ("bicubic", "fast"):
-      raise UserError(f'resize {interpolation!r} is not "bicubic" or "fast".')
+      raise UserError(f'interpolation {interpolation!r} is not "bicubic" or "fast".')
+    if resize_mode not in ("keep_aspect", "squash"):
+      raise UserError(f'resize_mode {resize_mode!r} is not "keep_aspect" or "squash".')
     self.scale, self.ratio, self.resize_mode = scale, ratio, resize_mode
     self.jpeg_draft, self.interpolation = jpeg_draft, interpolation
 
@@ -81,7 +84,7 @@ class RandomResizedCrop:
 
   def box(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
     """Draws the crop box (left, top, right, bottom), in pixels."""
-    # With `squash`, ratios refer to the squashed image; dividing by shape**2 = height / width
+    # With "squash", ratios refer to the squashed image; dividing by shape**2 = height / width
     # converts them to ratios in pixels.
     shape = math.sqrt(height / width) if self.resize_mode == "squash" else 1
     side = math.sqrt(height * width)
@@ -116,9 +119,9 @@ class Resize:
       size: output size in pixels: one int for a square, or (height, width).
       resize_mode: how to handle an image with a different aspect ratio.
         "squash": stretch it to the output size, as big_vision's evaluators do.
-        "crop": keep the largest central box with the output's aspect ratio. With central=0.875
-          this is "resize the shorter side to size / 0.875, then crop the centre", in a single
-          resampling (the evaluation of the study).
+        "crop": keep the largest central box with the output's aspect ratio. With
+          center_crop=0.875 this is "resize the shorter side to size / 0.875, then crop the
+          centre", in a single resampling (the evaluation of the study).
         "pad": fit it inside the output and fill the border with white.
       center_crop: fraction of each side of that box (for "squash" and "pad", of the whole image) to
         keep, around the centre.
@@ -130,16 +133,17 @@ class Resize:
     """
     self.size = _size(size)
     if resize_mode not in ("squash", "crop", "pad"):
-      raise UserError(f'mode {resize_mode!r} is not "squash", "crop" or "pad".')
+      raise UserError(f'resize_mode {resize_mode!r} is not "squash", "crop" or "pad".')
     if not 0 < center_crop <= 1:
-      raise UserError(f"central {center_crop} is not a fraction: expected 0 < central <= 1.")
-    self.mode, self.center_crop, self.jpeg_draft = resize_mode, center_crop, jpeg_draft
+      raise UserError(f"center_crop={center_crop} is not a fraction above 0 and up to 1.")
+    self.resize_mode, self.center_crop = resize_mode, center_crop
+    self.jpeg_draft = jpeg_draft
 
   def __call__(self, image: Any, rng: np.random.Generator | None = None) -> np.ndarray:
     """Encoded bytes, uint8 [H, W, 3] or a `Picture` -> uint8 [size, size, 3]."""
     picture = image if isinstance(image, Picture) else Picture(image)
     box = self.box(picture.height, picture.width)
-    if self.mode != "pad":
+    if self.resize_mode != "pad":
       return _resized(picture, box, self.size, jpeg_draft=self.jpeg_draft)
     height, width = self.size
     left, top, right, bottom = box
@@ -155,7 +159,7 @@ class Resize:
   def box(self, height: int, width: int) -> tuple[float, float, float, float]:
     """Returns the box to keep, (left, top, right, bottom), in fractional pixels."""
     h, w = float(height), float(width)
-    if self.mode == "crop":
+    if self.resize_mode == "crop":
       h = min(height, width * self.size[0] / self.size[1])
       w = min(width, height * self.size[1] / self.size[0])
     h, w = self.center_crop * h, self.center_crop * w

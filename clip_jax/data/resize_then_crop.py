@@ -36,8 +36,8 @@ class ResizeThenCrop:
 
     Args:
       size: output size in pixels: one int for a square, or (height, width).
-      resize_mode: "shortest" fits the shorter side and crops the centre; "longest" fits the longer side
-        and pads with black; "squash" stretches both sides.
+      resize_mode: "shortest" fits the shorter side and crops the centre; "longest" fits the longer
+        side and pads with black; "squash" stretches both sides.
       interpolation: a name in `INTERPOLATIONS`, with Pillow's antialiasing.
       side: length to which the shorter side is resized, if different from `size`.
 
@@ -45,13 +45,13 @@ class ResizeThenCrop:
       UserError: an unknown mode or interpolation.
     """
     for what, value, known in (
-      ("mode", resize_mode, MODES),
+      ("resize_mode", resize_mode, MODES),
       ("interpolation", interpolation, INTERPOLATIONS),
     ):
       if value not in known:
         raise UserError(f"Unknown {what} {value!r}; choose from {', '.join(known)}.")
     self.size = (size, size) if isinstance(size, int) else tuple(size)
-    self.mode, self.interpolation, self.side = resize_mode, interpolation, side
+    self.resize_mode, self.interpolation, self.side = resize_mode, interpolation, side
 
   def __call__(self, image: Any, rng: np.random.Generator | None = None) -> np.ndarray:
     """Encoded bytes, a PIL image, uint8 [H, W, 3] or a `Picture` -> uint8 [size, size, 3]."""
@@ -67,13 +67,13 @@ class ResizeThenCrop:
 
   def _resized(self, height, width):
     """Returns the (height, width) of the whole image after resizing."""
-    if self.mode == "squash":
+    if self.resize_mode == "squash":
       return self.size
-    if self.mode == "shortest" and (self.side or self.size[0] == self.size[1]):
+    if self.resize_mode == "shortest" and (self.side or self.size[0] == self.size[1]):
       # Round the longer side down, as torchvision's Resize does.
       side = self.side or self.size[0]
       short = min(height, width)
       return side * height // short, side * width // short
     ratios = height / self.size[0], width / self.size[1]
-    ratio = max(ratios) if self.mode == "longest" else min(ratios)
+    ratio = max(ratios) if self.resize_mode == "longest" else min(ratios)
     return round(height / ratio), round(width / ratio)

@@ -125,7 +125,7 @@ def read_scores(path: str | os.PathLike) -> tuple[np.ndarray, dict[str, Any]]:
   except FileNotFoundError:
     raise UserError(
       f"No score file at {path}. Write one with python -m clip_jax.score "
-      f"--from=MODEL --source=... --out={path}."
+      f"--model=MODEL --source=... --out={path}."
     ) from None
   except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
     raise UserError(

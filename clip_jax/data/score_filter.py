@@ -1,6 +1,6 @@
 r"""Selects the records of a source with the highest scores, from a model or from a record field.
 
-  python -m clip_jax.score --from=MODEL --source=S --out=S.npz
+  python -m clip_jax.score --model=MODEL --source=S --out=S.npz
   Quality(source, "S.npz", keep="top 40%")
 
 Source: Li, Xie, Cubuk 2024, section 4: training on the top 40% of 3.4 billion pairs by image-text
@@ -13,7 +13,7 @@ swapped ones, which raises the clean fraction from 59.0% to 75.7%. In the top 20
 
   python -m clip_jax.train --config=configs/quickstart.py --workdir=DIR \
       --config.data.source.swapped=0.4
-  python -m clip_jax.score --from=DIR --out=scores.npz
+  python -m clip_jax.score --model=DIR --out=scores.npz
 """
 
 from contextlib import closing

@@ -227,7 +227,7 @@ def preprocessing(embedder: Embedder, resize: str | None) -> tuple[Callable[[Any
   if not isinstance(prepare, Resize):
     return prepare, f"the model's own, {type(prepare).__name__}"
   return prepare, (
-    f"{prepare.mode} to {prepare.size[0]} x {prepare.size[1]}"
+    f"{prepare.resize_mode} to {prepare.size[0]} x {prepare.size[1]}"
     + (f", central {prepare.center_crop:g}" if prepare.center_crop < 1 else "")
   )
 

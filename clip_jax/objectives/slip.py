@@ -26,8 +26,8 @@ class Slip(nnx.Module):
     pairs: the pair objective; `Clip()` by default.
     ssl_weight: weight of the NT-Xent loss.
     temperature: temperature of the NT-Xent loss, which is not learned.
-    projection_hidden_dim, outputs: the widths of the head's three layers are hidden, hidden and
-      outputs.
+    projection_hidden_dim, outputs: the head has two hidden layers of width `projection_hidden_dim`
+      and an output layer of width `outputs`.
     keep_patches: fraction of the patches of the two views that the tower sees; `pairs` has its own
       setting for "image".
     chunk_size: chunk size of NT-Xent, in rows of its similarity matrices; all rows by default.

@@ -23,8 +23,8 @@ def coordination_client() -> Any:
     import jax
 
     raise UserError(
-      f"jax {jax.__version__} has no coordination client where clip_jax looks for it ({error}), and "
-      "runs of several processes need it. Install jax 0.10 to 0.12, or run a single process."
+      f"jax {jax.__version__} has no coordination client where clip_jax looks for it ({error}), "
+      "and runs of several processes need it. Install jax 0.10 to 0.12, or run a single process."
     ) from error
 
 

@@ -428,7 +428,7 @@ def _processor(saved, form, model):
   number = {name: i for i, name in INTERPOLATIONS.items()}[
     getattr(made, "interpolation", "bicubic")
   ]
-  crops = made.mode in ("shortest", "crop")
+  crops = made.resize_mode in ("shortest", "crop")
   shorter = getattr(made, "side", None) or min(size)
   return {
     "image_processor_type": f"{'CLIP' if form == 'clip' else 'Siglip'}ImageProcessor",

@@ -380,10 +380,10 @@ def write(saved: ModelBundle, folder: Path) -> None:
   safetensors_file.write(folder / WEIGHTS, arrays)
   preprocess = saved.preprocess
   if isinstance(preprocess, Resize):
-    mode = {"squash": "squash", "crop": "shortest", "pad": "longest"}[preprocess.mode]
+    mode = {"squash": "squash", "crop": "shortest", "pad": "longest"}[preprocess.resize_mode]
     settings = {"interpolation": "bicubic", "resize_mode": mode}
   else:
-    settings = {"interpolation": preprocess.interpolation, "resize_mode": preprocess.mode}
+    settings = {"interpolation": preprocess.interpolation, "resize_mode": preprocess.resize_mode}
   model_bundle.save_json(
     folder / CONFIG,
     {"model_cfg": described, "preprocess_cfg": {"mean": model.mean, "std": model.std, **settings}},

@@ -40,8 +40,7 @@ class ClipResnet(nnx.Module):
     size: a name in `SIZES`, overridden by `stages` and `width`.
     stages: blocks in each of the four stages.
     width: channels of the stem; the features have 32 times as many.
-    num_heads: number of heads of the attention pool; by default width / 2, so that heads are 64
-      wide.
+    num_heads: number of heads of the attention pool; by default width / 2, for heads of width 64.
     image_size: side, or (height, width), of the images in pixels; the published one by default.
     dtype: dtype the tower computes in, a name in `target.DTYPES`; parameters are always float32.
     remat: rematerialisation policy of a block, a name in `remat.REMAT_POLICIES`.

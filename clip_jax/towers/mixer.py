@@ -25,8 +25,8 @@ class MlpMixer(nnx.Module):
     patch: side of a patch in pixels.
     image_size: side, or (height, width), of the images in pixels. The tower takes only this size,
       because the token MLP has a weight for every patch position.
-    mlp_dim, token_mlp_dim: hidden widths of the channel and the token MLP; by default 4 times and half the
-      width.
+    mlp_dim, token_mlp_dim: hidden widths of the channel and the token MLP; by default 4 times and
+      half the width.
     activation, dtype, remat, unroll: as in `Vit`.
 
   Source: Tolstikhin et al. 2021, sec. 2 and table 1; initial values as in the authors' code.

@@ -1,6 +1,6 @@
 """Evaluations on the Openclipart drawings of the package: retrieval and classification.
 
-  python -m clip_jax.evaluate --from=DIR --suite=configs/evaluations/openclipart.py --out=F.json
+  python -m clip_jax.evaluate --model=DIR --suite=configs/evaluations/openclipart.py --out=F.json
 
 Retrieval uses the 459 test pairs, with short and with long captions. The classes are the seven
 subsets that the drawings come from (icons, flags, ...), for zero-shot classification, a linear

@@ -1,6 +1,6 @@
 """All evaluations of the study: ImageNet, six variants of it, probes, few-shot, COCO retrieval.
 
-  python -m clip_jax.evaluate --from=DIR --suite=configs/evaluations/study.py --out=F.json
+  python -m clip_jax.evaluate --model=DIR --suite=configs/evaluations/study.py --out=F.json
   ... --suite=configs/evaluations/study.py:/data/tfds              folder of the TFDS data sets
   ... --only=imagenet,imagenet_v2,coco                             a part of the suite
 

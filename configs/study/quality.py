@@ -7,7 +7,7 @@ Each cut is trained for one epoch and for the same number of samples.
 DATA is a folder of your own pairs, written by python -m clip_jax.prepare, and data/scores.npz holds
 their image-text similarities, written by
 
-  python -m clip_jax.score --from=MODEL --source=DATA --out=data/scores.npz
+  python -m clip_jax.score --model=MODEL --source=DATA --out=data/scores.npz
 
 The authors have not trained this grid.
 """

@@ -195,12 +195,13 @@ def test_resize_with_shrink_barely_changes_pixels():
     (lambda: RandomResizedCrop(8, scale=(0.5, 1.5)), "minimum <= maximum <= 1"),
     (
       lambda: RandomResizedCrop(8, interpolation="slow"),
-      'resize \'slow\' is not "bicubic" or "fast"',
+      'interpolation \'slow\' is not "bicubic" or "fast"',
     ),
     (lambda: RandomResizedCrop(8, ratio=(2, 1)), r"ratio \(2, 1\) is not a valid range"),
     (lambda: Resize((0, 3)), r"size \(0, 3\) is not a positive int"),
-    (lambda: Resize(8, "stretch"), "mode 'stretch' is not"),
-    (lambda: Resize(8, center_crop=0), "central 0 is not a fraction"),
+    (lambda: RandomResizedCrop(8, resize_mode="crop"), "resize_mode 'crop' is not \"keep_aspect\""),
+    (lambda: Resize(8, "stretch"), "resize_mode 'stretch' is not"),
+    (lambda: Resize(8, center_crop=0), "center_crop=0 is not a fraction"),
   ],
 )
 def test_invalid_arguments_raise(make, message):
@@ -219,7 +220,9 @@ def test_boxes_can_refer_to_the_squashed_image():
     ratios.append(w / h)
   assert 0.299 < min(shares) < 0.33 and 0.8 < max(shares) < 0.901
   assert 0.49 < min(ratios) < 0.6 and 1.7 < max(ratios) < 2.01
-  assert RandomResizedCrop(8, scale=(1, 1), ratio=(1, 1), resize_mode="squash").box(30, 90, rng) == (
+  assert RandomResizedCrop(8, scale=(1, 1), ratio=(1, 1), resize_mode="squash").box(
+    30, 90, rng
+  ) == (
     0,
     0,
     90,

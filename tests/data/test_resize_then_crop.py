@@ -45,7 +45,9 @@ def test_squash_stretches_and_longest_pads():
 
 
 def test_invalid_arguments_raise():
-  with pytest.raises(UserError, match="mode 'stretch'; choose from shortest, longest, squash"):
+  with pytest.raises(
+    UserError, match="resize_mode 'stretch'; choose from shortest, longest, squash"
+  ):
     ResizeThenCrop(16, "stretch")
   with pytest.raises(UserError, match="interpolation 'sinc'; choose from nearest, bilinear"):
     ResizeThenCrop(16, interpolation="sinc")

@@ -295,6 +295,6 @@ def test_search_passes_the_allowed_hosts_on(picture, monkeypatch):
   )
   monkeypatch.setattr("clip_jax.inference.similarity.model_fingerprint", lambda model: "x")
   monkeypatch.setattr("clip_jax.inference.image_index.build_index", lambda *_: Found())
-  arguments = ["--from=m", "--images=x", "--serve", "--allowed_hosts=localhost:9000,b:1"]
+  arguments = ["--model=m", "--images=x", "--serve", "--allowed_hosts=localhost:9000,b:1"]
   assert search.main(arguments) == 0
   assert made["allowed_hosts"] == ("localhost:9000", "b:1")

@@ -87,7 +87,7 @@ def test_a_checkpoint_survives_a_round_trip(name, tmp_path, monkeypatch):
 def test_a_checkpoint_is_converted_to_another_format(tmp_path):
   out = tmp_path / "there"
   export.main(
-    [f"--from={GOLDENS['open_clip_quickgelu'][0]}", "--format=huggingface", f"--out={out}"]
+    [f"--model={GOLDENS['open_clip_quickgelu'][0]}", "--format=huggingface", f"--out={out}"]
   )
   config = json.loads((out / "config.json").read_text())
   assert config["model_type"] == "clip" and config["text_config"]["hidden_act"] == "quick_gelu"
@@ -97,7 +97,7 @@ def test_a_checkpoint_is_converted_to_another_format(tmp_path):
   np.testing.assert_allclose(z_text, unit(there["z_text"]), rtol=1e-4, atol=1e-6)
   for origin, form in (("huggingface_siglip", "open_clip"), ("big_vision_lit", "huggingface")):
     with pytest.raises(UserError, match="can export to open_clip: Vit in OpenAI's form"):
-      export.main([f"--from={GOLDENS[origin][0]}", f"--format={form}", f"--out={out}"])
+      export.main([f"--model={GOLDENS[origin][0]}", f"--format={form}", f"--out={out}"])
 
 
 def test_a_big_vision_model_converts_to_hugging_faces_siglip(tmp_path):
