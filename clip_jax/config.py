@@ -24,6 +24,7 @@ from ml_collections.config_dict import ConfigDict
 import numpy as np
 
 from clip_jax import old_names
+from clip_jax.cli import values as values_lib
 from clip_jax.cli.suggest import closest, did_you_mean
 from clip_jax.errors import UserError
 from clip_jax.interfaces import check_arguments
@@ -58,7 +59,8 @@ def _field(value, hint):
   """Wraps `value` in a reference where the command line could not infer its type."""
   if typing.get_origin(hint) not in (types.UnionType, typing.Union):
     return value
-  kinds = [k for k in typing.get_args(hint) if k is not types.NoneType]
+  kinds = [_flag_kind(k) for k in typing.get_args(hint) if k is not types.NoneType]
+  kinds = list(dict.fromkeys(kinds))
   plain = [k in (int, float, str, bool) for k in kinds]
   # A size is 1000 or "10M", an image size 224 or (224, 288): either form may replace the other.
   if len(kinds) > 1 and all(p or typing.get_origin(k) is tuple for p, k in zip(plain, kinds)):
@@ -68,8 +70,15 @@ def _field(value, hint):
   return config_dict.placeholder(kinds[0]) if value is None else value
 
 
+def _flag_kind(kind):
+  """The type of an alternative on the command line: str for a path and for a choice of strings."""
+  if typing.get_origin(kind) is typing.Literal:
+    return type(typing.get_args(kind)[0])
+  return str if kind is os.PathLike else kind
+
+
 def build(spec: ConfigDict, **context: Any) -> Any:
-  """Makes the call that `call` wrote down, inner calls first.
+  """Makes the call that `call` wrote down, inner calls first, after checking all their values.
 
   Args:
     spec: the result of `call`, or its JSON round trip.
@@ -77,9 +86,44 @@ def build(spec: ConfigDict, **context: Any) -> Any:
       call, inner ones included, that has an argument of that name and no value for it.
 
   Raises:
-    UserError: an argument without a default has no value, the function has no such argument, or an
-      argument whose type hint is a protocol of `clip_jax.interfaces` lacks something that it needs.
+    UserError: an argument without a default has no value, the function has no such argument, a
+      value is not what the part's type hint says, or an argument whose type hint is a protocol of
+      `clip_jax.interfaces` lacks something that it needs.
   """
+  check_values(spec)
+  return _build(spec, context)
+
+
+def check_values(config: Any, where: str = "") -> None:
+  """Checks the values of all calls of parts in a config, so that a mistake is found before work.
+
+  Args:
+    config: a call, or a config that contains calls.
+    where: its name on the command line, such as "config.data", for messages.
+
+  Raises:
+    UserError: a value is not what the type hint of its argument says, see `cli.values`.
+  """
+  if isinstance(config, ConfigDict):
+    name = config.get("fn")
+    if isinstance(name, str) and is_part(name):
+      values = {n: _known(v) for n, v in config.items() if n != "fn"}
+      values_lib.check_arguments(function(name), values, where)
+    for name, value in config.items():
+      check_values(value, f"{where}.{name}" if where else "")
+  elif isinstance(config, (tuple, list)):
+    for i, value in enumerate(config):
+      check_values(value, f"{where}[{i}]" if where else "")
+
+
+def _known(value):
+  """The value, with `UNKNOWN` in place of what calls in it will return."""
+  if isinstance(value, ConfigDict):
+    return values_lib.UNKNOWN if "fn" in value else {k: _known(v) for k, v in value.items()}
+  return tuple(map(_known, value)) if isinstance(value, (tuple, list)) else value
+
+
+def _build(spec, context):
   fn = function(spec.fn)
   arguments = {name: _built(value, context) for name, value in spec.items() if name != "fn"}
   parameters = _parameters(fn)
@@ -189,7 +233,7 @@ def all_parts() -> list[str]:
 def _built(value, context):
   if isinstance(value, ConfigDict):
     if "fn" in value:
-      return build(value, **context)
+      return _build(value, context)
     return {k: _built(v, context) for k, v in value.items()}
   if isinstance(value, (tuple, list)):
     return tuple(_built(v, context) for v in value)
