@@ -92,21 +92,21 @@ def slope(f, arguments, k, direction, h=1e-5):
 
 
 @every_loss
-@pytest.mark.parametrize("chunk_size", [None, 4])
-def test_loss_matches_its_papers_equation(name, chunk_size):
+@pytest.mark.parametrize("chunk", [None, 4])
+def test_loss_matches_its_papers_equation(name, chunk):
   f, scalars = LOSSES[name]
   z_a, z_b = embeddings(12)
   np.testing.assert_allclose(
-    f(*float32(z_a, z_b), *scalars, chunk_size=chunk_size), BY_LOOPS[name](z_a, z_b, *scalars), rtol=1e-6
+    f(*float32(z_a, z_b), *scalars, chunk_size=chunk), BY_LOOPS[name](z_a, z_b, *scalars), rtol=1e-6
   )
 
 
 @every_loss
-@pytest.mark.parametrize("chunk_size", [None, 4])
-def test_gradient_matches_finite_differences_of_the_equation(name, chunk_size):
+@pytest.mark.parametrize("chunk", [None, 4])
+def test_gradient_matches_finite_differences_of_the_equation(name, chunk):
   f, scalars = LOSSES[name]
   arguments = (*embeddings(12), *map(np.float64, scalars))
-  gradients = jax.jit(jax.grad(functools.partial(f, chunk_size=chunk_size), range(len(arguments))))(
+  gradients = jax.jit(jax.grad(functools.partial(f, chunk_size=chunk), range(len(arguments))))(
     *float32(*arguments)
   )
   rng = np.random.default_rng(1)
@@ -141,13 +141,13 @@ def test_a_single_pair_has_zero_softmax_loss_and_gradient():
 
 
 @every_loss
-@pytest.mark.parametrize("chunk_size", [1, 16])
-def test_chunked_matches_dense(name, chunk_size):
+@pytest.mark.parametrize("chunk", [1, 16])
+def test_chunked_matches_dense(name, chunk):
   f, scalars = LOSSES[name]
   arguments = float32(*embeddings(64, 32), *scalars)
   n = range(len(arguments))
   dense = jax.jit(jax.value_and_grad(f, n))(*arguments)
-  chunked = jax.jit(jax.value_and_grad(functools.partial(f, chunk_size=chunk_size), n))(*arguments)
+  chunked = jax.jit(jax.value_and_grad(functools.partial(f, chunk_size=chunk), n))(*arguments)
   for x, y in zip(jax.tree.leaves(dense), jax.tree.leaves(chunked)):
     assert x.shape == y.shape and x.dtype == y.dtype == jnp.float32
     np.testing.assert_array_less(jnp.linalg.norm(x - y), 1e-6 * jnp.linalg.norm(x))
@@ -155,7 +155,7 @@ def test_chunked_matches_dense(name, chunk_size):
 
 @every_loss
 def test_chunking_does_not_depend_on_the_order_of_rows(name):
-  """Chunk i has every (B / chunk_size)-th row; gradients must come back in the order of the rows."""
+  """Chunk i has every (B / chunk)-th row; gradients must come back in the order of the rows."""
   f, scalars = LOSSES[name]
   z_a, z_b = float32(*embeddings(24))
   order = np.random.default_rng(2).permutation(24)
@@ -166,35 +166,35 @@ def test_chunking_does_not_depend_on_the_order_of_rows(name):
 
 
 @every_loss
-@pytest.mark.parametrize("chunk_size", [None, 8])
-def test_nothing_overflows_at_scale_100(name, chunk_size):
+@pytest.mark.parametrize("chunk", [None, 8])
+def test_nothing_overflows_at_scale_100(name, chunk):
   f = LOSSES[name][0]
   scalars = {"info_nce": (100.0,), "sigmoid_pairs": (100.0, 0.0), "nt_xent": (0.01,)}[name]
   z, _ = embeddings(32)
   for z_b in (z, -z):  # Positive logits are all +100, then -100: the loss is near 0, then near 100.
     arguments = float32(z, z_b, *scalars)
     value, gradients = jax.jit(
-      jax.value_and_grad(functools.partial(f, chunk_size=chunk_size), range(len(arguments)))
+      jax.value_and_grad(functools.partial(f, chunk_size=chunk), range(len(arguments)))
     )(*arguments)
     np.testing.assert_allclose(value, BY_LOOPS[name](z, z_b, *scalars), rtol=2e-5)
     assert all(jnp.isfinite(g).all() for g in gradients)
 
 
-@pytest.mark.parametrize("chunk_size", [None, 8])
+@pytest.mark.parametrize("chunk", [None, 8])
 @pytest.mark.parametrize("name", ["info_nce", "nt_xent"])
-def test_a_small_loss_at_scale_100_is_precise(name, chunk_size):
+def test_a_small_loss_at_scale_100_is_precise(name, chunk):
   """log(sum(exp)) - positive would be 0 or a multiple of 7.6e-6, the float32 spacing near 100."""
   z_a, z_b = embeddings(32, 64, noise=0.1)
   scalar = {"info_nce": 100.0, "nt_xent": 0.01}[name]
   expected = BY_LOOPS[name](z_a, z_b, scalar)
   assert 0 < expected < 1e-12
   f = LOSSES[name][0]
-  np.testing.assert_allclose(f(*float32(z_a, z_b), scalar, chunk_size=chunk_size), expected, rtol=1e-4)
-  assert jax.grad(f)(*float32(z_a, z_b), scalar, chunk_size=chunk_size).any()
+  np.testing.assert_allclose(f(*float32(z_a, z_b), scalar, chunk_size=chunk), expected, rtol=1e-4)
+  assert jax.grad(f)(*float32(z_a, z_b), scalar, chunk_size=chunk).any()
 
 
-@pytest.mark.parametrize("chunk_size", [None, 4])
-def test_both_directions_contribute_to_the_gradient(chunk_size):
+@pytest.mark.parametrize("chunk", [None, 4])
+def test_both_directions_contribute_to_the_gradient(chunk):
   """Unlike in SLIP's code, an embedding must also get gradients as a candidate of other rows."""
   z_a, z_b = float32(*embeddings(12))
   a_finds_b = lambda z_a, z_b: -jax.nn.log_softmax(14.3 * z_a @ z_b.T, axis=1).trace() / 12
@@ -203,7 +203,7 @@ def test_both_directions_contribute_to_the_gradient(chunk_size):
     one, other = (jax.grad(f, side)(z_a, z_b) for f in (a_finds_b, b_finds_a))
     assert jnp.linalg.norm(one - other) > 0.1 * jnp.linalg.norm(one)
     np.testing.assert_allclose(
-      jax.grad(functools.partial(losses.info_nce, chunk_size=chunk_size), side)(z_a, z_b, 14.3),
+      jax.grad(functools.partial(losses.info_nce, chunk_size=chunk), side)(z_a, z_b, 14.3),
       (one + other) / 2,
       atol=1e-6,
     )
@@ -231,8 +231,8 @@ def test_chunking_needs_a_fraction_of_the_memory(name):
   f, scalars = LOSSES[name]
   z = jax.ShapeDtypeStruct((8192, 64), jnp.float32)
 
-  def temporaries(chunk_size):
-    step = jax.value_and_grad(functools.partial(f, chunk_size=chunk_size), range(2 + len(scalars)))
+  def temporaries(chunk):
+    step = jax.value_and_grad(functools.partial(f, chunk_size=chunk), range(2 + len(scalars)))
     return jax.jit(step).lower(z, z, *scalars).compile().memory_analysis().temp_size_in_bytes
 
   dense, chunked, matrix = temporaries(None), temporaries(256), 4 * 8192**2
@@ -244,16 +244,16 @@ def test_chunking_needs_a_fraction_of_the_memory(name):
 def test_products_are_float32_on_every_device(name):
   f, scalars = LOSSES[name]
   z = jnp.zeros((4, 8))
-  for chunk_size in (None, 2):
-    text = str(jax.make_jaxpr(jax.grad(functools.partial(f, chunk_size=chunk_size)))(z, z, *scalars))
+  for chunk in (None, 2):
+    text = str(jax.make_jaxpr(jax.grad(functools.partial(f, chunk_size=chunk)))(z, z, *scalars))
     assert text.count("dot_general[") == text.count("precision=(Precision.HIGHEST") > 0
 
 
 def test_accuracies_count_rows_nearest_to_their_partner():
   z_a = jnp.array([[1.0, 0], [0, 1], [0.6, 0.8], [-1, 0]])
   z_b = jnp.array([[1.0, 0], [0.6, 0.8], [0, 1], [-1, 0]])
-  for chunk_size in (None, 1, 2):
-    a_to_b, b_to_a = losses.accuracies(z_a, z_b, chunk_size=chunk_size)
+  for chunk in (None, 1, 2):
+    a_to_b, b_to_a = losses.accuracies(z_a, z_b, chunk_size=chunk)
     assert a_to_b == b_to_a == 0.5
 
 
@@ -264,32 +264,32 @@ def test_the_two_accuracies_differ_where_the_directions_do():
   assert [float(x) for x in losses.accuracies(z_a, z_b)] == [1.0, 0.5]
 
 
-@pytest.mark.parametrize("chunk_size", [None, 4])
-def test_accuracies_match_a_loop(chunk_size):
+@pytest.mark.parametrize("chunk", [None, 4])
+def test_accuracies_match_a_loop(chunk):
   z_a, z_b = embeddings(32, 8, noise=1.5)
   nearest = lambda x, y: np.mean([np.argmax(y @ x[i]) == i for i in range(len(x))])
   expected = nearest(z_a, z_b), nearest(z_b, z_a)
   assert min(expected) > 0 and max(expected) < 1
-  np.testing.assert_allclose(losses.accuracies(*float32(z_a, z_b), chunk_size=chunk_size), expected)
+  np.testing.assert_allclose(losses.accuracies(*float32(z_a, z_b), chunk_size=chunk), expected)
 
 
-@pytest.mark.parametrize("chunk_size", [None, 4])
-def test_nt_xent_accuracy_matches_a_loop(chunk_size):
+@pytest.mark.parametrize("chunk", [None, 4])
+def test_nt_xent_accuracy_matches_a_loop(chunk):
   z_a, z_b = embeddings(32, 8)
   views = np.concatenate([z_a, z_b])
   similarity = views @ views.T - 9 * np.eye(64)
   expected = np.mean(similarity.argmax(1) == (np.arange(64) + 32) % 64)
   assert 0 < expected < 1
   np.testing.assert_allclose(
-    losses.nt_xent_accuracy(*float32(z_a, z_b), chunk_size=chunk_size), expected
+    losses.nt_xent_accuracy(*float32(z_a, z_b), chunk_size=chunk), expected
   )
 
 
-@pytest.mark.parametrize("chunk_size", [None, 7])
-def test_collapsed_embeddings_have_zero_accuracy(chunk_size):
+@pytest.mark.parametrize("chunk", [None, 7])
+def test_collapsed_embeddings_have_zero_accuracy(chunk):
   z = jnp.tile(jnp.asarray(embeddings(1, 50)[0], jnp.float32), (35, 1))
-  assert losses.accuracies(z, z, chunk_size=chunk_size) == (0, 0)
-  assert losses.nt_xent_accuracy(z, z, chunk_size=chunk_size) == 0
+  assert losses.accuracies(z, z, chunk_size=chunk) == (0, 0)
+  assert losses.nt_xent_accuracy(z, z, chunk_size=chunk) == 0
 
 
 def test_accuracies_have_no_gradient():
@@ -310,7 +310,8 @@ def test_a_chunk_size_that_does_not_divide_the_batch_is_an_error(name):
   f, scalars = FUNCTIONS[name]
   z = jnp.zeros((96, 4))
   with pytest.raises(
-    UserError, match="chunk_size 20 does not divide the batch of 96 rows. Nearest divisors: 16, 24. Set"
+    UserError,
+    match="chunk_size 20 does not divide the batch of 96 rows. Nearest divisors: 16, 24. Set",
   ):
     f(z, z, *scalars, chunk_size=20)
   with pytest.raises(UserError, match="chunk_size 0 .* Nearest divisors: 1. Set"):
