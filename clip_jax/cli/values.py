@@ -102,7 +102,7 @@ class OneOf:
 
   def describe(self, kind: str, value: Any) -> str:
     """Lists the names."""
-    return " or ".join(map(repr, self.names))
+    return _listed(self.names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,7 +303,8 @@ def _message(part, path, value, hint, example, where):
   if example is not None or types.NoneType in _options(hint):
     shown = example if where and isinstance(example, str) else repr(example)
     text += f", as in {flag}{str(shown).replace(' ', '') if where else shown}"
-  return f"{text}.{did_you_mean(value, _names(hint)) if isinstance(value, str) else ''}"
+  names = [choice for choice in _choices(hint) if isinstance(choice, str)]
+  return f"{text}.{did_you_mean(value, names) if isinstance(value, str) else ''}"
 
 
 _KINDS: dict[Any, str] = {
@@ -330,7 +331,7 @@ def _described(hint: Any, value: Any = None) -> str:
     return text
   origin, arguments = typing.get_origin(hint), typing.get_args(hint)
   if origin is Literal:
-    return " or ".join(map(repr, arguments))
+    return _listed(arguments)
   if origin is tuple and arguments[-1] is not Ellipsis:
     each = list(dict.fromkeys(map(_described, arguments)))
     return f"a tuple of {len(arguments)} entries, {'each ' * (len(each) == 1)}{', '.join(each)}"
@@ -351,12 +352,12 @@ def _described(hint: Any, value: Any = None) -> str:
   return _KINDS.get(hint) or f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
 
 
-def _names(hint: Any) -> Iterator[str]:
-  """The strings that a hint lists."""
+def _choices(hint: Any) -> Iterator[Any]:
+  """The values that a hint lists."""
   for option in _options(hint):
     kind, limits = _limits(option)
     if typing.get_origin(kind) is Literal:
-      yield from (choice for choice in typing.get_args(kind) if isinstance(choice, str))
+      yield from typing.get_args(kind)
     for limit in limits:
       if isinstance(limit, OneOf):
         yield from limit.names
@@ -368,7 +369,7 @@ def _example(hint: Any) -> Any:
   for limit in limits:
     if isinstance(limit, Range):
       return limit.example()
-  return next(_names(hint), {bool: True, int: 1, float: 1.0}.get(kind))
+  return next(_choices(hint), {bool: True, int: 1, float: 1.0}.get(kind))
 
 
 class _Shorten(reprlib.Repr):
@@ -387,6 +388,11 @@ def shorten(value: Any) -> str:
   form.maxstring = form.maxother = 60
   form.maxtuple = form.maxlist = form.maxdict = 4
   return form.repr(value)
+
+
+def _listed(choices: Collection[Any]) -> str:
+  *others, last = map(repr, choices)
+  return f"{', '.join(others)} or {last}" if others else last
 
 
 def _number(x: float) -> str:

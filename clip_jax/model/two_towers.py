@@ -1,17 +1,21 @@
 """The two-tower model: image and text towers with projections into a shared embedding space."""
 
+from typing import Literal
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from clip_jax.cli.values import PositiveFloat, Width, checked
 from clip_jax.errors import UserError
 from clip_jax.interfaces import ImageTower, TextTower
 from clip_jax.nn.layers import LayerNorm, Linear, normal
 
-PROJECTIONS = ("linear", "affine", "mlp", "none")
+Projection = Literal["linear", "affine", "mlp", "none"]
 
 
+@checked
 class TwoTowers(nnx.Module):
   """An image tower and a text tower, each with a projection into a shared embedding space.
 
@@ -33,12 +37,12 @@ class TwoTowers(nnx.Module):
     *,
     image: ImageTower,
     text: TextTower,
-    embed_dim: int = 512,
-    image_projection: str = "linear",
-    text_projection: str = "linear",
-    projection_hidden_dim: int = 4096,
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5),
-    std: tuple[float, ...] = (0.5, 0.5, 0.5),
+    embed_dim: Width = 512,
+    image_projection: Projection = "linear",
+    text_projection: Projection = "linear",
+    projection_hidden_dim: Width = 4096,
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.5, 0.5, 0.5),
     rngs: nnx.Rngs,
   ):
     self.image, self.text = image, text
@@ -98,8 +102,6 @@ class MlpProjection(nnx.Module):
 
 
 def _projection(name, kind, width, embed_dim, hidden_dim, rngs):
-  if kind not in PROJECTIONS:
-    raise UserError(f"Unknown {name}_projection {kind!r}; choose from {', '.join(PROJECTIONS)}.")
   if kind == "none":
     if width != embed_dim:
       raise UserError(

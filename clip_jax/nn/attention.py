@@ -7,12 +7,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 import functools
 import math
+from typing import Annotated
 import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from clip_jax.cli.values import OneOf
 from clip_jax.errors import UserError
 from clip_jax.nn.remat import remat
 from clip_jax.nn.target import target_platform
@@ -22,6 +24,7 @@ KINDS = {
   "xla": "XLA operations",
   "cudnn": "cuDNN's kernel",
 }
+AttentionKind = Annotated[str, OneOf(KINDS)]
 MASKED = -1e30  # Logit of a masked key. Finite, because differences of infinities are NaN.
 
 

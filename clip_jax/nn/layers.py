@@ -11,13 +11,14 @@ significant bits, a sum over 256 devices is off by 1.5%.
 from collections.abc import Callable
 import functools
 import math
-from typing import Any
+from typing import Annotated, Any
 
 from flax import nnx
 import jax
 from jax import lax
 import jax.numpy as jnp
 
+from clip_jax.cli.values import OneOf
 from clip_jax.errors import UserError
 from clip_jax.nn.remat import remat
 from clip_jax.nn.target import target_platform
@@ -32,6 +33,7 @@ ACTIVATIONS = {
   "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
   "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
 }
+Activation = Annotated[str, OneOf(ACTIVATIONS)]
 
 
 def lookup(table: dict[Any, Any], name: Any, what: str) -> Any:

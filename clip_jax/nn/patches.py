@@ -60,8 +60,10 @@ def sincos2d(rows: int, columns: int, width: int, *, temperature: float = 10_000
   Source: Chen et al. 2021 (MoCo v3), as in big_vision, with frequency exponents
   i / (width / 4 - 1). MAE and FLIP divide by width / 4 instead, which gives a different embedding.
   """
-  if width % 4:
-    raise UserError(f"sincos2d positions need a width divisible by 4, not {width}.")
+  if width % 4 or width < 8:
+    raise UserError(
+      f"sincos2d positions need a width divisible by 4, not {width}, and of at least 8."
+    )
   omega = temperature ** (-np.arange(width // 4) / (width // 4 - 1))
   y, x = np.mgrid[:rows, :columns].reshape(2, -1, 1) * omega  # [N, width / 4] each
   return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1).astype(np.float32)

@@ -1,9 +1,11 @@
 """Rematerialisation: which activations are saved for the backward pass and which are recomputed."""
 
 from collections.abc import Callable
+from typing import Annotated
 
 import jax
 
+from clip_jax.cli.values import OneOf
 from clip_jax.nn.target import target_platform
 
 # What is saved of a block for the backward pass: the inputs of products, norms and attention
@@ -13,6 +15,7 @@ REMAT_POLICIES = {
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   "full": jax.checkpoint_policies.nothing_saveable,
 }
+RematPolicy = Annotated[str, OneOf(REMAT_POLICIES)]
 
 
 def remat(fn: Callable) -> Callable:

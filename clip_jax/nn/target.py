@@ -3,13 +3,16 @@
 from collections.abc import Iterator
 import contextlib
 from contextvars import ContextVar
+from typing import Annotated
 
 import jax
 
+from clip_jax.cli.values import OneOf
 from clip_jax.errors import UserError
 
 _any_platform = ContextVar("any_platform", default=False)
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+Dtype = Annotated[str, OneOf(DTYPES)]
 
 
 def target_platform() -> str:

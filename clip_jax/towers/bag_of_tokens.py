@@ -1,13 +1,17 @@
 """A bag-of-tokens text tower, which ignores order; for small datasets."""
 
+from typing import Annotated
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from clip_jax.cli.values import ContextLength, Range, Width, checked
 from clip_jax.parallel.placement import all_gather_param, shard_batch
 from clip_jax.towers.text import check_context_length, real_tokens
 
 
+@checked
 class BagOfTokens(nnx.Module):
   """The sum of the token embeddings, which are initialised longer for rare tokens.
 
@@ -24,7 +28,12 @@ class BagOfTokens(nnx.Module):
   """
 
   def __init__(
-    self, *, vocab_size: int = 32_000, context_length: int = 16, width: int = 512, rngs: nnx.Rngs
+    self,
+    *,
+    vocab_size: Annotated[int, Range(2, 2**31 - 1)] = 32_000,
+    context_length: ContextLength = 16,
+    width: Width = 512,
+    rngs: nnx.Rngs,
   ):
     self.vocab_size, self.context_length, self.width = vocab_size, context_length, width
     rarity = jnp.log1p(jnp.arange(vocab_size)) / jnp.log(vocab_size)  # From 0 to 1.

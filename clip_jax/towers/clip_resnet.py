@@ -1,16 +1,18 @@
 """The ResNet of OpenAI's CLIP: BatchNorm, antialiased strides and attention pooling."""
 
 import math
+from typing import Annotated
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from clip_jax.cli.values import ImageSize, OneOf, Range, Stages, Width, checked
 from clip_jax.errors import UserError
 from clip_jax.nn.convolution import conv2d
-from clip_jax.nn.layers import BatchNorm, Linear, add_bias, lookup
-from clip_jax.nn.remat import REMAT_POLICIES
-from clip_jax.nn.target import resolve_dtype
+from clip_jax.nn.layers import BatchNorm, Linear, add_bias
+from clip_jax.nn.remat import REMAT_POLICIES, RematPolicy
+from clip_jax.nn.target import Dtype, resolve_dtype
 from clip_jax.nn.transformer import check_heads
 from clip_jax.parallel.placement import shard_batch
 from clip_jax.towers.sizes import both_sides
@@ -25,6 +27,7 @@ SIZES = {
 }
 
 
+@checked
 class ClipResnet(nnx.Module):
   """Three convolutions, four stages of bottleneck blocks, and attention pooling.
 
@@ -51,20 +54,19 @@ class ClipResnet(nnx.Module):
   def __init__(
     self,
     *,
-    size: str = "RN50",
-    stages: tuple[int, ...] | None = None,
-    width: int | None = None,
-    num_heads: int | None = None,
-    image_size: int | tuple[int, int] | None = None,
-    dtype: str = "auto",
-    remat: str = "none",
+    size: Annotated[str, OneOf(SIZES)] = "RN50",
+    stages: Stages | None = None,
+    width: Annotated[int, Range(2, 2**20)] | None = None,
+    num_heads: Width | None = None,
+    image_size: ImageSize | None = None,
+    dtype: Dtype = "auto",
+    remat: RematPolicy = "none",
     rngs: nnx.Rngs,
   ):
     dtype = resolve_dtype(dtype)
-    named = lookup(SIZES, size, "ClipResnet size")
+    named = SIZES[size]
     stages = named[0] if stages is None else stages
     width = named[1] if width is None else width
-    lookup(REMAT_POLICIES, remat, "remat")
     self.image_size = both_sides(named[2] if image_size is None else image_size)
     # Average pooling would drop an odd last row or column.
     fine = 2 ** (1 + len(stages))

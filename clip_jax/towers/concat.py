@@ -6,11 +6,13 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from clip_jax.cli.values import checked
 from clip_jax.errors import UserError
 from clip_jax.interfaces import ImageTower
 from clip_jax.parallel.placement import shard_batch
 
 
+@checked
 class ConcatTowers(nnx.Module):
   """Concatenates the features of several image towers.
 

@@ -1,12 +1,16 @@
 """ConvNeXt: a convolutional network with the design of a vision transformer."""
 
+from typing import Annotated
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from clip_jax.cli.values import ImageSize, NonNegativeInt, OneOf, Stages, Width, checked
 from clip_jax.nn import layers, patches, transformer
 from clip_jax.nn.convolution import conv2d
-from clip_jax.nn.target import resolve_dtype
+from clip_jax.nn.remat import RematPolicy
+from clip_jax.nn.target import Dtype, resolve_dtype
 from clip_jax.parallel.placement import replicate, shard_batch
 from clip_jax.towers.sizes import both_sides
 
@@ -21,6 +25,7 @@ SIZES = {
 INIT = layers.normal(0.02)
 
 
+@checked
 class ConvNext(nnx.Module):
   """Stages of depthwise-convolution blocks; each halves the resolution and doubles the width.
 
@@ -41,19 +46,19 @@ class ConvNext(nnx.Module):
   def __init__(
     self,
     *,
-    size: str = "T",
-    stages: tuple[int, ...] | None = None,
-    width: int | None = None,
+    size: Annotated[str, OneOf(SIZES)] = "T",
+    stages: Stages | None = None,
+    width: Width | None = None,
     layer_scale: float = 1e-6,
-    image_size: int | tuple[int, int] = 224,
-    activation: str = "gelu",
-    dtype: str = "auto",
-    remat: str = "none",
-    unroll: int = 0,
+    image_size: ImageSize = 224,
+    activation: layers.Activation = "gelu",
+    dtype: Dtype = "auto",
+    remat: RematPolicy = "none",
+    unroll: NonNegativeInt = 0,
     rngs: nnx.Rngs,
   ):
     dtype = resolve_dtype(dtype)
-    named = layers.lookup(SIZES, size, "ConvNext size")
+    named = SIZES[size]
     stages, width = tuple(stages or named[0]), width or named[1]
     self.image_size, self.width = both_sides(image_size), width * 2 ** (len(stages) - 1)
     self.stem = layers.Linear(4 * 4 * 3, width, init=INIT, dtype=dtype, rngs=rngs)

@@ -7,15 +7,17 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from clip_jax.cli.values import ImageSize, Pixels, Width, checked
 from clip_jax.errors import UserError
 from clip_jax.nn.patches import check_no_patch_dropout
-from clip_jax.nn.target import resolve_dtype
+from clip_jax.nn.target import Dtype, resolve_dtype
 from clip_jax.parallel.placement import shard_batch
 from clip_jax.towers.sizes import both_sides, patch_grid
 
 ENERGY_FLOOR = 4e-3  # Added to a cell's energy, so that noise in plain areas is not amplified.
 
 
+@checked
 class Hog(nnx.Module):
   """Edge histograms and mean colours of each cell of the image; it has no parameters.
 
@@ -36,10 +38,10 @@ class Hog(nnx.Module):
   def __init__(
     self,
     *,
-    image_size: int | tuple[int, int] = 224,
-    cell: int = 8,
-    orientations: int = 9,
-    dtype: str = "auto",
+    image_size: ImageSize = 224,
+    cell: Pixels = 8,
+    orientations: Width = 9,
+    dtype: Dtype = "auto",
   ):
     dtype = resolve_dtype(dtype)
     self.image_size, self.cell, self.orientations = both_sides(image_size), cell, orientations

@@ -1,14 +1,24 @@
 """MLP-Mixer: alternating MLPs over the tokens and over the channels."""
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 from flax import nnx
 import jax
 
+from clip_jax.cli.values import (
+  ImageSize,
+  NonNegativeInt,
+  OneOf,
+  Pixels,
+  Range,
+  Width,
+  checked,
+)
 from clip_jax.errors import UserError
 from clip_jax.nn import layers, patches, transformer
-from clip_jax.nn.target import resolve_dtype
+from clip_jax.nn.remat import RematPolicy
+from clip_jax.nn.target import Dtype, resolve_dtype
 from clip_jax.parallel.placement import shard_batch
 from clip_jax.towers.sizes import both_sides, patch_grid
 
@@ -17,6 +27,7 @@ from clip_jax.towers.sizes import both_sides, patch_grid
 SIZES = {"S": (512, 8), "B": (768, 12), "L": (1024, 24), "H": (1280, 32)}
 
 
+@checked
 class MlpMixer(nnx.Module):
   """Patch embedding, blocks that mix tokens and then channels, a norm, and mean pooling.
 
@@ -35,21 +46,21 @@ class MlpMixer(nnx.Module):
   def __init__(
     self,
     *,
-    size: str = "B",
-    patch: int = 16,
-    image_size: int | tuple[int, int] = 224,
-    width: int | None = None,
-    depth: int | None = None,
-    mlp_dim: int | None = None,
-    token_mlp_dim: int | None = None,
-    activation: str = "gelu_tanh",
-    dtype: str = "auto",
-    remat: str = "none",
-    unroll: int = 0,
+    size: Annotated[str, OneOf(SIZES)] = "B",
+    patch: Pixels = 16,
+    image_size: ImageSize = 224,
+    width: Width | None = None,
+    depth: Annotated[int, Range(1, 2**16)] | None = None,
+    mlp_dim: Width | None = None,
+    token_mlp_dim: Width | None = None,
+    activation: layers.Activation = "gelu_tanh",
+    dtype: Dtype = "auto",
+    remat: RematPolicy = "none",
+    unroll: NonNegativeInt = 0,
     rngs: nnx.Rngs,
   ):
     dtype = resolve_dtype(dtype)
-    named = layers.lookup(SIZES, size, "MlpMixer size")
+    named = SIZES[size]
     width, depth = width or named[0], depth or named[1]
     self.image_size, self.patch, self.width = both_sides(image_size), patch, width
     N = math.prod(patch_grid(self.image_size, patch))

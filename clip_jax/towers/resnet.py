@@ -1,17 +1,19 @@
 """ResNets with group normalisation and weight standardisation instead of BatchNorm, as in BiT."""
 
 import math
+from typing import Annotated, Literal
 
 from flax import nnx
 import jax
 from jax import lax
 import jax.numpy as jnp
 
+from clip_jax.cli.values import ImageSize, NonNegativeInt, OneOf, Stages, Width, checked
 from clip_jax.errors import UserError
 from clip_jax.nn.convolution import conv2d
 from clip_jax.nn.patches import check_no_patch_dropout
-from clip_jax.nn.remat import REMAT_POLICIES, remat
-from clip_jax.nn.target import resolve_dtype
+from clip_jax.nn.remat import REMAT_POLICIES, RematPolicy, remat
+from clip_jax.nn.target import Dtype, resolve_dtype
 from clip_jax.nn.transformer import Stack
 from clip_jax.parallel.placement import shard_batch
 from clip_jax.towers.sizes import both_sides
@@ -25,6 +27,7 @@ DEPTHS = {
 }
 
 
+@checked
 class BitResnet(nnx.Module):
   """A pre-activation ResNet; each stage halves the resolution and doubles the width.
 
@@ -51,30 +54,25 @@ class BitResnet(nnx.Module):
   def __init__(
     self,
     *,
-    layers: int | None = 50,
-    stages: tuple[int, ...] | None = None,
-    width: int = 64,
-    block: str = "bottleneck",
-    stem: str = "large",
-    groups: int = 32,
-    pool: str = "gap",
-    image_size: int | tuple[int, int] = 224,
-    dtype: str = "auto",
-    remat: str = "none",
-    unroll: int = 0,
+    layers: Annotated[int, OneOf(DEPTHS)] | None = 50,
+    stages: Stages | None = None,
+    width: Width = 64,
+    block: Literal["basic", "bottleneck"] = "bottleneck",
+    stem: Literal["large", "small"] = "large",
+    groups: Width = 32,
+    pool: Literal["gap", "flat"] = "gap",
+    image_size: ImageSize = 224,
+    dtype: Dtype = "auto",
+    remat: RematPolicy = "none",
+    unroll: NonNegativeInt = 0,
     rngs: nnx.Rngs,
   ):
     dtype = resolve_dtype(dtype)
-    if stages is None and layers not in DEPTHS:
+    if stages is None and layers is None:
       raise UserError(
-        f"Unknown BitResnet layers={layers}; choose from "
-        f"{', '.join(map(str, DEPTHS))}, or set stages, as in stages=(2, 2, 2)."
+        f"BitResnet needs layers, one of {', '.join(map(str, DEPTHS))}, or stages, as in "
+        "stages=(2, 2, 2)."
       )
-    if block not in BLOCKS:
-      raise UserError(f"Unknown BitResnet block {block!r}; choose from {', '.join(BLOCKS)}.")
-    for name, value, known in (("stem", stem, ("large", "small")), ("pool", pool, ("gap", "flat"))):
-      if value not in known:
-        raise UserError(f"Unknown BitResnet {name} {value!r}; choose from {', '.join(known)}.")
     stages = tuple(stages or DEPTHS[layers])
     self.image_size = both_sides(image_size)
     self.stem_kind, self.pool, self.dtype, self.remat = stem, pool, dtype, remat

@@ -1,5 +1,8 @@
 """Sizes of transformers, images and patch grids."""
 
+from typing import Annotated
+
+from clip_jax.cli.values import OneOf
 from clip_jax.errors import UserError
 
 # big_vision's names -> width, depth, hidden width of the MLP, number of heads.
@@ -18,6 +21,7 @@ SIZES = {
   "G-opt": (1536, 48, 8192, 16),
   "e": (1792, 56, 15360, 16),
 }
+TransformerSize = Annotated[str, OneOf(SIZES)]
 
 
 def transformer_size(
@@ -42,22 +46,10 @@ def transformer_size(
 
 
 def both_sides(image_size: int | tuple[int, int]) -> tuple[int, int]:
-  """Returns the (height, width) of images in pixels; `image_size` may be the side of a square.
-
-  Raises:
-    UserError: `image_size` is neither an int nor a pair of ints, or not positive.
-  """
-  sides = (image_size, image_size) if isinstance(image_size, int) else image_size
-  if not (
-    isinstance(sides, (tuple, list))
-    and len(sides) == 2
-    and all(isinstance(side, int) and side > 0 for side in sides)
-  ):
-    raise UserError(
-      f"image_size {image_size!r} is invalid. Set the side of a square, or (height, "
-      "width), in pixels, as in 224 or (224, 288)."
-    )
-  height, width = sides
+  """Returns the (height, width) of images in pixels; `image_size` may be the side of a square."""
+  if not isinstance(image_size, (tuple, list)):
+    return image_size, image_size
+  height, width = image_size
   return height, width
 
 

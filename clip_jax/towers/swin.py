@@ -2,16 +2,27 @@
 
 from collections.abc import Sequence
 import math
-from typing import Any
+from typing import Annotated, Any
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from clip_jax.cli.values import (
+  ImageSize,
+  NonNegativeInt,
+  OneOf,
+  Pixels,
+  Range,
+  Stages,
+  Width,
+  checked,
+)
 from clip_jax.errors import UserError
 from clip_jax.nn import layers, patches, transformer
-from clip_jax.nn.target import resolve_dtype
+from clip_jax.nn.remat import RematPolicy
+from clip_jax.nn.target import Dtype, resolve_dtype
 from clip_jax.parallel.placement import shard_batch
 from clip_jax.towers.sizes import both_sides
 
@@ -26,6 +37,7 @@ NORM_EPS = 1e-5
 INIT = layers.normal(0.02)
 
 
+@checked
 class Swin(nnx.Module):
   """Stages of windowed attention; each halves the resolution and doubles the width.
 
@@ -52,21 +64,21 @@ class Swin(nnx.Module):
   def __init__(
     self,
     *,
-    size: str = "T",
-    stages: tuple[int, ...] | None = None,
-    width: int | None = None,
-    window: int = 7,
-    head_width: int = 32,
-    patch: int = 4,
-    image_size: int | tuple[int, int] = 224,
-    activation: str = "gelu",
-    dtype: str = "auto",
-    remat: str = "none",
-    unroll: int = 0,
+    size: Annotated[str, OneOf(SIZES)] = "T",
+    stages: Stages | None = None,
+    width: Width | None = None,
+    window: Annotated[int, Range(1, 2**10)] = 7,
+    head_width: Width = 32,
+    patch: Pixels = 4,
+    image_size: ImageSize = 224,
+    activation: layers.Activation = "gelu",
+    dtype: Dtype = "auto",
+    remat: RematPolicy = "none",
+    unroll: NonNegativeInt = 0,
     rngs: nnx.Rngs,
   ):
     dtype = resolve_dtype(dtype)
-    named = layers.lookup(SIZES, size, "Swin size")
+    named = SIZES[size]
     stages, width = tuple(stages or named[0]), width or named[1]
     if any(depth % 2 for depth in stages):
       raise UserError(

@@ -1,18 +1,30 @@
 """The text transformer."""
 
+from typing import Literal
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from clip_jax.cli.values import (
+  ContextLength,
+  Depth,
+  NonNegativeInt,
+  PositiveFloat,
+  PositiveInt,
+  Width,
+  checked,
+)
 from clip_jax.errors import UserError
 from clip_jax.nn import layers, transformer
-from clip_jax.nn.target import resolve_dtype
+from clip_jax.nn.attention import AttentionKind
+from clip_jax.nn.remat import RematPolicy
+from clip_jax.nn.target import Dtype, resolve_dtype
 from clip_jax.parallel.placement import all_gather_param, shard_batch
-from clip_jax.towers.sizes import transformer_size
-
-POOLS = ("last", "eot", "mean", "map")
+from clip_jax.towers.sizes import TransformerSize, transformer_size
 
 
+@checked
 class TextTransformer(nnx.Module):
   """Token and position embeddings, pre-norm transformer blocks, a norm, and pooling.
 
@@ -41,28 +53,26 @@ class TextTransformer(nnx.Module):
   def __init__(
     self,
     *,
-    vocab_size: int = 32_000,
-    context_length: int = 16,
-    size: str = "B",
+    vocab_size: PositiveInt = 32_000,
+    context_length: ContextLength = 16,
+    size: TransformerSize = "B",
     causal: bool = False,
-    pool: str = "last",
+    pool: Literal["last", "eot", "mean", "map"] = "last",
     mask_padding: bool = True,
-    eos_id: int | None = None,
-    norm_eps: float = 1e-6,
-    width: int | None = None,
-    depth: int | None = None,
-    mlp_dim: int | None = None,
-    num_heads: int | None = None,
-    activation: str = "gelu_tanh",
-    attention: str = "auto",
-    dtype: str = "auto",
-    remat: str = "none",
-    unroll: int = 0,
+    eos_id: NonNegativeInt | None = None,
+    norm_eps: PositiveFloat = 1e-6,
+    width: Width | None = None,
+    depth: Depth | None = None,
+    mlp_dim: Width | None = None,
+    num_heads: Width | None = None,
+    activation: layers.Activation = "gelu_tanh",
+    attention: AttentionKind = "auto",
+    dtype: Dtype = "auto",
+    remat: RematPolicy = "none",
+    unroll: NonNegativeInt = 0,
     rngs: nnx.Rngs,
   ):
     dtype = resolve_dtype(dtype)
-    if pool not in POOLS:
-      raise UserError(f"Unknown TextTransformer pool {pool!r}; choose from {', '.join(POOLS)}.")
     width, depth, mlp_dim, num_heads = transformer_size(size, width, depth, mlp_dim, num_heads)
     self.width, self.vocab_size, self.context_length = width, vocab_size, context_length
     self.causal, self.pool, self.mask_padding, self.dtype = causal, pool, mask_padding, dtype

@@ -1,21 +1,31 @@
 """The vision transformer."""
 
 import math
+from typing import Literal
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from clip_jax.cli.values import (
+  Depth,
+  ImageSize,
+  NonNegativeInt,
+  Pixels,
+  PositiveFloat,
+  Width,
+  checked,
+)
 from clip_jax.errors import UserError
 from clip_jax.nn import layers, patches, transformer
-from clip_jax.nn.target import resolve_dtype
+from clip_jax.nn.attention import AttentionKind
+from clip_jax.nn.remat import RematPolicy
+from clip_jax.nn.target import Dtype, resolve_dtype
 from clip_jax.parallel.placement import shard_batch
-from clip_jax.towers.sizes import both_sides, transformer_size
-
-POOLS = ("gap", "tok", "map")
-POSITIONS = ("learned", "sincos2d")
+from clip_jax.towers.sizes import TransformerSize, both_sides, transformer_size
 
 
+@checked
 class Vit(nnx.Module):
   """Patch and position embeddings, pre-norm transformer blocks, a norm, and pooling.
 
@@ -49,31 +59,28 @@ class Vit(nnx.Module):
   def __init__(
     self,
     *,
-    size: str = "B",
-    patch: int = 16,
-    image_size: int | tuple[int, int] = 224,
-    pool: str = "gap",
-    positions: str = "learned",
+    size: TransformerSize = "B",
+    patch: Pixels = 16,
+    image_size: ImageSize = 224,
+    pool: Literal["gap", "tok", "map"] = "gap",
+    positions: Literal["learned", "sincos2d"] = "learned",
     class_position: bool = False,
     pre_norm: bool = False,
     patch_bias: bool = True,
     drop_rest: bool = False,
-    norm_eps: float = 1e-6,
-    width: int | None = None,
-    depth: int | None = None,
-    mlp_dim: int | None = None,
-    num_heads: int | None = None,
-    activation: str = "gelu_tanh",
-    attention: str = "auto",
-    dtype: str = "auto",
-    remat: str = "none",
-    unroll: int = 0,
+    norm_eps: PositiveFloat = 1e-6,
+    width: Width | None = None,
+    depth: Depth | None = None,
+    mlp_dim: Width | None = None,
+    num_heads: Width | None = None,
+    activation: layers.Activation = "gelu_tanh",
+    attention: AttentionKind = "auto",
+    dtype: Dtype = "auto",
+    remat: RematPolicy = "none",
+    unroll: NonNegativeInt = 0,
     rngs: nnx.Rngs,
   ):
     dtype = resolve_dtype(dtype)
-    for name, value, known in (("pool", pool, POOLS), ("positions", positions, POSITIONS)):
-      if value not in known:
-        raise UserError(f"Unknown Vit {name} {value!r}; choose from {', '.join(known)}.")
     if class_position and (pool, positions) != ("tok", "learned"):
       raise UserError(
         "class_position=True gives a class token a learned position, so it needs "

@@ -199,9 +199,10 @@ def test_sincos_positions_follow_moco_v3():
         )
 
 
-def test_sincos_positions_need_a_width_divisible_by_four():
-  with pytest.raises(UserError, match="divisible by 4, not 18"):
-    patches.sincos2d(2, 2, 18)
+@pytest.mark.parametrize("width", [18, 4])  # With a width of 4 the only frequency is undefined.
+def test_sincos_positions_need_a_width_divisible_by_four(width):
+  with pytest.raises(UserError, match=f"divisible by 4, not {width}, and of at least 8"):
+    patches.sincos2d(2, 2, width)
 
 
 def test_width_must_be_divisible_by_heads():

@@ -99,7 +99,7 @@ def test_bfloat16_and_images_that_are_not_square():
 
 
 def test_invalid_arguments_are_reported():
-  with pytest.raises(UserError, match="Unknown ClipResnet size 'RN34'; choose from 'RN50'"):
+  with pytest.raises(UserError, match="size is 'RN34'; ClipResnet expects 'RN50', 'RN101'"):
     build(small(size="RN34"), rngs=nnx.Rngs(0))
   with pytest.raises(UserError, match="by 4, but 18 x 24 is not divisible.*valid height: 16"):
     build(small(image_size=(18, 24)), rngs=nnx.Rngs(0))

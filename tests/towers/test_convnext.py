@@ -75,5 +75,5 @@ def test_feature_maps_are_not_gathered():
 
 
 def test_unknown_size_lists_the_known_ones():
-  with pytest.raises(UserError, match="Unknown ConvNext size 'XXL'; choose from 'T', 'S'"):
+  with pytest.raises(UserError, match="size is 'XXL'; ConvNext expects 'T', 'S'"):
     build(changed(IMAGE_TOWERS["convnext"], size="XXL"), rngs=nnx.Rngs(0))

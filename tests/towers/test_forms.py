@@ -109,7 +109,9 @@ def test_linear_affine_and_no_projection():
     made.encode_text(tokens), features / np.linalg.norm(features, axis=1, keepdims=True), atol=1e-5
   )
   assert model(image_projection="linear").image_projection.bias is None
-  with pytest.raises(UserError, match="Unknown text_projection 'mpl'; choose from linear, affine"):
+  with pytest.raises(
+    UserError, match="text_projection is 'mpl'; TwoTowers expects .* Did you mean 'mlp'"
+  ):
     model(text_projection="mpl")
   with pytest.raises(
     UserError, match="image tower's width is 32, not embed_dim=16. Set embed_dim=32"

@@ -36,5 +36,5 @@ def test_invalid_arguments_are_reported():
     tower(jnp.zeros((1, 16, 16, 3)))
   with pytest.raises(UserError, match="20 x 16 image cannot be divided into 8 x 8.*height: 16"):
     build(changed(SPEC, image_size=(20, 16)), rngs=nnx.Rngs(0))
-  with pytest.raises(UserError, match="Unknown MlpMixer size 'XL'; choose from 'S', 'B'"):
+  with pytest.raises(UserError, match="size is 'XL'; MlpMixer expects 'S', 'B'"):
     build(changed(SPEC, size="XL"), rngs=nnx.Rngs(0))

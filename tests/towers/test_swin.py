@@ -97,5 +97,5 @@ def test_invalid_arguments_are_reported():
     build(changed(spec, stages=(2, 3)), rngs=rngs)
   with pytest.raises(UserError, match="width 16 is not divisible by head_width=12.*head_width=4"):
     build(changed(spec, head_width=12), rngs=rngs)
-  with pytest.raises(UserError, match="Unknown Swin size 'XL'; choose from 'T', 'S', 'B'"):
+  with pytest.raises(UserError, match="size is 'XL'; Swin expects 'T', 'S', 'B'"):
     build(changed(spec, size="XL"), rngs=rngs)

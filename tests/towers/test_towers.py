@@ -105,23 +105,25 @@ def test_width_of_every_size_is_divisible_by_its_heads(size):
 
 def test_invalid_arguments_are_reported():
   rngs = nnx.Rngs(0)
-  with pytest.raises(UserError, match="Unknown transformer size 'XXL'; choose from mu, Ti"):
+  with pytest.raises(UserError, match="size is 'XXL'; Vit expects 'mu', 'Ti'"):
     build(image_tower(size="XXL"), rngs=rngs)
-  with pytest.raises(UserError, match="Unknown Vit pool 'max'; choose from gap, tok, map"):
+  with pytest.raises(UserError, match="pool is 'max'; Vit expects 'gap', 'tok' or 'map'"):
     build(image_tower(pool="max"), rngs=rngs)
-  with pytest.raises(UserError, match="Unknown Vit positions 'none'"):
+  with pytest.raises(UserError, match="positions is 'none'; Vit expects"):
     build(image_tower(positions="none"), rngs=rngs)
   with pytest.raises(UserError, match="20 x 20 image cannot be divided into 8 x 8.*height: 16"):
     build(image_tower(image_size=20), rngs=rngs)
   with pytest.raises(UserError, match="expected images of 16 x 16, but got 8 x 16"):
     build(image_tower(), rngs=rngs)(jnp.zeros((1, 8, 16, 3)))
-  with pytest.raises(UserError, match="layers=34; choose from 26, 50, 101, 152, or set stages"):
+  with pytest.raises(UserError, match="layers is 34; BitResnet expects 26, 50, 101 or 152"):
     build(call(BitResnet, layers=34), rngs=rngs)
-  with pytest.raises(UserError, match="Unknown BitResnet block 'tall'"):
+  with pytest.raises(UserError, match="needs layers, one of 26, 50, 101, 152, or stages"):
+    build(call(BitResnet, layers=None), rngs=rngs)
+  with pytest.raises(UserError, match="block is 'tall'; BitResnet expects"):
     build(call(BitResnet, block="tall"), rngs=rngs)
-  with pytest.raises(UserError, match="Unknown BitResnet stem 'tiny'"):
+  with pytest.raises(UserError, match="stem is 'tiny'; BitResnet expects"):
     build(call(BitResnet, stem="tiny"), rngs=rngs)
-  with pytest.raises(UserError, match="Unknown BitResnet pool 'max'; choose from gap, flat"):
+  with pytest.raises(UserError, match="pool is 'max'; BitResnet expects 'gap' or 'flat'"):
     build(call(BitResnet, pool="max"), rngs=rngs)
   with pytest.raises(UserError, match='pool="flat" expected images of 16 x 20, but got 32 x 20'):
     build(changed(IMAGE_TOWERS["resnet-flat"], image_size=(16, 20)), rngs=rngs)(
@@ -131,7 +133,7 @@ def test_invalid_arguments_are_reported():
     build(call(BitResnet, stages=(1,), width=8), rngs=rngs)
   with pytest.raises(UserError, match="drops patches, but a ResNet has none. Set the objective's"):
     build(IMAGE_TOWERS["resnet"], rngs=rngs)(pixels(IMAGE_TOWERS["resnet"]), keep=0.5)
-  with pytest.raises(UserError, match="Unknown TextTransformer pool 'first'"):
+  with pytest.raises(UserError, match="pool is 'first'; TextTransformer expects"):
     build(text_tower(pool="first"), rngs=rngs)
   with pytest.raises(UserError, match="expected 8 tokens per text, but got 5"):
     build(text_tower(), rngs=rngs)(jnp.zeros((1, 5), jnp.int32))
