@@ -118,7 +118,7 @@ class Tokenizer(Protocol):
   """Maps texts to token IDs; picklable.
 
   A tokenizer that also accepts `keep=`, as those in this package do, can shorten texts in other
-  ways than by truncating the end: see `data.shorten`.
+  ways than by truncating the end: see `shorten` of `Views`.
   """
 
   context_length: int  # L

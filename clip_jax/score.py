@@ -4,7 +4,7 @@ from typing import Any
 
 from clip_jax.cli.command import run_command
 
-HELP = """Writes the image-text similarity of each record according to a model, for use by Quality.
+HELP = """Writes the image-text similarity of each record according to a model, for ScoreFilter.
 
   python -m clip_jax.score --model=MODEL --out=FILE.npz [--source=S | --config=F ...]
 
@@ -24,7 +24,7 @@ HELP = """Writes the image-text similarity of each record according to a model, 
   --trust=MODULE,...   modules besides clip_jax that the config of the model may call
 
 Rerun an interrupted command to resume it. To train on the best records, put this in a config:
-  source=call(Quality, source=..., scores="FILE.npz", keep="top 40%")
+  source=call(ScoreFilter, source=..., scores="FILE.npz", keep="top 40%")
 
 Exit codes: 0 done, 2 a mistake in the command, 130 stopped by Ctrl-C, 1 any other error.
 """

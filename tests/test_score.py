@@ -311,7 +311,7 @@ def test_a_config_can_select_the_best_records(run, tmp_path, monkeypatch):
   lines = startup.summary(setup_lib.build_setup(again), tmp_path, 0)
   assert lines[0] == "data       74 records, each seen 0.8649 times: 64 samples"
   assert "Subset: 74 of 149 records" in lines[1]
-  assert "Quality: top 40% by a.npz keeps 149 of 372 (40.1%), threshold " in lines[2]
+  assert "ScoreFilter: top 40% by a.npz keeps 149 of 372 (40.1%), threshold " in lines[2]
 
 
 @pytest.mark.parametrize(

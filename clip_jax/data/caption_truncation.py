@@ -12,16 +12,16 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def random_in_order(n: int, room: int, rng: np.random.Generator) -> Sequence[int]:
+def random_in_order(n: int, max_tokens: int, rng: np.random.Generator) -> Sequence[int]:
   """Keeps random tokens in text order; CLIPA's code leaves them in the order drawn."""
-  return np.sort(rng.choice(n, room, replace=False)).tolist()
+  return np.sort(rng.choice(n, max_tokens, replace=False)).tolist()
 
 
-def block(n: int, room: int, rng: np.random.Generator) -> Sequence[int]:
+def block(n: int, max_tokens: int, rng: np.random.Generator) -> Sequence[int]:
   """Keeps consecutive tokens from a random start."""
-  start = int(rng.integers(n - room + 1))
-  return range(start, start + room)
+  start = int(rng.integers(n - max_tokens + 1))
+  return range(start, start + max_tokens)
 
 
-# name: (n, room, rng) -> indices of the tokens to keep; None uses the tokenizer's truncation.
+# name: (n, max_tokens, rng) -> indices of the tokens to keep; None uses the tokenizer's truncation.
 TRUNCATIONS = {"first": None, "random": random_in_order, "block": block}

@@ -16,8 +16,8 @@ class TokenizerJson:
   """Tokenizes with a tokenizer.json, including its special tokens; picklable.
 
   Attributes:
-    length: L, the context length.
-    vocabulary: number of tokens.
+    context_length: L.
+    vocab_size: number of tokens.
   """
 
   def __init__(self, path: str, context_length: int = 64, padding: int = 0):

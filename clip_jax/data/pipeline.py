@@ -20,7 +20,7 @@ from clip_jax.interfaces import Source
 from clip_jax.parallel.signals import shield_from_sigint
 
 _MASK = 2**64 - 1
-_STEPS = 64  # Cached row orders, one per step; more than the number of prefetching threads.
+_CACHED_STEPS = 64  # Cached row orders, one per step; more than the number of prefetching threads.
 
 
 class Examples:
@@ -150,16 +150,20 @@ def batches(
       raise UserError(f"{name} {value} is negative; it must be at least 0.")
   if rows is None:
     rows = np.arange(batch_size).reshape(hosts, -1)[host]
-  dataset = grain.MapDataset.source(_Sorted(examples, batch_size, rows)).batch(len(rows))[start:]
+  dataset = grain.MapDataset.source(_SortedBatches(examples, batch_size, rows)).batch(len(rows))[
+    start:
+  ]
   read_options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, 1))
   dataset = dataset.to_iter_dataset(read_options)
   if not workers:
     return iter(dataset)
   _allow_workers()
-  return _FromWorkers(iter(dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))))
+  return _WorkerIterator(
+    iter(dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)))
+  )
 
 
-class _Sorted:
+class _SortedBatches:
   """Examples of the given rows of every batch, after sorting each batch by record location."""
 
   def __init__(self, examples: Examples, batch_size: int, rows: np.ndarray):
@@ -175,7 +179,9 @@ class _Sorted:
       positions = np.arange(step * self._batch_size, (step + 1) * self._batch_size)
       locations = base_indices_of(self._examples.source, self._examples.indices(positions))
       positions = positions[np.argsort(locations, kind="stable")]
-      if len(self._steps) >= _STEPS:  # Safe without a lock: other threads recompute lost entries.
+      if (
+        len(self._steps) >= _CACHED_STEPS
+      ):  # Safe without a lock: other threads recompute lost entries.
         self._steps.clear()
       self._steps[step] = positions
     return self._examples[positions[self._rows[row]]]
@@ -187,15 +193,15 @@ def _allow_workers():
     flags.FLAGS.mark_as_parsed()
 
 
-class _FromWorkers:
+class _WorkerIterator:
   """Iterator over batches from Grain's workers; stops them when it is closed or Python exits."""
 
   def __init__(self, batches: Iterator[dict[str, np.ndarray]]):
-    # The list lets `_end` drop the last reference to Grain's iterator. Grain logs errors if its
+    # The list lets `_close` drop the last reference to Grain's iterator. Grain logs errors if its
     # iterators, or its arrays in shared memory (hence the copies below), outlive the interpreter.
     self._batches = [batches]
     self._started = False
-    self.close = weakref.finalize(self, _end, self._batches)
+    self.close = weakref.finalize(self, _close, self._batches)
 
   def __iter__(self) -> Self:
     return self
@@ -209,5 +215,5 @@ class _FromWorkers:
     return {name: np.array(values) for name, values in batch.items()}
 
 
-def _end(batches):
+def _close(batches):
   batches.pop().close()

@@ -1,7 +1,7 @@
 r"""Selects the records of a source with the highest scores, from a model or from a record field.
 
   python -m clip_jax.score --model=MODEL --source=S --out=S.npz
-  Quality(source, "S.npz", keep="top 40%")
+  ScoreFilter(source, "S.npz", keep="top 40%")
 
 Source: Li, Xie, Cubuk 2024, section 4: training on the top 40% of 3.4 billion pairs by image-text
 similarity gives a better model than training on all of them.
@@ -34,8 +34,8 @@ from clip_jax.errors import UserError
 from clip_jax.interfaces import Source
 
 _BLOCK = 512  # Records per entry of the table that locates the i-th kept record.
-_PIECE = 2**20  # Scores processed at a time; a multiple of 8.
-_REMEMBERED = 10_000  # Cache scores read from the records of a source with at least this many.
+_CHUNK = 2**20  # Scores processed at a time; a multiple of 8.
+_MIN_CACHED = 10_000  # Cache scores read from the records of a source with at least this many.
 
 
 class ScoreFilter:
@@ -70,33 +70,35 @@ class ScoreFilter:
     """
     if (keep is None) == (above is None):
       raise UserError(
-        f"Quality has keep={keep!r} and above={above!r}; give exactly one, for "
+        f"ScoreFilter has keep={keep!r} and above={above!r}; give exactly one, for "
         'example keep="top 40%" or above=0.3.'
       )
     self.source, self.scores, self.keep, self.above = source, scores, keep, above
-    values, self._level = _scores(source, os.fspath(scores))
-    wanted = None if keep is None else _wanted(keep, len(source))
-    self._choose(values, wanted)
+    values, self._scored_source = _read_scores(source, os.fspath(scores))
+    wanted = None if keep is None else _parse_keep(keep, len(source))
+    self._select(values, wanted)
 
-  def _choose(self, values, wanted):
+  def _select(self, values, wanted):
     """Sets one bit per kept record and builds the table that locates them."""
     n = len(self.source)
 
     def pieces():
-      for start in range(0, n, _PIECE):
-        stop = min(start + _PIECE, n)
-        if self._level is self.source:
-          yield start, _ordered(values[start:stop])
+      for start in range(0, n, _CHUNK):
+        stop = min(start + _CHUNK, n)
+        if self._scored_source is self.source:
+          yield start, _sortable(values[start:stop])
         else:
           yield (
             start,
-            _ordered(values[base_indices_of(self.source, np.arange(start, stop), self._level)]),
+            _sortable(
+              values[base_indices_of(self.source, np.arange(start, stop), self._scored_source)]
+            ),
           )
 
     if wanted is None:
-      bound, spare = int(_ordered(np.array([self.above], np.float32))[0]), 0
+      bound, spare = int(_sortable(np.array([self.above], np.float32))[0]), 0
     else:
-      bound, spare = _bound(pieces, wanted)
+      bound, spare = _selection_bound(pieces, wanted)
     bits = np.zeros(-(-n // _BLOCK) * _BLOCK // 8, np.uint8)
     self.tied = self.unscored = 0
     self._highest = 0
@@ -115,24 +117,24 @@ class ScoreFilter:
     self._bits = bits.reshape(-1, _BLOCK // 8)
     self._starts = np.concatenate([[0], np.cumsum(blocks)])  # Kept records before each block.
     self.kept = int(self._starts[-1])
-    self.threshold = float(self.above if wanted is None else _value(bound))
+    self.threshold = float(self.above if wanted is None else _score_of(bound))
     if not self.kept:
       raise UserError(
-        f"Quality would keep none of {n:,} records: "
+        f"ScoreFilter would keep none of {n:,} records: "
         + (
           f"none of them has a score ({self.unscored:,} are NaN)."
           if self.unscored == n
-          else f"the highest score is {_value(self._highest):.4g}, but above={self.above}. "
+          else f"the highest score is {_score_of(self._highest):.4g}, but above={self.above}. "
           "Lower it."
         )
       )
     # Also count the scored records outside this selection that pass the threshold.
     self._passing = self.kept + self.tied
-    if self._level is not self.source:
+    if self._scored_source is not self.source:
       least = bound if wanted is not None else bound + 1
       self._passing = sum(
-        int((_ordered(values[i : i + _PIECE]) >= least).sum())
-        for i in range(0, len(values), _PIECE)
+        int((_sortable(values[i : i + _CHUNK]) >= least).sum())
+        for i in range(0, len(values), _CHUNK)
       )
 
   def __len__(self) -> int:
@@ -166,14 +168,14 @@ class ScoreFilter:
     n = len(self.source)
     asked = self.keep if self.keep is not None else f"above {self.above:g}"
     line = (
-      f"Quality: {asked} by {os.path.basename(self.scores)} keeps {self.kept:,} of {n:,} "
+      f"ScoreFilter: {asked} by {os.path.basename(self.scores)} keeps {self.kept:,} of {n:,} "
       f"({self.kept / n:.1%}), threshold {self.threshold:.4g}"
     )
-    if self._level is not self.source:
+    if self._scored_source is not self.source:
       line += (
-        f"; {self._passing:,} of all {len(self._level):,} scored records are at or above it"
+        f"; {self._passing:,} of all {len(self._scored_source):,} scored records are at or above it"
         if self.keep is not None
-        else f"; {self._passing:,} of all {len(self._level):,} scored records are above it"
+        else f"; {self._passing:,} of all {len(self._scored_source):,} scored records are above it"
       )
     if self.tied:
       line += f"; dropped {self.tied:,} tied at the threshold"
@@ -182,7 +184,7 @@ class ScoreFilter:
     return line
 
 
-def _wanted(keep, total):
+def _parse_keep(keep, total):
   """Parses `keep` to a number of records."""
   written = re.fullmatch(r"top\s+(\S+)", str(keep).strip())
   share = re.fullmatch(r"(\d+(?:\.\d+)?)%", written[1]) if written else None
@@ -198,7 +200,7 @@ def _wanted(keep, total):
   return wanted
 
 
-def _ordered(scores):
+def _sortable(scores):
   """Maps float32 [n] to uint32 [n] with the same order, which can be counted; NaN becomes 0."""
   scores = np.asarray(scores, np.float32)
   bits = (scores + np.float32(0)).view(np.uint32)  # + 0 turns -0.0 into 0.0.
@@ -206,13 +208,13 @@ def _ordered(scores):
   return np.where(np.isnan(scores), np.uint32(0), order)
 
 
-def _value(order):
-  """Inverse of `_ordered` for one number."""
+def _score_of(order):
+  """Inverse of `_sortable` for one number."""
   bits = order & 0x7FFFFFFF if order >> 31 else ~order & 0xFFFFFFFF
   return float(np.uint32(bits).view(np.float32))
 
 
-def _bound(pieces, wanted):
+def _selection_bound(pieces, wanted):
   """Returns (bound, spare): the top `wanted` are those above `bound` and the first `spare` at it.
 
   An exact radix selection: counts the upper 16 bits of all numbers, then the lower 16 bits of those
@@ -236,13 +238,13 @@ def _bound(pieces, wanted):
   return bound, wanted
 
 
-def _scores(source, scores):
+def _read_scores(source, scores):
   """Returns (scores, float32 [n]; the level of the source that they belong to)."""
   path = pathlib.Path(scores)
   if not path.exists():
     first = source[0]
     if scores in first:
-      return _of_field(source, scores), source
+      return _read_field(source, scores), source
     if not path.suffix and len(path.parts) == 1:
       numbers = [name for name, value in first.items() if _is_number(value)]
       raise UserError(
@@ -263,7 +265,7 @@ def _scores(source, scores):
   )
 
 
-def _of_field(source, name):
+def _read_field(source, name):
   """Reads field `name` of every record, float32 [n]; caches the result in a file."""
 
   def number(i):
@@ -283,7 +285,7 @@ def _of_field(source, name):
     with closing(map_ahead(number, range(len(source)), threads=16, ahead=1024)) as found:
       return np.fromiter(found, np.float32, len(source))
 
-  if len(source) < _REMEMBERED:
+  if len(source) < _MIN_CACHED:
     return read()
   probes = [number(len(source) * k // 64) for k in range(64)]
   key = hashlib.sha256(f"{fingerprint(source)} {name} {probes}".encode()).hexdigest()[:16]

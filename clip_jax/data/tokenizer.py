@@ -14,7 +14,7 @@ import tokenizers
 
 from clip_jax.errors import UserError
 
-# (n, room) -> indices of the `room` pieces to keep, for a text of n > room pieces.
+# (n, max_tokens) -> indices of the `max_tokens` pieces to keep, for a text of n > max_tokens pieces.
 Keep = Callable[[int, int], Sequence[int]]
 
 _FOLDER = pathlib.Path(__file__).parent / "assets" / "tokenizers"
@@ -28,8 +28,8 @@ class SentencePiece:
   is all padding.
 
   Attributes:
-    length: L, the context length.
-    vocabulary: number of pieces.
+    context_length: L.
+    vocab_size: number of pieces.
   """
 
   def __init__(
@@ -65,7 +65,7 @@ class SentencePiece:
       )
     if context_length < 1 + bos + eos:
       raise UserError(
-        f"length {context_length} leaves no room for text; set at least {1 + bos + eos}."
+        f"context_length={context_length} leaves no room for text; set at least {1 + bos + eos}."
       )
     self.context_length, self.lower = context_length, lower
     self.bos, self.eos, self.sticky_eos = bos, eos, sticky_eos
@@ -106,7 +106,7 @@ class SentencePiece:
     return self._processor.vocab_size()
 
   @property
-  def end(self) -> int:
+  def eos_id(self) -> int:
     """Id of the end token, -1 if the model has none."""
     return self._processor.eos_id()
 
@@ -122,21 +122,21 @@ class SentencePiece:
       texts = [text.lower() for text in texts]
     starts = [pieces.bos_id()] if self.bos else []
     ends = [pieces.eos_id()] if self.eos else []
-    room = self.context_length - len(starts) - len(ends)
+    max_tokens = self.context_length - len(starts) - len(ends)
     tokens = np.full(
       (len(texts), self.context_length), pieces.eos_id() if self.sticky_eos else 0, np.int32
     )
     for row, found in zip(tokens, pieces.encode(list(texts), num_threads=1)):
-      found = starts + _kept(found, room, keep) + ends or [pieces.unk_id()]
+      found = starts + _truncate(found, max_tokens, keep) + ends or [pieces.unk_id()]
       row[: len(found)] = found
     return tokens
 
 
-def _kept(found, room, keep):
-  """Returns at most `room` of a text's pieces, chosen by `keep` or else the first."""
-  if len(found) <= room:
+def _truncate(found, max_tokens, keep):
+  """Returns at most `max_tokens` of a text's pieces, chosen by `keep` or else the first."""
+  if len(found) <= max_tokens:
     return found
-  return found[:room] if keep is None else [found[i] for i in keep(len(found), room)]
+  return found[:max_tokens] if keep is None else [found[i] for i in keep(len(found), max_tokens)]
 
 
 def train_sentencepiece(texts: Iterable[str], path: str, pieces: int = 4096) -> int:
@@ -188,19 +188,19 @@ class ClipBpe:
   this does not repair wrongly decoded text (`ftfy`).
 
   Attributes:
-    length: L, the context length.
-    vocabulary: 49,408.
+    context_length: L.
+    vocab_size: 49,408.
 
   Source: Radford et al. 2021; the merges are OpenAI's, see `assets/tokenizers/README.md`.
   """
 
   vocab_size = 49_408
-  start, end = 49_406, 49_407
+  bos_id, eos_id = 49_406, 49_407
 
   def __init__(self, context_length: int = 77):
     if context_length < 3:
       raise UserError(
-        f"length {context_length} leaves no room between start and end; set at least 3."
+        f"context_length={context_length} leaves no room between start and end; set at least 3."
       )
     self.context_length = context_length
 
@@ -210,7 +210,7 @@ class ClipBpe:
     tokens = np.zeros((len(texts), self.context_length), np.int32)
     for row, text in zip(tokens, texts):
       found = _clip_tokenizer().encode(text).ids
-      found = [self.start, *_kept(found, self.context_length - 2, keep), self.end]
+      found = [self.bos_id, *_truncate(found, self.context_length - 2, keep), self.eos_id]
       row[: len(found)] = found
     return tokens
 

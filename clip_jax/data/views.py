@@ -81,7 +81,7 @@ class Views:
       raise UserError(f"shorten {shorten!r} is not one of {', '.join(map(repr, TRUNCATIONS))}.")
     self.images, self.tokenizer, self.captions = dict(images), tokenizer, captions
     self.shorten = shorten
-    self._shares = np.cumsum(weights) / np.sum(weights) if weights else None
+    self._cumulative = np.cumsum(weights) / np.sum(weights) if weights else None
 
   @property
   def outputs(self) -> tuple[str, ...]:
@@ -98,11 +98,11 @@ class Views:
       UnreadableImage: the image is damaged.
       UserError: the record lacks an image or a text, or has more or fewer texts than weights.
     """
-    lot = rng.integers(2**64, dtype=np.uint64)
+    seed = rng.integers(2**64, dtype=np.uint64)
 
     def generator(name):
       return np.random.Generator(
-        np.random.Philox(key=np.array([lot, zlib.crc32(name.encode())], np.uint64))
+        np.random.Philox(key=np.array([seed, zlib.crc32(name.encode())], np.uint64))
       )
 
     missing = [name for name in ("image", "text") if name not in record]
@@ -115,31 +115,31 @@ class Views:
     example = {name: view(picture, generator(name)) for name, view in self.images.items()}
     text = record["text"]
     if not isinstance(text, str):
-      text = self._chosen(text, generator)
+      text = self._choose_text(text, generator)
     example["tokens"] = self._tokens(text, generator)
     return example
 
   def _tokens(self, text, generator):
     """Tokenizes one text, int32 [L], shortening it as configured."""
-    way = TRUNCATIONS[self.shorten]
-    if way is None:
+    truncate = TRUNCATIONS[self.shorten]
+    if truncate is None:
       return self.tokenizer([text])[0]
     rng = generator("tokens/shorten")
     tokenizer: Any = self.tokenizer  # One that also accepts `keep=`.
-    return tokenizer([text], keep=lambda n, room: way(n, room, rng))[0]
+    return tokenizer([text], keep=lambda n, max_tokens: truncate(n, max_tokens, rng))[0]
 
-  def _chosen(self, texts, generator):
+  def _choose_text(self, texts, generator):
     """Chooses one of a record's texts."""
     if not texts:
       return ""
     if self.captions == "first":
       return texts[0]
-    lot = generator("tokens").random()
+    draw = generator("tokens").random()
     if self.captions == "random":
-      return texts[int(lot * len(texts))]
-    if len(texts) != len(self._shares):
+      return texts[int(draw * len(texts))]
+    if len(texts) != len(self._cumulative):
       raise UserError(
-        f"captions has {len(self._shares)} weights, but a record has {len(texts)} "
+        f"captions has {len(self._cumulative)} weights, but a record has {len(texts)} "
         'texts. Use captions="random" if the number of texts varies.'
       )
-    return texts[int(np.searchsorted(self._shares, lot, side="right"))]
+    return texts[int(np.searchsorted(self._cumulative, draw, side="right"))]

@@ -142,7 +142,7 @@ def competing(
   """Maps each label of a test set to rows of the training set's classes.
 
   Args:
-    given: `classes` of the test set's `Labelled`.
+    given: `classes` of the test set's `LabeledSet`.
     classes: the classes of the training set.
 
   Raises:

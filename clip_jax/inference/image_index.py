@@ -49,8 +49,8 @@ def build_index(
 ) -> ImageIndex:
   """Returns the index of a folder, embedding only images that are new or changed.
 
-  Embeddings are cached under `cli.caches()` in one file per folder and model, which is saved every
-  `_BLOCK` images.
+  Embeddings are cached under `cli.cache.caches()` in one file per folder and model, which is saved
+  every `_BLOCK` images.
 
   Args:
     embedder: the model.

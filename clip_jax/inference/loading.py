@@ -64,7 +64,7 @@ def load(
 
 
 def load_bundle(where: str | Path, *, trust: tuple[str, ...] = ()) -> ModelBundle:
-  """Reads a model as a `Saved`, for conversion to another format.
+  """Reads a model as a `ModelBundle`, for conversion to another format.
 
   The arguments and errors are those of `load`.
   """

@@ -42,7 +42,7 @@ def score(
   Args:
     embedder: the model.
     source: all records; the same on every machine.
-    out: output file, by convention NAME.npz; `Quality` reads it.
+    out: output file, by convention NAME.npz; `ScoreFilter` reads it.
     shard: (i, n); this process computes every n-th chunk starting from the i-th.
     captions: score of a record with several captions, "mean" or "max" of their similarities.
     chunk: records per file; by default 1,024, or more to keep to 16,384 files.

@@ -1,4 +1,4 @@
-"""`Saved`, the in-memory form of a checkpoint of any format, and helpers to read and write it."""
+"""`ModelBundle`, a checkpoint of any format in memory, and helpers to read and write it."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ class ModelBundle:
 
   Attributes:
     model: a call of `TwoTowers`.
-    params, stats: the model's arrays, as `model.split` returns them.
+    params, stats: the model's arrays, as `split_state` returns them.
     scale, bias: logit = scale * z_image @ z_text + bias, for unit vectors.
     preprocess, tokenizer: arguments of `Embedder`.
   """

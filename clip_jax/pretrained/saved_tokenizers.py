@@ -46,9 +46,9 @@ def end_token(text: ConfigDict, tokenizer: Tokenizer, there: str) -> int:
   if text.eos_id is not None:
     return text.eos_id
   if isinstance(tokenizer, shipped.ClipBpe):
-    return tokenizer.end
+    return tokenizer.eos_id
   if isinstance(tokenizer, shipped.SentencePiece) and tokenizer.eos and not tokenizer.sticky_eos:
-    return tokenizer.end
+    return tokenizer.eos_id
   raise UserError(
     f'{there} pools at a fixed end token, but this model\'s pool="eot" pools at the '
     "last token that is not padding. Train with a tokenizer that adds an end token."

@@ -47,7 +47,7 @@ class Vit(nnx.Module):
     dtype: dtype the tower computes in, a name in `target.DTYPES`; parameters are always float32.
     attention: the attention implementation, a name in `attention.KINDS`.
     remat: rematerialisation policy of a block, a name in `remat.REMAT_POLICIES`.
-    unroll: blocks per iteration of the compiled loop over blocks, as in `layers.Stack`.
+    unroll: blocks per iteration of the compiled loop over blocks, as in `transformer.Stack`.
 
   For OpenAI's form (Radford et al. 2021), set pool="tok", class_position=True, pre_norm=True,
   patch_bias=False, norm_eps=1e-5 and activation="quick_gelu" ("gelu" in open_clip's own models).

@@ -120,7 +120,7 @@ def experiment(
     objective: a call of an objective, such as `objectives.clip.Clip`.
     optimizer: a call of an optimizer, such as `optim.adamw`.
     train: a call of `Training`.
-    mesh: a call of `sharding.make_mesh`; data-parallel over all devices by default.
+    mesh: a call of `parallel.make_mesh`; data-parallel over all devices by default.
     augment: on-device augmentations, as calls by the name of the batch entry.
     evaluators: evaluators to run every `train.eval_every` steps and at the end, as calls by the
       prefix of their metrics.

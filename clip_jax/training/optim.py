@@ -193,11 +193,11 @@ def _optimizer(*steps, learning_rate, schedule, grad_clip_norm, freeze_params, d
   """Chains gradient clipping, `steps` and the schedule for the parameters that are not frozen."""
   if grad_clip_norm is not None and not grad_clip_norm > 0:
     raise UserError(
-      f"clip {grad_clip_norm} is not positive. Set it to the maximum gradient norm, as in "
-      "clip=1.0, or to None to disable clipping."
+      f"grad_clip_norm={grad_clip_norm} is not positive. Set it to the maximum gradient norm, as "
+      "in grad_clip_norm=1.0, or to None to disable clipping."
     )
   for pattern in (*decay_params, *freeze_params):
-    _compiled(pattern)
+    _compile(pattern)
   chain = optax.chain(
     *([optax.clip_by_global_norm(grad_clip_norm)] if grad_clip_norm is not None else []),
     *steps,
@@ -227,7 +227,7 @@ def _check(params, *, decay_params, freeze_params):
     if not matches([pattern]):
       raise UserError(
         f"freeze_params pattern {pattern!r} matches no parameter. It must match a whole "
-        f"name, such as: {_some(names)}."
+        f"name, such as: {_examples(names)}."
       )
   if freeze_params and len(matches(freeze_params)) == len(names):
     raise UserError(
@@ -237,16 +237,16 @@ def _check(params, *, decay_params, freeze_params):
   if decay_params and not matches(decay_params):
     raise UserError(
       f"None of the decay_params patterns {tuple(decay_params)} matches a parameter. One must "
-      f"match a whole name, such as: {_some(names)}. To disable weight decay, set "
+      f"match a whole name, such as: {_examples(names)}. To disable weight decay, set "
       "weight_decay=0."
     )
 
 
-def _some(names):
+def _examples(names):
   return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
-def _compiled(pattern):
+def _compile(pattern):
   try:
     return re.compile(pattern)
   except re.error as e:
@@ -263,8 +263,8 @@ def _matching(patterns, tree):
   )
 
 
-def _decay(weight_decay, decayed):
-  return optax.add_decayed_weights(weight_decay, lambda tree: _matching(decayed, tree))
+def _decay(weight_decay, decay_params):
+  return optax.add_decayed_weights(weight_decay, lambda tree: _matching(decay_params, tree))
 
 
 class _FactoredState(NamedTuple):

@@ -1,4 +1,4 @@
-"""Quality selects exactly the records with the highest scores, above and below subsets."""
+"""ScoreFilter selects exactly the records with the highest scores, above and below subsets."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 
 from clip_jax.data import Examples, ScoreFilter, Subset, read_scores, write_scores
 from clip_jax.data.score_file import fingerprint
-from clip_jax.data.score_filter import _BLOCK, _bound, _ordered, _value
+from clip_jax.data.score_filter import _BLOCK, _score_of, _selection_bound, _sortable
 from clip_jax.data.selection import base_indices_of, base_source
 from clip_jax.data.sources.openclipart import OpenClipart
 from clip_jax.data.sources.shapes import Shapes
@@ -105,18 +105,18 @@ def test_ordered_integers_have_the_order_of_the_scores():
   scores = np.array(
     [-np.inf, -3e38, -1, -1e-45, -0.0, 0.0, 1e-45, 0.5, 1, 3e38, np.inf, np.nan], np.float32
   )
-  order = _ordered(scores).astype(np.int64)
+  order = _sortable(scores).astype(np.int64)
   assert (np.diff(order[:-1]) >= 0).all() and order[-1] == 0
   assert [i for i in range(10) if order[i] == order[i + 1]] == [4]
   for x, o in zip(scores[:-1], order):
-    assert np.float32(_value(int(o))) == x
+    assert np.float32(_score_of(int(o))) == x
 
 
 def test_the_bound_over_several_chunks_matches_sorting():
-  order = _ordered(drawn(3000, seed=3))
+  order = _sortable(drawn(3000, seed=3))
   pieces = lambda: ((i, order[i : i + 700]) for i in range(0, 3000, 700))
   for wanted in (1, 2, 17, 1500, 2999, 3000):
-    bound, spare = _bound(pieces, wanted)
+    bound, spare = _selection_bound(pieces, wanted)
     assert bound == np.sort(order)[-wanted]
     assert spare == wanted - int((order > bound).sum())
 
@@ -124,7 +124,7 @@ def test_the_bound_over_several_chunks_matches_sorting():
 def test_the_chunk_size_does_not_change_the_selection(monkeypatch):
   scores = drawn(3000)
   whole = ScoreFilter(Numbers(scores), "similarity", keep="top 30%")
-  monkeypatch.setattr("clip_jax.data.score_filter._PIECE", 1024)
+  monkeypatch.setattr("clip_jax.data.score_filter._CHUNK", 1024)
   pieces = ScoreFilter(Numbers(scores), "similarity", keep="top 30%")
   assert pieces.indices().tolist() == whole.indices().tolist() == best(scores, 900)
   assert (pieces.tied, pieces.threshold) == (whole.tied, whole.threshold)
@@ -162,7 +162,7 @@ def test_quality_nests_with_subset_in_both_orders(tmp_path):
   ]
   passing = int((scores >= np.float32(chosen.threshold)).sum())
   assert chosen.describe().startswith(
-    "Quality: top 10% by s.npz keeps 20 of 200 (10.0%), threshold "
+    "ScoreFilter: top 10% by s.npz keeps 20 of 200 (10.0%), threshold "
   )
   assert f"; {passing} of all 1,000 scored records are at or above it" in chosen.describe()
   high = ScoreFilter(subset, str(tmp_path / "s.npz"), above=1.0)
@@ -201,13 +201,13 @@ def test_describe_reports_ties():
   chosen = ScoreFilter(Numbers([1, 1, 1, 0]), "similarity", keep="top 50%")
   assert chosen.indices().tolist() == [0, 1] and chosen.threshold == 1
   assert chosen.describe() == (
-    "Quality: top 50% by similarity keeps 2 of 4 (50.0%), threshold 1; "
+    "ScoreFilter: top 50% by similarity keeps 2 of 4 (50.0%), threshold 1; "
     "dropped 1 tied at the threshold"
   )
 
 
 def test_scores_read_from_large_sources_are_cached(monkeypatch, home):
-  monkeypatch.setattr("clip_jax.data.score_filter._REMEMBERED", 100)
+  monkeypatch.setattr("clip_jax.data.score_filter._MIN_CACHED", 100)
   scores = drawn(150)
   first = ScoreFilter(Numbers(scores), "similarity", keep="top 40%")
   read = []
@@ -227,7 +227,7 @@ def test_scores_read_from_large_sources_are_cached(monkeypatch, home):
 
 
 def test_an_unwritable_cache_folder_is_ignored(monkeypatch, home):
-  monkeypatch.setattr("clip_jax.data.score_filter._REMEMBERED", 100)
+  monkeypatch.setattr("clip_jax.data.score_filter._MIN_CACHED", 100)
   (home / "file").touch()
   monkeypatch.setenv("XDG_CACHE_HOME", str(home / "file"))
   assert ScoreFilter(Numbers(drawn(150)), "similarity", keep="top 40%").kept == 60

@@ -121,9 +121,12 @@ def test_unsuitable_models_raise(tmp_path):
   "make, message",
   [
     (lambda: SentencePiece("openclipart-8k"), "No SentencePiece model at openclipart-8k.*-4k"),
-    (lambda: SentencePiece(context_length=1), "length 1 leaves no room for text; set at least 2"),
+    (
+      lambda: SentencePiece(context_length=1),
+      "context_length=1 leaves no room for text; set at least 2",
+    ),
     (lambda: SentencePiece(context_length=2, bos=True), "at least 3"),
-    (lambda: ClipBpe(2), "length 2 leaves no room between start and end"),
+    (lambda: ClipBpe(2), "context_length=2 leaves no room between start and end"),
   ],
 )
 def test_invalid_arguments_raise(make, message):

@@ -415,7 +415,7 @@ def test_crossed_bounds_are_an_error():
 
 @every_optimizer
 def test_clip_of_0_is_an_error(name):
-  with pytest.raises(UserError, match="clip 0.0 is not positive. Set it to the maximum"):
+  with pytest.raises(UserError, match="grad_clip_norm=0.0 is not positive. Set it to the maximum"):
     OPTIMIZERS[name](learning_rate=1.0, schedule=flat, grad_clip_norm=0.0)
 
 

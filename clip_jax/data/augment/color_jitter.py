@@ -42,34 +42,34 @@ class ColorJitter:
       ("saturation", saturation, 1),
       ("hue", hue, 0.5),
       ("probability", probability, 1),
-      ("grey", grayscale, 1),
+      ("grayscale", grayscale, 1),
     )
     for name, value, most in ranges:
       if not 0 <= value <= most:
         raise UserError(f"{name} {value} is not between 0 and {most}.")
     self.strengths = np.array([brightness, contrast, saturation, hue])
-    self.probability, self.grey = probability, grayscale
+    self.probability, self.grayscale = probability, grayscale
 
   def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """uint8 [H, W, 3] -> uint8 [H, W, 3]."""
     # Draw every random number even if it goes unused, so that no decision shifts a later draw.
-    change, drop = rng.random(2)
+    apply, to_grey = rng.random(2)
     changes = self.strengths * rng.uniform(-1, 1, size=4)
     order = rng.permutation(4)
     picture = Image.fromarray(image)
-    if change < self.probability:
+    if apply < self.probability:
       for i in order:
         if self.strengths[i]:
           picture = _OPERATIONS[i](picture, changes[i])
-    if drop < self.grey:
+    if to_grey < self.grayscale:
       picture = picture.convert("L").convert("RGB")
     return np.asarray(picture)
 
 
-def rotate_hue(picture: Image.Image, turn: float) -> Image.Image:
-  """Shifts the hue by `turn`, a fraction of the colour circle, in steps of 1/256."""
+def rotate_hue(picture: Image.Image, shift: float) -> Image.Image:
+  """Shifts the hue by `shift`, a fraction of the colour circle, in steps of 1/256."""
   hue, saturation, value = picture.convert("HSV").split()
-  table = [(i + round(256 * turn)) % 256 for i in range(256)]
+  table = [(i + round(256 * shift)) % 256 for i in range(256)]
   return Image.merge("HSV", (hue.point(table), saturation, value)).convert("RGB")
 
 

@@ -18,10 +18,9 @@ class SimclrColors:
   """Applies SimCLR's colour augmentations to a batch, each with its own probability per image.
 
   In this order: with `probability`, a jitter of brightness, contrast, saturation and hue, in an
-  order drawn for each image; with `grey`, conversion to grey; with `blur`, a Gaussian blur; with
-  `flip`, a horizontal flip. The factors of the jitter are drawn uniformly from
-  [1 - strength, 1 + strength], and the hue shift from [-hue, hue], as a fraction of the colour
-  circle.
+  order drawn for each image; with `grayscale`, conversion to grey; with `blur`, a Gaussian blur;
+  with `flip`, a horizontal flip. The factors of the jitter are drawn uniformly from [1 - strength,
+  1 + strength], and the hue shift from [-hue, hue], as a fraction of the colour circle.
 
   There are no branches: every image passes through every operation, with parameters that make it
   the identity if it was not drawn. Values are clipped to [0, 1] after every operation of the jitter
@@ -65,7 +64,7 @@ class SimclrColors:
       ("saturation", saturation, 1),
       ("hue", hue, 0.5),
       ("probability", probability, 1),
-      ("grey", grayscale, 1),
+      ("grayscale", grayscale, 1),
       ("blur", blur, 1),
       ("flip", flip, 1),
     )
@@ -77,37 +76,37 @@ class SimclrColors:
         f"sigma {tuple(sigma)} is not a valid range: expected 0 < minimum <= maximum."
       )
     self.strengths = (brightness, contrast, saturation, hue)
-    self.probability, self.grey, self.blur, self.flip = probability, grayscale, blur, flip
+    self.probability, self.grayscale, self.blur, self.flip = probability, grayscale, blur, flip
     self.sigma = tuple(sigma)
 
   def __call__(self, image: jax.Array, key: jax.Array) -> jax.Array:
     """uint8 [B, H, W, 3] -> float32 [B, H, W, 3] in [0, 1]; `key` is one key per image, [B]."""
-    changes, order, lots = jax.vmap(self._drawn)(key)  # [B, 4], [B, 4], [B, 5]
+    changes, order, uniform = jax.vmap(self._draw)(key)  # [B, 4], [B, 4], [B, 5]
     jitter, grey, blur, mirror = (
-      lots[:, i] < share
-      for i, share in enumerate((self.probability, self.grey, self.blur, self.flip))
+      uniform[:, i] < share
+      for i, share in enumerate((self.probability, self.grayscale, self.blur, self.flip))
     )  # bool [B]
     if self.flip:  # Commutes with the rest, and uint8 is the cheapest to move.
       image = jnp.where(mirror[:, None, None, None], image[:, :, ::-1], image)
     x = image.astype(jnp.float32) / 255
     if self.probability and any(self.strengths):
       x = jitter_colors(x, jnp.where(jitter[:, None], changes, 0), order)
-    if self.grey:
+    if self.grayscale:
       x = jnp.where(grey[:, None, None, None], luma(x), x)
     if self.blur:
       low, high = self.sigma
-      sigma = jnp.where(blur, low + (high - low) * lots[:, 4], NO_BLUR)
-      x = gaussian_blur(x, sigma, greatest=high)
+      sigma = jnp.where(blur, low + (high - low) * uniform[:, 4], NO_BLUR)
+      x = gaussian_blur(x, sigma, max_sigma=high)
     return x
 
-  def _drawn(self, key):
+  def _draw(self, key):
     """Draws the four jitter strengths, their order, and five uniform numbers in [0, 1)."""
-    change, order, lots = jax.random.split(key, 3)
+    change, order, uniform = jax.random.split(key, 3)
     change = jax.random.uniform(change, (4,), minval=-1, maxval=1)
     return (
       np.asarray(self.strengths, np.float32) * change,
       jax.random.permutation(order, 4),
-      jax.random.uniform(lots, (5,)),
+      jax.random.uniform(uniform, (5,)),
     )
 
 
@@ -123,10 +122,10 @@ def jitter_colors(x: jax.Array, changes: jax.Array, order: jax.Array) -> jax.Arr
     changes: [B, 4]; 0 is the identity. The last is a fraction of the colour circle.
     order: [B, 4], index of the operation at each step.
   """
-  for place in range(4):
-    turn = jax.nn.one_hot(order[:, place], 4)  # [B, 4]
-    change = turn * changes
-    of_mean, of_pixel = (turn[:, i, None, None, None] for i in (1, 2))
+  for step in range(4):
+    chosen = jax.nn.one_hot(order[:, step], 4)  # [B, 4]
+    change = chosen * changes
+    of_mean, of_pixel = (chosen[:, i, None, None, None] for i in (1, 2))
     blend, hue = change[:, :3].sum(1)[:, None, None, None], change[:, 3, None, None]
     grey = luma(x)  # [B, H, W, 1]
     other = of_mean * grey.mean((1, 2), keepdims=True) + of_pixel * grey
@@ -142,15 +141,15 @@ def luma(x: jax.Array) -> jax.Array:
   return red + green + blue
 
 
-def rotate_hue_yiq(x: jax.Array, turn: jax.Array) -> jax.Array:
-  """Shifts the hue by `turn`, a fraction of the colour circle, in HSV as the sources do.
+def rotate_hue_yiq(x: jax.Array, shift: jax.Array) -> jax.Array:
+  """Shifts the hue by `shift`, a fraction of the colour circle, in HSV as the sources do.
 
   With hue h, value v and chroma c, a channel is v - c min(max(min(k, 4 - k), 0), 1), where k is
   h + 5, h + 3 and h + 1 modulo 6 for red, green and blue.
 
   Args:
     x: float32 [B, H, W, 3] in [0, 1].
-    turn: broadcastable to [B, H, W].
+    shift: broadcastable to [B, H, W].
   """
   red, green, blue = x[..., 0], x[..., 1], x[..., 2]
   value = jnp.maximum(jnp.maximum(red, green), blue)
@@ -161,12 +160,12 @@ def rotate_hue_yiq(x: jax.Array, turn: jax.Array) -> jax.Array:
     (green - blue) * over,
     jnp.where(value == green, 2 + (blue - red) * over, 4 + (red - green) * over),
   )
-  k = hue[..., None] + 6 * turn[..., None] + np.array([5, 3, 1], np.float32)
+  k = hue[..., None] + 6 * shift[..., None] + np.array([5, 3, 1], np.float32)
   k = k - 6 * jnp.floor(k / 6)  # Several times as fast as `jnp.mod`.
   return value[..., None] - chroma[..., None] * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
 
 
-def gaussian_blur(x: jax.Array, sigma: jax.Array, *, greatest: float) -> jax.Array:
+def gaussian_blur(x: jax.Array, sigma: jax.Array, *, max_sigma: float) -> jax.Array:
   """Blurs each image with a Gaussian of its own standard deviation, repeating the border pixels.
 
   Sums shifted copies along one axis and then the other, because compilers handle convolutions with
@@ -175,15 +174,15 @@ def gaussian_blur(x: jax.Array, sigma: jax.Array, *, greatest: float) -> jax.Arr
   Args:
     x: float32 [B, H, W, 3].
     sigma: [B], in pixels.
-    greatest: upper bound on sigma; the kernel radius is three times this.
+    max_sigma: upper bound on sigma; the kernel radius is three times this.
   """
-  reach = math.ceil(3 * greatest)
-  offsets = np.arange(-reach, reach + 1)
-  weights = jnp.exp(-0.5 * jnp.square(offsets / sigma[:, None]))  # [B, 2 reach + 1]
+  radius = math.ceil(3 * max_sigma)
+  offsets = np.arange(-radius, radius + 1)
+  weights = jnp.exp(-0.5 * jnp.square(offsets / sigma[:, None]))  # [B, 2 radius + 1]
   weights = (weights / weights.sum(1, keepdims=True))[:, :, None, None, None]
   for axis in (1, 2):
     size = x.shape[axis]
-    padded = jnp.pad(x, [(reach, reach) if a == axis else (0, 0) for a in range(4)], mode="edge")
+    padded = jnp.pad(x, [(radius, radius) if a == axis else (0, 0) for a in range(4)], mode="edge")
     padded = lax.optimization_barrier(padded)  # Keep XLA from recomputing it per shift.
     x = functools.reduce(
       jnp.add,

@@ -95,17 +95,17 @@ def _image(image, max_side, quality, changes):
     changes.append("encoded")
     out = io.BytesIO()
     pixels = _try(Picture, image).pixels()
-    Image.fromarray(_reduced(pixels, max_side, changes)).save(out, "PNG")
+    Image.fromarray(_downscale(pixels, max_side, changes)).save(out, "PNG")
     return out.getvalue()
-  ours = _unusual(image)
+  reasons = _reencoding_reasons(image)
   picture = _try(Picture, image)
   longest, shrink = max(picture.height, picture.width), 1
   if max_side and picture.can_shrink:
     # Decode to at least 1.5 times the final size, so that the decoder's scaling is not visible.
     shrink = max(k for k in (1, 2, 4, 8) if k == 1 or longest >= 1.5 * k * max_side)
-  pixels = _reduced(_try(picture.pixels, shrink), max_side, ours)
-  changes.extend(ours)
-  if not ours:
+  pixels = _downscale(_try(picture.pixels, shrink), max_side, reasons)
+  changes.extend(reasons)
+  if not reasons:
     if image.startswith(b"\xff\xd8") and b"Exif\0\0" in image:
       changes.append("EXIF removed")
       return _without_exif(image)
@@ -113,25 +113,25 @@ def _image(image, max_side, quality, changes):
   return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, colorsubsampling="420")
 
 
-def _unusual(image):
-  """Lists the properties of an image that some decoders handle differently."""
+def _reencoding_reasons(image):
+  """Lists the reasons to re-encode an image: properties that some decoders handle differently."""
   try:
     with warnings.catch_warnings():
       warnings.simplefilter("ignore")  # The size is checked below instead.
       header = Image.open(io.BytesIO(image), formats=_FORMATS)
     if header.width * header.height > MAX_PIXELS:
       raise Dropped("too many pixels")
-    unusual = [] if header.format in _KEPT else [f"from {header.format}"]
+    reasons = [] if header.format in _KEPT else [f"from {header.format}"]
     if header.format != "MPO" and getattr(header, "is_animated", False):
-      unusual.append("animated")
+      reasons.append("animated")
     if header.mode == "CMYK":
-      unusual.append("CMYK")
+      reasons.append("CMYK")
     # Pillow silently reads 16-bit colour PNGs as 8-bit, so look at the bit depth in the header.
     if header.mode.startswith("I") or (header.format == "PNG" and image[24] == 16):
-      unusual.append("16 bits")
+      reasons.append("16 bits")
     if header.getexif().get(_ORIENTATION, 1) in range(2, 9):
-      unusual.append("turned")
-    return unusual
+      reasons.append("turned")
+    return reasons
   except Image.DecompressionBombError as error:
     raise Dropped("too many pixels") from error
   except Dropped:
@@ -147,7 +147,7 @@ def _try(read, *args):
     raise Dropped("unreadable image") from error
 
 
-def _reduced(pixels, max_side, changes):
+def _downscale(pixels, max_side, changes):
   """Downscales uint8 [H, W, 3] so that the longer side is at most `max_side`."""
   height, width = pixels.shape[:2]
   if not max_side or max(height, width) <= max_side:

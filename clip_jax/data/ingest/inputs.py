@@ -61,7 +61,7 @@ class Job:
     }
 
 
-class Tars:
+class TarFiles:
   """WebDataset input: each tar is one piece."""
 
   def __init__(self, where: str, fields: tuple[str, ...]):
@@ -85,7 +85,7 @@ class Tars:
       yield from samples(file, self._fields)
 
 
-class Ranges:
+class RecordRanges:
   """Input from a source: each piece is a range of `size` records."""
 
   def __init__(self, source: Source, size: int):
@@ -115,14 +115,14 @@ class Ranges:
 
 
 @functools.lru_cache(1)
-def open_inputs(job: Job) -> Tars | Ranges:
+def open_inputs(job: Job) -> TarFiles | RecordRanges:
   """Opens the input of a job, once per process.
 
   Raises:
     UserError: the input is missing, empty or does not match the job.
   """
   if job.format == "webdataset":
-    return Tars(job.where, FIELDS if job.fields is None else job.fields)
+    return TarFiles(job.where, FIELDS if job.fields is None else job.fields)
   if job.format == "parquet":
     fields = job.fields
     if fields is None:
@@ -134,7 +134,7 @@ def open_inputs(job: Job) -> Tars | Ranges:
     source = named_source(job.where)
   if not len(source):
     raise UserError(f"{job.where} has no records.")
-  return Ranges(source, job.records_per_shard)
+  return RecordRanges(source, job.records_per_shard)
 
 
 def named_source(where: str) -> Source:

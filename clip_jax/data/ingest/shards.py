@@ -75,7 +75,7 @@ def write_shard(job: Job, piece: int, out: str) -> dict[str, Any]:
     "read": counts["read"],
     "dropped": _sorted(counts["dropped"]),
     "changed": _sorted(counts["changed"]),
-    "values": {name: _most(seen) for name, seen in values.items() if seen},
+    "values": {name: _most_frequent(seen) for name, seen in values.items() if seen},
     "settings": job.settings,
   }
   _write_json(_note_path(out, piece, len(source)), note)
@@ -170,7 +170,7 @@ def write_manifest(
     "changed": _sorted(changed),
     "licence": licence,
     "source": source,
-    "values": {name: _most(seen) for name, seen in values.items() if seen},
+    "values": {name: _most_frequent(seen) for name, seen in values.items() if seen},
     "settings": job.settings,
     "shards": [{name: note[name] for name in kept if name in note} for note in notes],
   }
@@ -192,7 +192,7 @@ def _sorted(counter):
   return dict(sorted(counter.items()))
 
 
-def _most(counter):
+def _most_frequent(counter):
   """Returns the most frequent values in a deterministic order, and the total of the others."""
   ranked = sorted(counter.items(), key=lambda item: (-item[1], item[0]))
   others = sum(n for _, n in ranked[_MOST_VALUES:])

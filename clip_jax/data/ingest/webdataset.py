@@ -11,7 +11,7 @@ from clip_jax.data.ingest.clean import Dropped
 from clip_jax.data.sources.folder import IMAGES
 
 _LARGEST = 100_000_000  # Bytes; limits memory, as compressed or sparse members can claim any size.
-_BROKEN = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError, ValueError)
+_TAR_ERRORS = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError, ValueError)
 
 
 def samples(file: BinaryIO, fields: tuple[str, ...]) -> Iterator[dict[str, Any] | Dropped]:
@@ -37,9 +37,9 @@ def samples(file: BinaryIO, fields: tuple[str, ...]) -> Iterator[dict[str, Any] 
       archive.members.clear()  # type: ignore[attr-defined]  # Otherwise it keeps all of them.
       if member.isdir():
         continue
-      fault = _fault(member)
-      if fault:
-        yield Dropped(fault)
+      rejection = _rejection(member)
+      if rejection:
+        yield Dropped(rejection)
         continue
       folder, _, name = member.name.rpartition("/")
       stem, _, ending = name.partition(".")
@@ -51,7 +51,7 @@ def samples(file: BinaryIO, fields: tuple[str, ...]) -> Iterator[dict[str, Any] 
         key, members = (folder, stem), {}
       if entry:
         members[entry] = archive.extractfile(member).read()
-  except _BROKEN:
+  except _TAR_ERRORS:
     yield Dropped("truncated tar")
     return
   if members:
@@ -72,7 +72,7 @@ class _Member(tarfile.TarInfo):
       raise tarfile.ReadError(str(error)) from error
 
 
-def _fault(member):
+def _rejection(member):
   if member.name.startswith(("/", "\\")) or ".." in member.name.replace("\\", "/").split("/"):
     return "unsafe path"
   if not member.isfile():

@@ -61,40 +61,40 @@ class Mixture:
         )
     total = math.fsum(weights.values())
     self._quotas = _quotas({name: weights[name] / total for name in self._names})
-    self._turn, self._rank = _pattern(self._quotas)
-    self.size = self._least() if size is None else int(size)
+    self._source_at, self._rank_at = _pattern(self._quotas)
+    self.size = self._smallest_size() if size is None else int(size)
     if self.size < 1:
       raise UserError(f"size is {size}; expected at least 1 record, or None.")
-    period, rest = divmod(self.size, len(self._turn))
+    period, rest = divmod(self.size, len(self._source_at))
     self.counts = {
-      name: int(period * quota + (self._turn[:rest] == k).sum())
+      name: int(period * quota + (self._source_at[:rest] == k).sum())
       for k, (name, quota) in enumerate(zip(self._names, self._quotas))
     }
     self.visits = {name: count / len(self.sources[name]) for name, count in self.counts.items()}
 
-  def _least(self):
+  def _smallest_size(self):
     """Returns the smallest size that contains every record of every source."""
-    P = len(self._turn)
+    P = len(self._source_at)
     ends = []
     for k, (name, quota) in enumerate(zip(self._names, self._quotas)):
       periods, rank = divmod(len(self.sources[name]) - 1, quota)
-      ends.append(periods * P + int(np.flatnonzero(self._turn == k)[rank]) + 1)
+      ends.append(periods * P + int(np.flatnonzero(self._source_at == k)[rank]) + 1)
     return max(ends)
 
   def __len__(self) -> int:
     return self.size
 
   def __getitem__(self, i: int) -> dict[str, Any]:
-    name, place = self.place(i)
-    return {**self.sources[name][place], "origin": name}
+    name, index = self.locate(i)
+    return {**self.sources[name][index], "origin": name}
 
-  def place(self, i: int) -> tuple[str, int]:
+  def locate(self, i: int) -> tuple[str, int]:
     """Returns (name of the source, index in the source) of record `i`."""
     i = record_number(i, self.size)
-    period, step = divmod(i, len(self._turn))
-    k = int(self._turn[step])
+    period, step = divmod(i, len(self._source_at))
+    k = int(self._source_at[step])
     name = self._names[k]
-    visit, length = period * self._quotas[k] + int(self._rank[step]), len(self.sources[name])
+    visit, length = period * self._quotas[k] + int(self._rank_at[step]), len(self.sources[name])
     rounds, rest = divmod(self.counts[name], length)
     if visit < rounds * length:
       return name, visit % length

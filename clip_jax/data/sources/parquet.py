@@ -63,10 +63,10 @@ class Parquet:
     self._several = not isinstance(text, str)
     self._fields = tuple(fields)
     with concurrent.futures.ThreadPoolExecutor(min(32, len(self.files))) as pool:
-      opened = list(pool.map(self._opened, self.files))
+      opened = list(pool.map(self._read_footer, self.files))
     for file, (schema, _) in zip(self.files, opened):
       self._check(schema, file)
-    self._places = [
+    self._row_groups = [
       (file, group) for file, (_, rows) in zip(self.files, opened) for group in range(len(rows))
     ]
     self._ends = list(itertools.accumulate(n for _, rows in opened for n in rows))
@@ -102,7 +102,7 @@ class Parquet:
     if isinstance(image, dict):
       image = image["bytes"]
     if image is None:
-      raise ValueError(f"Record {i} of {self._places[group][0]} has no image bytes.")
+      raise ValueError(f"Record {i} of {self._row_groups[group][0]} has no image bytes.")
     record = {"image": image}
     if self._texts:
       texts = [value(column) for column in self._texts]
@@ -123,7 +123,7 @@ class Parquet:
       self._cache[group] = future
     if ours:
       try:
-        future.set_result(self._read(*self._places[group]))
+        future.set_result(self._read(*self._row_groups[group]))
       except BaseException as error:
         with self._lock:
           self._cache.pop(group, None)  # Let the next call retry.
@@ -141,7 +141,7 @@ class Parquet:
         )
       )
 
-  def _opened(self, file):
+  def _read_footer(self, file):
     """Returns (schema, number of rows of each row group) of a file."""
     try:
       with self._filesystem.open_input_file(file) as opened:

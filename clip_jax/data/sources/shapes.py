@@ -85,7 +85,7 @@ class Shapes:
     i = record_number(i, self.size)
     rng = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, 0, i]))
     scene = self._scene(rng)
-    image = self._drawn(scene, rng)
+    image = self._render(scene, rng)
     text = _caption(scene)
     swapped = rng.random() < self.noise
     while swapped and (other := _caption(self._scene(rng))) == text:
@@ -102,19 +102,19 @@ class Shapes:
     count = 1 + int(rng.random() * self.objects)
     cells = rng.permutation(_CELLS**2)
     labels = rng.integers(len(self.classes), size=count)
-    coins = rng.random((2, count))
+    draws = rng.random((2, count))
     return [
       (int(label), "large" if large < 0.5 else "small", *divmod(int(cell), _CELLS), way < 0.5)
-      for label, large, way, cell in zip(labels, *coins, cells)
+      for label, large, way, cell in zip(labels, *draws, cells)
     ]
 
-  def _drawn(self, scene, rng):
+  def _render(self, scene, rng):
     """Renders uint8 [S, S, 3]: antialiased objects on a light background."""
     S = self.image_size
     image = np.empty((S, S, 3), np.uint8)
     image[:] = rng.integers(225, 256, size=3, dtype=np.uint8)
-    places = rng.random((len(scene), 2))
-    for (label, size, row, column, _), (down, right) in zip(scene, places):
+    offsets = rng.random((len(scene), 2))
+    for (label, size, row, column, _), (down, right) in zip(scene, offsets):
       colour, cover = _stamp(label, int(S / _CELLS * _SIZES[size]))
       D = len(cover)
       room = S / _CELLS - D
@@ -127,10 +127,10 @@ class Shapes:
 def _caption(scene):
   """Returns the caption: all objects, and where the first is relative to each other one."""
   names = [f"a {size} {Shapes.classes[label]}" for label, size, *_ in scene]
-  places = [_relation(scene[0], other) for other in scene[1:]]
+  relations = [_relation(scene[0], other) for other in scene[1:]]
   return " and ".join(
-    [names[0] + (f" {places[0]} {names[1]}" if places else "")]
-    + [f"{place} {name}" for place, name in zip(places[1:], names[2:])]
+    [names[0] + (f" {relations[0]} {names[1]}" if relations else "")]
+    + [f"{relation} {name}" for relation, name in zip(relations[1:], names[2:])]
   )
 
 

@@ -54,11 +54,11 @@ class Tfds:
     builder = _builder(name, data_dir)
     features = builder.info.features
     self.name, self.split = name, split
-    self._image = _path(features, image, name, tfds.features.Image)
+    self._image = _feature_path(features, image, name, tfds.features.Image)
     texts = (text,) if isinstance(text, str) else tuple(text or ())
-    self._texts = [_path(features, one, name, tfds.features.Text) for one in texts]
+    self._texts = [_feature_path(features, one, name, tfds.features.Text) for one in texts]
     self._several = not isinstance(text, str)
-    self._label = label and _path(features, label, name, tfds.features.ClassLabel)
+    self._label = label and _feature_path(features, label, name, tfds.features.ClassLabel)
     if label:
       self.classes = tuple(_feature(features, self._label).names)
     self._records = _records(builder, split, self._image)
@@ -96,7 +96,7 @@ def _builder(name, data_dir):
     )
     there = sorted({*os.listdir(folder)} - {"downloads"}) if os.path.isdir(folder) else []
     raise UserError(
-      f"No prepared data set {name!r} in {folder}, which contains {_listed(there)}."
+      f"No prepared data set {name!r} in {folder}, which contains {_list(there)}."
       f"{did_you_mean(name, there)} Prepare it with: tfds build {name} "
       f"--file_format=array_record --data_dir={folder}. "
       "Or set data_dir to its parent folder, or set name to the folder of its dataset_info.json."
@@ -132,7 +132,7 @@ def _records(builder, split, image):
     ) from error
 
 
-def _path(features, written, dataset, kind):
+def _feature_path(features, written, dataset, kind):
   """Resolves a name such as "captions/text" to a tuple of feature names, outermost first.
 
   Raises:
@@ -140,14 +140,14 @@ def _path(features, written, dataset, kind):
   """
   path, rest, inside = [], written, features
   while rest:
-    inside = _inside(inside)
+    inside = _element_feature(inside)
     # Feature names may contain slashes, so prefer the longest match.
     fits = [key for key in _names(inside) if rest == key or rest.startswith(key + "/")]
     if not fits:
       raise UserError(_no_feature(features, written, dataset))
     path.append(max(fits, key=len))
     rest, inside = rest[len(path[-1]) + 1 :], inside[path[-1]]
-  found = _inside(inside)
+  found = _element_feature(inside)
   if not isinstance(found, kind):
     raise UserError(
       f"Feature {written!r} of {dataset} has type {type(found).__name__}; expected "
@@ -170,16 +170,16 @@ def _features_of(features, dataset):
 
 
 def _leaves(features, before=""):
-  """Yields (name as `_path` reads it, feature) of each feature without nested features."""
+  """Yields (name as `_feature_path` reads it, feature) of each feature without nested features."""
   for name in sorted(_names(features)):
-    inside = _inside(features[name])
+    inside = _element_feature(features[name])
     if _names(inside):
       yield from _leaves(inside, f"{before}{name}/")
     else:
       yield before + name, inside
 
 
-def _inside(feature):
+def _element_feature(feature):
   """Returns the element feature of a (nested) sequence, and any other feature unchanged."""
   while hasattr(feature, "feature"):
     feature = feature.feature
@@ -192,8 +192,8 @@ def _names(feature):
 
 def _feature(features, path):
   for name in path:
-    features = _inside(features)[name]
-  return _inside(features)
+    features = _element_feature(features)[name]
+  return _element_feature(features)
 
 
 def _value(stored, path):
@@ -217,7 +217,7 @@ def _flat(values):
   return [text for value in values for text in ([value] if isinstance(value, str) else value)]
 
 
-def _listed(names):
+def _list(names):
   return (", ".join(names[:10]) + (", ..." if len(names) > 10 else "")) or "nothing"
 
 

@@ -128,7 +128,7 @@ def test_grey_matches_pillow():
 
 def test_blur_matches_a_gaussian_and_approximates_pillow():
   image, sigma = scenes(3, 20, 26), np.float32([0.1, 0.9, 2.0])
-  x = np.asarray(jax.jit(lambda x, s: gaussian_blur(x, s, greatest=2.0))(floats(image), sigma))
+  x = np.asarray(jax.jit(lambda x, s: gaussian_blur(x, s, max_sigma=2.0))(floats(image), sigma))
   for i in range(3):
     offsets = np.arange(-6, 7)
     weights = np.exp(-(offsets**2) / (2 * float(sigma[i]) ** 2))

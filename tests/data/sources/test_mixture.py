@@ -45,7 +45,7 @@ def mixture(lengths, weights, size=None):
 )
 def test_every_prefix_follows_the_weights(weights):
   source = mixture((50,) * len(weights), weights, 20_000)
-  names = [source.place(i)[0] for i in range(len(source))]
+  names = [source.locate(i)[0] for i in range(len(source))]
   shares = np.array(weights) / sum(weights)
   taken = np.cumsum(np.array(names)[:, None] == np.array(source._names), 0)  # [n, sources]
   assert abs(taken - np.arange(1, 20_001)[:, None] * shares).max() <= 1.01
@@ -69,7 +69,7 @@ def test_records_of_a_source_come_in_order_and_equally_often():
 def test_the_default_size_is_the_smallest_that_uses_every_record():
   for lengths, weights in (((10, 7, 100), (0.5, 0.3, 0.2)), ((3, 3), (1, 1)), ((1, 9), (0.9, 0.1))):
     source = mixture(lengths, weights)
-    seen = Counter(source.place(i) for i in range(len(source)))
+    seen = Counter(source.locate(i) for i in range(len(source)))
     assert set(seen) == {(n, i) for n, k in zip("abc", lengths) for i in range(k)}
     for name, length in zip("abc", lengths):
       counts = [seen[name, i] for i in range(length)]
@@ -96,7 +96,7 @@ def test_a_mixture_can_be_built_from_a_config():
 
 def test_billions_of_records_are_indexed_quickly():
   source = mixture((10**9, 10**10), (0.25, 0.75), 10**11)
-  assert source.place(10**11 - 1)[0] in "ab"
+  assert source.locate(10**11 - 1)[0] in "ab"
   assert source.counts == {"a": 25 * 10**9, "b": 75 * 10**9}
 
 

@@ -46,11 +46,11 @@ def test_rows_of_all_files_come_in_order(folder):
 @pytest.fixture
 def read(monkeypatch):
   """List of the row groups read so far, as (file, row group)."""
-  places, real = [], Parquet._read
+  reads, real = [], Parquet._read
   monkeypatch.setattr(
-    Parquet, "_read", lambda self, *place: places.append(place) or real(self, *place)
+    Parquet, "_read", lambda self, *place: reads.append(place) or real(self, *place)
   )
-  return places
+  return reads
 
 
 def test_sequential_access_reads_each_row_group_once_and_the_cache_stays_small(folder, read):
