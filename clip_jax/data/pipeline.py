@@ -150,9 +150,8 @@ def batches(
       raise UserError(f"{name} {value} is negative; it must be at least 0.")
   if rows is None:
     rows = np.arange(batch_size).reshape(hosts, -1)[host]
-  dataset = grain.MapDataset.source(_SortedBatches(examples, batch_size, rows)).batch(len(rows))[
-    start:
-  ]
+  dataset = grain.MapDataset.source(_SortedBatches(examples, batch_size, rows))
+  dataset = dataset.batch(len(rows))[start:]
   read_options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, 1))
   dataset = dataset.to_iter_dataset(read_options)
   if not workers:
@@ -179,9 +178,8 @@ class _SortedBatches:
       positions = np.arange(step * self._batch_size, (step + 1) * self._batch_size)
       locations = base_indices_of(self._examples.source, self._examples.indices(positions))
       positions = positions[np.argsort(locations, kind="stable")]
-      if (
-        len(self._steps) >= _CACHED_STEPS
-      ):  # Safe without a lock: other threads recompute lost entries.
+      # Safe without a lock: other threads recompute lost entries.
+      if len(self._steps) >= _CACHED_STEPS:
         self._steps.clear()
       self._steps[step] = positions
     return self._examples[positions[self._rows[row]]]
