@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import concurrent.futures
+import logging
 import multiprocessing
 import os
 from pathlib import Path
@@ -175,6 +176,8 @@ def _write(job, out, part, parts, processes):
 
 def _end_with_parent(parent):
   """Ends this process soon after its parent, which may be killed without cleaning up."""
+  # The parent has logged what it skipped when it listed the input.
+  logging.getLogger("clip_jax").setLevel(logging.ERROR)
 
   def watch():
     while os.getppid() == parent:

@@ -1,7 +1,6 @@
 """Benchmarks the input pipeline against a plain loop and against Pillow."""
 
 from collections.abc import Callable, Iterator
-import io
 import resource
 import sys
 import time
@@ -12,6 +11,7 @@ from PIL import Image
 import simplejpeg
 
 from clip_jax.data.crops import RandomResizedCrop
+from clip_jax.data.decode import open_image
 from clip_jax.data.pipeline import Examples, batches
 from clip_jax.data.tokenizer import SentencePiece
 from clip_jax.data.views import ImageView, Views
@@ -205,7 +205,7 @@ class PillowViews:
     def cropped(picture, rng):
       # Only the header of `picture` has been read, so Pillow does all of the decoding.
       box = self.crop.box(picture.height, picture.width, rng)
-      image = Image.open(io.BytesIO(record["image"])).convert("RGB").crop(box)
+      image = open_image(record["image"]).convert("RGB").crop(box)
       return np.asarray(image.resize(self.crop.size[::-1], Image.Resampling.BICUBIC))
 
     return Views({"image": ImageView(cropped)}, self.tokenizer)(record, rng)

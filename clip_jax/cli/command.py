@@ -8,6 +8,7 @@ import traceback
 import warnings
 
 from clip_jax.cli.cache import compiled_programs
+from clip_jax.cli.formatting import printable
 from clip_jax.errors import UserError
 
 
@@ -36,5 +37,5 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
 
 
 def _say(message: str, code: int) -> int:
-  print(message, file=sys.stderr)
+  print(printable(message, keep="\n\t"), file=sys.stderr)
   return code

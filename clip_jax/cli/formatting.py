@@ -2,17 +2,39 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 import math
+import re
 from typing import Any
+
+# Control characters, line separators, marks that reorder text, and halves of surrogate pairs, which
+# stand for the bytes of a file name that is not UTF-8.
+_UNPRINTABLE = re.compile(
+  "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+
+
+def printable(text: str, keep: str = "") -> str:
+  r"""Escapes what could act on a terminal, such as an ESC as \x1b, in a name or caption to print.
+
+  Args:
+    text: text of unknown origin.
+    keep: characters to leave as they are, for example "\n" in a message of several lines.
+  """
+  return _UNPRINTABLE.sub(
+    lambda found: found[0] if found[0] in keep else found[0].encode("unicode_escape").decode(), text
+  )
 
 
 def table(rows: Iterable[Sequence[Any]], header: Sequence[str]) -> str:
   """Formats a table with a header; columns of numbers, or text that parses as one, align right."""
-  rows = [[number(x) if isinstance(x, (int, float)) else str(x) for x in row] for row in rows]
+  header = [printable(name) for name in header]
+  rows = [
+    [number(x) if isinstance(x, (int, float)) else printable(str(x)) for x in row] for row in rows
+  ]
   right = [bool(rows) and all(_reads_as_number(row[k]) for row in rows) for k in range(len(header))]
-  widths = [max(len(row[k]) for row in [list(header), *rows]) for k in range(len(header))]
+  widths = [max(len(row[k]) for row in [header, *rows]) for k in range(len(header))]
   aligned = [
     "  ".join(x.rjust(w) if r else x.ljust(w) for x, w, r in zip(row, widths, right))
-    for row in [list(header), ["-" * w for w in widths], *rows]
+    for row in [header, ["-" * w for w in widths], *rows]
   ]
   return "\n".join(line.rstrip() for line in aligned)
 

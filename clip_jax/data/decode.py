@@ -7,7 +7,20 @@ import numpy as np
 from PIL import Image, ImageOps
 import simplejpeg
 
+from clip_jax.data.memory_budget import Memory, MemoryBudget, return_freed_memory
+
 MAX_PIXELS = 89_478_485  # Pillow's threshold for its decompression bomb warning.
+MAX_BYTES = 300_000_000  # Of an encoded image; enough for `MAX_PIXELS` without compression.
+# Pillow reads more formats, some by running other programs, which is unsafe for untrusted files.
+# JPEG includes MPO, a JPEG followed by further ones.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+# For all images that threads of this process decode at the same time.
+MEMORY = MemoryBudget(2**30)
+_LARGE = 2**28
+# Measured peaks of decoding in bytes per pixel: simplejpeg's, Pillow's (16-bit PNG), WebP's.
+_JPEG_COST, _PILLOW_COST, _WEBP_COST = 8, 16, 24
+_KEPT_COST = 7  # An array, and Pillow's copy of it while a crop is resized.
+_PROGRESSIVE_COST = 6  # A progressive JPEG's coefficients, whatever the scale of the output.
 _ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 swap height and width.
 
 
@@ -15,8 +28,23 @@ class UnreadableImage(ValueError):
   """The bytes are not an image, or the image is damaged or implausibly large."""
 
 
+def open_image(encoded: bytes) -> Image.Image:
+  """Opens encoded bytes in one of `FORMATS` with Pillow, which reads only the header.
+
+  Raises:
+    OSError: another format, and many other errors for damaged bytes.
+  """
+  # Naming the format keeps Pillow from trying all the others first.
+  formats = (
+    ("WEBP",) if encoded[8:12] == b"WEBP" else ("PNG",) if encoded[:4] == b"\x89PNG" else FORMATS
+  )
+  return Image.open(io.BytesIO(encoded), formats=formats)
+
+
 class Picture:
   """A lazily decoded image: decodes at a reduced scale on request and caches each scale.
+
+  While it has pixels it holds memory of `MEMORY`, and decoding may wait for other threads.
 
   Attributes:
     height, width: size in pixels, after applying the EXIF orientation.
@@ -33,6 +61,7 @@ class Picture:
       UnreadableImage: not an image, or an image with more than `MAX_PIXELS` pixels.
     """
     self._pixels = {}
+    self._memory: Memory | None = None
     self.can_shrink = False
     if isinstance(image, Image.Image):
       image = np.asarray(_try(lambda: _rgb(ImageOps.exif_transpose(image))))
@@ -50,18 +79,24 @@ class Picture:
       # Leave CMYK and EXIF to Pillow: libjpeg converts CMYK differently and does not rotate.
       self.can_shrink = colours not in ("CMYK", "YCCK") and b"Exif\0\0" not in image
     if not self.can_shrink:
-      # Naming the format keeps Pillow from trying all the others first.
-      formats = (
-        ("WEBP",) if image[8:12] == b"WEBP" else ("PNG",) if image.startswith(b"\x89PNG") else None
-      )
-      self._opened = _try(Image.open, io.BytesIO(image), formats=formats)
+      self._opened = _try(open_image, image)
       self.width, self.height = self._opened.size
-      if _try(self._opened.getexif).get(_ORIENTATION) in (5, 6, 7, 8):
-        self.height, self.width = self.width, self.height
     if self.height * self.width > MAX_PIXELS:
       raise UnreadableImage(
         f"The image has {self.width} x {self.height} pixels, more than {MAX_PIXELS:,}."
       )
+    if not self.can_shrink and self._is_turned():
+      self.height, self.width = self.width, self.height
+
+  def _is_turned(self):
+    """Whether EXIF says to swap height and width."""
+    if self._opened.format == "PNG":  # EXIF may come last, so Pillow decodes the pixels first.
+      self._memory = MEMORY.take(self._cost(1))
+    try:
+      return self._opened.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+    except Exception as error:
+      self._memory = None
+      raise UnreadableImage(f"{type(error).__name__}: {error}") from error
 
   def pixels(self, shrink: int = 1) -> np.ndarray:
     """Returns the RGB pixels, uint8 [ceil(H / shrink), ceil(W / shrink), 3].
@@ -74,8 +109,26 @@ class Picture:
       ValueError: `shrink` is not 1 and the image cannot be decoded at a reduced size.
     """
     if shrink not in self._pixels:
-      self._pixels[shrink] = self._decoded(shrink)
+      kept = _KEPT_COST * sum(x.size for x in self._pixels.values()) // 3
+      self._memory = MEMORY.take(kept + self._cost(shrink))
+      try:
+        self._pixels[shrink] = self._decoded(shrink)
+      except BaseException:
+        # The traceback may keep this object for long.
+        self._memory = MEMORY.take(kept) if kept else None
+        raise
+      if self._memory.size > _LARGE:
+        return_freed_memory()
+      self._memory.shrink(kept + _KEPT_COST * self._pixels[shrink].size // 3)
     return self._pixels[shrink]
+
+  def _cost(self, shrink):
+    """Estimates the bytes that decoding needs at its peak, with the result."""
+    area = self.height * self.width
+    if not self.can_shrink:
+      return area * (_WEBP_COST if self._opened.format == "WEBP" else _PILLOW_COST)
+    progressive = b"\xff\xc2" in self._encoded
+    return area * _JPEG_COST // shrink**2 + area * _PROGRESSIVE_COST * progressive
 
   def _decoded(self, shrink):
     if self.can_shrink:
@@ -90,7 +143,9 @@ class Picture:
       )
     if shrink != 1:
       raise ValueError(f"This image can be decoded at full size only, not at 1/{shrink}.")
-    return np.asarray(_try(lambda: _rgb(ImageOps.exif_transpose(self._opened))))
+    pixels = np.asarray(_try(lambda: _rgb(ImageOps.exif_transpose(self._opened))))
+    del self._opened  # It keeps its own copy.
+    return pixels
 
 
 def decode(encoded: bytes) -> np.ndarray:

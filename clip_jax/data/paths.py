@@ -1,5 +1,6 @@
 """Finds and opens files, local or in a bucket."""
 
+from collections import Counter
 import fnmatch
 import glob
 import hashlib
@@ -9,16 +10,25 @@ from typing import BinaryIO
 
 from pyarrow import fs
 
+from clip_jax.data.folder_walk import describe, entries
+from clip_jax.data.untrusted import open_regular
 from clip_jax.errors import UserError
 
+FOLLOW_LINKS = 'to follow links out of the folder, pass a pattern such as "DIR/*"'
 
-def matching(path: str, suffixes: tuple[str, ...] = ("",)) -> tuple[fs.FileSystem, list[str]]:
+
+def matching(
+  path: str, suffixes: tuple[str, ...] = ("",), skipped: Counter | None = None
+) -> tuple[fs.FileSystem, list[str]]:
   """Resolves a path to its files.
+
+  Of a local folder, links that leave it and special files are skipped; a pattern follows links.
 
   Args:
     path: a file, a folder (its direct files are used), or a pattern with *, ?, [ ] or **; either
       local or a URI that PyArrow can open: gs://, s3://, hdfs://, hf:// or file://.
     suffixes: file name endings to keep when `path` is a folder.
+    skipped: receives the number of files of a folder that were skipped, by reason.
 
   Returns:
     (file system, sorted paths of the files in it).
@@ -29,14 +39,15 @@ def matching(path: str, suffixes: tuple[str, ...] = ("",)) -> tuple[fs.FileSyste
   path = os.fspath(path)
   if "{" in path and not os.path.exists(path):
     raise UserError(f"{path}: braces are not supported in patterns; use * or ? instead.")
+  skipped = Counter() if skipped is None else skipped
   if "://" not in path:
-    files = (
-      [path]
-      if os.path.isfile(path)
-      else [e.path for e in os.scandir(path) if e.is_file()]
-      if os.path.isdir(path)
-      else [f for f in glob.glob(path, recursive=True) if os.path.isfile(f)]
-    )
+    if os.path.isfile(path):
+      files = [path]
+    elif os.path.isdir(path):
+      there = entries(path, os.path.realpath(path), skipped, suffixes=suffixes)
+      files = [entry.path for entry in there]
+    else:
+      files = [f for f in glob.glob(path, recursive=True) if os.path.isfile(f)]
     folder, where = os.path.isdir(path), fs.LocalFileSystem()
   else:
     files, folder, where = _remote(path)
@@ -45,7 +56,7 @@ def matching(path: str, suffixes: tuple[str, ...] = ("",)) -> tuple[fs.FileSyste
     wanted = f" ending in {' or '.join(suffixes)}" if folder and suffixes != ("",) else ""
     raise UserError(
       f"There are no files{wanted} at {path}. Expected a file, a folder or a pattern "
-      'such as "data/*".'
+      'such as "data/*".' + (f" ({describe(skipped)}; {FOLLOW_LINKS})" if skipped else "")
     )
   return where, files
 
@@ -55,9 +66,10 @@ def opened(file: str) -> BinaryIO:
 
   Raises:
     FileNotFoundError: the file does not exist.
+    OSError: it is a FIFO, a device or a folder.
   """
   if "://" not in file:
-    return open(file, "rb")
+    return open_regular(file)
   where, inner = fs.FileSystem.from_uri(file)
   return where.open_input_file(inner)
 

@@ -1,14 +1,24 @@
 """Decoding gives the same pixels as Pillow, and an error for damaged images."""
 
+from concurrent.futures import ThreadPoolExecutor
+import contextlib
 import io
+from pathlib import Path
+import re
+import subprocess
+import sys
+import threading
+import time
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile, PngImagePlugin, TiffImagePlugin
 import pytest
 import simplejpeg
 
 from clip_jax.data import decode as decode_lib
-from clip_jax.data.decode import Picture, UnreadableImage, decode
+from clip_jax.data.decode import Picture, UnreadableImage, decode, open_image
+from clip_jax.data.ingest.clean import Dropped, clean
+from clip_jax.data.memory_budget import MemoryBudget
 
 
 def scene(height=48, width=64):
@@ -152,8 +162,115 @@ def test_arrays_of_other_shapes_or_dtypes_raise(array):
     decode(array)
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "TIFF"])
 def test_decompression_bombs_raise_before_decoding(format, monkeypatch):
   monkeypatch.setattr(decode_lib, "MAX_PIXELS", 48 * 64 - 1)
+  for kind in (ImageFile.ImageFile, PngImagePlugin.PngImageFile, TiffImagePlugin.TiffImageFile):
+    monkeypatch.setattr(kind, "load", lambda *_: pytest.fail("The image is decoded."))
   with pytest.raises(UnreadableImage, match="64 x 48 pixels, more than 3,071"):
     Picture(encoded(Image.fromarray(scene()), format))
+
+
+EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 8 8
+%%EndComments
+0 0 moveto 8 8 lineto stroke
+showpage
+"""
+
+
+def other_formats():
+  image = Image.fromarray(scene(16, 16))
+  yield "EPS", EPS
+  for format in ("PPM", "TGA", "ICO", "PCX", "SGI", "DDS", "JPEG2000", "AVIF"):
+    with contextlib.suppress(KeyError, OSError):  # Not every build of Pillow writes all of them.
+      yield format, encoded(image, format)
+
+
+def test_formats_outside_the_list_are_not_even_opened(monkeypatch):
+  run = []
+  monkeypatch.setattr(subprocess, "check_call", lambda *a, **_: run.append(a))
+  monkeypatch.setattr(subprocess, "Popen", lambda *a, **_: run.append(a))
+  names = []
+  for name, data in other_formats():
+    names.append(name)
+    for read in (decode, open_image, lambda data: clean({"image": data, "text": "x"})):
+      with pytest.raises((UnreadableImage, OSError, Dropped)):
+        read(data)
+  assert "EPS" in names and len(names) >= 5 and not run
+
+
+def test_the_list_of_formats_is_the_only_one():
+  """Every other call of Pillow's `open` could read more formats."""
+  package = Path(decode_lib.__file__).parents[1]
+  users = [p for p in package.rglob("*.py") if re.search(r"Image\.open\(", p.read_text())]
+  assert users == [package / "data/decode.py"]
+
+
+def test_a_jpeg_with_several_images_is_a_jpeg():
+  first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+  data = encoded(first, "MPO", save_all=True, append_images=[second])
+  assert open_image(data).format == "MPO"
+  assert decode(data)[0, 0].tolist() == [254, 0, 0]
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_threads_decode_large_images_only_as_far_as_memory_allows(format, monkeypatch):
+  budget = MemoryBudget(3 * 1_000_000 * 16)
+  monkeypatch.setattr(decode_lib, "MEMORY", budget)
+  monkeypatch.setattr(decode_lib, "_JPEG_COST", 16)
+  data = encoded(Image.new("RGB", (1000, 1000), "red"), format)
+  now, most, lock, read = 0, 0, threading.Lock(), Picture._decoded
+
+  def counted(picture, shrink):
+    nonlocal now, most
+    with lock:
+      now += 1
+      most = max(most, now)
+    time.sleep(0.01)
+    pixels = read(picture, shrink)
+    with lock:
+      now -= 1
+    return pixels
+
+  monkeypatch.setattr(Picture, "_decoded", counted)
+  with ThreadPoolExecutor(16) as pool:
+    assert {x.shape for x in pool.map(decode, [data] * 48)} == {(1000, 1000, 3)}
+  assert most == 3 and budget.used == 0
+
+
+def test_a_picture_holds_memory_as_long_as_its_pixels(monkeypatch):
+  budget = MemoryBudget(2**30)
+  monkeypatch.setattr(decode_lib, "MEMORY", budget)
+  picture = Picture(simplejpeg.encode_jpeg(scene(200, 300), 90))
+  assert budget.used == 0
+  picture.pixels(1)
+  assert budget.used == 7 * 200 * 300
+  picture.pixels(2)
+  assert budget.used == 7 * (200 * 300 + 100 * 150)
+  del picture
+  assert budget.used == 0
+
+
+def test_a_damaged_image_gives_its_memory_back_while_its_error_is_kept(monkeypatch):
+  budget = MemoryBudget(2**30)
+  monkeypatch.setattr(decode_lib, "MEMORY", budget)
+  data = encoded(Image.fromarray(scene(200, 200)), "PNG")
+  with pytest.raises(UnreadableImage) as raised:
+    decode(data[: len(data) // 2])
+  assert budget.used == 0 and raised.value
+
+
+@pytest.mark.slow
+def test_eight_threads_decode_decompression_bombs_in_less_than_2_gb(tmp_path):
+  Image.new("RGBA", (8000, 8000), (9, 9, 9, 99)).save(tmp_path / "bomb.png")
+  code = f"""
+import concurrent.futures, pathlib, resource
+from clip_jax.data.crops import Resize
+data = pathlib.Path({str(tmp_path / "bomb.png")!r}).read_bytes()
+with concurrent.futures.ThreadPoolExecutor(8) as pool:
+  list(pool.map(Resize(32), [data] * 12))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+  ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+  assert int(ran.stdout) < 2e9

@@ -8,10 +8,8 @@ import numpy as np
 from PIL import Image
 import simplejpeg
 
-from clip_jax.data.decode import MAX_PIXELS, Picture, UnreadableImage
+from clip_jax.data.decode import MAX_PIXELS, Picture, UnreadableImage, open_image
 
-# Pillow reads more formats, some by running other programs, which is unsafe for untrusted files.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _KEPT = ("JPEG", "MPO", "PNG", "WEBP")  # MPO is a JPEG followed by further JPEGs.
 _ORIENTATION = 0x0112
 
@@ -118,7 +116,7 @@ def _reencoding_reasons(image):
   try:
     with warnings.catch_warnings():
       warnings.simplefilter("ignore")  # The size is checked below instead.
-      header = Image.open(io.BytesIO(image), formats=_FORMATS)
+      header = open_image(image)
     if header.width * header.height > MAX_PIXELS:
       raise Dropped("too many pixels")
     reasons = [] if header.format in _KEPT else [f"from {header.format}"]

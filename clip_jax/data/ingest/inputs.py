@@ -1,5 +1,6 @@
 """Opens the input of `prepare` and divides it into pieces, one per output shard."""
 
+from collections import Counter
 from collections.abc import Iterator
 import dataclasses
 import functools
@@ -8,13 +9,15 @@ from typing import Any
 
 from clip_jax.cli.config_files import load_function
 from clip_jax.config import build
+from clip_jax.data.folder_walk import warn_skipped
 from clip_jax.data.ingest.clean import Dropped
 from clip_jax.data.ingest.webdataset import samples
-from clip_jax.data.paths import matching
+from clip_jax.data.paths import FOLLOW_LINKS, matching
 from clip_jax.data.records import ArrayRecord
 from clip_jax.data.sources.folder import Folder
 from clip_jax.data.sources.openclipart import OpenClipart
 from clip_jax.data.sources.parquet import Parquet, columns
+from clip_jax.data.untrusted import NotAFile
 from clip_jax.errors import UserError
 from clip_jax.interfaces import Source
 
@@ -65,7 +68,9 @@ class TarFiles:
   """WebDataset input: each tar is one piece."""
 
   def __init__(self, where: str, fields: tuple[str, ...]):
-    self._filesystem, self._files = matching(where, (".tar",))
+    skipped = Counter()
+    self._filesystem, self._files = matching(where, (".tar",), skipped)
+    warn_skipped(where, skipped, f"Note: {FOLLOW_LINKS}.")
     self._fields = fields
 
   def __len__(self) -> int:
@@ -108,6 +113,8 @@ class RecordRanges:
         raise
       except FileNotFoundError:
         yield Dropped("no image")
+      except NotAFile:
+        yield Dropped("not a file")
       except UnicodeDecodeError:
         yield Dropped("invalid UTF-8")
       except Exception:  # Readers raise many kinds of errors for damaged data.

@@ -1,15 +1,22 @@
 """Reads a folder of images with a caption table, or with one subfolder per class."""
 
+from collections import Counter
+import contextlib
 import csv
 import json
 import os
 from typing import Any
 
+from clip_jax.cli.formatting import printable
 from clip_jax.cli.suggest import did_you_mean
+from clip_jax.data.decode import MAX_BYTES
+from clip_jax.data.folder_walk import OUTSIDE, describe, entries, examine, is_inside, warn_skipped
 from clip_jax.data.selection import record_number
+from clip_jax.data.untrusted import NotAFile, read_regular, text_lines
 from clip_jax.errors import UserError
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+_FOLLOW = "set follow_links=True to read what links outside the folder point to"
 _TABLES = (".jsonl", ".csv", ".tsv")
 
 
@@ -23,6 +30,8 @@ class Folder:
 
   Attributes:
     classes: class names by label, which are the names of the subfolders; only with class folders.
+    labels: label of each record; only with class folders.
+    skipped: number of files and class folders that were skipped, by reason; see `folder_walk`.
   """
 
   def __init__(
@@ -33,6 +42,7 @@ class Folder:
     text: str = "caption",
     fields: tuple[str, ...] = (),
     check: bool = True,
+    follow_links: bool = False,
   ):
     """Reads the table or lists the class folders, and checks that the images exist.
 
@@ -48,12 +58,17 @@ class Folder:
         the same image, the values of the first row are used.
       check: whether to check now that every image exists. If False, reading a record with a missing
         image raises FileNotFoundError.
+      follow_links: whether to read files that links outside the folder point to. A folder from
+        others may have links to private files.
 
     Raises:
       UserError: the folder, the table, a column or an image is missing, a row is malformed, a path
         points outside the folder, or there are no images.
     """
     self.path = os.path.abspath(path)
+    self._root = None if follow_links else os.path.realpath(path)
+    self._unchecked = captions is not None and not check and not follow_links
+    self.skipped = Counter()
     if not os.path.isdir(self.path):
       raise UserError(f"There is no folder {path}.")
     if captions is None:
@@ -68,16 +83,18 @@ class Folder:
 
   def __getitem__(self, i: int) -> dict[str, Any]:
     i = record_number(i, len(self))
-    with open(os.path.join(self.path, self._keys[i]), "rb") as f:
-      return {"image": f.read(), "key": self._keys[i], **self._rows[i]}
+    path = os.path.join(self.path, self._keys[i])
+    if self._unchecked and not is_inside(self._root, path):
+      raise NotAFile(f"{path} is a link out of the folder.")
+    return {"image": read_regular(path, MAX_BYTES), "key": self._keys[i], **self._rows[i]}
 
   def _read_table(self, table, image, text, fields):
     if not os.path.isfile(table):
       there = [n for n in sorted(os.listdir(self.path)) if n.endswith(_TABLES)]
       raise UserError(
         f"There is no table {table}; the folder has "
-        f"{', '.join(there) or 'no tables'}. Set captions to the name of a table, or "
-        "to None if there is one subfolder per class."
+        f"{', '.join(map(printable, there)) or 'no tables'}. Set captions to the name of a table, "
+        "or to None if there is one subfolder per class."
       )
     rows = {}
     own = {image: "image", text: "text"}
@@ -92,9 +109,9 @@ class Folder:
             )
           raise UserError(f"{table}, line {line} has no {name!r}, only {', '.join(row)}.{near}")
       texts = row[text]
-      if not isinstance(texts, (str, list)):
+      if not (isinstance(texts, str) or _are_texts(texts)):
         raise UserError(
-          f"{table}, line {line}: {text} is {texts!r}; expected a string or a list of strings."
+          f"{table}, line {line}: {text} is {texts!r:.100}; expected a string or a list of strings."
         )
       key = _inside(row[image], f"{table}, line {line}")
       if key in rows:
@@ -107,20 +124,23 @@ class Folder:
     self._keys, self._rows = list(rows), list(rows.values())
 
   def _read_classes(self):
-    classes = sorted(e.name for e in os.scandir(self.path) if e.is_dir() and e.name[0] != ".")
+    folders = entries(self.path, self._root, self.skipped, folders=True)
+    classes = [entry.name for entry in folders]
     found = [
-      (os.path.join(name, file), {"label": label})
+      (os.path.join(name, entry.name), {"label": label})
       for label, name in enumerate(classes)
-      for file in sorted(os.listdir(os.path.join(self.path, name)))
-      if file.lower().endswith(IMAGES)
+      for entry in entries(os.path.join(self.path, name), self._root, self.skipped, suffixes=IMAGES)
     ]
+    warn_skipped(self.path, self.skipped, f"Note: {_FOLLOW}.")
     if not found:
       raise UserError(
         f"{self.path} has no images in subfolders; expected files CLASS/NAME ending in one of "
         f"{', '.join(IMAGES)}. If a table lists the images, set captions to its name."
+        + (f" ({describe(self.skipped)}; {_FOLLOW})" if self.skipped else "")
       )
     self.classes = tuple(classes)
     self._keys, self._rows = map(list, zip(*found))
+    self.labels = tuple(row["label"] for row in self._rows)
 
   def _check_present(self, captions):
     # Listing each folder is much faster than checking each file.
@@ -128,17 +148,31 @@ class Folder:
     for key in self._keys:
       folder = os.path.dirname(key)
       if folder not in listed:
-        try:
-          listed[folder] = set(os.listdir(os.path.join(self.path, folder)))
-        except OSError:
-          listed[folder] = set()
+        listed[folder] = self._files(folder)
     missing = [k for k in self._keys if os.path.basename(k) not in listed[os.path.dirname(k)]]
     if missing:
       raise UserError(
         f"{len(missing):,} of the {len(self._keys):,} images listed in {captions} are missing in "
-        f"{self.path}: {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}. Remove "
-        "their rows, or add the images."
+        f"{self.path}: {', '.join(map(printable, missing[:5]))}"
+        f"{', ...' if len(missing) > 5 else ''}. Remove their rows, or add the images."
+        + (f" ({describe(self.skipped)}; {_FOLLOW})" if self.skipped else "")
       )
+
+  def _files(self, folder):
+    """Returns the names of the files in a subfolder that may be read."""
+    where = os.path.join(self.path, folder)
+    if self._root is not None and not is_inside(self._root, where):
+      self.skipped[OUTSIDE] += 1
+      return set()
+    names = set()
+    with contextlib.suppress(OSError, ValueError), os.scandir(where) as there:
+      for entry in there:
+        reason, is_folder = examine(entry, self._root)
+        if reason:
+          self.skipped[reason] += 1
+        elif not is_folder:
+          names.add(entry.name)
+    return names
 
 
 def _rows(table):
@@ -147,21 +181,21 @@ def _rows(table):
   try:
     with open(table, encoding="utf-8-sig", newline="") as f:
       if table.endswith(".jsonl"):
-        for number, line in enumerate(f, 1):
+        for number, line in enumerate(text_lines(f), 1):
           if line.strip():
             row = json.loads(line)
             if not isinstance(row, dict):
-              raise ValueError(f"{row!r} is not an object")
+              raise ValueError(f"{row!r:.100} is not an object")
             yield number, row
         return
       delimiter = "\t" if table.endswith(".tsv") else ","
-      rows = csv.DictReader(f, delimiter=delimiter, restval="", restkey="(too many)")
+      rows = csv.DictReader(text_lines(f), delimiter=delimiter, restval="", restkey="(too many)")
       for row in rows:
         number = rows.line_num
         yield number, row
   except UnicodeDecodeError as error:
     raise UserError(f"{table} is not UTF-8: {error}. Convert it to UTF-8.") from error
-  except (ValueError, csv.Error) as error:
+  except (ValueError, RecursionError, csv.Error) as error:
     raise UserError(
       f"{table}, line {number}: {error}. Expected one JSON object per line in a "
       ".jsonl file, or rows under a header row in a .csv or .tsv file."
@@ -171,9 +205,14 @@ def _rows(table):
 def _inside(path, where):
   """Returns the normalised path; rejects paths outside the folder, as tables are untrusted."""
   normal = os.path.normpath(str(path))
-  if not path or os.path.isabs(normal) or normal.split(os.sep)[0] in ("..", "."):
-    raise UserError(f"{where}: {path!r} is not a path inside the folder.")
+  leaves = os.path.isabs(normal) or normal.split(os.sep)[0] in ("..", ".")
+  if not path or leaves or "\0" in normal:
+    raise UserError(f"{where}: {path!r:.100} is not a path inside the folder.")
   return normal
+
+
+def _are_texts(value):
+  return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def _list(texts):

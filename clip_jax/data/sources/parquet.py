@@ -1,6 +1,7 @@
 """Reads records from Parquet files, one row group at a time."""
 
 import bisect
+from collections import Counter
 import concurrent.futures
 import itertools
 import json
@@ -9,7 +10,8 @@ from typing import Any
 
 from clip_jax.cli.optional import optional
 from clip_jax.cli.suggest import did_you_mean
-from clip_jax.data.paths import matching
+from clip_jax.data.folder_walk import warn_skipped
+from clip_jax.data.paths import FOLLOW_LINKS, matching
 from clip_jax.data.selection import record_number
 from clip_jax.errors import UserError
 
@@ -28,6 +30,7 @@ class Parquet:
     files: paths of the files; rows are numbered in this order.
     classes: class names by label; only with a `label` and files that store its class names, as
       those of Hugging Face do.
+    skipped: number of files of the folder that were skipped, by reason; see `folder_walk`.
   """
 
   def __init__(
@@ -57,7 +60,9 @@ class Parquet:
     """
     if groups < 1:
       raise UserError(f"groups is {groups}; expected at least 1 row group.")
-    self._filesystem, self.files = matching(path, (".parquet",))
+    self.skipped = Counter()
+    self._filesystem, self.files = matching(path, (".parquet",), self.skipped)
+    warn_skipped(path, self.skipped, f"Note: {FOLLOW_LINKS}.")
     self._image, self._label, self.groups = image, label, groups
     self._texts = (text,) if isinstance(text, str) else tuple(text or ())
     self._several = not isinstance(text, str)
