@@ -50,7 +50,7 @@ def with_data(config):
 def test_a_config_is_built_and_its_step_traced(path, argument):
   made = setup_lib.build_setup(with_data(module_of(path).get_config(*argument)))
   with jax.set_mesh(made.mesh):
-    state, metrics = jax.eval_shape(made.train_step, made.state, made.batch)
+    state, metrics = jax.eval_shape(setup_lib.jit_train_step(made), made.state, made.batch)
   assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(
     lambda x: (x.shape, x.dtype), made.state
   )

@@ -14,6 +14,8 @@ from clip_jax.errors import UserError
 from clip_jax.inference.embedder import Embedder
 from clip_jax.parallel.mesh import make_mesh
 from clip_jax.training import loop as loop_lib
+from clip_jax.training.checkpoint import Checkpoints
+from clip_jax.training.setup import build_setup
 from run_config import get_config
 from tiny import SIZE, learner, text_tower
 
@@ -85,14 +87,14 @@ def test_a_loaded_run_matches_the_trained_model(tmp_path):
   config.evaluators = {}
   loop_lib.run(config, tmp_path)
   loaded = clip_jax.load(tmp_path)
-  parts = loop_lib.prepare(config)
-  checkpoints = loop_lib.Checkpoints(tmp_path / "checkpoints")
-  state = checkpoints.restore(parts.state)
+  setup = build_setup(config)
+  checkpoints = Checkpoints(tmp_path / "checkpoints")
+  state = checkpoints.restore(setup.state)
   checkpoints.close()
-  trained = loop_lib.embedder(parts, state)
+  trained = evaluations.embedder(setup, state)
   texts = ["a dog", "flag of France"]
   np.testing.assert_array_equal(loaded.encode_text(texts), trained.encode_text(texts))
-  images = [parts.data.source[i]["image"] for i in range(3)]
+  images = [setup.data.source[i]["image"] for i in range(3)]
   np.testing.assert_array_equal(loaded.encode_image(images), trained.encode_image(images))
   assert 10 < loaded.scale < 20 and loaded.bias == 0
 

@@ -69,8 +69,15 @@ def test_gpus_are_laid_out_in_hosts_of_equal_size(text, layout):
   assert gpu_layout(parse_topology(text)) == layout
 
 
-def step(peak, tries):
-  """A training setup with a compiler that reports a given peak and accepts every step."""
+@pytest.fixture
+def step(monkeypatch):
+  """A function that makes the setup of a run for a compiler that reports a given peak."""
+  monkeypatch.setattr(compilation, "jit_train_step", lambda setup: setup.step)
+  return stand_in
+
+
+def stand_in(peak, tries):
+  """The setup of a run, with a compiler that accepts every step and records its options."""
   memory = SimpleNamespace(
     argument_size_in_bytes=10, temp_size_in_bytes=20, peak_memory_in_bytes=peak
   )
@@ -83,11 +90,11 @@ def step(peak, tries):
     mesh=jax.make_mesh((1,), ("data",)),
     state=np.zeros(1),
     batch=np.zeros(1),
-    train_step=SimpleNamespace(lower=lambda state, batch: lowered),
+    step=SimpleNamespace(lower=lambda state, batch: lowered),
   )
 
 
-def test_gpu_step_fits_if_its_peak_is_within_what_jax_preallocates():
+def test_gpu_step_fits_if_its_peak_is_within_what_jax_preallocates(step):
   """The GPU compiler does not reject steps that are too large."""
   gpus, options = parse_topology("h100:8"), []
   room = int(gpus.chip.usable_memory)
@@ -99,7 +106,7 @@ def test_gpu_step_fits_if_its_peak_is_within_what_jax_preallocates():
   assert options == 2 * [{"xla_gpu_enable_triton_gemm": False}]
 
 
-def test_whether_a_tpu_step_fits_is_left_to_the_compiler():
+def test_whether_a_tpu_step_fits_is_left_to_the_compiler(step):
   """It does not go by `peak_memory_in_bytes`; and no GPU options are passed."""
   options = []
   made = compilation.compile_step(step(10**15, options), parse_topology("v5e:2x2"))

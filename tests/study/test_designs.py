@@ -21,7 +21,7 @@ def trace(config):
   """Builds the parts of a config and traces its train step."""
   made = setup_lib.build_setup(from_json(to_json(config)))
   with jax.set_mesh(made.mesh):
-    return jax.eval_shape(made.train_step, made.state, made.batch)
+    return jax.eval_shape(setup_lib.jit_train_step(made), made.state, made.batch)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """The training loop, run in this process: early errors, damaged records, resuming, interrupts."""
 
+import dataclasses
 import errno
 import json
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -12,12 +14,17 @@ import pytest
 from clip_jax.config import build, call, to_json
 from clip_jax.data import Examples, Subset
 from clip_jax.data.augment.simclr import SimclrColors
+from clip_jax.data.crops import RandomResizedCrop
 from clip_jax.data.sources.openclipart import OpenClipart
+from clip_jax.data.views import ImageView, Views
 from clip_jax.errors import UserError
+from clip_jax.evaluators import Evaluator, Result
 from clip_jax.inference.loading import load
 from clip_jax.model.learner import split_state
 from clip_jax.model.transfer import resample_positions
+from clip_jax.objectives.clip import Clip
 from clip_jax.objectives.siglip import Siglip
+from clip_jax.study.budgets import compute_of
 from clip_jax.training import initialise, loop as loop_lib, setup as setup_lib, startup
 from clip_jax.training.checkpoint import Checkpoints
 from clip_jax.training.experiment import Training
@@ -43,7 +50,7 @@ class Damaged:
     return {**record, "image": record["image"][:60]} if self.broken(i) else record
 
 
-class Hungry:
+class Hungry(Clip):
   """An objective that reads an entry that the pipeline does not produce."""
 
   inputs = ("image", "view_a", "tokens")
@@ -56,7 +63,11 @@ def small(steps=6, seed=0, **changes):
   config.train.save_every = 0
   for name, value in changes.items():
     section, _, rest = name.partition("__")
-    config[section][rest] = value
+    if rest:
+      config[section][rest] = value
+    else:
+      with config.unlocked():
+        config[section] = value
   return config
 
 
@@ -98,8 +109,8 @@ def test_config_mistakes_raise_before_compiling(tmp_path):
       "batch_size 100 is not divisible by 8 devices; nearest that "
       "are: 96, 104. Set --config.data.batch_size",
     ),
-    (dict(data__batch_size=0), "batch_size 0 is not a positive integer"),
-    (dict(data__batch_size=None), "batch_size None is not a positive integer"),
+    (dict(data__batch_size=0), "config.data.batch_size is 0; Data expects an integer of at least 1"),
+    (dict(data__batch_size=None), "config.data.batch_size is None; Data expects an integer of at least 1"),
     (dict(train__microbatches=8), "32 is not divisible by 8 devices x 8 microbatches"),
     (dict(mesh__data=3), "mesh data=3 fsdp=1 tensor=1 does not match the number of devices, 8"),
     (
@@ -157,7 +168,7 @@ def test_workdir_of_a_different_model_is_an_error_that_lists_the_arrays(tmp_path
 
 def larger(workdir, steps=2, **changes):
   """A config initialised from a run of `small`, with larger images and longer texts."""
-  config = small(steps, train__start_from=str(workdir), **changes)
+  config = small(steps, train__init_from=str(workdir), **changes)
   config.model.image.image_size = config.data.views.images.image.crop.size = 48
   config.model.text.context_length = config.data.views.tokenizer.context_length = 12
   return config
@@ -167,7 +178,7 @@ def saved(config, workdir):
   """Saves the initial values of a run to `workdir` as if it had made one step."""
   made = setup_lib.build_setup(config)
   checkpoints = Checkpoints(workdir / "checkpoints")
-  checkpoints.save(1, jax.jit(made.make, static_argnums=0)(config.seed), config)
+  checkpoints.save(1, jax.jit(made.init_state, static_argnums=0)(config.seed), config)
   checkpoints.close()
   (workdir / "config.json").write_text(to_json(config))
 
@@ -179,7 +190,7 @@ def test_run_initialises_from_another_model_and_resumes_from_itself(tmp_path):
   theirs = split_state(load(tmp_path / "first").model)[1]
   config = larger(tmp_path / "first")
   made = setup_lib.build_setup(config)
-  fresh = made.make(0)
+  fresh = made.init_state(0)
   with jax.set_mesh(made.mesh):
     state = jax.device_put(fresh, jax.tree.map(lambda x: x.sharding, made.state))
     ours = jax.device_get(initialise.init_from(made, state))
@@ -200,9 +211,7 @@ def test_run_initialises_from_another_model_and_resumes_from_itself(tmp_path):
   assert largest_difference(ours.opt_state, fresh.opt_state) == 0 and ours.step == 0
 
   assert loop_lib.run(config, tmp_path / "second") == 0
-  assert (
-    loop_lib.run(larger("deleted"), tmp_path / "second") == 0
-  )  # start_from is ignored on resuming.
+  assert loop_lib.run(larger("deleted"), tmp_path / "second") == 0  # init_from is ignored now.
   assert load(tmp_path / "second").model.image.image_size == (48, 48)
 
 
@@ -282,7 +291,7 @@ def test_full_disk_stops_the_run_with_a_message(tmp_path, monkeypatch):
   def full(*_, **__):
     raise OSError(errno.ENOSPC, "No space left on device")
 
-  monkeypatch.setattr(loop_lib.Report, "log", full)
+  monkeypatch.setattr(loop_lib.MetricWriter, "log", full)
   with pytest.raises(UserError, match="No space left to write.*No space left on device"):
     loop_lib.run(small(2), tmp_path)
 
@@ -349,20 +358,20 @@ def test_summary_suggests_huge_pages_where_they_are_opt_in(tmp_path, monkeypatch
 def test_impossible_data_size_raises_before_compiling():
   with pytest.raises(UserError, match="Subset size 5k is not between 1 and 4,562"):
     setup_lib.build_setup(small(data__size="5k"))
-  with pytest.raises(UserError, match="size 'many' is not a number of records"):
+  with pytest.raises(UserError, match="train.samples is 'many'; Training expects a number of records"):
     setup_lib.build_setup(small(train__samples="many", train__steps=None))
 
 
-class Interrupted:
+class Interrupted(Evaluator):
   """An evaluator without metrics that raises SIGINT `times` times."""
 
   def __init__(self, times: int):
     self.times = times
 
-  def __call__(self, _):
+  def evaluate(self, context):
     for _ in range(self.times):
       signal.raise_signal(signal.SIGINT)
-    return {}
+    return Result({})
 
 
 def losses_of(workdir):
@@ -398,3 +407,182 @@ def test_second_interrupt_stops_at_once_and_leaves_valid_checkpoints(tmp_path):
   config.train.eval_every, config.evaluators = 0, {}
   assert loop_lib.run(config, tmp_path) == 0
   assert [step for step, _ in losses_of(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def lines_of(workdir):
+  """The lines of metrics.jsonl that are about training."""
+  lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+  return [line for line in lines if "train/loss" in line]
+
+
+class Similar:
+  """An objective that reads two views and no text: their mean cosine distance."""
+
+  inputs = ("view_a", "view_b")
+
+  def embed(self, model, batch, *, train, key):
+    assert set(batch) == set(self.inputs)
+    return {name: model.encode_image(batch[name], train=train) for name in self.inputs}
+
+  def loss(self, embeddings, *, train):
+    distance = 1 - (embeddings["view_a"] * embeddings["view_b"]).sum(1)
+    return distance.mean(), {"similar/distance": distance.mean()}
+
+  def logit(self):
+    return jnp.float32(1), jnp.float32(0)
+
+
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_objective_that_reads_no_tokens_trains(tmp_path, microbatches):
+  config = small(2, train__log_every=1, train__microbatches=microbatches)
+  view = call(ImageView, crop=call(RandomResizedCrop, size=32))
+  config.data.views.images = {"view_a": view, "view_b": view}
+  config.objective = call(Similar)
+  assert loop_lib.run(config, tmp_path) == 0
+  losses = [line["train/loss"] for line in lines_of(tmp_path)]
+  assert len(losses) == 2 and losses[1] < losses[0]
+  made = setup_lib.build_setup(config)
+  assert made.compute.text == 0 < made.compute.image
+  assert compute_of(config) == made.compute
+  state = Checkpoints(tmp_path / "checkpoints").restore(made.state)
+  before = made.init_state(0).params["model"]
+  assert largest_difference(state.params["model"]["image"], before["image"]) > 0
+
+
+class Indexed(Clip):
+  """An objective that reads the index of each record, and reports the sum of all of them."""
+
+  inputs = ("image", "tokens", "index")
+
+  def embed(self, model, batch, *, train, key):
+    return {**super().embed(model, batch, train=train, key=key), "index": batch["index"]}
+
+  def loss(self, embeddings, *, train):
+    index = embeddings.pop("index")
+    assert index.dtype == jnp.int32
+    loss, metrics = super().loss(embeddings, train=train)
+    return loss, {**metrics, "sum_of_indices": index.sum()}
+
+
+def test_objective_may_read_the_index_of_each_record(tmp_path):
+  config = small(2, train__log_every=1, train__microbatches=2, data__size=1000)
+  config.objective = call(Indexed, keep_patches=0.5)
+  assert loop_lib.run(config, tmp_path) == 0
+  data = build(config.data)
+  indices = Examples(data.source, data.views, seed=0).indices(np.arange(64))
+  sums = indices.reshape(2, 32).sum(1)  # Of the records in the training data, after `size`.
+  assert [line["train/sum_of_indices"] for line in lines_of(tmp_path)] == sums.tolist()
+  config.augment = {"index": call(SimclrColors)}
+  with pytest.raises(UserError, match="config.augment has index"):
+    setup_lib.build_setup(config)
+
+
+def test_indices_have_32_bits_on_the_device_if_that_is_enough():
+  assert setup_lib.index_dtype(2**31) == np.int32
+  with pytest.raises(UserError, match="2,147,483,649 indices need 64 bits.*JAX_ENABLE_X64"):
+    setup_lib.index_dtype(2**31 + 1)
+  with jax.enable_x64(True):
+    assert setup_lib.index_dtype(2**31 + 1) == np.int64
+
+
+class Unscaled(Clip):
+  """An objective without `logit`."""
+
+  logit = None
+
+
+class Callable:
+  """An evaluator without `evaluate` and `figure`."""
+
+  def __call__(self, embedder):
+    return {}
+
+
+class Untexted(Views):
+  """Views that declare an entry that their examples do not have."""
+
+  outputs = ("image", "tokens", "view_a")
+
+
+def test_parts_that_lack_something_are_named_before_anything_is_compiled(monkeypatch):
+  monkeypatch.setattr(jax.stages.Lowered, "compile", None)
+  with pytest.raises(UserError, match=r"config.objective, Unscaled, .* has no logit\(\)"):
+    setup_lib.build_setup(small(objective=call(Unscaled)))
+  for section in ("evaluators", "final_evaluators"):
+    with pytest.raises(
+      UserError, match=rf"{section}.own, Callable, .*evaluate\(.*; .* no figure\("
+    ):
+      setup_lib.build_setup(small(**{section: {"own": call(Callable)}}))
+  with pytest.raises(UserError, match=r"config.augment.image, Callable, .*__call__\(image, key\)"):
+    setup_lib.build_setup(small(augment={"image": call(Callable)}))
+  with pytest.raises(UserError, match="config.optimizer, Callable, .* no init; it has no update"):
+    setup_lib.build_setup(small(optimizer=call(Callable)))
+  with pytest.raises(UserError, match="source of Data, Callable, .* no __len__()"):
+    setup_lib.build_setup(small(data__source=call(Callable)))
+  config = small(objective=call(Hungry))
+  views = {name: value for name, value in config.data.views.items() if name != "fn"}
+  config.data.views = call(Untexted, **views)
+  with pytest.raises(UserError, match="its first example has no view_a"):
+    setup_lib.build_setup(config)
+
+
+def test_setup_is_plain_data_and_the_step_is_compiled_once(tmp_path, monkeypatch):
+  made = setup_lib.build_setup(small())
+  names = [field.name for field in dataclasses.fields(made)]
+  assert not [name for name in vars(type(made)) if isinstance(getattr(type(made), name), property)]
+  assert {name for name in dir(made) if not name.startswith("_")} == set(names)
+  count = []
+  make = setup_lib.step_lib.make_train_step
+  monkeypatch.setattr(
+    setup_lib.step_lib, "make_train_step", lambda *a, **k: count.append(0) or make(*a, **k)
+  )
+  loop_lib.run(small(3), tmp_path)
+  assert len(count) == 1
+
+
+def test_logged_metrics_are_means_over_the_steps_since_the_last_line(tmp_path):
+  for name, every in (("each", 1), ("some", 4)):
+    loop_lib.run(small(7, train__log_every=every), tmp_path / name)
+  each, some = (
+    {line.pop("step"): line for line in lines_of(tmp_path / name)} for name in ("each", "some")
+  )
+  assert list(each) == [1, 2, 3, 4, 5, 6, 7] and list(some) == [1, 4, 7]
+  names = ("loss", "grad_norm", "param_norm", "update_norm", "clip/logit_scale")
+  for last, window in ((1, [1]), (4, [2, 3, 4]), (7, [5, 6, 7])):
+    for name in names:
+      mean = np.mean([each[step][f"train/{name}"] for step in window])
+      assert some[last][f"train/{name}"] == pytest.approx(mean, rel=1e-6)
+    assert some[last]["train/learning_rate"] == each[last]["train/learning_rate"]
+
+
+class Shaky(Clip):
+  """An objective whose loss is not finite if the sum of the indices of a batch is odd."""
+
+  inputs = ("image", "tokens", "index")
+
+  def embed(self, model, batch, *, train, key):
+    return {**super().embed(model, batch, train=train, key=key), "index": batch["index"]}
+
+  def loss(self, embeddings, *, train):
+    odd = embeddings.pop("index").sum() % 2
+    loss, metrics = super().loss(embeddings, train=train)
+    return jnp.where(odd, jnp.inf, loss), metrics
+
+
+def test_skipped_steps_are_counted_and_left_out_of_the_means(tmp_path):
+  config = small(9, train__skip_nonfinite=9)
+  config.objective = call(Shaky)
+  data = build(config.data)
+  sums = Examples(data.source, data.views, seed=0).indices(np.arange(9 * 32)).reshape(9, 32).sum(1)
+  odd = sums % 2 == 1
+  assert 0 < odd[1:].sum() < 8, "choose another seed"
+  lines = {}
+  for every in (1, 8):
+    config.train.log_every = every
+    assert loop_lib.run(config, tmp_path / str(every)) == 0
+    lines[every] = {line["step"]: line for line in lines_of(tmp_path / str(every))}
+  each = [lines[1][step]["train/loss"] for step in range(1, 10)]
+  assert [loss is None for loss in each] == odd.tolist()
+  finite = [loss for loss in each[1:8] if loss is not None]
+  assert lines[8][8]["train/loss"] == pytest.approx(np.mean(finite), rel=1e-6)
+  assert lines[8][8]["train/skipped_steps"] == odd[:8].sum()

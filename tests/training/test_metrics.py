@@ -7,11 +7,13 @@ import struct
 import sys
 import types
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from clip_jax.cli.formatting import duration, evaluations, number, table
 from clip_jax.errors import UserError
-from clip_jax.training.metrics import MetricWriter, progress_line, read_metrics
+from clip_jax.training.metrics import MetricWriter, WindowMeans, progress_line, read_metrics
 
 
 class Terminal(io.StringIO):
@@ -58,6 +60,47 @@ def events(workdir):
       if event.HasField("session_log"):
         purges.append(event.step)
   return scalars, purges
+
+
+def window(*steps):
+  """The means of steps given as (loss, gradient norm, a metric, number of skipped steps)."""
+  means = WindowMeans()
+  for values in steps:
+    means.add(dict(zip(("loss", "grad_norm", "scale", "skipped_steps"), values)))
+  return means
+
+
+def on_device(*steps):
+  return [tuple(jnp.float32(x) for x in values) for values in steps]
+
+
+def test_window_means_are_over_finite_steps_only():
+  steps = on_device((1, 2, 3, 0), (math.nan, 2, 50, 1), (5, math.inf, 50, 2), (2, 4, 8, 2))
+  assert window(*steps).fetch() == {
+    "loss": 1.5,
+    "grad_norm": 3.0,
+    "scale": 5.5,
+    "skipped_steps": 2.0,
+  }
+  skipped = window(*steps[1:3]).fetch()
+  assert skipped.pop("skipped_steps") == 2 and all(map(math.isnan, skipped.values()))
+
+
+def test_mean_of_one_step_is_its_value():
+  for value in (0.1, 1e-30, 3.3333333e37):
+    value = float(jnp.float32(value))
+    assert window(*on_device((value, 1, value, 0))).fetch()["scale"] == value
+
+
+def test_metric_that_is_not_finite_in_a_finite_step_is_not_hidden():
+  steps = on_device((1, 2, math.nan, 0), (3, 2, 1, 0))
+  found = window(*steps).fetch()
+  assert math.isnan(found["scale"]) and found["loss"] == 2
+
+
+def test_adding_a_step_does_not_wait_for_its_values():
+  # Tracers have no values, so reading one would raise an error.
+  jax.eval_shape(lambda *steps: window(*steps)._totals, *on_device((1, 2, 3, 0), (1, 2, 3, 0)))
 
 
 def test_each_log_is_a_json_object_on_one_line(tmp_path):

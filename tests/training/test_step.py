@@ -89,11 +89,25 @@ def test_step_counts_itself_and_returns_metrics():
   assert set(metrics) == {
     "loss",
     "grad_norm",
+    "update_norm",
+    "param_norm",
     "clip/logit_scale",
     "clip/image_to_text_accuracy",
     "clip/text_to_image_accuracy",
     "skipped_steps",
   }
+
+
+def test_norms_are_those_of_the_update_and_of_the_parameters_after_it():
+  made, optimizer = learner(), optax.adam(1e-2)
+  before = state_lib.init_train_state(made, optimizer)
+  after, metrics = jax.jit(step_lib.make_train_step(split_state(made)[0], optimizer, seed=0))(
+    before, batch(8)
+  )
+  flat = lambda tree: np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]).astype(float)
+  moved = flat(after.params) - flat(before.params)
+  np.testing.assert_allclose(metrics["update_norm"], np.linalg.norm(moved), rtol=1e-3)
+  np.testing.assert_allclose(metrics["param_norm"], np.linalg.norm(flat(after.params)), rtol=1e-5)
 
 
 def nonfinite(seed):
