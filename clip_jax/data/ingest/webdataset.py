@@ -11,7 +11,19 @@ from clip_jax.data.ingest.clean import Dropped
 from clip_jax.data.sources.folder import IMAGES
 
 _LARGEST = 100_000_000  # Bytes; limits memory, as compressed or sparse members can claim any size.
-_TAR_ERRORS = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError, ValueError)
+# Bytes that the headers of one member may have. Pax headers, long names and maps of sparse files
+# come before a member and can have any size.
+_LARGEST_HEADER = 2**20
+_LARGEST_JSON = 2**20
+_TAR_ERRORS = (
+  tarfile.TarError,
+  OSError,
+  EOFError,
+  zlib.error,
+  lzma.LZMAError,
+  ValueError,
+  RecursionError,  # Each header may announce another one.
+)
 
 
 def samples(file: BinaryIO, fields: tuple[str, ...]) -> Iterator[dict[str, Any] | Dropped]:
@@ -26,15 +38,14 @@ def samples(file: BinaryIO, fields: tuple[str, ...]) -> Iterator[dict[str, Any] 
   Yields:
     {"key": str, "image": bytes, "text": bytes, ...}, without the parts that are missing. A member
     that cannot be used gives a `Dropped` instead: "unsafe path", "not a file" or "file too large".
-    The last item is "truncated tar" if the tar is damaged; it stands for the incomplete sample and
-    all that may have followed.
+    The last item is "truncated tar" if the tar is damaged, or "tar header too large"; it stands for
+    the incomplete sample and all that may have followed.
   """
   key, members = None, {}
   try:
     # The caller closes the file.
     archive = tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member)  # noqa: SIM115
-    while (member := archive.next()) is not None:
-      archive.members.clear()  # type: ignore[attr-defined]  # Otherwise it keeps all of them.
+    while (member := _next(archive)) is not None:
       if member.isdir():
         continue
       rejection = _rejection(member)
@@ -51,6 +62,9 @@ def samples(file: BinaryIO, fields: tuple[str, ...]) -> Iterator[dict[str, Any] 
         key, members = (folder, stem), {}
       if entry:
         members[entry] = archive.extractfile(member).read()
+  except _HeaderTooLarge:
+    yield Dropped("tar header too large")
+    return
   except _TAR_ERRORS:
     yield Dropped("truncated tar")
     return
@@ -58,11 +72,47 @@ def samples(file: BinaryIO, fields: tuple[str, ...]) -> Iterator[dict[str, Any] 
     yield _sample(key, members, fields)
 
 
+def _next(archive):
+  """Returns the next member, or None at the end."""
+  archive.members.clear()  # Otherwise it keeps all of them.
+  archive.pax_headers.clear()  # Global headers would add up, too.
+  archive.fileobj.left = _LARGEST_HEADER
+  member = archive.next()
+  archive.fileobj.left = None
+  return member
+
+
+class _HeaderTooLarge(tarfile.ReadError):
+  pass
+
+
+class _Counted:
+  """The file of an archive; limits how much is read while `left`, a number of bytes, is not None.
+
+  Skipping a member's content is a `seek`, which is not limited.
+  """
+
+  def __init__(self, file: Any):
+    self._file, self.left = file, _LARGEST_HEADER
+
+  def read(self, size: int) -> bytes:
+    if self.left is not None:
+      self.left -= size
+      if self.left < 0:
+        raise _HeaderTooLarge
+    return self._file.read(size)
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self._file, name)
+
+
 class _Member(tarfile.TarInfo):
   """A tar member that raises an error for a damaged header instead of ending the archive."""
 
   @classmethod
   def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+    if not isinstance(archive.fileobj, _Counted):  # The constructor reads the first member.
+      archive.fileobj = _Counted(archive.fileobj)  # type: ignore[assignment]
     # By default `tarfile` treats a damaged header or a missing end marker as the end of the file.
     try:
       return super().fromtarfile(archive)
@@ -87,6 +137,8 @@ def _sample(key, members, fields):
   }
   if "json" in members:
     try:
+      if len(members["json"]) > _LARGEST_JSON:
+        raise ValueError("too large")
       notes = json.loads(members["json"])
       if not isinstance(notes, dict):
         raise ValueError("not an object")

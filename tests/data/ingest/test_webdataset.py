@@ -1,15 +1,19 @@
 """Tests of WebDataset tars: grouping by key, and handling of damaged or unsafe members."""
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import tarfile
+import tracemalloc
 
 import pytest
 
 from clip_jax.data.ingest import webdataset
 from clip_jax.data.ingest.clean import Dropped
 from clip_jax.data.sources.folder import IMAGES
+from mutations import damaged_bytes
 
 
 def tar(members):
@@ -80,7 +84,18 @@ def test_the_text_comes_from_the_json_if_there_is_no_txt():
   ]
 
 
-@pytest.mark.parametrize("notes", [b"{", b"7", b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize(
+  "notes",
+  [
+    b"{",
+    b"7",
+    b"\xff",
+    b"[" * 100_000,
+    b'{"url": ' + b"9" * 5000 + b"}",
+    b'{"a": "%s"}' % bytes(2**20),
+  ],
+  ids=lambda x: str(x[:9]),
+)
 def test_a_damaged_json_is_reported(notes):
   assert read(tar([("1.jpg", b"J"), ("1.txt", b"T"), ("1.json", notes)])) == [
     {"key": "1", "image": b"J", "text": b"T", "unreadable JSON": True}
@@ -131,3 +146,104 @@ def test_other_files_and_damaged_headers_are_reported():
   data[3 * 1024 : 3 * 1024 + 200] = b"x" * 200
   assert read(bytes(data)) == ["truncated tar"]
   assert read(gzip.compress(tar(PAIRS))[:-40])[-1] == "truncated tar"
+
+
+def header(kind, size, name="x"):
+  """Returns the 512 bytes of one header block."""
+  member = tarfile.TarInfo(name)
+  member.type, member.size = kind, size
+  return member.tobuf(tarfile.GNU_FORMAT)
+
+
+def sparse(blocks):
+  """Returns an old GNU sparse member with `blocks` further blocks of its map."""
+  first = bytearray(header(tarfile.GNUTYPE_SPARSE, 0, "1.jpg"))
+  first[386:482] = b"0" * 96
+  first[482] = 1  # The map goes on.
+  first[483:495] = b"%011o\0" % 0
+  first[148:156] = b"%06o\0 " % (sum(first[:148]) + sum(first[156:]) + 8 * 32)
+  return bytes(first) + (b"0" * 504 + b"\1" + bytes(7)) * blocks
+
+
+LARGE_HEADERS = {
+  "pax": header(tarfile.XHDTYPE, 8 * 2**30 - 1),
+  "global pax": header(tarfile.XGLTYPE, 2**31),
+  "pax as Solaris writes it": header(tarfile.SOLARIS_XHDTYPE, 2**31),
+  "long name": header(tarfile.GNUTYPE_LONGNAME, 2**31),
+  "long link": header(tarfile.GNUTYPE_LONGLINK, 2**31),
+  "sparse": sparse(4000),
+  "a chain": (header(tarfile.GNUTYPE_LONGNAME, 500_000) + b"x" * 500_224) * 4,
+}
+
+
+class Endless(io.RawIOBase):
+  """A file that goes on with zeros for as long as it is read, and notes the largest read."""
+
+  def __init__(self, start):
+    self._start, self.total = io.BytesIO(start), 0
+
+  def readable(self):
+    return True
+
+  def readinto(self, buffer):
+    got = self._start.readinto(buffer)
+    if not got:
+      got = len(buffer)
+      buffer[:] = b"x" * got
+    self.total += got
+    assert self.total < 5e7, "It reads all of a header of any size."
+    return got
+
+
+@pytest.mark.parametrize("kind", LARGE_HEADERS)
+def test_extended_headers_have_a_limited_size(kind):
+  for before in (b"", tar(PAIRS[:3]).rstrip(b"\0").ljust(3072, b"\0")):
+    file = Endless(before + LARGE_HEADERS[kind])
+    got = list(webdataset.samples(file, ("url",)))
+    assert isinstance(got[-1], Dropped) and got[-1].reason == "tar header too large"
+    assert file.total < 4e6
+
+
+def test_a_long_chain_of_small_headers_is_reported():
+  one = header(tarfile.GNUTYPE_LONGNAME, 1) + b"x".ljust(512, b"\0")
+  assert read(one * 900)[-1] in ("truncated tar", "tar header too large")
+
+
+def test_global_headers_do_not_add_up():
+  out = io.BytesIO()
+  for i in range(300):
+    out.write(tarfile.TarInfo.create_pax_global_header({f"k{i}": "v" * 9000}))
+    out.write(tar([(f"{i}.jpg", b"J")]).rstrip(b"\0").ljust(1024, b"\0"))
+  data = out.getvalue()
+  tracemalloc.start()
+  assert len(read(data)) == 300
+  assert tracemalloc.get_traced_memory()[1] < 1e6
+  tracemalloc.stop()
+
+
+def test_ordinary_extended_headers_are_read():
+  name = "d" * 80 + "/" + "e" * 80 + "/" + "ü" * 90
+  for format in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=format) as archive:
+      for ending, content in (("jpg", b"J"), ("txt", b"T")):
+        info = tarfile.TarInfo(f"{name}.{ending}")
+        info.size, info.pax_headers = 1, {"comment": "c" * 10_000}
+        archive.addfile(info, io.BytesIO(content))
+    assert read(out.getvalue()) == [{"key": name, "image": b"J", "text": b"T"}]
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, bz2.compress, lzma.compress])
+def test_random_damage_gives_samples_and_counted_drops_only(compress):
+  out = io.BytesIO()
+  with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
+    for name, content in PAIRS:
+      info = tarfile.TarInfo("long/" * 40 + name)
+      info.size = len(content)
+      archive.addfile(info, io.BytesIO(content))
+  reasons = set()
+  for damaged in damaged_bytes(compress(out.getvalue()), 200):
+    for got in read(damaged):
+      assert isinstance(got, (str, dict))
+      reasons |= {got} if isinstance(got, str) else set()
+  assert "truncated tar" in reasons
