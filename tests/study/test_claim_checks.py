@@ -133,9 +133,9 @@ def test_best_cut_depends_on_the_metric_only_if_seeds_agree():
   assert verdict(cuts((0.0,), zero_shot=(30, 35, 40), i2t_r1=(45, 48, 50)), "S6") == FAILS
 
 
-def test_verdicts_on_the_papers_own_numbers():
+def test_checks_of_claims_on_the_papers_own_numbers():
   found = {
-    v.number: v.verdict for v in claim_checks.check_claims(runs_table.paper_results(), "zero_shot")
+    v.name: v.verdict for v in claim_checks.check_claims(runs_table.paper_results(), "zero_shot")
   }
   assert found["S4"] == found["S6"] == HOLDS
   assert found["S8"] == INCONCLUSIVE, "the gains shrink over four sizes with one seed each"
@@ -159,7 +159,7 @@ def test_linear_accuracy_is_detected():
 
 def test_verdicts_are_written_with_numbers(tmp_path):
   found = claim_checks.check_claims(runs(50) + runs(60, method="FLIP"))
-  assert len({v.number for v in found}) == 15
+  assert len({v.name for v in found}) == 15
   claim_checks.write_csv(found, tmp_path / "verdicts.csv")
   assert "FLIP minus CLIP at 100: +10.0" in claim_checks.format_checks(found)
   assert (tmp_path / "verdicts.csv").read_text().count("\n") == 16
