@@ -22,10 +22,12 @@ from clip_jax.data.sources.openclipart import OpenClipart
 from clip_jax.evaluators.retrieval import Retrieval
 from clip_jax.model.learner import split_state
 from clip_jax.parallel import mesh as mesh_lib, partition, placement
+from clip_jax.towers.concat import ConcatTowers
 from clip_jax.training import loop as loop_lib, state as state_lib, step as step_lib
+from measuring import measure
 from pages import ROOT, blocks
 from run_config import get_config
-from tiny import batch, largest_difference, learner, text_tower
+from tiny import batch, image_tower, largest_difference, learner, text_tower
 
 PAGE = blocks((ROOT / "docs/adding.md").read_text(), "python")
 PARTS = {
@@ -140,6 +142,17 @@ def test_tower_refuses_to_drop_patches(parts):
     tower(jnp.zeros((1, 16, 16, 3)), keep=0.5)
 
 
+def test_tower_can_be_combined_with_another(parts):
+  spec = call(parts["PatchMlp"], width=32, patch=8, image_size=16, dtype="float32")
+  both = call(ConcatTowers, towers=(spec, image_tower()))
+  made = build(both, rngs=nnx.Rngs(0))
+  image = np.random.default_rng(0).normal(size=(4, 16, 16, 3)).astype(np.float32)
+  assert made.width == made.towers[0].width + made.towers[1].width
+  np.testing.assert_allclose(made(image)[:, :32], made.towers[0](image), rtol=1e-5)
+  _, losses = trained(both, call(parts["Triplet"]), optimizer=optax.adam(3e-3), steps=20)
+  assert losses[-1] < losses[0]
+
+
 def test_objective_matches_a_loop_over_triplets(parts):
   rng = np.random.default_rng(0)
   z = {name: rng.normal(size=(6, 4)) / 3 for name in ("image", "text")}
@@ -149,7 +162,7 @@ def test_objective_matches_a_loop_over_triplets(parts):
     others = [j for j in range(6) if j != i]
     loss += max(0, 0.2 + max(z["image"][i] @ z["text"][j] for j in others) - right) / 6
     loss += max(0, 0.2 + max(z["image"][j] @ z["text"][i] for j in others) - right) / 6
-  found, _ = parts["Triplet"]().loss({name: jnp.float32(x) for name, x in z.items()})
+  found, _ = parts["Triplet"]().loss({name: jnp.float32(x) for name, x in z.items()}, train=True)
   np.testing.assert_allclose(found, loss, rtol=1e-5)
 
 
@@ -181,7 +194,7 @@ def test_evaluator_counts_correct_word_orders(parts):
     {"image": picture(0), "text": "sky dark"},
     {"image": picture(200), "text": "light"},
   ]
-  found = parts["WordOrder"](source)(Letters())
+  found = measure(parts["WordOrder"](source), Letters())
   assert found == {"top1": pytest.approx(100 / 3), "examples": 3.0}
 
 
