@@ -15,6 +15,7 @@ import importlib
 import inspect
 import json
 import os
+from pathlib import Path
 import types
 import typing
 from typing import Any
@@ -74,7 +75,7 @@ def _flag_kind(kind):
   """The type of an alternative on the command line: str for a path and for a choice of strings."""
   if typing.get_origin(kind) is typing.Literal:
     return type(typing.get_args(kind)[0])
-  return str if kind is os.PathLike else kind
+  return str if kind is Path else kind
 
 
 def build(spec: ConfigDict, **context: Any) -> Any:

@@ -16,6 +16,7 @@ import inspect
 import math
 import numbers
 import os
+from pathlib import Path
 import reprlib
 import types
 import typing
@@ -144,7 +145,7 @@ Stages = Annotated[tuple[Annotated[int, Range(1, 2**16)], ...], Length(1, 8)]
 ContextLength = Annotated[int, Range(1, 2**20)]
 Pixels = Annotated[int, Range(1, 2**14)]
 ImageSize = Pixels | tuple[Pixels, Pixels]  # The side of a square, or (height, width).
-FilePath = str | os.PathLike
+FilePath = str | Path
 
 
 def check_arguments(fn: Callable, arguments: Mapping[str, Any], where: str = "") -> None:
@@ -169,6 +170,25 @@ def check_arguments(fn: Callable, arguments: Mapping[str, Any], where: str = "")
       if example is None or not _matches(example, hint):
         example = None if name in defaults and defaults[name] is None else _example(hint)
       raise UserError(_message(fn.__name__, path, wrong, hint, example, where))
+
+
+def check_fields(fields: Any, hints: Mapping[str, Any], where: str) -> None:
+  """Checks the fields of a JSON object by type hints; a field may be missing.
+
+  Args:
+    fields: the object; fields without a hint may hold anything.
+    hints: type hints by field.
+    where: file, and the place in it, for the message.
+
+  Raises:
+    UserError: it is not an object, or a field is not what its hint says.
+  """
+  if not isinstance(fields, Mapping):
+    raise UserError(f"{where} is {shorten(fields)}; expected an object with fields.")
+  for name, hint in hints.items():
+    if name in fields and not _matches(fields[name], hint):
+      path, wrong, inner = _innermost(name, fields[name], hint)
+      raise UserError(f"{where}: {path} is {shorten(wrong)}; expected {_described(inner, wrong)}.")
 
 
 def checked(part: _Part) -> _Part:
@@ -275,8 +295,8 @@ def _is_of_kind(value: Any, kind: Any) -> bool:
     return callable(value)
   if kind in (str, tuple, list, dict):
     return isinstance(value, (tuple, list) if kind in (tuple, list) else kind)
-  if kind is os.PathLike:
-    return isinstance(value, kind)
+  if kind is Path:
+    return isinstance(value, os.PathLike)
   if kind is Any or not inspect.isclass(kind):  # A type variable, for example.
     return True
   if getattr(kind, "_is_protocol", False):
@@ -312,7 +332,7 @@ _KINDS: dict[Any, str] = {
   float: "a number",
   str: "a string",
   bool: "True or False",
-  os.PathLike: "a path",
+  Path: "a path",
   Callable: "a function",
 }
 
@@ -320,6 +340,8 @@ _KINDS: dict[Any, str] = {
 def _described(hint: Any, value: Any = None) -> str:
   """Describes what a hint accepts instead of `value`: "an integer of at least 1 or None"."""
   options = [option for option in _options(hint) if option is not types.NoneType]
+  if float in options:
+    options = [option for option in options if option is not int]
   if len(options) < len(_options(hint)) or len(options) > 1:
     none = ["None"] * (len(options) < len(_options(hint)))
     return " or ".join([*dict.fromkeys(_described(o, value) for o in options), *none])

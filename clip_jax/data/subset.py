@@ -1,10 +1,11 @@
 """Random subsets of a source; smaller ones are contained in larger ones."""
 
 import re
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from clip_jax.cli.values import Seed, Where, checked, shorten
 from clip_jax.data.permutation import feistel_permute, splitmix64
 from clip_jax.data.selection import record_number
 from clip_jax.errors import UserError
@@ -13,13 +14,28 @@ from clip_jax.interfaces import Source
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
 
 
+def is_count(size: int | str) -> bool:
+  """Whether a value is a number of records, as `count` understands it."""
+  try:
+    return 0 < count(size, 2**62) < 2**63
+  except UserError:
+    return False
+
+
+# Ints and strings are written as in `count`.
+Count = Annotated[
+  int | str, Where(is_count, 'a number of records, such as 10_000_000, "10M" or "10%"')
+]
+
+
+@checked
 class Subset:
   """The first `size` records of one seeded permutation of `source`.
 
   Subsets with the same seed are nested: the records of "10M" are among those of "25M".
   """
 
-  def __init__(self, source: Source, size: int | str, seed: int = 0):
+  def __init__(self, source: Source, size: Count, seed: Seed = 0):
     """Computes the size; reads no records.
 
     Args:
@@ -72,11 +88,11 @@ def count(size: int | str, total: int) -> int:
   """
   if isinstance(size, int):
     return size
-  written = re.fullmatch(r"\s*([\d_.]+)\s*([kMB%]?)\s*", str(size))
+  written = re.fullmatch(r"\s*([\d_.]{1,32})\s*([kMB%]?)\s*", str(size))
   try:
     number, unit = float(written[1].replace("_", "")), written[2]
   except (TypeError, ValueError):
     raise UserError(
-      f'size {size!r} is not a number of records, such as 10_000_000, "10M" or "10%".'
+      f'size {shorten(size)} is not a number of records, such as 10_000_000, "10M" or "10%".'
     ) from None
   return int(number * total / 100 + 1e-9) if unit == "%" else round(number * _UNITS[unit])

@@ -1,16 +1,19 @@
 """CLIP's objective: match each image with its text among all texts in the batch, and vice versa."""
 
 import math
+from typing import Annotated
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
 from clip_jax import losses
+from clip_jax.cli.values import PositiveFloat, PositiveFraction, PositiveInt, Range, checked
 from clip_jax.interfaces import Metrics
 from clip_jax.objectives.base import PairObjective
 
 
+@checked
 class Clip(PairObjective):
   """Symmetric softmax cross-entropy over the global batch, with a learned temperature.
 
@@ -27,10 +30,10 @@ class Clip(PairObjective):
   def __init__(
     self,
     *,
-    temperature: float = 0.07,
-    max_scale: float = 100.0,
-    keep_patches: float = 1.0,
-    chunk_size: int | None = None,
+    temperature: PositiveFloat = 0.07,
+    max_scale: Annotated[float, Range(1)] = 100.0,
+    keep_patches: PositiveFraction = 1.0,
+    chunk_size: PositiveInt | None = None,
   ):
     super().__init__(keep_patches=keep_patches, chunk_size=chunk_size)
     self.log_scale = nnx.Param(

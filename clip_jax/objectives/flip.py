@@ -1,14 +1,18 @@
 """FLIP: CLIP with a random subset of each image's patches."""
 
+from typing import Annotated
+
+from clip_jax.cli.values import PositiveFloat, PositiveFraction, PositiveInt, Range, checked
 from clip_jax.objectives.clip import Clip
 
 
+@checked
 def flip(
   *,
-  keep_patches: float = 0.5,
-  temperature: float = 0.07,
-  max_scale: float = 100.0,
-  chunk_size: int | None = None,
+  keep_patches: PositiveFraction = 0.5,
+  temperature: PositiveFloat = 0.07,
+  max_scale: Annotated[float, Range(1)] = 100.0,
+  chunk_size: PositiveInt | None = None,
 ) -> Clip:
   """A `Clip` that trains on a random subset of each image's patches, which makes steps cheaper.
 

@@ -1,17 +1,19 @@
 """SigLIP's objective: classify every image-text pair in the batch as matching or not."""
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
 from clip_jax import losses
+from clip_jax.cli.values import PositiveFloat, PositiveFraction, PositiveInt, Range, checked
 from clip_jax.interfaces import Metrics
 from clip_jax.objectives.base import PairObjective
 
 
+@checked
 class Siglip(PairObjective):
   """Sigmoid cross-entropy of all B x B pairs, summed and divided by B; learned scale and bias.
 
@@ -30,11 +32,11 @@ class Siglip(PairObjective):
   def __init__(
     self,
     *,
-    scale: float = 10.0,
+    scale: PositiveFloat = 10.0,
     bias: float = -10.0,
-    max_scale: float | None = None,
-    keep_patches: float = 1.0,
-    chunk_size: int | None = None,
+    max_scale: Annotated[float, Range(1)] | None = None,
+    keep_patches: PositiveFraction = 1.0,
+    chunk_size: PositiveInt | None = None,
   ):
     super().__init__(keep_patches=keep_patches, chunk_size=chunk_size)
     bounds: dict[str, Any] = (

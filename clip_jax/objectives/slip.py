@@ -6,14 +6,22 @@ from flax import nnx
 import jax
 
 from clip_jax import losses
+from clip_jax.cli.values import (
+  NonNegativeFloat,
+  PositiveFloat,
+  PositiveFraction,
+  PositiveInt,
+  Width,
+  checked,
+)
 from clip_jax.interfaces import Batch, Metrics, Objective
 from clip_jax.model.two_towers import TwoTowers, l2_normalize
 from clip_jax.nn.layers import BatchNorm, Linear
-from clip_jax.nn.target import resolve_dtype
-from clip_jax.objectives.base import check_keep_fraction
+from clip_jax.nn.target import Dtype, resolve_dtype
 from clip_jax.objectives.clip import Clip
 
 
+@checked
 class Slip(nnx.Module):
   """A pair objective on "image" and "tokens", plus NT-Xent on "view_a" and "view_b".
 
@@ -42,13 +50,13 @@ class Slip(nnx.Module):
     *,
     model: TwoTowers,
     pairs: Objective | None = None,
-    ssl_weight: float = 1.0,
-    temperature: float = 0.1,
-    projection_hidden_dim: int = 4096,
-    outputs: int = 256,
-    keep_patches: float = 1.0,
-    chunk_size: int | None = None,
-    dtype: str = "auto",
+    ssl_weight: NonNegativeFloat = 1.0,
+    temperature: PositiveFloat = 0.1,
+    projection_hidden_dim: Width = 4096,
+    outputs: Width = 256,
+    keep_patches: PositiveFraction = 1.0,
+    chunk_size: PositiveInt | None = None,
+    dtype: Dtype = "auto",
     rngs: nnx.Rngs,
   ):
     self.pairs = Clip() if pairs is None else pairs
@@ -57,7 +65,7 @@ class Slip(nnx.Module):
       model.image.width, projection_hidden_dim, outputs, dtype=resolve_dtype(dtype), rngs=rngs
     )
     self.ssl_weight, self.temperature, self.chunk_size = ssl_weight, temperature, chunk_size
-    self.keep_patches = check_keep_fraction(keep_patches)
+    self.keep_patches = keep_patches
 
   def embed(
     self, model: TwoTowers, batch: Batch, *, train: bool, key: jax.Array | None

@@ -1,20 +1,31 @@
 """The device mesh: its axes, its sizes, and how a batch is divided over it."""
 
 import math
+from typing import Literal
 
 import jax
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh
 import numpy as np
 
+from clip_jax.cli.values import PositiveInt, checked
 from clip_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")  # FSDP is data parallelism with a sharded state: it shards batches too.
 
 
+Axis = Literal[-1] | PositiveInt
+
+
+@checked
 def make_mesh(
-  data: int = -1, fsdp: int = 1, tensor: int = 1, *, slices: int = -1, devices: list | None = None
+  data: Axis = -1,
+  fsdp: Axis = 1,
+  tensor: Axis = 1,
+  *,
+  slices: Axis = -1,
+  devices: list | None = None,
 ) -> Mesh:
   """Returns a mesh of all devices with the axes data, fsdp and tensor.
 

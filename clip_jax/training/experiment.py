@@ -1,19 +1,31 @@
 """The sections of a training config, which is what a config file returns."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 import dataclasses
 import inspect
-from typing import Any
+from typing import Annotated, Any
 
 from ml_collections.config_dict import ConfigDict
 
-from clip_jax.config import build, call
-from clip_jax.data.subset import Subset, count
+from clip_jax.cli.values import (
+  FilePath,
+  NonNegativeInt,
+  PositiveFloat,
+  PositiveInt,
+  Range,
+  Seed,
+  Where,
+  check_arguments,
+  checked,
+)
+from clip_jax.config import build, call, check_values
+from clip_jax.data.subset import Count, Subset, count
 from clip_jax.errors import UserError
 from clip_jax.interfaces import Objective, Source, Views, check_part
 from clip_jax.parallel.mesh import make_mesh
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class Data:
   """The training data and how it is read.
@@ -31,21 +43,17 @@ class Data:
 
   source: Source
   views: Views
-  batch_size: int = 256
-  size: int | str | None = None
-  threads: int = 16
-  workers: int = 0
+  batch_size: PositiveInt = 256
+  size: Count | None = None
+  threads: Annotated[int, Range(0, 1024)] = 16
+  workers: Annotated[int, Range(0, 1024)] = 0
 
   def __post_init__(self) -> None:
-    if not isinstance(self.batch_size, int) or self.batch_size < 1:
-      raise UserError(
-        f"batch_size {self.batch_size} is not a positive integer. Set it, as in "
-        "--config.data.batch_size=256."
-      )
     if self.size is not None:
       object.__setattr__(self, "source", Subset(self.source, self.size))
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class Training:
   """The length of a run, and how often it logs, evaluates and saves.
@@ -67,17 +75,17 @@ class Training:
       gradient is not finite; the next such step stops the run.
   """
 
-  steps: int | None = None
-  samples: int | str | None = None
-  epochs: float | None = None
-  init_from: str | None = None
-  microbatches: int = 1
-  log_every: int = 50
-  eval_every: int = 0
-  save_every: int = 1000
-  max_checkpoints: int = 2
+  steps: PositiveInt | None = None
+  samples: Count | None = None
+  epochs: PositiveFloat | None = None
+  init_from: FilePath | None = None
+  microbatches: PositiveInt = 1
+  log_every: NonNegativeInt = 50
+  eval_every: NonNegativeInt = 0
+  save_every: NonNegativeInt = 1000
+  max_checkpoints: PositiveInt = 2
   wandb: str | None = None
-  skip_nonfinite: int = 0
+  skip_nonfinite: NonNegativeInt = 0
 
   def total_steps(self, *, batch_size: int, examples: int) -> int:
     """Returns the length of the run in steps, rounded up so that it covers every sample."""
@@ -94,23 +102,34 @@ class Training:
     if self.samples is not None:
       samples = count(self.samples, examples)
     steps = self.steps if self.steps is not None else -int(-samples // batch_size)
-    if steps < 1:
-      raise UserError(f"{given} makes a run of {steps} steps; it needs at least one.")
+    if not 1 <= steps < 2**31:  # Steps are counted in int32 on the devices.
+      raise UserError(
+        f"{next(iter(given))}={next(iter(given.values()))} makes a run of {steps:,} steps of "
+        f"{batch_size:,} examples; expected 1 to {2**31 - 1:,}."
+      )
     return steps
+
+
+def is_call(value: Any) -> bool:
+  """Whether a config is a call, see `clip_jax.config.call`."""
+  return isinstance(value, ConfigDict) and "fn" in value
+
+
+Call = Annotated[ConfigDict, Where(is_call, "a call, as in call(Training, steps=1000)")]
 
 
 def experiment(
   *,
-  data: ConfigDict,
-  model: ConfigDict,
-  objective: ConfigDict,
-  optimizer: ConfigDict,
-  train: ConfigDict,
-  mesh: ConfigDict | None = None,
-  augment: dict[str, ConfigDict] | None = None,
-  evaluators: dict[str, ConfigDict] | None = None,
-  final_evaluators: dict[str, ConfigDict] | None = None,
-  seed: int = 0,
+  data: Call,
+  model: Call,
+  objective: Call,
+  optimizer: Call,
+  train: Call,
+  mesh: Call | None = None,
+  augment: Mapping[str, Call] | None = None,
+  evaluators: Mapping[str, Call] | None = None,
+  final_evaluators: Mapping[str, Call] | None = None,
+  seed: Seed = 0,
 ) -> ConfigDict:
   """Returns the config of a training run.
 
@@ -144,7 +163,11 @@ def experiment(
 
 
 def check_sections(config: ConfigDict) -> None:
-  """Raises UserError unless a config has every section of a training run."""
+  """Checks the sections of a training run, and the values of all calls in them.
+
+  Raises:
+    UserError: a section is missing, or a value is not what its argument expects.
+  """
   missing = [name for name in inspect.signature(experiment).parameters if name not in config]
   if missing:
     raise UserError(
@@ -152,6 +175,14 @@ def check_sections(config: ConfigDict) -> None:
       "with clip_jax.training.experiment(...). If it is a suite of evaluators, run clip-jax "
       "evaluate --suite=FILE."
     )
+  sections = {
+    name: dict(config[name])
+    if isinstance(config[name], ConfigDict) and not is_call(config[name])
+    else config[name]
+    for name in inspect.signature(experiment).parameters
+  }
+  check_arguments(experiment, sections, "config")
+  check_values(config, "config")
 
 
 def build_all(specs: ConfigDict, protocol: type, section: str) -> dict[str, Any]:

@@ -11,17 +11,38 @@ import functools
 import itertools
 import math
 import re
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 import optax
 
+from clip_jax.cli.values import (
+  Fraction,
+  NonNegativeFloat,
+  PositiveFloat,
+  PositiveInt,
+  Range,
+  Where,
+  checked,
+)
 from clip_jax.errors import UserError
 from clip_jax.parallel.partition import STACKED
 from clip_jax.parallel.tree_paths import leaves_by_name, path_name
 from clip_jax.training.schedules import Schedule
+
+
+def _is_pattern(text):
+  try:
+    return bool(re.compile(text))
+  except (re.error, RecursionError, OverflowError):
+    return False
+
+
+Decay = Annotated[float, Range(0, below=1)]  # Of a moving average.
+MomentumDtype = Literal["float32", "bfloat16", "float16"]
+Pattern = Annotated[str, Where(_is_pattern, "a regular expression, such as 'model/image/.*'")]
 
 
 class Optimizer(NamedTuple):
@@ -39,18 +60,19 @@ class Optimizer(NamedTuple):
   learning_rate: Callable[[Any], jax.Array] | None
 
 
+@checked
 def adamw(
   *,
-  learning_rate: float,
+  learning_rate: NonNegativeFloat,
   schedule: Schedule,
-  b1: float = 0.9,
-  b2: float = 0.98,
-  eps: float = 1e-6,
-  weight_decay: float = 0.2,
-  decay_params: Sequence[str] = (".*/kernel", ".*/embedding"),
-  grad_clip_norm: float | None = None,
-  freeze_params: Sequence[str] = (),
-  momentum_dtype: str = "float32",
+  b1: Decay = 0.9,
+  b2: Decay = 0.98,
+  eps: NonNegativeFloat = 1e-6,
+  weight_decay: NonNegativeFloat = 0.2,
+  decay_params: Sequence[Pattern] = (".*/kernel", ".*/embedding"),
+  grad_clip_norm: PositiveFloat | None = None,
+  freeze_params: Sequence[Pattern] = (),
+  momentum_dtype: MomentumDtype = "float32",
 ) -> Optimizer:
   """Adam with decoupled weight decay:  p <- p - schedule(t) learning_rate (adam + weight_decay p).
 
@@ -71,8 +93,7 @@ def adamw(
     momentum_dtype: dtype of the first moment.
 
   Raises:
-    UserError: `clip` is not positive, or a pattern is not a regular expression; or, from `init`,
-      patterns match no parameter or freeze all of them.
+    UserError: from `init`, patterns match no parameter or freeze all of them.
 
   Source: Loshchilov & Hutter 2019, algorithm 2; Radford et al. 2021, table 18.
   """
@@ -88,20 +109,21 @@ def adamw(
   )
 
 
+@checked
 def scaling_vit_adafactor(
   *,
-  learning_rate: float,
+  learning_rate: NonNegativeFloat,
   schedule: Schedule,
-  momentum: float = 0.9,
-  decay_rate: float = 0.8,
-  b2_cap: float = 0.999,
-  eps: float = 1e-30,
-  min_factored: int = 32,
-  weight_decay: float = 1e-4,
-  decay_params: Sequence[str] = (".*/kernel",),
-  grad_clip_norm: float | None = None,
-  freeze_params: Sequence[str] = (),
-  momentum_dtype: str = "bfloat16",
+  momentum: Decay = 0.9,
+  decay_rate: NonNegativeFloat = 0.8,
+  b2_cap: Fraction = 0.999,
+  eps: NonNegativeFloat = 1e-30,
+  min_factored: PositiveInt = 32,
+  weight_decay: NonNegativeFloat = 1e-4,
+  decay_params: Sequence[Pattern] = (".*/kernel",),
+  grad_clip_norm: PositiveFloat | None = None,
+  freeze_params: Sequence[Pattern] = (),
+  momentum_dtype: MomentumDtype = "bfloat16",
 ) -> Optimizer:
   """Adafactor as modified for Scaling ViT; its state takes half the memory of the parameters.
 
@@ -136,8 +158,7 @@ def scaling_vit_adafactor(
     momentum_dtype: dtype of the momentum.
 
   Raises:
-    UserError: `clip` is not positive, or a pattern is not a regular expression; or, from `init`,
-      patterns match no parameter or freeze all of them.
+    UserError: from `init`, patterns match no parameter or freeze all of them.
 
   Source: Zhai et al. 2022 (Scaling ViT), sec. 3.4, as implemented in big_vision.
   """
@@ -191,13 +212,6 @@ def with_bounds(optimizer: Optimizer | optax.GradientTransformation, bounds: Any
 
 def _optimizer(*steps, learning_rate, schedule, grad_clip_norm, freeze_params, decay_params):
   """Chains gradient clipping, `steps` and the schedule for the parameters that are not frozen."""
-  if grad_clip_norm is not None and not grad_clip_norm > 0:
-    raise UserError(
-      f"grad_clip_norm={grad_clip_norm} is not positive. Set it to the maximum gradient norm, as "
-      "in grad_clip_norm=1.0, or to None to disable clipping."
-    )
-  for pattern in (*decay_params, *freeze_params):
-    _compile(pattern)
   chain = optax.chain(
     *([optax.clip_by_global_norm(grad_clip_norm)] if grad_clip_norm is not None else []),
     *steps,
@@ -244,16 +258,6 @@ def _check(params, *, decay_params, freeze_params):
 
 def _examples(names):
   return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-
-
-def _compile(pattern):
-  try:
-    return re.compile(pattern)
-  except re.error as e:
-    raise UserError(
-      f"Pattern {pattern!r} is not a regular expression: {e}. Use '.*' to match any "
-      "text, as in 'model/image/.*'."
-    ) from e
 
 
 def _matching(patterns, tree):

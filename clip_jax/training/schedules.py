@@ -6,18 +6,21 @@ the first update is not wasted on a learning rate of 0 (big_vision counts from 0
 
 from collections.abc import Callable
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 
+from clip_jax.cli.values import Fraction, PositiveInt, Range, checked
 from clip_jax.errors import UserError
 
 Schedule = Callable[[Any], jax.Array]  # Updates made so far, int [] -> float32 [] in [0, 1].
+Duration = Annotated[int | float, Range(0)]  # In steps, or below 1 for a fraction of the run.
 
 
-def warmup_cosine(*, warmup: int | float, total_steps: int, end: float = 0.0) -> Schedule:
+@checked
+def warmup_cosine(*, warmup: Duration, total_steps: PositiveInt, end: Fraction = 0.0) -> Schedule:
   """Linear warm-up to 1, then cosine decay to `end` at the end of the run.
 
   Args:
@@ -26,7 +29,7 @@ def warmup_cosine(*, warmup: int | float, total_steps: int, end: float = 0.0) ->
     end: final value, as a fraction of the peak.
 
   Raises:
-    UserError: the warm-up is negative or takes up the whole run.
+    UserError: the warm-up takes up the whole run.
   """
   warmup = _steps("warmup", warmup, total_steps)
 
@@ -37,12 +40,13 @@ def warmup_cosine(*, warmup: int | float, total_steps: int, end: float = 0.0) ->
   return schedule
 
 
+@checked
 def warmup_rsqrt(
   *,
-  warmup: int | float,
-  total_steps: int,
-  timescale: int | float = 10_000,
-  cooldown: int | float = 0,
+  warmup: Duration,
+  total_steps: PositiveInt,
+  timescale: Annotated[int | float, Range(above=0)] = 10_000,
+  cooldown: Duration = 0,
 ) -> Schedule:
   """Linear warm-up to 1, reciprocal square root decay, and linear cool-down to 0.
 
@@ -56,25 +60,20 @@ def warmup_rsqrt(
     cooldown: length of the cool-down at the end; in steps or a fraction of the run.
 
   Raises:
-    UserError: warm-up or cool-down is negative or takes up the whole run, or timescale is not
-      positive.
+    UserError: warm-up or cool-down takes up the whole run.
 
   Source: Zhai et al. 2022 (Scaling ViT), sec. 3.5; the timescale is big_vision's.
   """
   if isinstance(timescale, float) and timescale < 1:
     timescale *= total_steps
-  if timescale <= 0:
-    raise UserError(
-      f"timescale {timescale} is not positive. Set it to the number of steps after "
-      "which the learning rate falls to 0.71 of its peak, as in timescale=10_000."
-    )
   flat = warmup_constant(warmup=warmup, total_steps=total_steps, cooldown=cooldown)
   warmup = _steps("warmup", warmup, total_steps)
   return lambda step: flat(step) * lax.rsqrt(1 + jnp.maximum(step - warmup, 0) / timescale)
 
 
+@checked
 def warmup_constant(
-  *, warmup: int | float, total_steps: int, cooldown: int | float = 0
+  *, warmup: Duration, total_steps: PositiveInt, cooldown: Duration = 0
 ) -> Schedule:
   """Linear warm-up to 1, constant, and linear cool-down to 0.
 
@@ -84,7 +83,7 @@ def warmup_constant(
     cooldown: length of the cool-down at the end; in steps or a fraction of the run.
 
   Raises:
-    UserError: warm-up or cool-down is negative or takes up the whole run.
+    UserError: warm-up or cool-down takes up the whole run.
   """
   warmup = _steps("warmup", warmup, total_steps)
   cooldown = _steps("cooldown", cooldown, total_steps)
@@ -94,9 +93,9 @@ def warmup_constant(
 def _steps(name, value, total_steps):
   """Converts `value`, in steps or a fraction of the run, to steps."""
   steps = round(value * total_steps) if isinstance(value, float) and value < 1 else value
-  if not 0 <= steps < total_steps:
+  if steps >= total_steps:
     raise UserError(
-      f"{name} {value} is negative or takes up the whole run of {total_steps} steps. Set "
+      f"{name} {value} takes up the whole run of {total_steps} steps. Set "
       f"--config.optimizer.schedule.{name} to fewer steps, or in the config file to a fraction "
       f"of the run, as in {name}=0.1."
     )

@@ -11,6 +11,7 @@ import pytest
 
 from clip_jax.cli.values import (
   UNKNOWN,
+  FilePath,
   Fraction,
   ImageSize,
   Length,
@@ -33,6 +34,13 @@ HUGE, NAN, INF = 10**400, float("nan"), float("inf")
 SIZES = {"B": 1, "L": 2}
 
 
+class Entry(os.PathLike):
+  """A path that is not a `pathlib.Path`."""
+
+  def __fspath__(self):
+    return "a"
+
+
 class Crop:
   """A class that hints can name."""
 
@@ -43,7 +51,7 @@ CASES = [
   (float, [0, -1.5, 3, np.float32(2), 1e38], [None, True, NAN, INF, -INF, HUGE, 1e39, "1", [1.0]]),
   (bool, [True, False, np.False_], [None, 0, 1, "True"]),
   (str, ["", "a"], [None, 1, True, Path("a"), ("a",)]),
-  (str | os.PathLike, ["a", Path("a")], [None, 1]),
+  (FilePath, ["a", Path("a"), Entry()], [None, 1, b"a"]),
   (int | None, [None, 1], [NAN, "None"]),
   (None, [None], [0]),
   (Any, [None, NAN, {}], []),

@@ -91,13 +91,32 @@ def test_sizes_accept_units_and_percentages(size, count):
   assert len(Subset(Shapes(20_000_000), size)) == count
 
 
-@pytest.mark.parametrize("size", ["ten", "10 %%", "M", "1.2.3k", "", "-5", "10m"])
+@pytest.mark.parametrize(
+  "size",
+  [
+    "ten",
+    "10 %%",
+    "M",
+    "1.2.3k",
+    "",
+    "-5",
+    "10m",
+    "9" * 400,
+    10**400,
+    0,
+    -1,
+    "0%",
+    None,
+    1.5,
+    True,
+  ],
+)
 def test_unparsable_sizes_raise(size):
-  with pytest.raises(UserError, match="is not a number of records, such as"):
+  with pytest.raises(UserError, match="Subset expects a number of records, such as"):
     Subset(Shapes(100), size)
 
 
-@pytest.mark.parametrize("size", [101, 0, -1, "1k", "101%", "0.1%"])
+@pytest.mark.parametrize("size", [101, "1k", "101%", "0.1%"])
 def test_sizes_outside_the_source_raise(size):
   with pytest.raises(UserError, match=f"Subset size {size} is not between 1 and 100"):
     Subset(Shapes(100), size)

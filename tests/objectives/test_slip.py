@@ -188,7 +188,9 @@ def test_pipeline_without_the_views_is_an_error():
 )
 def test_percentage_of_patches_is_an_error(make):
   for share in (50, 0, -0.5):
-    with pytest.raises(UserError, match=f"keep_patches {share} is not a fraction of the patches"):
+    with pytest.raises(
+      UserError, match=f"keep_patches is {share}; .* expects a number above 0 and at most 1"
+    ):
       make(keep_patches=share)
 
 
