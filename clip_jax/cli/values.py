@@ -339,12 +339,11 @@ _KINDS: dict[Any, str] = {
 
 def _described(hint: Any, value: Any = None) -> str:
   """Describes what a hint accepts instead of `value`: "an integer of at least 1 or None"."""
-  options = [option for option in _options(hint) if option is not types.NoneType]
-  if float in options:
-    options = [option for option in options if option is not int]
-  if len(options) < len(_options(hint)) or len(options) > 1:
-    none = ["None"] * (len(options) < len(_options(hint)))
-    return " or ".join([*dict.fromkeys(_described(o, value) for o in options), *none])
+  options = _options(hint)
+  if len(options) > 1:
+    shown = [o for o in options if o is not types.NoneType and not (o is int and float in options)]
+    texts = [*map(functools.partial(_described, value=value), shown)]
+    return " or ".join(dict.fromkeys([*texts, *["None"] * (types.NoneType in options)]))
   kind, limits = _limits(hint)
   if kind is not hint:
     text = _described(kind, value)

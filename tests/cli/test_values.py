@@ -165,6 +165,16 @@ def test_the_message_has_the_part_the_argument_the_value_and_a_way_out():
   assert message(schedule, kind="cosin").endswith("Did you mean 'cosine'?")
 
 
+def test_an_expectation_is_described_once():
+  def part(x: Annotated[int | float, Range(0)], y: Seed | Literal[-1] | None = None):
+    return x, y
+
+  assert message(part, x=-1) == "x is -1; part expects a number of at least 0, as in x=1."
+  assert message(part, y="a") == (
+    "y is 'a'; part expects an integer of at least 0 or -1 or None, as in y=None."
+  )
+
+
 def test_a_limit_of_the_machine_is_named_only_where_it_is_exceeded():
   assert "an integer from 1 to 2,147,483,647" in message(Tower, width=2**31)
   assert "a number that float32 can hold" in message(_number, x=1e39)
