@@ -24,8 +24,8 @@ from clip_jax.model.learner import split_state
 from clip_jax.parallel import mesh as mesh_lib, partition, placement
 from clip_jax.towers.concat import ConcatTowers
 from clip_jax.training import loop as loop_lib, state as state_lib, step as step_lib
+from markdown_pages import ROOT, blocks
 from measuring import measure
-from pages import ROOT, blocks
 from run_config import get_config
 from tiny import batch, image_tower, largest_difference, learner, text_tower
 

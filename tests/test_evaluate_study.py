@@ -9,7 +9,7 @@ import pytest
 from clip_jax.config import build, from_json, to_json
 from clip_jax.evaluators import classes
 from clip_jax.evaluators.results import Context, evaluate_all
-import stand_ins
+import fake_datasets
 
 SUITE = Path(__file__).parent.parent / "configs/evaluations/study.py"
 
@@ -24,12 +24,12 @@ class Knowing:
     rows = classes.in_imagenet("objectnet")
     for folder, (name,) in classes.published("objectnet").items():
       self.number.setdefault(name, int(rows[folder][-1]))
-    self.hidden = {shown: own for (_, own), shown in stand_ins.HIDDEN.items()}
+    self.hidden = {shown: own for (_, own), shown in fake_datasets.HIDDEN.items()}
 
   def encode_image(self, images):
     z = np.zeros((len(images), 1000), np.float32)
     for row, image in zip(z, images):
-      shown = stand_ins.seen(image)
+      shown = fake_datasets.shown_number(image)
       row[shown] = 1
       row[self.hidden.get(shown, shown)] += 0.5
     return z / np.linalg.norm(z, axis=1, keepdims=True)
@@ -43,7 +43,7 @@ class Knowing:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
   folder = tmp_path_factory.mktemp("study")
-  stand_ins.study(folder)
+  fake_datasets.write_all(folder)
   suite = runpy.run_path(str(SUITE))["get_config"](str(folder))
   for call in suite.values():  # Replace settings that are slow or need more images.
     if "templates" in call:
@@ -95,7 +95,7 @@ def test_zero_shot_is_restricted_to_the_classes_of_each_set(results):
     "objectnet": 113,
   }
   assert made["objectnet"]["examples"] == sum(
-    name in stand_ins.FOLDERS for name in stand_ins.objectnet_names()[1::6]
+    name in fake_datasets.FOLDERS for name in fake_datasets.objectnet_names()[1::6]
   )
   assert made["imagenet_real"]["examples"] == 36
   assert results[0]["imagenet_real"].detail["left_out"] == 4

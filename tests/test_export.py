@@ -25,7 +25,7 @@ from clip_jax.towers.resnet import BitResnet
 from clip_jax.towers.text import TextTransformer
 from clip_jax.towers.vit import Vit
 from clip_jax.training import loop as loop_lib
-from goldens import GOLDENS
+from golden_checkpoints import GOLDENS
 from run_config import get_config
 from tiny import SIZE, batch, image_tower, learner, model_call, text_tower
 

@@ -6,7 +6,7 @@ import runpy
 
 import pytest
 
-from pages import ROOT
+from markdown_pages import ROOT
 
 pytest.importorskip("mkdocstrings")
 HOOKS = runpy.run_path(str(ROOT / ".ci/mkdocs_hooks.py"))

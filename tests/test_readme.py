@@ -1,5 +1,6 @@
 """The documentation pages: their commands are accepted, and their links and files exist."""
 
+import ast
 import importlib
 import os
 import re
@@ -16,21 +17,20 @@ from clip_jax.cli import flags as flags_lib
 from clip_jax.config import build, call
 from clip_jax.parallel.mesh import mesh_sizes
 from clip_jax.study import grid as grid_lib
-from pages import ROOT, anchors, blocks, commands, links, pages, spans
+from markdown_pages import ROOT, anchors, blocks, commands, links, pages, spans
 
 PAGES = [pytest.param(path, id=str(path.relative_to(ROOT))) for path in pages()]
-# Pages about this package; the others describe how files were made with other libraries.
+# Pages about this package; the others describe how files were tower with other libraries.
 GUIDES = [page for page in PAGES if page.values[0].parent in (ROOT, ROOT / "docs")]
 # Values to substitute for the pages' placeholder F.
 PLACEHOLDERS = {"--config": "configs/quickstart.py", "--grid": "configs/study/shapes.py"}
-EXTRAS = ("tpu", "cuda", "figures", "test")
 
 
 class Parsed(Exception):
   """Raised by the command's parser to stop the command before it does any work."""
 
 
-def filled(word):
+def fill_placeholder(word):
   """Returns a word of a command with its placeholder replaced by a file or a number."""
   flag, _, value = word.partition("=")
   if value == "F" and flag in PLACEHOLDERS:
@@ -38,7 +38,7 @@ def filled(word):
   return f"{flag}=1" if value == "N" and flag.startswith("--config.") else word
 
 
-def parsed(module, words, monkeypatch):
+def parse_flags(module, words, monkeypatch):
   """Returns the flags as the command's own parser reads them, with the config loaded."""
   real = flags_lib.parse
 
@@ -48,7 +48,7 @@ def parsed(module, words, monkeypatch):
   monkeypatch.setattr(flags_lib, "parse", parse)
   monkeypatch.setattr(module, "parse", parse, raising=False)
   with pytest.raises(Parsed) as caught:
-    module.main([filled(word) for word in words])
+    module.main([fill_placeholder(word) for word in words])
   return caught.value.args[0]
 
 
@@ -57,7 +57,7 @@ def check_python(words, monkeypatch):
   assert words[:2] == ["python", "-m"] and words[2].startswith("clip_jax."), words
   name = words[2] + (".__main__" if words[2] == "clip_jax.study" else "")
   module = importlib.import_module(name)
-  values = parsed(module, words[3:], monkeypatch)
+  values = parse_flags(module, words[3:], monkeypatch)
   if config := getattr(values, "config", None):
     mesh_sizes(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices=256)
     build(config.train).total_steps(batch_size=config.data.batch_size, examples=10**9)
@@ -67,13 +67,13 @@ def check_python(words, monkeypatch):
 
 def check_peer(words):
   """Checks that the script of a comparison with another library accepts its flags."""
-  runpy.run_path(str(ROOT / words[1]))["parsed"](words[2:])
+  runpy.run_path(str(ROOT / words[1]))["parse_arguments"](words[2:])
 
 
 def check_script(words):
   """Checks that a launch script accepts its arguments in a dry run."""
   script, *arguments = words
-  arguments = [word for word in map(filled, arguments) if word != "--dry-run"]
+  arguments = [word for word in map(fill_placeholder, arguments) if word != "--dry-run"]
   ran = subprocess.run(
     [ROOT / script, "--dry-run", *arguments],
     cwd=ROOT,
@@ -86,11 +86,22 @@ def check_script(words):
   assert re.search(r"clip_jax\.(train|bench)", ran.stdout)
 
 
+def extras():
+  """Returns the names of the package's extras, from setup.py."""
+  tree = ast.parse((ROOT / "setup.py").read_text())
+  (table,) = (
+    node.value
+    for node in tree.body
+    if isinstance(node, ast.Assign) and node.targets[0].id == "EXTRAS"
+  )
+  return {"test", *(key.value for key in table.keys)}
+
+
 def check_install(words):
   """Checks that a pip command names only extras that this package has."""
-  what = words[-1]
-  extras = re.search(r"\[(.*)\]", what)
-  assert (words[:2] == ["pip", "install"] and not extras) or extras[1] in EXTRAS, words
+  assert words[:2] == ["pip", "install"], words
+  if named := re.search(r"\[(.*)\]", words[-1]):
+    assert set(named[1].split(",")) <= extras(), words
 
 
 @pytest.mark.parametrize("page", GUIDES)
@@ -122,11 +133,11 @@ def test_no_link_is_broken(page):
     if re.match(r"https?://|mailto:", target):
       continue
     path, _, anchor = target.partition("#")
-    there = (page.parent / path).resolve() if path else page
-    assert there.exists(), f"{page.name} links to {target}"
-    assert there == ROOT or ROOT in there.parents, f"{target} is outside the repository"
-    if anchor and there.suffix == ".md":
-      assert anchor in anchors(there.read_text()), f"{page.name} links to {target}"
+    file = (page.parent / path).resolve() if path else page
+    assert file.exists(), f"{page.name} links to {target}"
+    assert file == ROOT or ROOT in file.parents, f"{target} is outside the repository"
+    if anchor and file.suffix == ".md":
+      assert anchor in anchors(file.read_text()), f"{page.name} links to {target}"
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -148,9 +159,9 @@ def test_every_config_flag_exists(page, monkeypatch):
 def test_the_python_example_of_the_readme_runs():
   block = next(b for b in blocks((ROOT / "README.md").read_text(), "python") if "encode_text" in b)
   model = ROOT / "tests/golden/huggingface_clip"
-  done = {"picture": Image.new("RGB", (40, 30))}
-  exec(block.replace("/tmp/quickstart", str(model)), done)
-  for z, rows in ((done["z_text"], 2), (done["z_image"], 1)):
+  names = {"picture": Image.new("RGB", (40, 30))}
+  exec(block.replace("/tmp/quickstart", str(model)), names)
+  for z, rows in ((names["z_text"], 2), (names["z_image"], 1)):
     assert z.shape == (rows, z.shape[1]) and z.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, rtol=1e-5)
 
@@ -183,6 +194,6 @@ def test_the_calls_in_the_readme_can_be_built():
   assert len(lines) >= 11
   for line in lines:
     arguments = eval(f"dict({line}\n)", dict(known))
-    for tower in {"image", "text"} & set(arguments):
-      made = jax.eval_shape(lambda spec=arguments[tower]: build(spec, rngs=nnx.Rngs(0)))
-      assert made.width > 0
+    for name in {"image", "text"} & set(arguments):
+      tower = jax.eval_shape(lambda spec=arguments[name]: build(spec, rngs=nnx.Rngs(0)))
+      assert tower.width > 0

@@ -52,13 +52,13 @@ IMAGE_TOWERS = {
 }
 
 
-def changed(spec, **changes):
+def with_arguments(spec, **changes):
   """The config with some of its arguments replaced."""
   arguments = {name: value for name, value in spec.items() if name != "fn"}
   return call(function(spec.fn), **(arguments | changes))
 
 
-def filled(spec, seed=1):
+def randomised(spec, seed=1):
   """The tower with random values in every array, so that none is at an initial zero or one."""
   rng = np.random.default_rng(seed)
   abstract = jax.eval_shape(lambda: build(spec, rngs=nnx.Rngs(0)))

@@ -7,7 +7,7 @@ import pytest
 
 from clip_jax.data.decode import decode
 from clip_jax.inference.web_ui import SearchServer
-from served import served
+from running_server import running
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed: pip install selenium")
 from selenium import webdriver  # noqa: E402
@@ -46,7 +46,7 @@ def page(pictures):
     pixel = decode(content)[0, 0]
     return sorted(((k, float(pixel[channel[k]]) / 255) for k in range(3)), key=lambda p: -p[1])
 
-  with served(SearchServer("my pictures", pictures, by_text, by_image, port=0)) as made:
+  with running(SearchServer("my pictures", pictures, by_text, by_image, port=0)) as made:
     yield made
 
 

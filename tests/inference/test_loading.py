@@ -13,7 +13,7 @@ import pytest
 from clip_jax.errors import UserError
 from clip_jax.inference.loading import load, load_bundle
 from clip_jax.model.transfer import resample_positions
-from goldens import FOLDER, GOLDENS
+from golden_checkpoints import FOLDER, GOLDENS
 
 ROOT = Path(__file__).parents[2]
 

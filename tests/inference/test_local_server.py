@@ -16,7 +16,7 @@ from clip_jax.data.decode import decode
 from clip_jax.inference import web_ui
 from clip_jax.inference.local_server import Limits
 from clip_jax.inference.web_ui import MOST_BYTES, SearchServer
-from served import served
+from running_server import running
 
 QUICK = Limits(
   threads=4, uploads=2, wait_seconds=0.2, header_seconds=0.6, body_seconds=0.6, send_seconds=2
@@ -41,7 +41,9 @@ def made(tmp_path_factory):
 @contextlib.contextmanager
 def page(picture, by_text=lambda text: [(0, 0.5)], **options):
   by_image = lambda image: [(0, float(decode(image)[0, 0, 0]))]
-  with served(SearchServer("pictures", [str(picture)], by_text, by_image, port=0, **options)) as it:
+  with running(
+    SearchServer("pictures", [str(picture)], by_text, by_image, port=0, **options)
+  ) as it:
     it.port = urlsplit(it.address).port
     yield it
 
@@ -246,7 +248,7 @@ def test_uploads_in_memory_are_bounded(picture):
 
   limits = Limits(threads=8, uploads=2, wait_seconds=0.3)
   made = SearchServer("x", [str(picture)], None, by_image, port=0, limits=limits)
-  with served(made):
+  with running(made):
     port = urlsplit(made.address).port
     post = request(port, "POST /find HTTP/1.1", picture.read_bytes())
     stuck = [socket.create_connection(("127.0.0.1", port)) for _ in range(2)]

@@ -10,7 +10,7 @@ import pytest
 from clip_jax.data.decode import decode
 from clip_jax.errors import UserError
 from clip_jax.inference.web_ui import MOST_BYTES, SearchServer
-from served import served
+from running_server import running
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def page(tmp_path):
   def by_image(image):
     return [(0, 1.0)] if decode(image)[0, 0, 0] > 128 else [(1, 1.0)]
 
-  with served(SearchServer("pictures & <more>", paths, by_text, by_image, port=0)) as made:
+  with running(SearchServer("pictures & <more>", paths, by_text, by_image, port=0)) as made:
     yield made
 
 

@@ -25,13 +25,13 @@ import sys
 import time
 
 SIZES = {"Ti": (192, 12, 3), "S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16)}
-IMAGE, LENGTH, VOCABULARY, EMBED = 224, 16, 32_000, 512
+IMAGE_SIZE, CONTEXT_LENGTH, VOCAB_SIZE, EMBED_DIM = 224, 16, 32_000, 512
 OPTIMIZER = dict(learning_rate=1e-3, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.2)
 CPU_SECONDS = 6.0  # Minimum length of a turn.
 ROOT = Path(__file__).parents[2]
 
 
-def parsed(arguments):
+def parse_arguments(arguments):
   """Returns the options by name, as strings, without those that are neither given nor defaulted."""
   parser = argparse.ArgumentParser(
     description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -52,16 +52,16 @@ def parsed(arguments):
 
 
 def main(arguments):
-  options = parsed(arguments)
+  options = parse_arguments(arguments)
   tower, batch = options.pop("tower"), options.pop("batch")
   if "serve" in options:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(options["cores"])])
-    make = {"torch": torch_step, "clip_jax": our_step}[options["serve"]]
+    make = {"torch": torch_step, "clip_jax": clip_jax_step}[options["serve"]]
     serve(*make(tower, int(batch), int(options["microbatches"]), options["dtype"]), int(batch))
     return
   ours = f"clip_jax {options['dtype']}"
   theirs = "clip_jax " + options["against"] if "against" in options else f"torch {options['dtype']}"
-  peers = {name: started(name, tower, batch, options) for name in (ours, theirs)}
+  peers = {name: start_process(name, tower, batch, options) for name in (ours, theirs)}
   versions = {name: json.loads(peer.stdout.readline()) for name, peer in peers.items()}
   print(", ".join(versions.values()), flush=True)
   rates = {name: [] for name in peers}
@@ -99,7 +99,7 @@ def main(arguments):
     )
 
 
-def started(name, tower, batch, options):
+def start_process(name, tower, batch, options):
   """Starts a process that runs training steps for each line on its standard input."""
   kind, dtype = name.split()
   python = os.environ.get("TORCH_PYTHON", sys.executable) if kind == "torch" else sys.executable
@@ -136,7 +136,7 @@ def serve(step, version, batch):
     print(json.dumps(steps * batch / (time.process_time() - cpu)), flush=True)
 
 
-def our_step(tower, batch, pieces, dtype):
+def clip_jax_step(tower, batch, microbatches, dtype):
   """Returns a step of configs/benchmark.py with the optimizer that both libraries have."""
   import jax
 
@@ -148,7 +148,7 @@ def our_step(tower, batch, pieces, dtype):
   from configs.benchmark import get_config
 
   config = get_config(tower)
-  config.data.batch_size, config.train.microbatches = batch, pieces
+  config.data.batch_size, config.train.microbatches = batch, microbatches
   config.model.image.dtype = config.model.text.dtype = dtype
   with config.unlocked():
     config.optimizer = call(adamw, schedule=call(warmup_constant, warmup=1), **OPTIMIZER)
@@ -165,7 +165,7 @@ def our_step(tower, batch, pieces, dtype):
   return step, f"jax {jax.__version__}"
 
 
-def torch_step(tower, batch, pieces, dtype):
+def torch_step(tower, batch, microbatches, dtype):
   """Returns a training step in idiomatic PyTorch."""
   import torch
   from torch import nn
@@ -174,7 +174,7 @@ def torch_step(tower, batch, pieces, dtype):
   size, patch = tower.split("/")
   width, depth, heads = SIZES[size]
   text_width, text_depth, text_heads = SIZES["B"]  # The text tower of configs/benchmark.py.
-  N = (IMAGE // int(patch)) ** 2
+  N = (IMAGE_SIZE // int(patch)) ** 2
 
   class Block(nn.Module):
     def __init__(self, width, heads):
@@ -200,11 +200,11 @@ def torch_step(tower, batch, pieces, dtype):
       self.positions = nn.Parameter(torch.randn(N, width) * 0.02)
       self.image = nn.ModuleList(Block(width, heads) for _ in range(depth))
       self.image_norm, self.text_norm = nn.LayerNorm(width), nn.LayerNorm(text_width)
-      self.embedding = nn.Embedding(VOCABULARY, text_width)
-      self.text_positions = nn.Parameter(torch.randn(LENGTH, text_width) * 0.01)
+      self.embedding = nn.Embedding(VOCAB_SIZE, text_width)
+      self.text_positions = nn.Parameter(torch.randn(CONTEXT_LENGTH, text_width) * 0.01)
       self.text = nn.ModuleList(Block(text_width, text_heads) for _ in range(text_depth))
-      self.project_image = nn.Linear(width, EMBED, bias=False)
-      self.project_text = nn.Linear(text_width, EMBED, bias=False)
+      self.project_image = nn.Linear(width, EMBED_DIM, bias=False)
+      self.project_text = nn.Linear(text_width, EMBED_DIM, bias=False)
       self.log_scale = nn.Parameter(torch.tensor(2.659))
 
     def encode_image(self, image):
@@ -230,8 +230,8 @@ def torch_step(tower, batch, pieces, dtype):
     weight_decay=OPTIMIZER["weight_decay"],
     fused=True,
   )
-  image = torch.randint(0, 256, (batch, 3, IMAGE, IMAGE), dtype=torch.uint8)
-  tokens = torch.randint(1, 100, (batch, LENGTH))
+  image = torch.randint(0, 256, (batch, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8)
+  tokens = torch.randint(1, 100, (batch, CONTEXT_LENGTH))
 
   def loss_of(z_image, z_text):
     logits = model.log_scale.exp() * z_image @ z_text.T
@@ -245,10 +245,13 @@ def torch_step(tower, batch, pieces, dtype):
 
   def step():
     optimizer.zero_grad(set_to_none=True)
-    if pieces == 1:
+    if microbatches == 1:
       loss_of(*embed(slice(None))).backward()
     else:  # GradCache: embed without gradients, then recompute each microbatch with the gradient.
-      parts = [slice(i * batch // pieces, (i + 1) * batch // pieces) for i in range(pieces)]
+      parts = [
+        slice(i * batch // microbatches, (i + 1) * batch // microbatches)
+        for i in range(microbatches)
+      ]
       with torch.no_grad():
         z = [torch.cat(x) for x in zip(*(embed(rows) for rows in parts))]
       z = [x.requires_grad_() for x in z]

@@ -13,7 +13,14 @@ from clip_jax.errors import UserError
 from clip_jax.inference.loading import load_bundle
 from clip_jax.parallel.tree_paths import leaves_by_name
 from clip_jax.pretrained import big_vision, hugging_face, open_clip, safetensors_file
-from goldens import GOLDENS, TEXTS, encoded, loaded, outputs, unit
+from golden_checkpoints import (
+  GOLDENS,
+  TEXTS,
+  encode_inputs,
+  load_golden,
+  normalise,
+  reference_outputs,
+)
 
 FORMATS = {"open_clip": open_clip, "huggingface": hugging_face, "big_vision": big_vision}
 
@@ -24,23 +31,26 @@ def module(name):
 
 @pytest.mark.parametrize("name", GOLDENS)
 def test_embeddings_match_the_original_library(name):
-  expected = outputs(name)
-  for z, key in zip(encoded(loaded(name), name), ("z_image", "z_text")):
-    np.testing.assert_allclose(z, unit(expected[key]), rtol=1e-4, atol=1e-6)
-  assert loaded(name).scale == pytest.approx(float(expected["scale"]), rel=1e-6)
-  assert loaded(name).bias == pytest.approx(float(expected["bias"]), rel=1e-6)
+  expected = reference_outputs(name)
+  for z, key in zip(encode_inputs(load_golden(name), name), ("z_image", "z_text")):
+    np.testing.assert_allclose(z, normalise(expected[key]), rtol=1e-4, atol=1e-6)
+  assert load_golden(name).scale == pytest.approx(float(expected["scale"]), rel=1e-6)
+  assert load_golden(name).bias == pytest.approx(float(expected["bias"]), rel=1e-6)
 
 
-@pytest.mark.parametrize("name", [n for n in GOLDENS if "text_tokens" in outputs(n)])
+@pytest.mark.parametrize("name", [n for n in GOLDENS if "text_tokens" in reference_outputs(n)])
 def test_the_tokenizer_matches_the_original_library(name):
-  np.testing.assert_array_equal(loaded(name).tokenize(TEXTS), outputs(name)["text_tokens"])
-  assert np.isfinite(loaded(name).encode_text(TEXTS)).all()
+  np.testing.assert_array_equal(
+    load_golden(name).tokenize(TEXTS), reference_outputs(name)["text_tokens"]
+  )
+  assert np.isfinite(load_golden(name).encode_text(TEXTS)).all()
 
 
-@pytest.mark.parametrize("name", [n for n in GOLDENS if "picture" in outputs(n)])
+@pytest.mark.parametrize("name", [n for n in GOLDENS if "picture" in reference_outputs(n)])
 def test_preprocessing_matches_the_original_library(name):
   np.testing.assert_array_equal(
-    loaded(name).preprocess(outputs(name)["picture"]), outputs(name)["picture_seen"]
+    load_golden(name).preprocess(reference_outputs(name)["picture"]),
+    reference_outputs(name)["picture_seen"],
   )
 
 
@@ -78,8 +88,8 @@ def test_a_checkpoint_survives_a_round_trip(name, tmp_path, monkeypatch):
       jax.tree.leaves((saved.params, saved.stats)), jax.tree.leaves((again.params, again.stats))
     )
   )
-  if "text_tokens" in outputs(name):
-    np.testing.assert_array_equal(again.tokenizer(TEXTS), outputs(name)["text_tokens"])
+  if "text_tokens" in reference_outputs(name):
+    np.testing.assert_array_equal(again.tokenizer(TEXTS), reference_outputs(name)["text_tokens"])
   pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3)).astype(np.uint8)
   np.testing.assert_array_equal(again.preprocess(pixels), saved.preprocess(pixels))
 
@@ -91,10 +101,10 @@ def test_a_checkpoint_is_converted_to_another_format(tmp_path):
   )
   config = json.loads((out / "config.json").read_text())
   assert config["model_type"] == "clip" and config["text_config"]["hidden_act"] == "quick_gelu"
-  there = outputs("open_clip_quickgelu")
-  z_image, z_text = encoded(clip_jax.load(out), "open_clip_quickgelu")
-  np.testing.assert_allclose(z_image, unit(there["z_image"]), rtol=1e-4, atol=1e-6)
-  np.testing.assert_allclose(z_text, unit(there["z_text"]), rtol=1e-4, atol=1e-6)
+  there = reference_outputs("open_clip_quickgelu")
+  z_image, z_text = encode_inputs(clip_jax.load(out), "open_clip_quickgelu")
+  np.testing.assert_allclose(z_image, normalise(there["z_image"]), rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(z_text, normalise(there["z_text"]), rtol=1e-4, atol=1e-6)
   for origin, form in (("huggingface_siglip", "open_clip"), ("big_vision_lit", "huggingface")):
     with pytest.raises(UserError, match="can export to open_clip: Vit in OpenAI's form"):
       export.main([f"--model={GOLDENS[origin][0]}", f"--format={form}", f"--out={out}"])
@@ -102,12 +112,12 @@ def test_a_checkpoint_is_converted_to_another_format(tmp_path):
 
 def test_a_big_vision_model_converts_to_hugging_faces_siglip(tmp_path):
   hugging_face.write(load_bundle(GOLDENS["big_vision_siglip"][0]), tmp_path)
-  z_image, z_text = encoded(clip_jax.load(tmp_path), "big_vision_siglip")
+  z_image, z_text = encode_inputs(clip_jax.load(tmp_path), "big_vision_siglip")
   np.testing.assert_allclose(
-    z_image, unit(outputs("big_vision_siglip")["z_image"]), rtol=1e-4, atol=1e-6
+    z_image, normalise(reference_outputs("big_vision_siglip")["z_image"]), rtol=1e-4, atol=1e-6
   )
   np.testing.assert_allclose(
-    z_text, unit(outputs("big_vision_siglip")["z_text"]), rtol=1e-4, atol=1e-6
+    z_text, normalise(reference_outputs("big_vision_siglip")["z_text"]), rtol=1e-4, atol=1e-6
   )
 
 
@@ -264,7 +274,7 @@ def test_end_token_2_in_an_old_config_means_the_largest_id(tmp_path):
 
 
 def test_a_missing_tokenizer_is_an_error_only_when_texts_are_encoded(tmp_path):
-  embedder = loaded("open_clip_vit")
+  embedder = load_golden("open_clip_vit")
   with pytest.raises(UserError, match="needs the tokenizer of its vocabulary, but there is no"):
     embedder.encode_text(["a dog"])
   folder = described("huggingface_siglip", tmp_path, lambda c: None)
@@ -272,7 +282,7 @@ def test_a_missing_tokenizer_is_an_error_only_when_texts_are_encoded(tmp_path):
   with pytest.raises(UserError, match="has no tokenizer: .*nor spiece.model"):
     load_bundle(folder).tokenizer(["a dog"])
   with pytest.raises(UserError, match="does not include its tokenizer. Put its SentencePiece"):
-    loaded("big_vision_siglip").encode_text(["a dog"])
+    load_golden("big_vision_siglip").encode_text(["a dog"])
 
 
 @pytest.mark.parametrize(

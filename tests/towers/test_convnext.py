@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import by_hand
 from clip_jax.config import build, call
 from clip_jax.errors import UserError
 from clip_jax.model.learner import split_state
 from clip_jax.parallel import mesh as mesh_lib, partition, placement
 from clip_jax.towers.convnext import ConvNextBlock
-from tiny_towers import IMAGE_TOWERS, changed, features, filled, pixels
+import reference_layers
+from tiny_towers import IMAGE_TOWERS, features, pixels, randomised, with_arguments
 
 
 def depthwise(p, x):
@@ -31,30 +31,33 @@ def depthwise(p, x):
 
 @pytest.mark.parametrize("image_size", [(40, 32), (34, 27)])  # The second needs padding.
 def test_convnext_matches_its_blocks_written_out(image_size):
-  spec = changed(IMAGE_TOWERS["convnext"], image_size=image_size)
-  tower, image = filled(spec), pixels(spec, B=2)
+  spec = with_arguments(IMAGE_TOWERS["convnext"], image_size=image_size)
+  tower, image = randomised(spec), pixels(spec, B=2)
   p = split_state(tower)[1]
-  x = by_hand.layer_norm(p["stem_norm"], by_hand.linear(p["stem"], by_hand.squares(image, 4)))
+  x = reference_layers.layer_norm(
+    p["stem_norm"], reference_layers.linear(p["stem"], reference_layers.patches(image, 4))
+  )
   for stage in range(2):
     if stage:
-      x = by_hand.linear(
-        p["reductions"][0], by_hand.squares(by_hand.layer_norm(p["norms"][0], x), 2)
+      x = reference_layers.linear(
+        p["reductions"][0],
+        reference_layers.patches(reference_layers.layer_norm(p["norms"][0], x), 2),
       )
     for i in range(2):
-      b = by_hand.of(p["stacks"][stage]["blocks"], i)
-      y = by_hand.mlp(b["mlp"], by_hand.layer_norm(b["norm"], depthwise(b, x)))
+      b = reference_layers.block_params(p["stacks"][stage]["blocks"], i)
+      y = reference_layers.mlp(b["mlp"], reference_layers.layer_norm(b["norm"], depthwise(b, x)))
       x = x + np.asarray(b["scale"]) * y
-  expected = by_hand.layer_norm(p["norm"], x.mean((1, 2)))
+  expected = reference_layers.layer_norm(p["norm"], x.mean((1, 2)))
   np.testing.assert_allclose(features(tower, image), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_convnext_takes_images_of_any_size():
-  tower = filled(IMAGE_TOWERS["convnext"])
+  tower = randomised(IMAGE_TOWERS["convnext"])
   assert features(tower, jnp.zeros((1, 3, 5, 3))).shape == (1, 16)
 
 
 def test_layer_scale_starts_small():
-  spec = changed(IMAGE_TOWERS["convnext"], layer_scale=1e-6)
+  spec = with_arguments(IMAGE_TOWERS["convnext"], layer_scale=1e-6)
   tower = jax.jit(lambda: build(spec, rngs=nnx.Rngs(0)))()
   for stack in tower.stacks:
     np.testing.assert_allclose(stack.blocks.scale[...], 1e-6, rtol=1e-6)
@@ -62,7 +65,7 @@ def test_layer_scale_starts_small():
 
 def test_feature_maps_are_not_gathered():
   block, mesh = (
-    filled(call(ConvNextBlock, width=32, layer_scale=1.0, activation="gelu", dtype="float32")),
+    randomised(call(ConvNextBlock, width=32, layer_scale=1.0, activation="gelu", dtype="float32")),
     mesh_lib.make_mesh(2, 4),
   )
   loss = lambda block, x: jnp.sin(block(x)).sum()
@@ -76,4 +79,4 @@ def test_feature_maps_are_not_gathered():
 
 def test_unknown_size_lists_the_known_ones():
   with pytest.raises(UserError, match="size is 'XXL'; ConvNext expects 'T', 'S'"):
-    build(changed(IMAGE_TOWERS["convnext"], size="XXL"), rngs=nnx.Rngs(0))
+    build(with_arguments(IMAGE_TOWERS["convnext"], size="XXL"), rngs=nnx.Rngs(0))

@@ -23,7 +23,7 @@ from clip_jax.towers.swin import Swin
 from clip_jax.towers.vit import Vit
 from clip_jax.training import state as state_lib, step as step_lib
 from tiny import batch, largest_difference, learner, text_tower
-from tiny_towers import IMAGE_TOWERS, changed, features, filled, pixels
+from tiny_towers import IMAGE_TOWERS, features, pixels, randomised, with_arguments
 
 B = 8
 
@@ -147,7 +147,7 @@ def test_sharding_unrolling_and_remat_do_not_change_training(plain):
   # Two steps, because a third can magnify rounding a thousandfold where a ReLU's input crosses 0.
   unroll = {"unroll": 2} if "unroll" in spec else {}  # Only for towers with a loop over blocks.
   theirs, their_metrics = trained(
-    changed(spec, remat="full", **unroll), start, steps=2, mesh=mesh_lib.make_mesh(2, 4)
+    with_arguments(spec, remat="full", **unroll), start, steps=2, mesh=mesh_lib.make_mesh(2, 4)
   )
   np.testing.assert_allclose(their_metrics, metrics[:2], rtol=1e-4)
   assert largest_difference(theirs[1].params, states[1].params) < 1e-4  # A step is 1e-2.
@@ -157,7 +157,7 @@ def test_bfloat16_with_float32_parameters(plain):
   spec, start, _ = plain
   z = {}
   for dtype in ("float32", "bfloat16"):
-    abstract = jax.eval_shape(lambda: build(changed(spec, dtype=dtype), rngs=nnx.Rngs(0)))
+    abstract = jax.eval_shape(lambda: build(with_arguments(spec, dtype=dtype), rngs=nnx.Rngs(0)))
     assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(nnx.state(abstract, nnx.Param)))
     tower = nnx.merge(
       split_state(abstract)[0],
@@ -185,7 +185,7 @@ def equations(jaxpr):
 @pytest.mark.parametrize("name", IMAGE_TOWERS)
 def test_no_sum_over_rows_is_in_bfloat16(name):
   """Checks all sums except the gradients of convolution kernels."""
-  spec, rows = changed(IMAGE_TOWERS[name], dtype="bfloat16"), 7  # No other axis has 7.
+  spec, rows = with_arguments(IMAGE_TOWERS[name], dtype="bfloat16"), 7  # No other axis has 7.
   graphdef, params, stats = split_state(jax.eval_shape(lambda: build(spec, rngs=nnx.Rngs(0))))
   x = jax.ShapeDtypeStruct((rows, *both_sides(spec.image_size), 3), jnp.float32)
   loss = lambda params, stats, x: (
@@ -207,7 +207,7 @@ def test_remat_recomputes(name):
   spec = IMAGE_TOWERS[name]
 
   def work(remat):
-    tower = jax.eval_shape(lambda: build(changed(spec, remat=remat), rngs=nnx.Rngs(0)))
+    tower = jax.eval_shape(lambda: build(with_arguments(spec, remat=remat), rngs=nnx.Rngs(0)))
     graphdef, params, stats = split_state(tower)
     loss = lambda params, stats: nnx.merge(graphdef, params, stats)(pixels(spec)).sum()
     return count_multiply_adds(jax.grad(loss), params, stats)
@@ -217,8 +217,8 @@ def test_remat_recomputes(name):
 
 @pytest.mark.parametrize("name", IMAGE_TOWERS)
 def test_oblong_images_are_independent_of_each_other(name):
-  spec = changed(IMAGE_TOWERS[name], image_size=(16, 24))
-  tower, image = filled(spec), pixels(spec)
+  spec = with_arguments(IMAGE_TOWERS[name], image_size=(16, 24))
+  tower, image = randomised(spec), pixels(spec)
   run = jax.jit(tower.__call__)
   z = run(image)
   assert z.shape == (4, tower.width)
@@ -231,7 +231,7 @@ def test_oblong_images_are_independent_of_each_other(name):
 
 @pytest.mark.parametrize("name", IMAGE_TOWERS)
 def test_patches_are_dropped_by_key_or_the_error_says_what_to_do(name):
-  tower, image = filled(IMAGE_TOWERS[name]), pixels(IMAGE_TOWERS[name])
+  tower, image = randomised(IMAGE_TOWERS[name]), pixels(IMAGE_TOWERS[name])
   drop = jax.jit(lambda image, keys: tower(image, train=True, keep=0.5, key=keys))
   keys = jax.random.split(jax.random.key(0), 4)
   try:

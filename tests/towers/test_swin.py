@@ -4,12 +4,12 @@ from flax import nnx
 import numpy as np
 import pytest
 
-import by_hand
 from clip_jax.config import build, call
 from clip_jax.errors import UserError
 from clip_jax.model.learner import split_state
 from clip_jax.towers.swin import WindowAttention
-from tiny_towers import IMAGE_TOWERS, changed, features, filled, pixels
+import reference_layers
+from tiny_towers import IMAGE_TOWERS, features, pixels, randomised, with_arguments
 
 
 def attention(p, x, window, shifted):
@@ -66,7 +66,7 @@ def test_windowed_attention_matches_masked_attention(window, shape, shifted):
   spec = call(
     WindowAttention, width=8, num_heads=2, window=window, shifted=shifted, dtype="float32"
   )
-  ours = filled(spec)
+  ours = randomised(spec)
   x = np.random.default_rng(0).normal(size=(2, *shape, 8)).astype(np.float32)
   np.testing.assert_allclose(
     features(ours, x), attention(split_state(ours)[1], x, window, shifted), rtol=1e-4, atol=1e-4
@@ -74,19 +74,23 @@ def test_windowed_attention_matches_masked_attention(window, shape, shifted):
 
 
 def test_swin_matches_its_blocks_written_out():
-  spec = changed(IMAGE_TOWERS["swin"], image_size=(13, 18))  # Maps of 7 x 9 and 4 x 5.
-  tower, image = filled(spec), pixels(spec, B=2)
+  spec = with_arguments(IMAGE_TOWERS["swin"], image_size=(13, 18))  # Maps of 7 x 9 and 4 x 5.
+  tower, image = randomised(spec), pixels(spec, B=2)
   p = split_state(tower)[1]
-  norm = lambda p, x: by_hand.layer_norm(p, x, 1e-5)
-  x = norm(p["embedding_norm"], by_hand.linear(p["embedding"], by_hand.squares(image, 2)))
+  norm = lambda p, x: reference_layers.layer_norm(p, x, 1e-5)
+  x = norm(
+    p["embedding_norm"], reference_layers.linear(p["embedding"], reference_layers.patches(image, 2))
+  )
   for stage, pairs in enumerate((1, 2)):
     if stage:
-      x = by_hand.linear(p["mergers"][0], norm(p["norms"][0], by_hand.squares(x, 2)))
+      x = reference_layers.linear(
+        p["mergers"][0], norm(p["norms"][0], reference_layers.patches(x, 2))
+      )
     for i in range(pairs):
       for name in ("plain", "shifted"):
-        b = by_hand.of(p["stacks"][stage]["blocks"], i)[name]
+        b = reference_layers.block_params(p["stacks"][stage]["blocks"], i)[name]
         x = x + attention(b["attention"], norm(b["norm_attention"], x), 3, name == "shifted")
-        x = x + by_hand.mlp(b["mlp"], norm(b["norm_mlp"], x))
+        x = x + reference_layers.mlp(b["mlp"], norm(b["norm_mlp"], x))
   expected = norm(p["norm"], x).mean((1, 2))
   np.testing.assert_allclose(features(tower, image), expected, rtol=1e-3, atol=1e-4)
 
@@ -94,8 +98,8 @@ def test_swin_matches_its_blocks_written_out():
 def test_invalid_arguments_are_reported():
   spec, rngs = IMAGE_TOWERS["swin"], nnx.Rngs(0)
   with pytest.raises(UserError, match=r"come in pairs.*stages=\(2, 3\) has odd numbers. Use even"):
-    build(changed(spec, stages=(2, 3)), rngs=rngs)
+    build(with_arguments(spec, stages=(2, 3)), rngs=rngs)
   with pytest.raises(UserError, match="width 16 is not divisible by head_width=12.*head_width=4"):
-    build(changed(spec, head_width=12), rngs=rngs)
+    build(with_arguments(spec, head_width=12), rngs=rngs)
   with pytest.raises(UserError, match="size is 'XL'; Swin expects 'T', 'S', 'B'"):
-    build(changed(spec, size="XL"), rngs=rngs)
+    build(with_arguments(spec, size="XL"), rngs=rngs)

@@ -1,22 +1,22 @@
-"""NumPy reference implementations of layers, which take the parameters of ours."""
+"""NumPy reference implementations of layers; they take the parameters of clip_jax's layers."""
 
 import math
 
 import numpy as np
 
 
-def of(tree, i):
-  """The i-th block's parameters, out of stacked ones."""
-  return {k: of(v, i) if isinstance(v, dict) else v[i] for k, v in tree.items()}
+def block_params(tree, i):
+  """Returns the parameters of block i from stacked parameters."""
+  return {k: block_params(v, i) if isinstance(v, dict) else v[i] for k, v in tree.items()}
 
 
 def linear(p, x):
   return x @ np.asarray(p["kernel"]) + np.asarray(p.get("bias", 0))
 
 
-def layer_norm(p, x, epsilon=1e-6):
+def layer_norm(p, x, norm_eps=1e-6):
   mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
-  return (x - mean) / np.sqrt(variance + epsilon) * np.asarray(p["scale"]) + np.asarray(p["bias"])
+  return (x - mean) / np.sqrt(variance + norm_eps) * np.asarray(p["scale"]) + np.asarray(p["bias"])
 
 
 def gelu(x):
@@ -31,8 +31,8 @@ def mlp(p, x, activation=gelu):
   return linear(p["down"], activation(linear(p["up"], x)))
 
 
-def squares(x, size):
-  """Splits [B, H, W, C] into squares, each flattened row by row, with zero padding at the end."""
+def patches(x, size):
+  """Splits [B, H, W, C] into patches, each flattened row by row, zero-padding the bottom and right."""
   B, H, W, C = x.shape
   rows, columns = math.ceil(H / size), math.ceil(W / size)
   out = np.zeros((B, rows, columns, size, size, C), x.dtype)

@@ -1,4 +1,4 @@
-"""Tiny checkpoints of other libraries with their outputs, each loaded once."""
+"""Tiny checkpoints of other libraries, loaded once each, and the outputs of those libraries."""
 
 import functools
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy as np
 import clip_jax
 
 FOLDER = Path(__file__).parent / "golden"
-# Name -> (path of the checkpoint, path of the original outputs).
+# Name -> (path of the checkpoint, path of the original library's outputs).
 GOLDENS = {
   **{
     name: (FOLDER / name, FOLDER / name / "outputs.npz")
@@ -34,22 +34,22 @@ TEXTS = ["a dog", "Two cats, sleeping on a RED sofa!", "a_photo of x & y"]
 
 
 @functools.cache
-def loaded(name):
+def load_golden(name):
   return clip_jax.load(GOLDENS[name][0])
 
 
 @functools.cache
-def outputs(name):
+def reference_outputs(name):
   return dict(np.load(GOLDENS[name][1]))
 
 
-def unit(x):
+def normalise(x):
   return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
-def encoded(embedder, name):
+def encode_inputs(embedder, name):
   """Encodes a golden's image and token inputs as unit vectors."""
-  inputs = outputs(name)
+  inputs = reference_outputs(name)
   encode = jax.jit(
     lambda model, image, tokens: (model.encode_image(image), model.encode_text(tokens))
   )

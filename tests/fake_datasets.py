@@ -1,6 +1,6 @@
-"""Tiny stand-ins for the data sets of the study's evaluations, written by TFDS itself.
+"""Tiny fakes of the data sets in the study's evaluations, written by TFDS itself.
 
-Each image is a single colour that encodes its class, which `seen` decodes.
+Each image is a single colour that encodes its class, which `shown_number` decodes.
 """
 
 import csv
@@ -20,7 +20,7 @@ WNIDS = [
   for row in csv.DictReader((_ASSETS / "classes.tsv").read_text().splitlines(), delimiter="\t")
 ]
 FOLDERS = tuple(classes.published("objectnet"))
-# (data set, label) -> class that the picture shows instead, outside of the data set's 200 classes.
+# (data set, label) -> class that the picture shows instead, which is not among the data set's 200.
 HIDDEN = {}
 for _name, _first in (("imagenet_a", 0), ("imagenet_r", -1)):
   _outside = [c for c in range(1000) if str(c) not in classes.published(_name)]
@@ -38,16 +38,16 @@ def jpeg(number, noise=0):
   return out.getvalue()
 
 
-def seen(encoded):
+def shown_number(encoded):
   """Decodes the number that a picture encodes."""
   colour = np.rint((decode(encoded).mean((0, 1)) - 20) / _STEP).astype(int)
   return int(colour @ [1, 11, 121])
 
 
-def make(folder, name, features, splits, config=None):
+def write_dataset(folder, name, features, splits, config=None):
   """Writes a data set with TFDS; `splits` are lists of records by split."""
 
-  class StandIn(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config, version="1.0.0")] if config else []
     code_path = None  # Skips TFDS's search for the builder's package, which fails under pytest.
@@ -62,8 +62,8 @@ def make(folder, name, features, splits, config=None):
       for i, record in enumerate(records):
         yield i, {**record, "image": io.BytesIO(record["image"])}
 
-  StandIn.name = name
-  StandIn(
+  Builder.name = name
+  Builder(
     data_dir=str(folder), file_format="array_record", **({"config": config} if config else {})
   ).download_and_prepare()
 
@@ -73,7 +73,7 @@ def objectnet_names():
   return sorted([*FOLDERS, *(f"other_{k}" for k in range(200))], reverse=True)
 
 
-def study(folder):
+def write_all(folder):
   """Writes all data sets of configs/evaluations/study.py, with the features that TFDS gives them.
 
   Pictures show their labeled class, except every second one of ImageNet-A and -R (`HIDDEN`), and
@@ -83,45 +83,48 @@ def study(folder):
   image = tfds.features.Image(encoding_format="jpeg")
   text, label = tfds.features.Text(), tfds.features.ClassLabel(names=WNIDS)
   plain = {"image": image, "label": label, "file_name": text}
-  one = lambda shown, right, **more: {
-    "image": jpeg(shown, noise=right % 3),
-    "label": right,
-    "file_name": f"{right}.jpg",
+  record = lambda shown, true_class, **more: {
+    "image": jpeg(shown, noise=true_class % 3),
+    "label": true_class,
+    "file_name": f"{true_class}.jpg",
     **more,
   }
-  some = range(0, 1000, 25)
-  make(
+  classes_used = range(0, 1000, 25)
+  write_dataset(
     folder,
     "imagenet2012",
     plain,
-    {"train": [one(c, c) for c in range(1000)], "validation": [one(c, c) for c in some]},
+    {
+      "train": [record(c, c) for c in range(1000)],
+      "validation": [record(c, c) for c in classes_used],
+    },
   )
-  make(
+  write_dataset(
     folder,
     "imagenet_v2",
     plain,
-    {"test": [one(c if k % 3 else c + 1, c) for k, c in enumerate(some)]},
+    {"test": [record(c if k % 3 else c + 1, c) for k, c in enumerate(classes_used)]},
     config="matched-frequency",
   )
   for name in ("imagenet_a", "imagenet_r"):
-    make(
+    write_dataset(
       folder,
       name,
       plain,
       {
         "test": [
-          one(HIDDEN.get((name, int(key)), int(key)), int(key))
+          record(HIDDEN.get((name, int(key)), int(key)), int(key))
           for key in list(classes.published(name))[::5]
         ]
       },
     )
-  make(
+  write_dataset(
     folder,
     "imagenet_sketch",
     {**plain, "image": tfds.features.Image()},
-    {"test": [one(c, c) for c in some]},
+    {"test": [record(c, c) for c in classes_used]},
   )
-  make(
+  write_dataset(
     folder,
     "imagenet2012_real",
     {
@@ -138,13 +141,13 @@ def study(folder):
           "file_name": f"{c}.jpg",
           "real_label": [] if k % 10 == 9 else [(c + 1) % 1000, c] if k % 2 else [c],
         }
-        for k, c in enumerate(some)
+        for k, c in enumerate(classes_used)
       ]
     },
   )
   names, rows = objectnet_names(), classes.in_imagenet("objectnet")
   objects = {"image": image, "label": tfds.features.ClassLabel(names=names)}
-  make(
+  write_dataset(
     folder,
     "objectnet",
     objects,
@@ -155,7 +158,7 @@ def study(folder):
       ]
     },
   )
-  make(
+  write_dataset(
     folder,
     "coco_captions",
     {

@@ -25,28 +25,28 @@ def pages():
   return sorted((ROOT / name for name in names), key=lambda path: (path.name != "README.md", path))
 
 
-def _taken_apart(text):
+def _split_fences(text):
   """Returns the lines outside fences, and (language, lines) of each fenced block."""
-  outside, fenced, inside = [], [], False
+  outside, fenced, in_fence = [], [], False
   for line in text.splitlines(keepends=True):
     if line.startswith("```"):
-      inside = not inside
-      if inside:
+      in_fence = not in_fence
+      if in_fence:
         fenced.append((line[3:].strip(), []))
     else:
-      (fenced[-1][1] if inside else outside).append(line)
-  assert not inside, "a fence is not closed"
+      (fenced[-1][1] if in_fence else outside).append(line)
+  assert not in_fence, "a fence is not closed"
   return outside, fenced
 
 
 def blocks(text, language=""):
   """Returns the fenced blocks in a language; blocks without a language are shell."""
-  return ["".join(lines) for name, lines in _taken_apart(text)[1] if name == language]
+  return ["".join(lines) for name, lines in _split_fences(text)[1] if name == language]
 
 
 def prose(text):
   """Returns the page without its fenced blocks."""
-  return "".join(_taken_apart(text)[0])
+  return "".join(_split_fences(text)[0])
 
 
 def spans(text):
