@@ -32,7 +32,7 @@ def mlp(p, x, activation=gelu):
 
 
 def patches(x, size):
-  """Splits [B, H, W, C] into patches, each flattened row by row, zero-padding the bottom and right."""
+  """Splits [B, H, W, C] into patches, each flattened row by row, zero-padding bottom and right."""
   B, H, W, C = x.shape
   rows, columns = math.ceil(H / size), math.ceil(W / size)
   out = np.zeros((B, rows, columns, size, size, C), x.dtype)
