@@ -1,17 +1,21 @@
 """Tokenizers of published checkpoints: a tokenizer.json, optionally after cleaning the text."""
 
 from collections.abc import Sequence
+import contextlib
 from pathlib import Path
 import string
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import tokenizers
 
+from clip_jax.cli.values import ContextLength, FilePath, NonNegativeInt, OneOf, PositiveInt, checked
+from clip_jax.data.untrusted import MAX_JSON, read_regular
 from clip_jax.errors import UserError
 from clip_jax.interfaces import Tokenizer
 
 
+@checked
 class TokenizerJson:
   """Tokenizes with a tokenizer.json, including its special tokens; picklable.
 
@@ -20,7 +24,9 @@ class TokenizerJson:
     vocab_size: number of tokens.
   """
 
-  def __init__(self, path: str, context_length: int = 64, padding: int = 0):
+  def __init__(
+    self, path: FilePath, context_length: ContextLength = 64, padding: NonNegativeInt = 0
+  ):
     """Loads the file.
 
     Args:
@@ -34,10 +40,8 @@ class TokenizerJson:
     self.context_length, self.padding = context_length, padding
     if not Path(path).is_file():
       raise UserError(f"No tokenizer at {path}. Expected the path of a tokenizer.json.")
-    try:
-      self._load(Path(path).read_text(encoding="utf-8"))
-    except Exception as error:  # The library raises bare exceptions.
-      raise UserError(f"{path} is not a tokenizer.json: {error}") from error
+    with _one_kind_of_error(f"{path} is not a tokenizer.json"):
+      self._load(read_regular(path, MAX_JSON).decode("utf-8"))
 
   def _load(self, text):
     self._tokenizer = tokenizers.Tokenizer.from_str(text)
@@ -64,9 +68,24 @@ class TokenizerJson:
   def __call__(self, texts: Sequence[str]) -> np.ndarray:
     """Texts -> int32 [len(texts), L]."""
     tokens = np.full((len(texts), self.context_length), self.padding, np.int32)
-    for row, found in zip(tokens, self._tokenizer.encode_batch(list(texts))):
+    with _one_kind_of_error("The tokenizer.json is damaged"):
+      encoded = self._tokenizer.encode_batch(list(texts))
+    for row, found in zip(tokens, encoded):
       row[: len(found.ids)] = found.ids
     return tokens
+
+
+@contextlib.contextmanager
+def _one_kind_of_error(message):
+  """Turns errors of the library, which has no class for them, into `UserError`."""
+  try:
+    yield
+  except Exception as error:
+    raise UserError(f"{message}: {error}") from error
+  except BaseException as error:  # A panic of the library is not an Exception.
+    if type(error).__name__ != "PanicException":
+      raise
+    raise UserError(f"{message}: {error}") from error
 
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -81,12 +100,11 @@ CLEANERS = {
 }
 
 
+@checked
 class CleanedTokenizer:
   """Wraps a tokenizer and cleans texts first; `clean` is a name in `CLEANERS`."""
 
-  def __init__(self, tokenizer: Tokenizer, clean: str):
-    if clean not in CLEANERS:
-      raise UserError(f"Unknown text cleaning {clean!r}; choose from {', '.join(CLEANERS)}.")
+  def __init__(self, tokenizer: Tokenizer, clean: Annotated[str, OneOf(CLEANERS)]):
     self.tokenizer, self.clean = tokenizer, clean
     self.context_length, self.vocab_size = tokenizer.context_length, tokenizer.vocab_size
 
@@ -95,10 +113,11 @@ class CleanedTokenizer:
     return self.tokenizer([CLEANERS[self.clean](text) for text in texts])
 
 
+@checked
 class MissingTokenizer:
   """Stands in for a missing tokenizer and raises an error when it is called."""
 
-  def __init__(self, why: str, context_length: int, vocab_size: int):
+  def __init__(self, why: str, context_length: ContextLength, vocab_size: PositiveInt):
     self.why, self.context_length, self.vocab_size = why, context_length, vocab_size
 
   def __call__(self, texts: Sequence[str]) -> np.ndarray:

@@ -5,15 +5,17 @@ has a faster, less exact mode for hosts that cannot keep up.
 """
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
+from clip_jax.cli.values import ImageSize, PositiveFloat, PositiveFraction, checked
 from clip_jax.data.decode import Picture
 from clip_jax.errors import UserError
 
 
+@checked
 class RandomResizedCrop:
   """Crops a random box and resizes it; `__call__(image, rng)`.
 
@@ -26,12 +28,12 @@ class RandomResizedCrop:
 
   def __init__(
     self,
-    size: int | tuple[int, int],
-    scale: tuple[float, float] = (0.5, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-    resize_mode: str = "keep_aspect",
+    size: ImageSize,
+    scale: tuple[PositiveFraction, PositiveFraction] = (0.5, 1.0),
+    ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3),
+    resize_mode: Literal["keep_aspect", "squash"] = "keep_aspect",
     jpeg_draft: bool = True,
-    interpolation: str = "bicubic",
+    interpolation: Literal["bicubic", "fast"] = "bicubic",
   ):
     """Checks and stores the settings.
 
@@ -53,19 +55,12 @@ class RandomResizedCrop:
         this machine and the difference in pixels.
 
     Raises:
-      UserError: an invalid size or range, or an unknown mode or interpolation.
+      UserError: the minimum of a range is above its maximum.
     """
     self.size = _size(size)
-    for name, (low, high), most in (("scale", scale, 1), ("ratio", ratio, math.inf)):
-      if not 0 < low <= high <= most:
-        raise UserError(
-          f"{name} ({low}, {high}) is not a valid range: expected 0 < minimum <= "
-          f"maximum{' <= 1' if most == 1 else ''}."
-        )
-    if interpolation not in ("bicubic", "fast"):
-      raise UserError(f'interpolation {interpolation!r} is not "bicubic" or "fast".')
-    if resize_mode not in ("keep_aspect", "squash"):
-      raise UserError(f'resize_mode {resize_mode!r} is not "keep_aspect" or "squash".')
+    for name, (low, high) in (("scale", scale), ("ratio", ratio)):
+      if low > high:
+        raise UserError(f"{name} ({low}, {high}) is not a range: expected minimum <= maximum.")
     self.scale, self.ratio, self.resize_mode = scale, ratio, resize_mode
     self.jpeg_draft, self.interpolation = jpeg_draft, interpolation
 
@@ -103,14 +98,15 @@ class RandomResizedCrop:
     return left, top, left + w, top + h
 
 
+@checked
 class Resize:
   """Resizes the whole image or its centre; `__call__(image, rng=None)`, deterministic."""
 
   def __init__(
     self,
-    size: int | tuple[int, int],
-    resize_mode: str = "squash",
-    center_crop: float = 1.0,
+    size: ImageSize,
+    resize_mode: Literal["squash", "crop", "pad"] = "squash",
+    center_crop: PositiveFraction = 1.0,
     jpeg_draft: bool = False,
   ):
     """Checks and stores the settings.
@@ -127,15 +123,8 @@ class Resize:
         keep, around the centre.
       jpeg_draft: as for `RandomResizedCrop`; off by default, because exact pixels matter more than
         speed in evaluation.
-
-    Raises:
-      UserError: an unknown mode, or an invalid size or fraction.
     """
     self.size = _size(size)
-    if resize_mode not in ("squash", "crop", "pad"):
-      raise UserError(f'resize_mode {resize_mode!r} is not "squash", "crop" or "pad".')
-    if not 0 < center_crop <= 1:
-      raise UserError(f"center_crop={center_crop} is not a fraction above 0 and up to 1.")
     self.resize_mode, self.center_crop = resize_mode, center_crop
     self.jpeg_draft = jpeg_draft
 
@@ -168,14 +157,7 @@ class Resize:
 
 
 def _size(size):
-  sides = (size, size) if isinstance(size, int) else size
-  if not (
-    isinstance(sides, (tuple, list))
-    and len(sides) == 2
-    and all(isinstance(side, int) and side > 0 for side in sides)
-  ):
-    raise UserError(f"size {size!r} is not a positive int (pixels) or a pair (height, width).")
-  return tuple(sides)
+  return tuple(size) if isinstance(size, (tuple, list)) else (size, size)
 
 
 def _resized(picture, box, size, *, jpeg_draft, inside=False, fast=False):

@@ -1,14 +1,13 @@
 """Resizes, then crops: the preprocessing that most published weights were evaluated with."""
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from PIL import Image
 
+from clip_jax.cli.values import ImageSize, OneOf, Pixels, checked
 from clip_jax.data.decode import Picture
-from clip_jax.errors import UserError
 
-MODES = ("shortest", "longest", "squash")
 INTERPOLATIONS = {
   "nearest": Image.Resampling.NEAREST,
   "bilinear": Image.Resampling.BILINEAR,
@@ -17,6 +16,7 @@ INTERPOLATIONS = {
 }
 
 
+@checked
 class ResizeThenCrop:
   """Resizes the whole image to a whole number of pixels, then crops; `__call__(image, rng=None)`.
 
@@ -27,10 +27,10 @@ class ResizeThenCrop:
 
   def __init__(
     self,
-    size: int | tuple[int, int],
-    resize_mode: str = "shortest",
-    interpolation: str = "bicubic",
-    side: int | None = None,
+    size: ImageSize,
+    resize_mode: Literal["shortest", "longest", "squash"] = "shortest",
+    interpolation: Annotated[str, OneOf(INTERPOLATIONS)] = "bicubic",
+    side: Pixels | None = None,
   ):
     """Checks and stores the settings.
 
@@ -40,17 +40,8 @@ class ResizeThenCrop:
         side and pads with black; "squash" stretches both sides.
       interpolation: a name in `INTERPOLATIONS`, with Pillow's antialiasing.
       side: length to which the shorter side is resized, if different from `size`.
-
-    Raises:
-      UserError: an unknown mode or interpolation.
     """
-    for what, value, known in (
-      ("resize_mode", resize_mode, MODES),
-      ("interpolation", interpolation, INTERPOLATIONS),
-    ):
-      if value not in known:
-        raise UserError(f"Unknown {what} {value!r}; choose from {', '.join(known)}.")
-    self.size = (size, size) if isinstance(size, int) else tuple(size)
+    self.size = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
     self.resize_mode, self.interpolation, self.side = resize_mode, interpolation, side
 
   def __call__(self, image: Any, rng: np.random.Generator | None = None) -> np.ndarray:

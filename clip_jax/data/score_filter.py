@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax.cli.cache import caches
+from clip_jax.cli.values import FilePath, checked
 from clip_jax.data.read_ahead import map_ahead
 from clip_jax.data.score_file import fingerprint, read_scores, write_scores
 from clip_jax.data.selection import base_indices_of, record_number, selection_chain
@@ -38,6 +39,7 @@ _CHUNK = 2**20  # Scores processed at a time; a multiple of 8.
 _MIN_CACHED = 10_000  # Cache scores read from the records of a source with at least this many.
 
 
+@checked
 class ScoreFilter:
   """The records of `source` with the highest scores, in the order of the source.
 
@@ -53,7 +55,7 @@ class ScoreFilter:
   """
 
   def __init__(
-    self, source: Source, scores: str, keep: str | None = None, above: float | None = None
+    self, source: Source, scores: FilePath, keep: str | None = None, above: float | None = None
   ):
     """Reads the scores and selects the records.
 

@@ -1,17 +1,19 @@
 """Turns records into examples: cropped and augmented images, and tokens."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 import zlib
 
 import numpy as np
 
+from clip_jax.cli.values import NonNegativeFloat, OneOf, checked
 from clip_jax.data.caption_truncation import TRUNCATIONS
 from clip_jax.data.decode import Picture
 from clip_jax.errors import UserError
 from clip_jax.interfaces import HostAugment, Tokenizer
 
 
+@checked
 class ImageView:
   """Crops an image, then applies augmentations in order."""
 
@@ -32,6 +34,7 @@ class ImageView:
     return image
 
 
+@checked
 class Views:
   """Converts a record to an example: named uint8 images, and "tokens".
 
@@ -45,8 +48,8 @@ class Views:
     self,
     images: dict[str, ImageView],
     tokenizer: Tokenizer,
-    captions: str | tuple[float, ...] = "random",
-    shorten: str = "first",
+    captions: Literal["random", "first"] | tuple[NonNegativeFloat, ...] = "random",
+    shorten: Annotated[str, OneOf(TRUNCATIONS)] = "first",
   ):
     """Checks and stores the settings.
 
@@ -60,7 +63,7 @@ class Views:
         "first", a "random" subset in text order, or a contiguous "block" at a random place (CLIPA).
 
     Raises:
-      UserError: no image view, a reserved name, or an invalid `captions` or `shorten`.
+      UserError: no image view, a reserved name, or no positive weight in `captions`.
     """
     if not images:
       raise UserError('No image view; give at least {"image": ImageView(...)}.')
@@ -71,14 +74,10 @@ class Views:
         "that the pipeline adds. Rename the view."
       )
     weights = () if isinstance(captions, str) else captions
-    if captions not in ("random", "first") and not (
-      weights and min(weights) >= 0 and sum(weights) > 0
-    ):
+    if not isinstance(captions, str) and not sum(weights) > 0:
       raise UserError(
-        f'captions {captions!r} is not "random", "first" or weights such as (0.7, 0.3).'
+        f"The weights captions={captions!r} have no positive one; expected (0.7, 0.3)."
       )
-    if shorten not in TRUNCATIONS:
-      raise UserError(f"shorten {shorten!r} is not one of {', '.join(map(repr, TRUNCATIONS))}.")
     self.images, self.tokenizer, self.captions = dict(images), tokenizer, captions
     self.shorten = shorten
     self._cumulative = np.cumsum(weights) / np.sum(weights) if weights else None

@@ -61,7 +61,9 @@ def test_invalid_arguments_raise(path, tmp_path):
   (tmp_path / "bad.json").write_text("{}")
   with pytest.raises(UserError, match="bad.json is not a tokenizer.json"):
     TokenizerJson(str(tmp_path / "bad.json"))
-  with pytest.raises(UserError, match="cleaning 'scrub'; choose from lower, whitespace"):
+  with pytest.raises(
+    UserError, match="clean is 'scrub'; CleanedTokenizer expects 'lower', 'whites"
+  ):
     CleanedTokenizer(TokenizerJson(path), "scrub")
   with pytest.raises(UserError, match="the cat ate it"):
     MissingTokenizer("the cat ate it", 8, 64)(["a dog"])

@@ -46,8 +46,8 @@ def test_squash_stretches_and_longest_pads():
 
 def test_invalid_arguments_raise():
   with pytest.raises(
-    UserError, match="resize_mode 'stretch'; choose from shortest, longest, squash"
+    UserError, match="resize_mode is 'stretch'; ResizeThenCrop expects 'shortest'"
   ):
     ResizeThenCrop(16, "stretch")
-  with pytest.raises(UserError, match="interpolation 'sinc'; choose from nearest, bilinear"):
+  with pytest.raises(UserError, match="interpolation is 'sinc'; ResizeThenCrop expects 'nearest'"):
     ResizeThenCrop(16, interpolation="sinc")

@@ -168,12 +168,15 @@ def test_shorten_changes_neither_short_texts_nor_images():
   [
     (lambda: Views({}, TOKENIZER), "No image view; give at least"),
     (lambda: Views({"index": CROP}, TOKENIZER), "Image view name index is reserved"),
-    (lambda: Views({"image": CROP}, TOKENIZER, "last"), "captions 'last' is not"),
-    (lambda: Views({"image": CROP}, TOKENIZER, (0, 0)), r"captions \(0, 0\) is not"),
-    (lambda: Views({"image": CROP}, TOKENIZER, ()), r"captions \(\) is not"),
+    (
+      lambda: Views({"image": CROP}, TOKENIZER, "last"),
+      "captions is 'last'; Views expects 'random' or 'first'",
+    ),
+    (lambda: Views({"image": CROP}, TOKENIZER, (0, 0)), r"captions=\(0, 0\) have no positive one"),
+    (lambda: Views({"image": CROP}, TOKENIZER, ()), r"captions=\(\) have no positive one"),
     (
       lambda: Views({"image": CROP}, TOKENIZER, shorten="syntax"),
-      "shorten 'syntax' is not one of 'first', 'random', 'block'",
+      "shorten is 'syntax'; Views expects 'first', 'random' or 'block'",
     ),
     (
       lambda: Views({"image": CROP}, TOKENIZER, (1, 2))(RECORD, rng()),

@@ -1,11 +1,14 @@
 """Random colour jitter on the host."""
 
+from typing import Annotated
+
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from clip_jax.errors import UserError
+from clip_jax.cli.values import Fraction, Probability, Range, checked
 
 
+@checked
 class ColorJitter:
   """Jitters brightness, contrast, saturation and hue in random order; `__call__(image, rng)`.
 
@@ -18,35 +21,21 @@ class ColorJitter:
 
   def __init__(
     self,
-    brightness: float = 0.4,
-    contrast: float = 0.4,
-    saturation: float = 0.4,
-    hue: float = 0.1,
-    probability: float = 0.8,
-    grayscale: float = 0.2,
+    brightness: Fraction = 0.4,
+    contrast: Fraction = 0.4,
+    saturation: Fraction = 0.4,
+    hue: Annotated[float, Range(0, 0.5)] = 0.1,
+    probability: Probability = 0.8,
+    grayscale: Probability = 0.2,
   ):
-    """Checks and stores the strengths.
+    """Stores the strengths.
 
     Args:
       brightness, contrast, saturation: maximum change of each factor, in [0, 1].
       hue: maximum hue shift as a fraction of the colour circle, in [0, 0.5].
       probability: probability of applying the jitter at all.
       grayscale: probability of converting to grey afterwards.
-
-    Raises:
-      UserError: an argument is out of range.
     """
-    ranges = (
-      ("brightness", brightness, 1),
-      ("contrast", contrast, 1),
-      ("saturation", saturation, 1),
-      ("hue", hue, 0.5),
-      ("probability", probability, 1),
-      ("grayscale", grayscale, 1),
-    )
-    for name, value, most in ranges:
-      if not 0 <= value <= most:
-        raise UserError(f"{name} {value} is not between 0 and {most}.")
     self.strengths = np.array([brightness, contrast, saturation, hue])
     self.probability, self.grayscale = probability, grayscale
 

@@ -2,15 +2,14 @@
 
 import numpy as np
 
-from clip_jax.errors import UserError
+from clip_jax.cli.values import Probability, checked
 
 
+@checked
 class HorizontalFlip:
   """Flips the image horizontally with the given probability; `__call__(image, rng)`."""
 
-  def __init__(self, probability: float = 0.5):
-    if not 0 <= probability <= 1:
-      raise UserError(f"probability {probability} is not between 0 and 1.")
+  def __init__(self, probability: Probability = 0.5):
     self.probability = probability
 
   def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -1,15 +1,18 @@
 """RandAugment: a few random operations out of fourteen, all at one magnitude."""
 
 from collections.abc import Callable
+from typing import Annotated, Literal
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from clip_jax.errors import UserError
+from clip_jax.cli.values import Range, checked
 
 MAGNITUDES = 10  # The published scale is 0 to 10.
+Byte = Annotated[int, Range(0, 255)]
 
 
+@checked
 class RandAugment:
   """Applies operations drawn with replacement, one after the other; `__call__(image, rng)`.
 
@@ -22,12 +25,12 @@ class RandAugment:
 
   def __init__(
     self,
-    operations: int = 2,
-    magnitude: float = 9,
-    fill: tuple[int, int, int] = (128, 128, 128),
-    resampling: str = "nearest",
+    operations: Annotated[int, Range(0, 100)] = 2,
+    magnitude: Annotated[float, Range(0, MAGNITUDES)] = 9,
+    fill: tuple[Byte, Byte, Byte] = (128, 128, 128),
+    resampling: Literal["nearest", "bilinear"] = "nearest",
   ):
-    """Checks and stores the settings.
+    """Stores the settings.
 
     Args:
       operations: number of operations per image. The paper uses 2, at magnitude 9, for ImageNet.
@@ -36,16 +39,7 @@ class RandAugment:
         published grey; use (255, 255, 255) for drawings on white.
       resampling: "nearest" or "bilinear", used by the geometric operations; nearest is 3 times as
         fast.
-
-    Raises:
-      UserError: a number out of range, or an unknown resampling.
     """
-    if operations < 0:
-      raise UserError(f"operations {operations} is negative; it must be at least 0.")
-    if not 0 <= magnitude <= MAGNITUDES:
-      raise UserError(f"magnitude {magnitude} is not between 0 and {MAGNITUDES}.")
-    if resampling not in ("nearest", "bilinear"):
-      raise UserError(f'resampling {resampling!r} is not "nearest" or "bilinear".')
     self.operations, self.strength = operations, magnitude / MAGNITUDES
     self.fill, self.resampling = tuple(fill), Image.Resampling[resampling.upper()]
 

@@ -2,18 +2,22 @@
 
 import functools
 import math
+from typing import Annotated
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from clip_jax.cli.values import Fraction, Probability, Range, checked
 from clip_jax.errors import UserError
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow.
+Sigma = Annotated[float, Range(above=0, high=100)]  # The cost of a blur grows with it.
 NO_BLUR = 1e-3  # Standard deviation in pixels; too small to affect neighbouring pixels.
 
 
+@checked
 class SimclrColors:
   """Applies SimCLR's colour augmentations to a batch, each with its own probability per image.
 
@@ -36,15 +40,15 @@ class SimclrColors:
   def __init__(
     self,
     *,
-    brightness: float = 0.4,
-    contrast: float = 0.4,
-    saturation: float = 0.4,
-    hue: float = 0.1,
-    probability: float = 0.8,
-    grayscale: float = 0.2,
-    blur: float = 0.5,
-    sigma: tuple[float, float] = (0.1, 2.0),
-    flip: float = 0.5,
+    brightness: Fraction = 0.4,
+    contrast: Fraction = 0.4,
+    saturation: Fraction = 0.4,
+    hue: Annotated[float, Range(0, 0.5)] = 0.1,
+    probability: Probability = 0.8,
+    grayscale: Probability = 0.2,
+    blur: Probability = 0.5,
+    sigma: tuple[Sigma, Sigma] = (0.1, 2.0),
+    flip: Probability = 0.5,
   ):
     """Checks and stores the settings.
 
@@ -56,25 +60,10 @@ class SimclrColors:
       sigma: minimum and maximum standard deviation of the blur, in pixels.
 
     Raises:
-      UserError: an argument is out of range.
+      UserError: the minimum of sigma is above its maximum.
     """
-    ranges = (
-      ("brightness", brightness, 1),
-      ("contrast", contrast, 1),
-      ("saturation", saturation, 1),
-      ("hue", hue, 0.5),
-      ("probability", probability, 1),
-      ("grayscale", grayscale, 1),
-      ("blur", blur, 1),
-      ("flip", flip, 1),
-    )
-    for name, value, most in ranges:
-      if not 0 <= value <= most:
-        raise UserError(f"{name} {value} is not between 0 and {most}.")
-    if not 0 < sigma[0] <= sigma[1]:
-      raise UserError(
-        f"sigma {tuple(sigma)} is not a valid range: expected 0 < minimum <= maximum."
-      )
+    if sigma[0] > sigma[1]:
+      raise UserError(f"sigma {tuple(sigma)} is not a range: expected minimum <= maximum.")
     self.strengths = (brightness, contrast, saturation, hue)
     self.probability, self.grayscale, self.blur, self.flip = probability, grayscale, blur, flip
     self.sigma = tuple(sigma)

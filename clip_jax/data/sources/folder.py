@@ -9,6 +9,7 @@ from typing import Any
 
 from clip_jax.cli.formatting import printable
 from clip_jax.cli.suggest import did_you_mean
+from clip_jax.cli.values import FilePath, checked
 from clip_jax.data.decode import MAX_BYTES
 from clip_jax.data.folder_walk import OUTSIDE, describe, entries, examine, is_inside, warn_skipped
 from clip_jax.data.selection import record_number
@@ -20,6 +21,7 @@ _FOLLOW = "set follow_links=True to read what links outside the folder point to"
 _TABLES = (".jsonl", ".csv", ".tsv")
 
 
+@checked
 class Folder:
   """Source of image files that are listed in a caption table or sorted into class folders.
 
@@ -36,7 +38,7 @@ class Folder:
 
   def __init__(
     self,
-    path: str,
+    path: FilePath,
     captions: str | None = "captions.jsonl",
     image: str = "image",
     text: str = "caption",

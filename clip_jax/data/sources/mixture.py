@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from clip_jax.cli.values import PositiveFloat, Records, checked
 from clip_jax.data.selection import record_number
 from clip_jax.errors import UserError
 from clip_jax.interfaces import Source
@@ -13,6 +14,7 @@ from clip_jax.interfaces import Source
 _LONGEST = 65536  # Longest period of the pattern; weights are rounded to a multiple of 1/65536.
 
 
+@checked
 class Mixture:
   """Interleaves several sources so that every prefix contains them in the given proportions.
 
@@ -28,7 +30,10 @@ class Mixture:
   """
 
   def __init__(
-    self, sources: Mapping[str, Source], weights: Mapping[str, float], size: int | None = None
+    self,
+    sources: Mapping[str, Source],
+    weights: Mapping[str, PositiveFloat],
+    size: Records | None = None,
   ):
     """Computes the order of the sources without reading any records.
 
@@ -40,8 +45,7 @@ class Mixture:
         weight.
 
     Raises:
-      UserError: the names differ, a source is empty, a weight is not positive or too small, or
-        `size` is below 1.
+      UserError: the names differ, a source is empty, or a weight is too small.
     """
     # Sort by name, because a config does not preserve the order of its entries.
     self._names = sorted(sources)
@@ -54,17 +58,10 @@ class Mixture:
     for name, source in self.sources.items():
       if not len(source):
         raise UserError(f"Source {name!r} of the mixture has no records.")
-      if not 0 < weights[name] < math.inf:
-        raise UserError(
-          f"The weight {weights[name]} of {name!r} is not a positive number. Set "
-          "one, or remove the source from the mixture."
-        )
     total = math.fsum(weights.values())
     self._quotas = _quotas({name: weights[name] / total for name in self._names})
     self._source_at, self._rank_at = _pattern(self._quotas)
     self.size = self._smallest_size() if size is None else int(size)
-    if self.size < 1:
-      raise UserError(f"size is {size}; expected at least 1 record, or None.")
     period, rest = divmod(self.size, len(self._source_at))
     self.counts = {
       name: int(period * quota + (self._source_at[:rest] == k).sum())

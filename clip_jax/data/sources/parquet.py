@@ -5,17 +5,20 @@ from collections import Counter
 import concurrent.futures
 import itertools
 import json
+import os
 import threading
-from typing import Any
+from typing import Annotated, Any
 
 from clip_jax.cli.optional import optional
 from clip_jax.cli.suggest import did_you_mean
+from clip_jax.cli.values import FilePath, Range, checked
 from clip_jax.data.folder_walk import warn_skipped
 from clip_jax.data.paths import FOLLOW_LINKS, matching
 from clip_jax.data.selection import record_number
 from clip_jax.errors import UserError
 
 
+@checked
 class Parquet:
   """Source of the rows of one or more Parquet files; picklable and thread-safe.
 
@@ -35,12 +38,12 @@ class Parquet:
 
   def __init__(
     self,
-    path: str,
+    path: FilePath,
     image: str = "image",
     text: str | tuple[str, ...] | None = "caption",
     label: str | None = None,
     fields: tuple[str, ...] = (),
-    groups: int = 4,
+    groups: Annotated[int, Range(1, 2**16)] = 4,
   ):
     """Reads the footer of every file, which lists its row groups and columns.
 
@@ -58,9 +61,7 @@ class Parquet:
       UserError: there are no files, a file is truncated, or a column is missing or has the wrong
         type.
     """
-    if groups < 1:
-      raise UserError(f"groups is {groups}; expected at least 1 row group.")
-    self.skipped = Counter()
+    path, self.skipped = os.fspath(path), Counter()
     self._filesystem, self.files = matching(path, (".parquet",), self.skipped)
     warn_skipped(path, self.skipped, f"Note: {FOLLOW_LINKS}.")
     self._image, self._label, self.groups = image, label, groups

@@ -1,12 +1,12 @@
 """Synthetic scenes with captions, in any number and with a known fraction of wrong captions."""
 
 import functools
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from clip_jax.cli.values import Fraction, Range, Records, Seed, checked
 from clip_jax.data.selection import record_number
-from clip_jax.errors import UserError
 
 COLOURS = {
   "red": (214, 39, 40),
@@ -35,6 +35,7 @@ _SIZES = {"small": 0.55, "large": 0.95}  # Diameter, as a fraction of the grid c
 _CELLS = 3  # Each object has its own cell of a 3 x 3 grid.
 
 
+@checked
 class Shapes:
   """Source of random scenes such as "a small red circle left of a large blue square".
 
@@ -52,29 +53,23 @@ class Shapes:
   classes = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 
   def __init__(
-    self, size: int, image_size: int = 64, noise: float = 0.0, seed: int = 0, objects: int = 3
+    self,
+    size: Records,
+    image_size: Annotated[int, Range(16, 2**14)] = 64,
+    noise: Fraction = 0.0,
+    seed: Seed = 0,
+    objects: Annotated[int, Range(1, 3)] = 3,
   ):
     """Stores the settings; scenes are drawn when they are read.
 
     Args:
       size: number of records.
-      image_size: S, width and height in pixels.
+      image_size: S, width and height in pixels; at least 16, to tell shapes apart.
       noise: fraction of the captions that belong to another scene. The images do not depend on it,
         and a larger fraction includes the wrong captions of a smaller one.
       seed: seed of the scenes; use another seed for a test set.
       objects: maximum number of objects in a scene, 1 to 3.
-
-    Raises:
-      UserError: an argument is out of range.
     """
-    if size < 1:
-      raise UserError(f"size is {size}; expected at least 1 record.")
-    if image_size < 16:
-      raise UserError(f"image_size is {image_size}; expected at least 16, to tell shapes apart.")
-    if not 0 <= noise <= 1:
-      raise UserError(f"noise is {noise}; expected a fraction between 0 and 1.")
-    if not 1 <= objects <= 3:
-      raise UserError(f"objects is {objects}; expected 1, 2 or 3.")
     self.size, self.image_size, self.noise, self.seed = size, image_size, noise, seed
     self.objects = objects
 

@@ -7,10 +7,12 @@ import numpy as np
 
 from clip_jax.cli.optional import optional
 from clip_jax.cli.suggest import did_you_mean
+from clip_jax.cli.values import FilePath, checked
 from clip_jax.data.selection import record_number
 from clip_jax.errors import UserError
 
 
+@checked
 class Tfds:
   """Source of one split of a data set that TFDS has prepared as ArrayRecord files.
 
@@ -29,7 +31,7 @@ class Tfds:
     image: str = "image",
     text: str | tuple[str, ...] | None = "caption",
     label: str | None = None,
-    data_dir: str | None = None,
+    data_dir: FilePath | None = None,
   ):
     """Finds the data set and checks the feature names.
 

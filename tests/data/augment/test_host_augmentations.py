@@ -236,12 +236,15 @@ def test_randaugment_draws_all_operations_and_both_signs():
 @pytest.mark.parametrize(
   "make, message",
   [
-    (lambda: HorizontalFlip(2), "probability 2 is not between 0 and 1"),
-    (lambda: ColorJitter(hue=0.6), "hue 0.6 is not between 0 and 0.5"),
-    (lambda: ColorJitter(brightness=-1), "brightness -1 is not between 0 and 1"),
-    (lambda: RandAugment(-1), "operations -1 is negative"),
-    (lambda: RandAugment(magnitude=30), "magnitude 30 is not between 0 and 10"),
-    (lambda: RandAugment(resampling="cubic"), "resampling 'cubic' is not"),
+    (lambda: HorizontalFlip(2), "probability is 2; HorizontalFlip expects a number from 0 to 1"),
+    (lambda: ColorJitter(hue=0.6), "hue is 0.6; ColorJitter expects a number from 0 to 0.5"),
+    (lambda: ColorJitter(brightness=-1), "brightness is -1; ColorJitter"),
+    (lambda: RandAugment(-1), "operations is -1; RandAugment"),
+    (
+      lambda: RandAugment(magnitude=30),
+      "magnitude is 30; RandAugment expects a number from 0 to 10",
+    ),
+    (lambda: RandAugment(resampling="cubic"), "resampling is 'cubic'; RandAugment"),
   ],
 )
 def test_invalid_arguments_raise(make, message):

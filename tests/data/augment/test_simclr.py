@@ -196,9 +196,9 @@ def test_disabled_augmentation_only_converts_to_float():
 @pytest.mark.parametrize(
   "arguments, message",
   [
-    (dict(hue=0.6), "hue 0.6 is not between 0 and 0.5"),
-    (dict(blur=-0.1), "blur -0.1 is not between 0 and 1"),
-    (dict(sigma=(0.0, 2.0)), r"sigma \(0.0, 2.0\) is not a valid range"),
+    (dict(hue=0.6), "hue is 0.6; SimclrColors"),
+    (dict(blur=-0.1), "blur is -0.1; SimclrColors"),
+    (dict(sigma=(0.0, 2.0)), r"sigma is \(0.0, 2.0\); SimclrColors expects .* above 0"),
   ],
 )
 def test_invalid_arguments_raise(arguments, message):

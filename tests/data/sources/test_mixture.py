@@ -106,10 +106,10 @@ def test_billions_of_records_are_indexed_quickly():
     ((), (), None, "The mixture has sources none but weights for none"),
     ((3, 3), (1,), None, "sources a, b but weights for a. Give each source one weight"),
     ((3, 0), (1, 1), None, "Source 'b' of the mixture has no records"),
-    ((3, 3), (1, 0), None, "weight 0 of 'b' is not a positive number"),
-    ((3, 3), (1, float("nan")), None, "weight nan of 'b'"),
+    ((3, 3), (1, 0), None, "weights.b is 0; Mixture expects a number above 0"),
+    ((3, 3), (1, float("nan")), None, "weights.b is nan; Mixture expects a finite number"),
     ((3, 3), (1, 1e-7), None, "weight of 'b' is 1e-07 of the total, less than 1 in 65,536"),
-    ((3, 3), (1, 1), 0, "size is 0; expected at least 1 record"),
+    ((3, 3), (1, 1), 0, "size is 0; Mixture"),
   ],
 )
 def test_an_invalid_argument_is_rejected(lengths, weights, size, message):

@@ -75,11 +75,14 @@ def test_the_data_files_are_small_and_include_the_licence():
 @pytest.mark.parametrize(
   "arguments, message",
   [
-    (dict(split="tests"), "no split 'tests'; it has train, val, test"),
-    (dict(caption="alt"), "no text field 'alt'; it has caption, caption_long, title"),
-    (dict(caption=("title", "alt", "x")), "no text field 'alt', 'x'"),
-    (dict(caption=()), "no text field"),
-    (dict(swapped=40), "swapped is 40; expected a fraction"),
+    (dict(split="tests"), "split is 'tests'; OpenClipart expects 'train', 'val' or 'test'"),
+    (dict(caption="alt"), "caption is 'alt'; OpenClipart expects 'caption', 'caption_long'"),
+    (
+      dict(caption=("title", "alt", "x")),
+      r"caption is \('title', 'alt', 'x'\); OpenClipart expects",
+    ),
+    (dict(caption=()), r"caption is \(\); OpenClipart expects .* a tuple of 1 or more"),
+    (dict(swapped=40), "swapped is 40; OpenClipart expects a number from 0 to 1"),
     (dict(split="test", swapped=0.4), "swapped=0.4 works with the train split only"),
   ],
 )

@@ -142,7 +142,7 @@ def test_an_empty_file_has_no_records(tmp_path):
     (dict(image="url"), "Column 'url' of .* has type string; expected bytes or a struct"),
     (dict(text="label"), "Column 'label' of .* has type int64; expected strings or lists of"),
     (dict(label="url"), "Column 'url' of .* has type string; expected integers"),
-    (dict(groups=0), "groups is 0; expected at least 1 row group"),
+    (dict(groups=0), "groups is 0; Parquet expects an integer of at least 1"),
   ],
 )
 def test_an_invalid_argument_is_rejected(folder, arguments, message):

@@ -78,10 +78,10 @@ def test_images_have_the_requested_size():
 @pytest.mark.parametrize(
   "arguments, message",
   [
-    (dict(size=0), "size is 0; expected at least 1 record"),
-    (dict(size=1, image_size=8), "image_size is 8; expected at least 16"),
-    (dict(size=1, noise=2), "noise is 2; expected a fraction"),
-    (dict(size=1, objects=4), "objects is 4; expected 1, 2 or 3"),
+    (dict(size=0), "size is 0; Shapes expects an integer of at least 1"),
+    (dict(size=1, image_size=8), "image_size is 8; Shapes expects an integer of at least 16"),
+    (dict(size=1, noise=2), "noise is 2; Shapes"),
+    (dict(size=1, objects=4), "objects is 4; Shapes expects an integer from 1 to 3"),
   ],
 )
 def test_an_invalid_argument_is_rejected(arguments, message):
