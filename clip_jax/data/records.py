@@ -12,16 +12,18 @@ import threading
 from typing import Any
 
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from clip_jax.cli.values import FilePath, checked
+from clip_jax.data.selection import record_number
+from clip_jax.errors import UserError
 import msgpack
 
 from clip_jax.data import paths
-from clip_jax.data.selection import record_number
-from clip_jax.errors import UserError
 
 # For random access: no read-ahead, and a buffer of about the size of one record.
 _OPTIONS = dict(options="readahead_buffer_size:0", file_reader_buffer_size=32768)
 
 
+@checked
 class ArrayRecord:
   """Source of the records in one or more ArrayRecord files; picklable and thread-safe.
 
@@ -32,7 +34,7 @@ class ArrayRecord:
     manifest: dict, contents of `manifest.json` in the folder of the shards; empty if there is none.
   """
 
-  def __init__(self, path: str):
+  def __init__(self, path: FilePath):
     """Counts the records, from the manifest if there is one, else by opening every shard once.
 
     Args:

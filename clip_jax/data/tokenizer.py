@@ -6,13 +6,13 @@ import gzip
 import html
 import io
 import pathlib
-from typing import Any
+from typing import Annotated, Any
 
+from clip_jax.cli.values import ContextLength, FilePath, Range, checked
+from clip_jax.errors import UserError
 import numpy as np
 import sentencepiece
 import tokenizers
-
-from clip_jax.errors import UserError
 
 # (n, max_tokens) -> indices of the `max_tokens` pieces to keep, for a text of n > max_tokens pieces.
 Keep = Callable[[int, int], Sequence[int]]
@@ -21,6 +21,7 @@ _FOLDER = pathlib.Path(__file__).parent / "assets" / "tokenizers"
 SHIPPED = ("openclipart-1k", "openclipart-4k")
 
 
+@checked
 class SentencePiece:
   """Tokenizes with a SentencePiece model; picklable.
 
@@ -34,8 +35,8 @@ class SentencePiece:
 
   def __init__(
     self,
-    model: str = "openclipart-4k",
-    context_length: int = 16,
+    model: FilePath = "openclipart-4k",
+    context_length: ContextLength = 16,
     lower: bool = True,
     bos: bool = False,
     eos: bool = True,
@@ -178,6 +179,7 @@ def train_sentencepiece(texts: Iterable[str], path: str, pieces: int = 4096) -> 
   return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).vocab_size()
 
 
+@checked
 class ClipBpe:
   """OpenAI's byte-pair encoding for CLIP: 49,408 lower-case tokens; picklable.
 
@@ -197,11 +199,7 @@ class ClipBpe:
   vocab_size = 49_408
   bos_id, eos_id = 49_406, 49_407
 
-  def __init__(self, context_length: int = 77):
-    if context_length < 3:
-      raise UserError(
-        f"context_length={context_length} leaves no room between start and end; set at least 3."
-      )
+  def __init__(self, context_length: Annotated[int, Range(3, 2**20)] = 77):
     self.context_length = context_length
 
   def __call__(self, texts: Sequence[str], keep: Keep | None = None) -> np.ndarray:

@@ -6,14 +6,14 @@ import itertools
 import pickle
 import random
 
+from clip_jax.data.sources.openclipart import OpenClipart
+from clip_jax.errors import UserError
 import numpy as np
 import pytest
 import sentencepiece
 
 from clip_jax.data import tokenizer as tokenizer_lib
-from clip_jax.data.sources.openclipart import OpenClipart
 from clip_jax.data.tokenizer import ClipBpe, SentencePiece, train_sentencepiece
-from clip_jax.errors import UserError
 
 LONG = "a small red dog with a large hat " * 30
 
@@ -126,7 +126,7 @@ def test_unsuitable_models_raise(tmp_path):
       "context_length=1 leaves no room for text; set at least 2",
     ),
     (lambda: SentencePiece(context_length=2, bos=True), "at least 3"),
-    (lambda: ClipBpe(2), "context_length=2 leaves no room between start and end"),
+    (lambda: ClipBpe(2), "context_length is 2; ClipBpe expects an integer of at least 3"),
   ],
 )
 def test_invalid_arguments_raise(make, message):
