@@ -9,9 +9,12 @@ from absl import flags as absl_flags
 from ml_collections import config_flags
 
 from clip_jax.cli.config_files import resolve
+from clip_jax.cli.local_paths import expand_home, local_path
 from clip_jax.cli.suggest import did_you_mean
 from clip_jax.errors import UserError
 
+# Flags with a path to write to, which may not be a URL.
+OUTPUTS = ("workdir", "out", "json", "profile", "contact_sheet", "tokenizer")
 # Old flag -> today's; commands that have today's accept the old one.
 ALIASES = {"from": "model", "like": "query_image", "sheet": "contact_sheet"}
 
@@ -35,12 +38,12 @@ def parse(
 
   Raises:
     UserError: a flag or a name in the config does not exist, with the closest match in the message;
-      or the config file is missing.
+      the config file is missing; or an output is a URL.
   """
   if {"--help", "-h", "-help"} & set(arguments):
     print(text.rstrip())
     sys.exit(0)
-  arguments = [_renamed(argument, strings) for argument in arguments]
+  arguments = [_renamed(expand_home(argument), strings) for argument in arguments]
   values = absl_flags.FlagValues()
   for name in strings:
     absl_flags.DEFINE_string(name, None, "", flag_values=values)
@@ -59,6 +62,9 @@ def parse(
     raise UserError(_readable(e, arguments)) from e
   if extra:
     raise UserError(f"{extra[0]!r} is not a flag; flags look like --name=value.")
+  for name in set(OUTPUTS).intersection(known):
+    if values[name].value:
+      local_path(values[name].value, f"--{name}")
   return SimpleNamespace(**{name: values[name].value for name in known})
 
 

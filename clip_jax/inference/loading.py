@@ -3,12 +3,14 @@
 from collections.abc import Callable
 import copy
 import dataclasses
+import logging
 from pathlib import Path
 
 from flax import nnx
 import jax
 import numpy as np
 
+from clip_jax.cli.local_paths import local_path
 from clip_jax.config import build
 from clip_jax.data.crops import Resize
 from clip_jax.data.resize_then_crop import ResizeThenCrop
@@ -70,7 +72,7 @@ def load_bundle(where: str | Path, *, trust: tuple[str, ...] = ()) -> ModelBundl
   """
   if str(where).startswith(HUB):
     where = download(str(where).removeprefix(HUB))
-  where = Path(where)
+  where = local_path(where, "--model")
   return _reader(where)(where, trust)
 
 
@@ -154,21 +156,27 @@ def download(repository: str) -> Path:
 
 
 def _run(workdir: Path, trust: tuple[str, ...]) -> ModelBundle:
-  """Reads the newest checkpoint of a training run."""
-  step = run_checkpoint.latest_step(workdir)
-  if step is None:
+  """Reads the newest checkpoint of a training run that is whole."""
+  folder = workdir.absolute() / "checkpoints"
+  found = run_checkpoint.read_newest(folder, lambda checkpoint: _checkpoint(checkpoint, trust))
+  if found is None:
     raise UserError(
       f"The run in {workdir} has not saved a checkpoint yet. Wait for one, or set "
       "--config.train.save_every to fewer steps."
     )
-  config = run_checkpoint.read_config(workdir, step, trust=trust)
+  for line in found.report() if jax.process_index() == 0 else ():
+    logging.getLogger("clip_jax").warning(line)
+  return found.value
+
+
+def _checkpoint(checkpoint: run_checkpoint.RunCheckpoint, trust: tuple[str, ...]) -> ModelBundle:
+  config = checkpoint.config(trust=trust)
   graphdef, params, stats = learner_lib.split_state(abstract_learner(config))
   mesh = make_mesh()
   everywhere = lambda tree: jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated_sharding(mesh)), tree
   )
-  params, stats = run_checkpoint.read_learner(workdir, step, everywhere(params), everywhere(stats))
-  learner = nnx.merge(graphdef, params, stats)
+  learner = nnx.merge(graphdef, *checkpoint.learner(everywhere(params), everywhere(stats)))
   scale, bias = (float(x) for x in learner.objective.logit())
   _, params, stats = learner_lib.split_state(learner.model)
   return ModelBundle(

@@ -27,6 +27,7 @@ from clip_jax.training.checkpoint import Checkpoints, report_full_disk
 from clip_jax.training.initialise import init_from
 from clip_jax.training.metrics import MetricWriter, WindowMeans
 from clip_jax.training.prefetch import Prefetcher
+from clip_jax.training.run_lock import RunLock
 from clip_jax.training.setup import (
   TrainSetup,
   build_setup,
@@ -61,14 +62,20 @@ def run(config: ConfigDict, workdir: Path | str) -> int:
     PreemptionHandler() as stop,
     jax.set_mesh(setup.mesh),
     report_full_disk(workdir),
+    RunLock(workdir) as lock,
     contextlib.closing(
-      Checkpoints(workdir / "checkpoints", max_checkpoints=setup.training.max_checkpoints)
+      Checkpoints(
+        workdir / "checkpoints",
+        max_checkpoints=setup.training.max_checkpoints,
+        before_save=lock.check,
+      )
     ) as checkpoints,
   ):
-    start = checkpoints.latest() or 0
+    start = 0
     # Restore before writing anything, so that a run of a different model here stays untouched.
-    if start:
+    if checkpoints.latest() is not None:
       state = checkpoints.restore(setup.state)
+      start = int(state.step)
       check_skipped(int(state.skipped), setup.training.skip_nonfinite)
     else:
       state = initial_state(setup)
@@ -83,7 +90,7 @@ def run(config: ConfigDict, workdir: Path | str) -> int:
       writes=jax.process_index() == 0,
       wandb=setup.training.wandb,
     ) as report:
-      for line in (*summary(setup, workdir, start), *agreed):
+      for line in (*summary(setup, workdir, start), *agreed, *checkpoints.damage):
         report.note(line)
       if start < setup.total_steps:
         with stop.on_interrupt():
@@ -239,7 +246,7 @@ def nonfinite(setup: TrainSetup, state: Any, checkpoints: Checkpoints) -> UserEr
     + f"Indices of its {len(records)} records in the source: {', '.join(map(str, records[:10]))}"
     + (f" and {len(records) - 10} more" if len(records) > 10 else "")
     + f"; {path} lists all. The step was not applied, nor any after it. Newest checkpoint: "
-    f"{'step ' + str(saved) if saved else 'none'}. Lower "
+    f"{'step ' + str(saved) if saved else 'none'}. {checkpoints.doubt()}Lower "
     "--config.optimizer.learning_rate, or skip up to N such steps with "
     "--config.train.skip_nonfinite=N, and rerun the command to resume from the checkpoint."
   )

@@ -8,6 +8,7 @@ import jax
 
 from clip_jax import config as config_lib
 from clip_jax.cli.formatting import number
+from clip_jax.cli.local_paths import local_path
 from clip_jax.costs.flops import count_parameters
 from clip_jax.data.selection import selection_chain
 from clip_jax.errors import UserError
@@ -19,8 +20,9 @@ def writable_folder(workdir: Path) -> Path:
   """Creates `workdir` if missing, and returns its absolute path.
 
   Raises:
-    UserError: `workdir` is not writable.
+    UserError: `workdir` is not writable, or a URL.
   """
+  workdir = local_path(workdir, "--workdir")
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     probe = workdir / f".write-test-{os.getpid()}"
