@@ -59,9 +59,14 @@ def with_arguments(spec, **changes):
 
 
 def randomised(spec, seed=1):
-  """The tower with random values in every array, so that none is at an initial zero or one."""
+  """The tower with random values in every array, so that none is at an initial zero or one.
+
+  Args:
+    spec: config of a module, or a function that makes one from `rngs`.
+  """
   rng = np.random.default_rng(seed)
-  abstract = jax.eval_shape(lambda: build(spec, rngs=nnx.Rngs(0)))
+  make = spec if callable(spec) else lambda rngs: build(spec, rngs=rngs)
+  abstract = jax.eval_shape(lambda: make(nnx.Rngs(0)))
 
   def one(path, x):
     value = (0.2 * rng.normal(size=x.shape)).astype(np.float32)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clip_jax.config import build, call
+from clip_jax.config import build
 from clip_jax.errors import UserError
 from clip_jax.model.learner import split_state
 from clip_jax.parallel import mesh as mesh_lib, partition, placement
@@ -65,7 +65,7 @@ def test_layer_scale_starts_small():
 
 def test_feature_maps_are_not_gathered():
   block, mesh = (
-    randomised(call(ConvNextBlock, width=32, layer_scale=1.0, activation="gelu", dtype="float32")),
+    randomised(lambda rngs: ConvNextBlock(32, 1.0, activation="gelu", dtype="float32", rngs=rngs)),
     mesh_lib.make_mesh(2, 4),
   )
   loss = lambda block, x: jnp.sin(block(x)).sum()

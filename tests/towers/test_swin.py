@@ -4,7 +4,7 @@ from flax import nnx
 import numpy as np
 import pytest
 
-from clip_jax.config import build, call
+from clip_jax.config import build
 from clip_jax.errors import UserError
 from clip_jax.model.learner import split_state
 from clip_jax.towers.swin import WindowAttention
@@ -19,7 +19,7 @@ def attention(p, x, window, shifted):
   it; an axis no longer than a window has only one.
   """
   B, H, W, C = x.shape
-  places = [(i, j) for i in range(H) for j in range(W)]
+  positions = [(i, j) for i in range(H) for j in range(W)]
 
   def window_of(at, length):
     return 0 if length <= window else (at - (window // 2 if shifted else 0)) // window
@@ -27,17 +27,17 @@ def attention(p, x, window, shifted):
   same = [
     [
       (window_of(a[0], H), window_of(a[1], W)) == (window_of(b[0], H), window_of(b[1], W))
-      for b in places
+      for b in positions
     ]
-    for a in places
+    for a in positions
   ]
   qkv_kernel, qkv_bias = (np.asarray(p["attention"]["qkv"][k]) for k in ("kernel", "bias"))
   table, flat, out = np.asarray(p["bias"]), x.reshape(B, H * W, C), 0
   for head in range(qkv_kernel.shape[2]):
     q, k, v = (flat @ qkv_kernel[:, i, head] + qkv_bias[i, head] for i in range(3))
     logits = q @ k.swapaxes(1, 2) / np.sqrt(q.shape[-1])  # [B, HW, HW]
-    for i, a in enumerate(places):
-      for j, b in enumerate(places):
+    for i, a in enumerate(positions):
+      for j, b in enumerate(positions):
         logits[:, i, j] += (
           table[a[0] - b[0] + window - 1, a[1] - b[1] + window - 1, head] if same[i][j] else -np.inf
         )
@@ -63,10 +63,9 @@ def attention(p, x, window, shifted):
   ],
 )
 def test_windowed_attention_matches_masked_attention(window, shape, shifted):
-  spec = call(
-    WindowAttention, width=8, num_heads=2, window=window, shifted=shifted, dtype="float32"
+  ours = randomised(
+    lambda rngs: WindowAttention(8, 2, window, shifted=shifted, dtype="float32", rngs=rngs)
   )
-  ours = randomised(spec)
   x = np.random.default_rng(0).normal(size=(2, *shape, 8)).astype(np.float32)
   np.testing.assert_allclose(
     features(ours, x), attention(split_state(ours)[1], x, window, shifted), rtol=1e-4, atol=1e-4
