@@ -5,17 +5,18 @@ from collections.abc import Mapping
 import csv
 import functools
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, Literal
 
 from clip_jax.cli.suggest import did_you_mean
 from clip_jax.errors import UserError
 from clip_jax.interfaces import Source
+import numpy as np
 
 _ASSETS = Path(__file__).parent.parent / "data/assets/imagenet"
 SETS = ("imagenet", "imagenet_a", "imagenet_r", "objectnet")
 OTHERS = ("error", "leave_out")
+Others = Literal["error", "leave_out"]
+ClassNames = str | tuple[str | tuple[str, ...], ...] | Mapping[str, Any] | None
 
 
 class Classes:

@@ -2,20 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-
+from clip_jax.cli.values import Records, checked
 from clip_jax.errors import UserError
 from clip_jax.evaluators.accuracy import accuracies, class_ranks
-from clip_jax.evaluators.classes import SETS, Classes, in_imagenet
-from clip_jax.evaluators.embedding_cache import EmbeddingCache, ImageEmbeddings, check_resize
-from clip_jax.evaluators.results import evaluated_records
+from clip_jax.evaluators.embedding_cache import EmbeddingCache, ImageEmbeddings, Resizing
 from clip_jax.interfaces import Source
+import numpy as np
 
-FEATURES = ("tower", "embedding")
+from clip_jax.evaluators.classes import SETS, Classes, ClassNames, Others, in_imagenet
+from clip_jax.evaluators.results import evaluated_records
+
+Features = Literal["tower", "embedding"]
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class LabeledSet:
   """A source of labeled images.
@@ -35,14 +37,13 @@ class LabeledSet:
 
   source: Source
   label: str = "label"
-  classes: str | tuple[str, ...] | Mapping[str, Any] | None = None
-  limit: int | None = None
-  resize: str | None = None
-  others: str = "error"
+  classes: ClassNames = None
+  limit: Records | None = None
+  resize: Resizing | None = None
+  others: Others = "error"
   places: np.ndarray = dataclasses.field(init=False)
 
   def __post_init__(self) -> None:
-    check_resize(self.resize)
     object.__setattr__(self, "places", evaluated_records(self.source, self.limit))
 
 
@@ -61,12 +62,6 @@ class FeatureSet:
   x: np.ndarray
   y: np.ndarray
   images: ImageEmbeddings
-
-
-def check_features(features: str) -> None:
-  """Raises a UserError unless `features` is one of `FEATURES`."""
-  if features not in FEATURES:
-    raise UserError(f"Unknown features={features!r}; choose from {', '.join(FEATURES)}.")
 
 
 def training_features(cache: EmbeddingCache, labelled: LabeledSet, features: str) -> FeatureSet:
@@ -105,7 +100,7 @@ def test_accuracies(
   Args:
     cache: the model with its embedding cache.
     labelled: the test set.
-    features: input of the classifier, one of `FEATURES`.
+    features: input of the classifier, a name of `Features`.
     classes: the classes that the classifier was trained on.
     logits: the classifier, float32 [n, D] -> [n, C].
 
@@ -137,7 +132,7 @@ def test_accuracies(
 
 
 def competing(
-  given: str | tuple[str, ...] | Mapping[str, Any], classes: Classes
+  given: str | tuple | Mapping[str, Any], classes: Classes
 ) -> dict[str, tuple[int, ...]]:
   """Maps each label of a test set to rows of the training set's classes.
 

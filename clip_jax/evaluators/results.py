@@ -5,12 +5,11 @@ from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from clip_jax.errors import UserError
 from clip_jax.evaluators.embedding_cache import EmbeddingCache, ImageEmbeddings
 from clip_jax.interfaces import Embedder, Source
+import numpy as np
+from PIL import Image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,10 +94,8 @@ def evaluated_records(source: Source, limit: int | None) -> np.ndarray:
     Indices of the records, int64 [n], ascending.
 
   Raises:
-    UserError: `limit` is below 1, or the source is empty.
+    UserError: the source is empty.
   """
-  if limit is not None and limit < 1:
-    raise UserError(f"limit={limit}; expected at least 1, or None for all records.")
   if not len(source):
     raise UserError(
       f"{type(source).__name__} has no records, so there is nothing to evaluate. "

@@ -2,21 +2,11 @@
 
 from typing import Any
 
-import numpy as np
-from PIL import Image, ImageDraw, ImageFont
-
+from clip_jax.cli.values import PositiveInt, Records, checked
 from clip_jax.data.decode import UnreadableImage, decode
 from clip_jax.errors import UserError
 from clip_jax.evaluators.accuracy import TIE
-from clip_jax.evaluators.embedding_cache import check_resize
-from clip_jax.evaluators.results import (
-  Context,
-  Evaluator,
-  Result,
-  binomial_error,
-  evaluated_records,
-  source_detail,
-)
+from clip_jax.evaluators.embedding_cache import Resizing
 from clip_jax.inference.contact_sheet import (
   AMBER,
   CELL,
@@ -31,8 +21,20 @@ from clip_jax.inference.contact_sheet import (
   wrap_text,
 )
 from clip_jax.interfaces import Source
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from clip_jax.evaluators.results import (
+  Context,
+  Evaluator,
+  Result,
+  binomial_error,
+  evaluated_records,
+  source_detail,
+)
 
 
+@checked
 class Retrieval(Evaluator):
   """Image-to-text and text-to-image recall, for any number of captions per image.
 
@@ -45,9 +47,9 @@ class Retrieval(Evaluator):
   def __init__(
     self,
     source: Source,
-    limit: int | None = None,
-    chunk_size: int = 4096,
-    resize: str | None = None,
+    limit: Records | None = None,
+    chunk_size: PositiveInt = 4096,
+    resize: Resizing | None = None,
   ):
     """Creates the evaluator.
 
@@ -61,7 +63,6 @@ class Retrieval(Evaluator):
     Raises:
       UserError: an empty source, or an unknown `resize`.
     """
-    check_resize(resize)
     self._source, self._resize, self._block = source, resize, chunk_size
     self._places = evaluated_records(source, limit)
 

@@ -1,14 +1,13 @@
 """Zero-shot classification: chooses the class with prompts nearest to the image."""
 
-from collections.abc import Mapping
-from typing import Any
-
+from clip_jax.cli.values import Records, checked
+from clip_jax.evaluators.accuracy import accuracies, class_ranks
+from clip_jax.evaluators.embedding_cache import CHUNK, EmbeddingCache, Resizing
+from clip_jax.interfaces import Source
 import numpy as np
 
 from clip_jax.evaluators import templates as prompts
-from clip_jax.evaluators.accuracy import accuracies, class_ranks
-from clip_jax.evaluators.classes import Classes
-from clip_jax.evaluators.embedding_cache import CHUNK, EmbeddingCache, check_resize
+from clip_jax.evaluators.classes import Classes, ClassNames, Others
 from clip_jax.evaluators.results import (
   Context,
   Evaluator,
@@ -16,9 +15,9 @@ from clip_jax.evaluators.results import (
   evaluated_records,
   source_detail,
 )
-from clip_jax.interfaces import Source
 
 
+@checked
 class ZeroShot(Evaluator):
   """Accuracy of choosing the class with the highest score; ties count as errors.
 
@@ -30,13 +29,13 @@ class ZeroShot(Evaluator):
   def __init__(
     self,
     source: Source,
-    classes: str | tuple[str, ...] | Mapping[str, Any] | None = None,
+    classes: ClassNames = None,
     label: str = "label",
     templates: str | tuple[str, ...] = "none",
     canonicalise: bool = False,
-    limit: int | None = None,
-    resize: str | None = None,
-    others: str = "error",
+    limit: Records | None = None,
+    resize: Resizing | None = None,
+    others: Others = "error",
   ):
     """Creates the evaluator.
 
@@ -59,7 +58,6 @@ class ZeroShot(Evaluator):
       UserError: an empty source, fewer than two classes, a class without a name, or invalid
         templates, `resize` or `others`.
     """
-    check_resize(resize)
     self._source, self._resize, self._limited = source, resize, limit is not None
     self._places = evaluated_records(source, limit)
     self._classes = Classes(source, classes, label, others)
