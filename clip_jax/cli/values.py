@@ -342,6 +342,8 @@ def _described(hint: Any, value: Any = None) -> str:
   options = _options(hint)
   if len(options) > 1:
     shown = [o for o in options if o is not types.NoneType and not (o is int and float in options)]
+    if len(shown) == 1 and (choices := list(_choices(shown[0]))):
+      return _listed([*choices, None])
     texts = [*map(functools.partial(_described, value=value), shown)]
     return " or ".join(dict.fromkeys([*texts, *["None"] * (types.NoneType in options)]))
   kind, limits = _limits(hint)

@@ -7,7 +7,7 @@ import hashlib
 from itertools import islice
 import pickle
 import time
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -15,7 +15,7 @@ import numpy as np
 
 from clip_jax.cli.formatting import duration, number
 from clip_jax.cli.progress import Progress
-from clip_jax.cli.suggest import did_you_mean
+from clip_jax.cli.values import OneOf
 from clip_jax.data.crops import Resize
 from clip_jax.data.decode import UnreadableImage
 from clip_jax.data.read_ahead import map_ahead
@@ -29,6 +29,7 @@ RESIZES: dict[str, dict[str, Any]] = {
   "crop": dict(resize_mode="crop"),  # Resizes the shorter side, crops the centre.
   "central_crop": dict(resize_mode="crop", center_crop=0.875),  # Used by the study.
 }
+Resizing = Annotated[str, OneOf(RESIZES)]
 UNREADABLE_SHARE = 0.01  # With a larger fraction of unreadable images, evaluation stops.
 CHUNK = 1024  # Minimum number of texts passed to the embedder at a time.
 
@@ -230,15 +231,6 @@ def preprocessing(embedder: Embedder, resize: str | None) -> tuple[Callable[[Any
     f"{prepare.resize_mode} to {prepare.size[0]} x {prepare.size[1]}"
     + (f", central {prepare.center_crop:g}" if prepare.center_crop < 1 else "")
   )
-
-
-def check_resize(resize: str | None) -> None:
-  """Raises a UserError unless `resize` is one of `RESIZES` or None."""
-  if resize is not None and resize not in RESIZES:
-    raise UserError(
-      f"Unknown resize={resize!r}; choose from {', '.join(RESIZES)}, or None for the "
-      f"model's own preprocessing.{did_you_mean(str(resize), RESIZES)}"
-    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,14 +1,17 @@
 """Few-shot classification: ridge regression on the features of a few images of each class."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Annotated
 
 import numpy as np
 
+from clip_jax.cli.values import Length, PositiveFloat, PositiveInt, checked
 from clip_jax.errors import UserError
+from clip_jax.evaluators.classes import ClassNames
+from clip_jax.evaluators.embedding_cache import Resizing
 from clip_jax.evaluators.labeled_sets import (
+  Features,
   LabeledSet,
-  check_features,
   test_accuracies,
   training_features,
 )
@@ -16,6 +19,7 @@ from clip_jax.evaluators.results import Context, Evaluator, Result, source_detai
 from clip_jax.interfaces import Source
 
 
+@checked
 class FewShot(Evaluator):
   """Few-shot accuracy on a test set, with a closed-form classifier that needs no tuning.
 
@@ -32,12 +36,12 @@ class FewShot(Evaluator):
     train: Source,
     test: Source,
     label: str = "label",
-    classes: str | tuple[str, ...] | Mapping[str, Any] | None = None,
-    shots: tuple[int, ...] = (1, 5, 10, 25),
-    seeds: int = 3,
-    penalty: float = 2.0**10,
-    features: str = "tower",
-    resize: str | None = None,
+    classes: ClassNames = None,
+    shots: Annotated[tuple[PositiveInt, ...], Length(1)] = (1, 5, 10, 25),
+    seeds: PositiveInt = 3,
+    penalty: PositiveFloat = 2.0**10,
+    features: Features = "tower",
+    resize: Resizing | None = None,
   ):
     """Creates the evaluator.
 
@@ -56,14 +60,8 @@ class FewShot(Evaluator):
         "central_crop".
 
     Raises:
-      UserError: an empty set, no shots or seeds, or an unknown name.
+      UserError: an empty set.
     """
-    check_features(features)
-    if not shots or min(shots) < 1 or seeds < 1:
-      raise UserError(
-        f"shots={tuple(shots)}, seeds={seeds}; expected at least one number of shots "
-        "and one seed, all at least 1."
-      )
     self._train = LabeledSet(train, label, classes, resize=resize)
     self._test = LabeledSet(test, label, resize=resize)
     self._shots, self._seeds = tuple(shots), seeds

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 from jax import lax
@@ -11,10 +11,20 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import numpy as np
 import optax
 
-from clip_jax.errors import UserError
+from clip_jax.cli.values import (
+  Length,
+  NonNegativeFloat,
+  PositiveFloat,
+  PositiveInt,
+  Range,
+  Seed,
+  checked,
+)
 from clip_jax.parallel.mesh import BATCH
 from clip_jax.parallel.placement import replicated_sharding, shard_batch, to_global
 
+Sweep = Annotated[tuple[PositiveFloat, ...], Length(1)]
+Share = Annotated[float, Range(above=0, below=1)]
 _ROWS = 8192  # Rows of logits computed at a time: 33 MB for 1,000 classes.
 
 
@@ -41,6 +51,7 @@ class Fit:
     return (x - self.mean) / self.deviation @ self.w + self.b
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class Lbfgs:
   """Full-batch L-BFGS with the L2 penalty chosen on held-out examples.
@@ -58,14 +69,11 @@ class Lbfgs:
     seed: seed that selects the held-out examples.
   """
 
-  penalties: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-  iterations: int = 1000
-  tolerance: float = 1e-4
-  validation: float = 0.1
-  seed: int = 0
-
-  def __post_init__(self) -> None:
-    _check_sweep("penalties", self.penalties, self.validation)
+  penalties: Sweep = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+  iterations: PositiveInt = 1000
+  tolerance: NonNegativeFloat = 1e-4
+  validation: Share = 0.1
+  seed: Seed = 0
 
   def fit(self, x: np.ndarray, y: np.ndarray, classes: int, mesh: Mesh) -> Fit:
     """Fits a classifier.
@@ -120,6 +128,7 @@ class Lbfgs:
     )
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class Sgd:
   """SGD with momentum and cosine decay to 0, with the learning rate chosen on held-out examples.
@@ -140,15 +149,12 @@ class Sgd:
     seed: seed of the held-out examples and of the shuffling.
   """
 
-  rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-  epochs: int = 90
-  batch_size: int = 1024
-  momentum: float = 0.9
-  validation: float = 0.1
-  seed: int = 0
-
-  def __post_init__(self) -> None:
-    _check_sweep("rates", self.rates, self.validation)
+  rates: Sweep = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+  epochs: PositiveInt = 90
+  batch_size: PositiveInt = 1024
+  momentum: Annotated[float, Range(0, below=1)] = 0.9
+  validation: Share = 0.1
+  seed: Seed = 0
 
   def fit(self, x: np.ndarray, y: np.ndarray, classes: int, mesh: Mesh) -> Fit:
     """Fits a classifier.
@@ -221,13 +227,6 @@ def held_out(n: int, share: float, seed: int) -> np.ndarray:
   held = np.zeros(n, bool)
   held[np.random.default_rng(seed).permutation(n)[: min(n - 1, max(1, round(share * n)))]] = True
   return held
-
-
-def _check_sweep(name, values, validation):
-  if not values or min(values) <= 0:
-    raise UserError(f"{name}={tuple(values)}; expected at least one value, all above 0.")
-  if not 0 < validation < 1:
-    raise UserError(f"validation={validation}; expected a fraction between 0 and 1.")
 
 
 def _everywhere(tree):

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 
 import jax
 
+from clip_jax.cli.values import checked
 from clip_jax.evaluators.labeled_sets import (
+  Features,
   LabeledSet,
-  check_features,
   test_accuracies,
   training_features,
 )
@@ -15,6 +16,7 @@ from clip_jax.evaluators.results import Context, Evaluator, Result, source_detai
 from clip_jax.parallel.mesh import make_mesh
 
 
+@checked
 class LinearProbe(Evaluator):
   """Accuracy of a linear classifier trained on one set and tested on one or several sets.
 
@@ -28,7 +30,7 @@ class LinearProbe(Evaluator):
     test: LabeledSet,
     others: Mapping[str, LabeledSet] | None = None,
     solver: Lbfgs | Sgd | None = None,
-    features: str = "tower",
+    features: Features = "tower",
   ):
     """Creates the evaluator.
 
@@ -39,11 +41,7 @@ class LinearProbe(Evaluator):
         map their labels to classes of the training set.
       solver: a `linear_classifier.Lbfgs` (the default) or `linear_classifier.Sgd`.
       features: "tower", the image tower's output before the projection; or "embedding".
-
-    Raises:
-      UserError: unknown features.
     """
-    check_features(features)
     self._train, self._tests = train, {"": test, **(others or {})}
     self._solver, self._features = solver or Lbfgs(), features
 

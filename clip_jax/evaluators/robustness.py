@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from clip_jax.cli.suggest import did_you_mean
+from clip_jax.cli.values import checked
 from clip_jax.errors import UserError
 from clip_jax.evaluators.results import Context, Evaluator, Result
 
 
+@checked
 class Robustness(Evaluator):
   """Average accuracy on variants of a set, and effective robustness relative to other models."""
 

@@ -175,6 +175,14 @@ def test_an_expectation_is_described_once():
   )
 
 
+def test_choices_are_listed_with_none():
+  def part(x: Annotated[str, OneOf(SIZES)] | None = None, y: Literal["a"] = "a"):
+    return x, y
+
+  assert message(part, x=1) == "x is 1; part expects 'B', 'L' or None, as in x=None."
+  assert message(part, y="b") == "y is 'b'; part expects 'a', as in y='a'."
+
+
 def test_a_limit_of_the_machine_is_named_only_where_it_is_exceeded():
   assert "an integer from 1 to 2,147,483,647" in message(Tower, width=2**31)
   assert "a number that float32 can hold" in message(_number, x=1e39)

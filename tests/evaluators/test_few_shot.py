@@ -86,10 +86,10 @@ def test_too_few_images_of_a_class_are_an_error():
 @pytest.mark.parametrize(
   "arguments, message",
   [
-    (dict(shots=()), r"shots=\(\), seeds=3"),
-    (dict(shots=(0,)), r"shots=\(0,\), seeds=3"),
-    (dict(seeds=0), "seeds=0"),
-    (dict(features="logits"), "features='logits'.* tower, embedding"),
+    (dict(shots=()), r"shots is \(\); FewShot expects a tuple of 1 or more entries"),
+    (dict(shots=(0,)), r"shots is \(0,\); FewShot expects .* at least 1"),
+    (dict(seeds=0), "seeds is 0; FewShot"),
+    (dict(features="logits"), "features is 'logits'; FewShot expects 'tower' or 'embedding'"),
   ],
 )
 def test_invalid_arguments_are_an_error_before_anything_is_embedded(arguments, message):

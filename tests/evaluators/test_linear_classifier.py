@@ -174,9 +174,9 @@ def test_at_least_one_and_never_all_examples_are_held_out(n, share, count):
 @pytest.mark.parametrize(
   "make, message",
   [
-    (lambda: Lbfgs(penalties=()), r"penalties=\(\);.* above 0"),
-    (lambda: Sgd(rates=(0.1, 0)), r"rates=\(0.1, 0\);.* above 0"),
-    (lambda: Lbfgs(validation=1.0), "validation=1.0;.* between 0 and 1"),
+    (lambda: Lbfgs(penalties=()), r"penalties is \(\);.* above 0"),
+    (lambda: Sgd(rates=(0.1, 0)), r"rates is \(0.1, 0\);.* above 0"),
+    (lambda: Lbfgs(validation=1.0), "validation is 1.0;.* above 0 and below 1"),
   ],
 )
 def test_an_invalid_sweep_is_an_error(make, message):

@@ -233,7 +233,7 @@ def test_an_empty_source_is_an_error():
 
 
 def test_a_limit_below_one_is_an_error():
-  with pytest.raises(UserError, match="limit=0; expected at least 1"):
+  with pytest.raises(UserError, match="limit is 0; Retrieval expects an integer of at least 1"):
     Retrieval(records("a"), limit=0)
 
 

@@ -298,7 +298,8 @@ def test_the_error_for_unknown_published_classes_lists_the_sets():
 
 def test_the_error_for_an_unknown_resize_lists_the_modes():
   with pytest.raises(
-    UserError, match="resize='squish'; .* squash, crop, central_crop.*Did you mean 'squash'"
+    UserError,
+    match="resize is 'squish'; ZeroShot expects 'squash', 'crop', .*Did you mean 'squash'",
   ):
     ZeroShot(records((CAT, 0)), ("cat", "dog"), resize="squish")
 
