@@ -18,8 +18,9 @@ HELP = """Trains the model described by a config file.
 Ctrl-C saves after the current step and stops; a second one stops at once. Compiled programs are
 cached in ~/.cache/clip_jax, or in JAX_COMPILATION_CACHE_DIR if that is set.
 
-Exit codes: 0 done, 2 a mistake in the command, 130 stopped by Ctrl-C, 1 any other error,
-75 saved after SIGTERM: rerun the command to resume.
+Exit codes: 0 done, 1 any other error, 2 a mistake in the command, 3 trained and saved, but an
+evaluator failed: rerun the command to evaluate what is missing, 75 saved after SIGTERM: rerun the
+command to resume, 130 stopped by Ctrl-C.
 """
 
 

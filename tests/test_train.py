@@ -66,10 +66,10 @@ def unbroken(tmp_path_factory):
 def test_run_writes_all_documented_files(unbroken):
   workdir, printed = unbroken
   lines = metrics(workdir)
-  assert [line["step"] for line in lines] == [1, 10, 20, 20, 30, 30]
+  assert [line["step"] for line in lines] == [1, 10, 20, 20, 30, 30, 30, 30]
   assert {"train/loss", "train/images_per_second", "train/data_wait_fraction"} <= set(lines[0])
   assert {"val/image_to_text_r10", "val/text_to_image_r1"} <= set(lines[3])
-  assert {"retrieval/image_to_text_r10", "zero_shot/top1"} <= set(lines[-1])
+  assert "retrieval/image_to_text_r10" in lines[-2] and "zero_shot/top1" in lines[-1]
   config = json.loads((workdir / "config.json").read_text())
   assert config["model"]["image"]["size"] == "mu" and config["seed"] == 0
   assert sorted(int(p.name) for p in (workdir / "checkpoints").iterdir()) == [28, 30]
@@ -88,7 +88,7 @@ def test_run_writes_all_documented_files(unbroken):
   assert "Warning" not in printed and "Traceback" not in printed
 
 
-def test_finished_run_is_evaluated_again(unbroken):
+def test_finished_run_shows_its_results(unbroken):
   workdir, _ = unbroken
   before = (workdir / "metrics.jsonl").read_text(), parameters(workdir, 30)
   printed = train(f"--config={CONFIG}", f"--workdir={workdir}")

@@ -7,10 +7,11 @@ import functools
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from clip_jax.cli.suggest import did_you_mean
 from clip_jax.errors import UserError
 from clip_jax.interfaces import Source
-import numpy as np
 
 _ASSETS = Path(__file__).parent.parent / "data/assets/imagenet"
 SETS = ("imagenet", "imagenet_a", "imagenet_r", "objectnet")
@@ -147,6 +148,15 @@ class Classes:
       f"{did_you_mean(key, self.called)}"
       ' Add it to classes, or set others="leave_out" to skip such records.'
     )
+
+  def check_labels_of(self, source: Source) -> None:
+    """Raises a UserError if the labels that a source lists show that a class has no records.
+
+    Class folders list them, in `labels`; other sources would have to read every record.
+    """
+    labels = getattr(source, "labels", None)
+    if labels is not None:
+      self.check_seen(self.right(list(labels), np.arange(len(labels)))[1])
 
   def check_seen(self, right: list[tuple[int, ...]]) -> None:
     """Raises a UserError if any class has no records."""

@@ -4,15 +4,15 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any, Literal
 
+import numpy as np
+
 from clip_jax.cli.values import Records, checked
 from clip_jax.errors import UserError
 from clip_jax.evaluators.accuracy import accuracies, class_ranks
-from clip_jax.evaluators.embedding_cache import EmbeddingCache, ImageEmbeddings, Resizing
-from clip_jax.interfaces import Source
-import numpy as np
-
 from clip_jax.evaluators.classes import SETS, Classes, ClassNames, Others, in_imagenet
-from clip_jax.evaluators.results import evaluated_records
+from clip_jax.evaluators.embedding_cache import EmbeddingCache, ImageEmbeddings, Resizing
+from clip_jax.evaluators.results import check_first_record, evaluated_records
+from clip_jax.interfaces import Source
 
 Features = Literal["tower", "embedding"]
 
@@ -45,6 +45,7 @@ class LabeledSet:
 
   def __post_init__(self) -> None:
     object.__setattr__(self, "places", evaluated_records(self.source, self.limit))
+    check_first_record(self.source, self.places, ("image", self.label))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,11 +5,12 @@ from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from clip_jax.errors import UserError
 from clip_jax.evaluators.embedding_cache import EmbeddingCache, ImageEmbeddings
 from clip_jax.interfaces import Embedder, Source
-import numpy as np
-from PIL import Image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +104,26 @@ def evaluated_records(source: Source, limit: int | None) -> np.ndarray:
     )
   count = len(source) if limit is None else min(limit, len(source))
   return np.arange(count) * len(source) // count
+
+
+def check_first_record(source: Source, places: np.ndarray, fields: tuple[str, ...]) -> None:
+  """Checks the fields of the first record to evaluate, so that a mistake is found before training.
+
+  A record that cannot be read is left to the evaluation, which allows a few of them.
+
+  Raises:
+    UserError: the record lacks one of `fields`.
+  """
+  try:
+    record = source[int(places[0])]
+  except Exception:
+    return
+  missing = [name for name in fields if name not in record]
+  if missing:
+    raise UserError(
+      f"Record {places[0]} of {describe_source(source)} has no {missing[0]!r}, only "
+      f"{', '.join(record)}, so that there is nothing to evaluate. Choose another source or field."
+    )
 
 
 def describe_source(source: Source) -> str:

@@ -2,11 +2,23 @@
 
 from typing import Any
 
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
 from clip_jax.cli.values import PositiveInt, Records, checked
 from clip_jax.data.decode import UnreadableImage, decode
 from clip_jax.errors import UserError
 from clip_jax.evaluators.accuracy import TIE
 from clip_jax.evaluators.embedding_cache import Resizing
+from clip_jax.evaluators.results import (
+  Context,
+  Evaluator,
+  Result,
+  binomial_error,
+  check_first_record,
+  evaluated_records,
+  source_detail,
+)
 from clip_jax.inference.contact_sheet import (
   AMBER,
   CELL,
@@ -21,17 +33,6 @@ from clip_jax.inference.contact_sheet import (
   wrap_text,
 )
 from clip_jax.interfaces import Source
-import numpy as np
-from PIL import Image, ImageDraw, ImageFont
-
-from clip_jax.evaluators.results import (
-  Context,
-  Evaluator,
-  Result,
-  binomial_error,
-  evaluated_records,
-  source_detail,
-)
 
 
 @checked
@@ -61,10 +62,11 @@ class Retrieval(Evaluator):
         `embedding_cache.RESIZES`; None for the model's own preprocessing.
 
     Raises:
-      UserError: an empty source, or an unknown `resize`.
+      UserError: an empty source, or a first record without image or text.
     """
     self._source, self._resize, self._block = source, resize, chunk_size
     self._places = evaluated_records(source, limit)
+    check_first_record(source, self._places, ("image", "text"))
 
   def evaluate(self, context: Context) -> Result:
     """Computes recalls, median ranks and counts.

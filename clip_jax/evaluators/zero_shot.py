@@ -1,20 +1,21 @@
 """Zero-shot classification: chooses the class with prompts nearest to the image."""
 
-from clip_jax.cli.values import Records, checked
-from clip_jax.evaluators.accuracy import accuracies, class_ranks
-from clip_jax.evaluators.embedding_cache import CHUNK, EmbeddingCache, Resizing
-from clip_jax.interfaces import Source
 import numpy as np
 
+from clip_jax.cli.values import Records, checked
 from clip_jax.evaluators import templates as prompts
+from clip_jax.evaluators.accuracy import accuracies, class_ranks
 from clip_jax.evaluators.classes import Classes, ClassNames, Others
+from clip_jax.evaluators.embedding_cache import CHUNK, EmbeddingCache, Resizing
 from clip_jax.evaluators.results import (
   Context,
   Evaluator,
   Result,
+  check_first_record,
   evaluated_records,
   source_detail,
 )
+from clip_jax.interfaces import Source
 
 
 @checked
@@ -55,12 +56,16 @@ class ZeroShot(Evaluator):
       others: what to do with records of classes that are not candidates: "error" or "leave_out".
 
     Raises:
-      UserError: an empty source, fewer than two classes, a class without a name, or invalid
+      UserError: an empty source, a first record without image or label, fewer than two classes, a
+        class without a name, a class without images if the source has a list of labels, or invalid
         templates, `resize` or `others`.
     """
     self._source, self._resize, self._limited = source, resize, limit is not None
     self._places = evaluated_records(source, limit)
     self._classes = Classes(source, classes, label, others)
+    check_first_record(source, self._places, ("image", label))
+    if limit is None:
+      self._classes.check_labels_of(source)
     form = prompts.canonical if canonicalise else str
     self._templates = [form(template) for template in prompts.templates(templates)]
     self._told = {

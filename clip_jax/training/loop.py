@@ -8,22 +8,19 @@ import signal
 import time
 from typing import Any
 
-from flax import nnx
 import jax
 from ml_collections.config_dict import ConfigDict
 
 from clip_jax import config as config_lib
-from clip_jax.cli.formatting import evaluations
+from clip_jax.cli.formatting import evaluations as evaluations_table
 from clip_jax.data.selection import base_indices_of
 from clip_jax.errors import UserError
-from clip_jax.evaluators.embedding_cache import EmbeddingCache
-from clip_jax.evaluators.results import Context, evaluate_all, metrics as metrics_of
+from clip_jax.evaluators.results import metrics as metrics_of
 from clip_jax.files import write_atomically
-from clip_jax.inference.embedder import Embedder
-from clip_jax.inference.loading import embedder_of
 from clip_jax.parallel.agreement import all_gather_objects, check_agreement, on_all_processes
 from clip_jax.parallel.preemption import PreemptionHandler
 from clip_jax.training.checkpoint import Checkpoints, report_full_disk
+from clip_jax.training.evaluations import Evaluations
 from clip_jax.training.initialise import init_from
 from clip_jax.training.metrics import MetricWriter, WindowMeans
 from clip_jax.training.prefetch import Prefetcher
@@ -39,6 +36,7 @@ from clip_jax.training.startup import agreement_facts, summary, writable_folder
 from clip_jax.training.state import TrainState
 
 PREEMPTED = 75  # Exit code after SIGTERM: the state was saved; restart to resume.
+EVALUATION_FAILED = 3  # Exit code of a run that is trained and saved, but some evaluator failed.
 
 
 def run(config: ConfigDict, workdir: Path | str) -> int:
@@ -47,7 +45,8 @@ def run(config: ConfigDict, workdir: Path | str) -> int:
   Ctrl-C, or a notebook's stop button, saves after the current step; a second one stops at once.
 
   Returns:
-    Exit code: 0, or `PREEMPTED` if SIGTERM arrived and the state was saved.
+    Exit code: 0; `PREEMPTED` if SIGTERM arrived and the state was saved; or `EVALUATION_FAILED` if
+    the run is trained and saved, but an evaluator raised an error.
 
   Raises:
     UserError: raised before anything is compiled, except for damaged data, a loss that is not
@@ -92,13 +91,14 @@ def run(config: ConfigDict, workdir: Path | str) -> int:
     ) as report:
       for line in (*summary(setup, workdir, start), *agreed, *checkpoints.damage):
         report.note(line)
+      evaluations = Evaluations(setup, workdir, report)
       if start < setup.total_steps:
         with stop.on_interrupt():
-          state = train(setup, state, start, checkpoints, report, stop)
+          state = train(setup, state, start, checkpoints, report, stop, evaluations)
       step = int(state.step)
       if step == setup.total_steps:
-        finish(setup, state, start, checkpoints, report, workdir)
-        return 0
+        finish(setup, state, start, checkpoints, report, evaluations)
+        return EVALUATION_FAILED if evaluations.failed else 0
       interrupted = stop.received == signal.SIGINT
       report.note(
         f"{'Ctrl-C' if interrupted else 'SIGTERM'}: saved at step {step}; rerun the "
@@ -117,9 +117,12 @@ def train(
   checkpoints: Checkpoints,
   report: MetricWriter,
   stop: PreemptionHandler,
+  evaluations: Evaluations,
 ) -> Any:
   """Trains to the last step, or until `stop` asks to save and stop; returns the state then."""
   training, config = setup.training, setup.config
+  if start and due(start, training.eval_every):  # The run may have been killed while evaluating.
+    evaluations.run(setup.evaluators, start, state)
   train_step = compile_train_step(setup)
   feed = Prefetcher(setup, start)
   log = StepLogger(setup, report, feed, start)
@@ -132,7 +135,9 @@ def train(
     last, stopping = step == setup.total_steps, stop.should_stop(step)
     logs = last or step == start + 1 or due(step, training.log_every)
     evaluates = not last and due(step, training.eval_every)
-    saves = not last and (stopping or due(step, training.save_every))
+    # Save at every evaluation and at the end, before evaluators run, so that no error in them, and
+    # no kill during them, costs any training.
+    saves = last or stopping or evaluates or due(step, training.save_every)
     if logs or evaluates or saves:
       values = log.fetch()
       # Steps after a failed one change nothing, so it is enough to check before using the state.
@@ -142,13 +147,13 @@ def train(
     if logs:
       log.write(step, values)
       checkpoints.check()
-    if evaluates:
-      context = Context(EmbeddingCache(embedder(setup, state), report.note))
-      report.log(step, metrics_of(evaluate_all(setup.evaluators, context)))
-      report.note(context.embedder.speed())
-      log.restart_clock()
     if saves:
       checkpoints.save(step, state, config)
+    if evaluates:
+      checkpoints.wait()
+      context = evaluations.run(setup.evaluators, step, state)
+      report.note(context.embedder.speed())
+      log.restart_clock()
     if stopping:
       break
   checkpoints.wait()
@@ -162,26 +167,23 @@ def finish(
   start: int,
   checkpoints: Checkpoints,
   report: MetricWriter,
-  workdir: Path,
+  evaluations: Evaluations,
 ) -> None:
-  """Evaluates the trained model, saves the last checkpoint, and prints the results."""
-  total, again = setup.total_steps, start >= setup.total_steps
-  if again:
-    report.note(f"This run was already done at step {start}; evaluating it again.")
-  context = Context(EmbeddingCache(embedder(setup, state), report.note))
-  results = metrics_of(evaluate_all({**setup.evaluators, **setup.final_evaluators}, context))
-  if not again:
-    # Save the checkpoint last, so that its presence means that everything else was written.
-    report.log(total, results, show=False)
-    checkpoints.save(total, state, setup.config)
-  checkpoints.wait()
+  """Evaluates the trained model, which is saved already, and prints the results."""
+  total, workdir = setup.total_steps, evaluations.workdir
+  evaluators = {**setup.evaluators, **setup.final_evaluators}
+  missing = evaluations.missing(evaluators, total)
+  if start >= total:
+    report.note(
+      f"This run was already done at step {start}; "
+      + (f"evaluating {', '.join(missing)}." if missing else "all evaluators have results.")
+    )
+  context = evaluations.run(evaluators, total, state)
+  evaluations.draw(setup.final_evaluators, total, context)
   report.close()
-  if results:
-    report.note("\n" + evaluations(results) + f"\n\n{context.embedder.speed()}\n")
-  for name, evaluator in setup.final_evaluators.items():
-    figure = evaluator.figure(context)  # All processes must take part.
-    if figure is not None and jax.process_index() == 0:
-      figure.save(workdir / f"{name}.png")
+  if results := metrics_of(context.results):
+    speed = context.embedder.speed() if context.embedder.embedded else ""
+    report.note("\n" + evaluations_table(results) + "\n\n" + (f"{speed}\n" if speed else ""))
   for path in (
     "config.json",
     "metrics.jsonl",
@@ -191,12 +193,12 @@ def finish(
   ):
     if (workdir / path).exists():
       report.note(f"  {workdir / path}")
-
-
-def embedder(setup: TrainSetup, state: Any) -> Embedder:
-  """Returns the model of a train state with the preprocessing and tokenizer of its config."""
-  learner = nnx.merge(setup.graphdef, state.params, state.stats)
-  return embedder_of(learner, setup.data.views.tokenizer, mesh=setup.mesh)
+  if evaluations.failed:
+    report.note(
+      f"The model is trained and saved, but {len(evaluations.failed)} evaluations failed: "
+      f"{', '.join(evaluations.failed)}; see above. Rerun the command to run evaluators that have "
+      "no results for the trained model."
+    )
 
 
 def check_skipped(skipped: int, allowed: int) -> None:
@@ -225,18 +227,13 @@ def nonfinite(setup: TrainSetup, state: Any, checkpoints: Checkpoints) -> UserEr
   loss = found.pop("loss")
   path = checkpoints.folder.parent / "nonfinite.json"
   if jax.process_index() == 0:
-    path.write_text(
-      json.dumps(
-        {
-          "step": step + 1,
-          "loss": repr(loss),
-          "records": records,
-          "gradient_norms": {name: repr(norm) for name, norm in found.items()},
-        },
-        indent=1,
-      )
-      + "\n"
-    )
+    content = {
+      "step": step + 1,
+      "loss": repr(loss),
+      "records": records,
+      "gradient_norms": {name: repr(norm) for name, norm in found.items()},
+    }
+    write_atomically(path, json.dumps(content, indent=1) + "\n")
   norms = ", ".join(f"{name} {norm:.4g}" for name, norm in found.items())
   again = all(map(math.isfinite, (loss, *found.values())))
   saved = checkpoints.latest()

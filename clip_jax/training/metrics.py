@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 import json
 import math
-import os
 from pathlib import Path
 import secrets
 import shutil
@@ -17,9 +16,12 @@ import jax.numpy as jnp
 
 from clip_jax.cli.formatting import duration, number
 from clip_jax.errors import UserError
+from clip_jax.files import write_atomically
 
 _WIDTH = 100  # Columns at which lines of metrics wrap.
-
+ERRORS = (
+  "evaluation_errors"  # Entry of a line that names evaluators that failed, with their errors.
+)
 
 LAST = ("learning_rate", "skipped_steps")  # Metrics that are not averaged.
 
@@ -72,6 +74,7 @@ class MetricWriter:
   is not finite is null there, because JSON has no NaN; TensorBoard and the console show its value.
   On the console, metrics of the training step update the progress line, in place on a terminal and
   every few seconds in a file; other metrics (`<evaluator>/...`) are printed on separate lines.
+  The line of an evaluator that failed is `{"step": 12, "evaluation_errors": {"val": "..."}}`.
   """
 
   def __init__(
@@ -149,8 +152,7 @@ class MetricWriter:
       return
     values = {name: float(value) for name, value in metrics.items()}
     line = {"step": int(step)} | {n: v if math.isfinite(v) else None for n, v in values.items()}
-    self._file.write(json.dumps(line, allow_nan=False) + "\n")
-    self._file.flush()  # A killed run loses at most the line being written.
+    self._write_line(line)
     if self._tensorboard:
       for name, value in values.items():
         self._tensorboard.add_scalar(name, value, int(step))
@@ -161,6 +163,17 @@ class MetricWriter:
       self.note(_evaluation(step, others))
     if len(others) < len(values):
       self._progress(int(step), values)
+
+  def log_error(self, step: int, name: str, problem: str) -> None:
+    """Logs that the evaluator `name` failed with the error `problem`."""
+    if not self._writes:
+      return
+    self._write_line({"step": int(step), ERRORS: {name: problem}})
+    self.note(f"Evaluator {name} failed at step {step:,}: {problem}")
+
+  def _write_line(self, line):
+    self._file.write(json.dumps(line, allow_nan=False) + "\n")
+    self._file.flush()  # A killed run loses at most the line being written.
 
   def note(self, text: str) -> None:
     """Prints whole lines, above the progress line if there is one."""
@@ -260,11 +273,23 @@ def read_metrics(workdir: Path | str) -> dict[str, tuple[list[int], list[float]]
   for line in path.read_bytes().splitlines():
     if (step := _step(line)) is not None:  # A line that is still being written has none.
       for name, value in json.loads(line).items():
-        if name != "step":
+        if name not in ("step", ERRORS):
           steps, values = found.setdefault(name, ([], []))
           steps.append(step)
           values.append(math.nan if value is None else value)
   return found
+
+
+def evaluation_metrics(workdir: Path | str, step: int) -> dict[str, float | None]:
+  """Reads the metrics of evaluators at `step` from metrics.jsonl, None where not finite.
+
+  Empty if there are none, or no metrics.jsonl.
+  """
+  path, found = Path(workdir) / "metrics.jsonl", {}
+  for line in path.read_bytes().splitlines() if path.exists() else ():
+    if _step(line) == step:
+      found.update(json.loads(line))
+  return {n: x for n, x in found.items() if n not in ("step", ERRORS) and n[:6] != "train/"}
 
 
 def _forget(path, step):
@@ -276,9 +301,7 @@ def _forget(path, step):
     for line in path.read_bytes().splitlines()
     if step > 0 and _step(line) is not None and _step(line) <= step
   ]
-  temporary = path.with_name(path.name + ".new")
-  temporary.write_bytes(b"".join(line + b"\n" for line in keep))
-  os.replace(temporary, path)  # Atomic, so that a kill cannot leave an incomplete file.
+  write_atomically(path, b"".join(line + b"\n" for line in keep))
 
 
 def _step(line):
@@ -298,7 +321,7 @@ def _wandb_run(project, workdir):
     ) from error
   identity = workdir / "wandb_id.txt"  # Stored so that a resumed run continues the same W&B run.
   if not identity.exists():
-    identity.write_text(secrets.token_hex(4))
+    write_atomically(identity, secrets.token_hex(4))
   return wandb.init(
     project=project,
     name=workdir.name,
