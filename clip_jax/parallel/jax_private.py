@@ -28,15 +28,18 @@ def coordination_client() -> Any:
     ) from error
 
 
-def detect_cluster(scheduler: str | None, timeout: int) -> tuple[str, int, int, Any]:
+def detect_cluster(
+  scheduler: str | None, timeout: int, *, processes: int | None = None
+) -> tuple[str, int, int, Any]:
   """Reads (coordinator, processes, process, local devices) from what a cluster scheduler set.
 
   Args:
     scheduler: "slurm", or None for whichever JAX finds first.
     timeout: seconds to wait for the coordinator's address.
+    processes: number of processes, if it is known.
 
   Raises:
-    UserError: this version of JAX has no such detection; flags say the same.
+    UserError: the processes cannot be detected; flags say the same.
   """
   try:
     from jax._src.clusters import ClusterEnv
@@ -49,4 +52,13 @@ def detect_cluster(scheduler: str | None, timeout: int) -> tuple[str, int, int, 
       f"jax {jax.__version__} has no cluster detection where clip_jax looks for it ({error}). Set "
       "--coordinator=HOST:PORT --processes=N --process=I on every process."
     ) from error
-  return detect(None, None, None, None, scheduler, timeout)
+  try:
+    found = detect(None, processes, None, None, scheduler, timeout)
+    if None in found[:3]:
+      raise RuntimeError("JAX finds no cluster")
+  except Exception as error:  # JAX leaves errors of networks and of missing variables as they are.
+    raise UserError(
+      f"The other processes of the run cannot be detected: {type(error).__name__}: {error}. Set "
+      "--coordinator=HOST:PORT --processes=N --process=I on every process."
+    ) from error
+  return found

@@ -1,15 +1,19 @@
 """Multi-process start-up: finding the other processes, and naming those that are missing."""
 
 from collections.abc import Mapping
+import contextlib
 import hashlib
+import http.client
 import importlib.metadata
 import importlib.util
 import json
 import os
 from pathlib import Path
+import re
 import socket
 import time
 from typing import Any
+import urllib.error
 import urllib.request
 
 import jax
@@ -69,37 +73,75 @@ def start(
 
 def _from_arguments(coordinator, processes, process):
   """Validates the arguments and returns (coordinator, processes, process, None)."""
-  numbers = [int(x) if x and x.isdigit() else -1 for x in (processes, process)]
-  if (
-    not coordinator
-    or not coordinator.rpartition(":")[2].isdigit()
-    or ":" not in coordinator
-    or not 0 <= numbers[1] < numbers[0]
-  ):
+  n, i = (-1 if (number := _number(x)) is None else number for x in (processes, process))
+  host, colon, port = (coordinator or "").rpartition(":")
+  if not (host and colon and 0 < (_number(port) or 0) < 2**16 and 0 <= i < n):
     raise UserError(
       f"--coordinator={coordinator} --processes={processes} --process={process} do not identify "
       "one of several processes. Give all three, as in --coordinator=10.0.0.1:8476 "
       "--processes=4 --process=0 (or CLIP_JAX_COORDINATOR, CLIP_JAX_PROCESSES and "
       "CLIP_JAX_PROCESS), with --process from 0 to --processes - 1."
     )
-  return coordinator, *numbers, None
+  return coordinator, n, i, None
+
+
+def _number(text):
+  """The value of a text of ASCII digits, or None."""
+  return int(text) if re.fullmatch(r"[0-9]{1,9}", text or "") else None
 
 
 def _from_environment(environment: Mapping[str, str]) -> tuple[str, int, int, Any] | None:
   """Detects (coordinator, processes, process, devices) from the launcher; None if run alone."""
-  slurm = "SLURM_STEP_NODELIST" in environment and int(environment.get("SLURM_NTASKS", 1)) > 1
-  if not slurm and not _has_several_tpu_hosts(environment):
+  n = _slurm_tasks(environment)
+  if n > 1:
+    return detect_cluster("slurm", timeout_seconds(), processes=n)
+  # A process that `srun` started alone is not one of the hosts of a TPU.
+  if n == 1 or not _has_several_tpu_hosts(environment):
     return None
-  return detect_cluster("slurm" if slurm else None, timeout_seconds())
+  with _no_proxy(_metadata_host(environment)):
+    return detect_cluster(None, timeout_seconds())
+
+
+def _slurm_tasks(environment: Mapping[str, str]) -> int:
+  """Number of tasks of the step that `srun` started; 0 outside `srun`.
+
+  Raises:
+    UserError: some variables are missing or not numbers, so this task cannot find the others.
+  """
+  if "SLURM_STEP_NODELIST" not in environment:  # Not under srun, even if a job is allocated.
+    return 0
+  # SLURM_NTASKS is that of the job if the step is interactive.
+  tasks = environment.get("SLURM_STEP_NUM_TASKS", environment.get("SLURM_NTASKS"))
+  n = _number(tasks)
+  if n == 1:
+    return n
+  numbers = {
+    name: environment.get(name)
+    for name in ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+  }
+  if not n or None in map(_number, numbers.values()) or _number(numbers["SLURM_PROCID"]) >= n:
+    found = {"SLURM_STEP_NUM_TASKS": environment.get("SLURM_STEP_NUM_TASKS"), **numbers}
+    raise UserError(
+      "The variables that SLURM sets do not identify one task of a step: "
+      f"{', '.join(f'{name}={value}' for name, value in found.items())}. Start the command with "
+      "srun, pass all SLURM_* variables to containers, set --coordinator, --processes and "
+      "--process, or unset SLURM_STEP_NODELIST to train in this process alone."
+    )
+  return n
 
 
 def _has_several_tpu_hosts(environment: Mapping[str, str]) -> bool:
   if environment.get("JAX_PLATFORMS") == "cpu" or not _has_tpu():
     return False
+  slices = environment.get("MEGASCALE_NUM_SLICES") or "1"
+  if not _number(slices):
+    raise UserError(f"MEGASCALE_NUM_SLICES={slices} is not a number of slices, such as 2.")
   names = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
   if names is None:
-    names = _metadata("worker-network-endpoints", environment)
-  return "," in names or int(environment.get("MEGASCALE_NUM_SLICES") or 1) > 1
+    # libtpu and JAX read this variable, too. Colab and Kaggle set it.
+    asks = environment.get("TPU_SKIP_MDS_QUERY") is None
+    names = _metadata("worker-network-endpoints", environment) if asks else ""
+  return "," in names or int(slices) > 1
 
 
 def _has_tpu() -> bool:
@@ -107,18 +149,55 @@ def _has_tpu() -> bool:
   return bool(chips) and importlib.util.find_spec("libtpu") is not None
 
 
-def _metadata(name: str, environment: Mapping[str, str]) -> str:
-  """Reads an attribute from Google Cloud's metadata server; "" if none answers (Colab, Kaggle)."""
-  host = environment.get("GCE_METADATA_IP", "metadata.google.internal")
+def _metadata_host(environment):
+  return environment.get("GCE_METADATA_IP", "metadata.google.internal")
+
+
+def _metadata(name: str, environment: Mapping[str, str], attempts: int = 3) -> str:
+  """Reads an attribute of this machine from Google Cloud's metadata server; "" if it has none.
+
+  Raises:
+    UserError: the server does not answer, so whether there are other hosts is unknown.
+  """
+  host = _metadata_host(environment)
   request = urllib.request.Request(
     f"http://{host}/computeMetadata/v1/instance/attributes/{name}",
     headers={"Metadata-Flavor": "Google"},
   )
+  # The address is that of this machine's own server, which no proxy reaches.
+  opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+  for attempt in range(attempts):
+    try:
+      with opener.open(request, timeout=5) as answer:
+        return answer.read().decode()
+    except (OSError, http.client.HTTPException, ValueError) as error:
+      if isinstance(error, urllib.error.HTTPError) and error.code == 404:
+        return ""
+      problem = error
+      time.sleep(attempt)
+  raise UserError(
+    f"This machine has TPU chips, but Google Cloud's metadata server at {host} does not say "
+    f"whether they belong to a larger TPU: {problem}. Set --coordinator=HOST:PORT --processes=N "
+    "--process=I; to train on this machine alone, set --coordinator=localhost:8476 --processes=1 "
+    "--process=0."
+  )
+
+
+@contextlib.contextmanager
+def _no_proxy(host):
+  """Exempts a host from proxies in this context; JAX asks it for the other hosts of a TPU."""
+  names = ("no_proxy", "NO_PROXY")
+  before = {name: os.environ.get(name) for name in names}
+  for name in names:
+    os.environ[name] = ",".join(filter(None, (before[name], host)))
   try:
-    with urllib.request.urlopen(request, timeout=5) as answer:
-      return answer.read().decode()
-  except OSError:
-    return ""
+    yield
+  finally:
+    for name, value in before.items():
+      if value is None:
+        del os.environ[name]
+      else:
+        os.environ[name] = value
 
 
 def timeout_seconds() -> int:
@@ -128,7 +207,7 @@ def timeout_seconds() -> int:
     UserError: CLIP_JAX_TIMEOUT is not a whole number of seconds.
   """
   text = os.environ.get("CLIP_JAX_TIMEOUT", str(TIMEOUT))
-  if not text.isdigit():
+  if not _number(text):
     raise UserError(f"CLIP_JAX_TIMEOUT={text} is not a number of seconds, such as 600.")
   return int(text)
 

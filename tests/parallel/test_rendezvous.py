@@ -1,6 +1,7 @@
 """Start-up of several processes, with threads in place of processes."""
 
 from concurrent.futures import ThreadPoolExecutor
+import contextlib
 import os
 import shutil
 import socket
@@ -130,6 +131,9 @@ def test_port_in_use_is_reported():
     dict(coordinator="a:1", processes="2", process="2"),
     dict(coordinator="a", processes="2", process="0"),
     dict(coordinator="a:1", processes="two", process="0"),
+    dict(coordinator="a:1", processes="²", process="0"),
+    dict(coordinator="a:99999", processes="2", process="0"),
+    dict(coordinator=":1", processes="2", process="0"),
   ],
 )
 def test_incomplete_or_invalid_arguments_are_an_error(given):
@@ -149,24 +153,69 @@ def test_single_process_needs_no_roll_call(monkeypatch):
   rendezvous.start("a:1", "1", "0")
 
 
-def test_slurm_processes_are_detected():
+SLURM = {
+  "SLURM_JOB_ID": "77",
+  "SLURM_STEP_NODELIST": "node[003-004]",
+  "SLURM_NTASKS": "4",
+  "SLURM_PROCID": "3",
+  "SLURM_LOCALID": "1",
+}
 
-  slurm = {
-    "SLURM_JOB_ID": "77",
-    "SLURM_STEP_NODELIST": "node[003-004]",
-    "SLURM_NTASKS": "4",
-    "SLURM_PROCID": "3",
-    "SLURM_LOCALID": "1",
-  }
-  with pytest.MonkeyPatch.context() as patch:
-    for name, value in slurm.items():
-      patch.setenv(name, value)
-    coordinator, n, i, devices = rendezvous._from_environment(os.environ)
+
+def detected(monkeypatch, **environment):
+  """What is detected with these variables set, and no other variables of SLURM."""
+  for name in [name for name in os.environ if name.startswith("SLURM_")]:
+    monkeypatch.delenv(name)
+  for name, value in environment.items():
+    monkeypatch.setenv(name, value)
+  return rendezvous._from_environment(os.environ)
+
+
+def test_slurm_processes_are_detected(monkeypatch):
+  coordinator, n, i, devices = detected(monkeypatch, **SLURM)
   assert coordinator.startswith("node003:") and (n, i, devices) == (4, 3, [1])
-  assert rendezvous._from_environment({**slurm, "SLURM_NTASKS": "1"}) is None
-  assert (
-    rendezvous._from_environment({"SLURM_NTASKS": "4"}) is None
-  )  # In a job, but not under srun.
+
+
+def test_slurm_counts_the_tasks_of_the_step_and_not_of_the_job(monkeypatch):
+  job = SLURM | {"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "4"}
+  assert detected(monkeypatch, **job)[1:3] == (4, 3)
+
+
+@pytest.mark.parametrize(
+  "environment",
+  [
+    {**SLURM, "SLURM_NTASKS": "1"},
+    # An interactive step of one task inside a job of four.
+    {**SLURM, "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"},
+    {"SLURM_STEP_NODELIST": "node003", "SLURM_STEP_NUM_TASKS": "1"},
+    {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"},  # A job, but not under srun.
+  ],
+)
+def test_one_slurm_task_runs_alone(monkeypatch, environment):
+  assert detected(monkeypatch, **environment) is None
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    *({name: None} for name in ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")),
+    *({name: "²"} for name in ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")),
+    {"SLURM_STEP_NUM_TASKS": "many"},
+    {"SLURM_STEP_NUM_TASKS": "0"},
+    {"SLURM_PROCID": "4"},
+    {"SLURM_NTASKS": "9" * 5000},
+  ],
+)
+def test_partial_or_invalid_slurm_variables_are_one_message(monkeypatch, changes):
+  environment = {name: value for name, value in (SLURM | changes).items() if value is not None}
+  with pytest.raises(UserError, match="SLURM_PROCID=.*unset SLURM_STEP_NODELIST"):
+    detected(monkeypatch, **environment)
+
+
+def test_failed_detection_is_one_message(monkeypatch):
+  monkeypatch.setattr(rendezvous, "_has_several_tpu_hosts", lambda _: True)
+  with pytest.raises(UserError, match="cannot be detected.*--coordinator"):
+    detected(monkeypatch)  # JAX finds no TPU here.
 
 
 @pytest.mark.parametrize(
@@ -178,6 +227,7 @@ def test_slurm_processes_are_detected():
     ({"TPU_WORKER_HOSTNAMES": "a,b", "JAX_PLATFORMS": "cpu"}, None, False),
     ({}, "u:0:10.0.0.1,u:1:10.0.0.2", True),  # A TPU VM.
     ({}, "10.0.0.1", False),
+    ({"TPU_SKIP_MDS_QUERY": "1"}, "must not be read,", False),  # Colab.
   ],
 )
 def test_several_tpu_hosts_are_detected(monkeypatch, environment, metadata, several):
@@ -188,24 +238,66 @@ def test_several_tpu_hosts_are_detected(monkeypatch, environment, metadata, seve
   assert not rendezvous._has_several_tpu_hosts(environment)
 
 
-def test_metadata_server_is_queried_and_may_be_missing():
+def test_number_of_tpu_slices_must_be_a_number(monkeypatch):
+  monkeypatch.setattr(rendezvous, "_has_tpu", lambda: True)
+  with pytest.raises(UserError, match="MEGASCALE_NUM_SLICES=two"):
+    rendezvous._has_several_tpu_hosts({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "two"})
+
+
+@contextlib.contextmanager
+def metadata_server(*answers):
+  """Serves answers at a local address; yields (address, requests received so far)."""
   asked = []
   with socket.create_server(("127.0.0.1", 0)) as server:
-    address = f"127.0.0.1:{server.getsockname()[1]}"
 
-    def answer():
-      connection, _ = server.accept()
-      asked.append(connection.recv(4096).decode())
-      connection.sendall(b"HTTP/1.0 200 OK\r\n\r\na,b")
-      connection.close()
+    def serve():
+      for answer in answers:
+        connection, _ = server.accept()
+        asked.append(connection.recv(4096).decode())
+        connection.sendall(answer)
+        connection.close()
 
-    thread = threading.Thread(target=answer)
+    thread = threading.Thread(target=serve)
     thread.start()
-    assert rendezvous._metadata("workers", {"GCE_METADATA_IP": address}) == "a,b"
+    yield f"127.0.0.1:{server.getsockname()[1]}", asked
     thread.join()
+
+
+OK = b"HTTP/1.0 200 OK\r\n\r\na,b"
+
+
+def test_metadata_server_is_queried_without_a_proxy(monkeypatch):
+  for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+    monkeypatch.setenv(name, "http://127.0.0.1:9")  # Nothing listens there.
+  for name in ("no_proxy", "NO_PROXY"):
+    monkeypatch.delenv(name, raising=False)
+  with metadata_server(OK) as (address, asked):
+    assert rendezvous._metadata("workers", {"GCE_METADATA_IP": address}) == "a,b"
   assert "/computeMetadata/v1/instance/attributes/workers" in asked[0]
   assert "Metadata-Flavor: Google" in asked[0]
-  assert rendezvous._metadata("workers", {"GCE_METADATA_IP": address}) == ""
+  requests = pytest.importorskip("requests")  # JAX asks with this library.
+  with metadata_server(OK) as (address, asked), rendezvous._no_proxy(address.partition(":")[0]):
+    assert requests.get(f"http://{address}/").text == "a,b"
+  assert not {"no_proxy", "NO_PROXY"} & set(os.environ)
+
+
+def test_missing_attribute_is_an_answer_and_a_failed_query_is_repeated():
+  with metadata_server(b"HTTP/1.0 404 Not Found\r\n\r\n") as (address, asked):
+    assert rendezvous._metadata("workers", {"GCE_METADATA_IP": address}) == ""
+  with metadata_server(b"HTTP/1.0 503 Busy\r\n\r\n", b"nonsense", OK) as (address, asked):
+    assert rendezvous._metadata("workers", {"GCE_METADATA_IP": address}) == "a,b"
+  assert len(asked) == 3
+
+
+def test_a_machine_with_tpu_chips_does_not_train_alone_because_a_query_failed(monkeypatch):
+  monkeypatch.setattr(rendezvous, "_has_tpu", lambda: True)
+  monkeypatch.setattr(rendezvous.time, "sleep", lambda _: None)
+  environment = {"GCE_METADATA_IP": f"127.0.0.1:{free_port()}"}
+  with pytest.raises(UserError, match="metadata server at 127.0.0.1:.*refused.*--processes=1"):
+    rendezvous._from_environment(environment)
+  answers = [b"HTTP/1.0 403 Forbidden\r\n\r\n"] * 3
+  with metadata_server(*answers) as (address, _), pytest.raises(UserError, match="403: Forbidden"):
+    rendezvous._from_environment({"GCE_METADATA_IP": address})
 
 
 def test_timeout_must_be_a_number(monkeypatch):
