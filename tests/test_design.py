@@ -64,7 +64,7 @@ def test_there_are_at_most_seven_layers_and_sixteen_files_at_the_top():
 
 
 def test_no_two_modules_share_a_name_or_differ_in_an_ending_only():
-  """`score`, `scoring` and `scores` would be too easily confused."""
+  """Names such as "score", "scoring" and "scores" are too easily confused."""
   stems = defaultdict(set)
   for path in MODULES:
     if path.stem not in ("__init__", "__main__"):

@@ -74,7 +74,8 @@ def write(tokenizer: Tokenizer, folder: Path, *, clean: str | None = None) -> No
   """Writes a tokenizer's files to a directory, in Hugging Face's layout.
 
   Hugging Face's SentencePiece tokenizer strips punctuation and cannot add a begin token, so this
-  package's own options are saved too, under "clip_jax" in tokenizer_config.json, for `own`.
+  package's own options are saved too, under "clip_jax" in tokenizer_config.json, for
+  `bundled_tokenizer`.
 
   Args:
     tokenizer: the tokenizer to write.
