@@ -81,11 +81,11 @@ def _one_kind_of_error(message):
   try:
     yield
   except Exception as error:
-    raise UserError(f"{message}: {error}") from error
+    raise UserError(f"{message}: {error!s:.300}") from error
   except BaseException as error:  # A panic of the library is not an Exception.
     if type(error).__name__ != "PanicException":
       raise
-    raise UserError(f"{message}: {error}") from error
+    raise UserError(f"{message}: {error!s:.300}") from error
 
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)

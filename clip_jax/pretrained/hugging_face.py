@@ -3,10 +3,13 @@
 Source: the directory layout and the config defaults of transformers 5.23.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 
+from clip_jax.cli import values
 from clip_jax.config import call
 from clip_jax.data.checkpoint_tokenizer import CleanedTokenizer, MissingTokenizer, TokenizerJson
 from clip_jax.data.resize_then_crop import ResizeThenCrop
@@ -41,6 +44,35 @@ ACTIVATIONS = {
   "gelu_python": "gelu",
 }
 INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+
+# Type hints of the fields that are read.
+_TOP: dict[str, Any] = {"model_type": str, "projection_dim": values.Width}
+_TOWER: dict[str, Any] = dict(
+  hidden_size=values.Width,
+  intermediate_size=values.Width,
+  num_hidden_layers=values.Depth,
+  num_attention_heads=values.Width,
+  hidden_act=str,
+  layer_norm_eps=values.PositiveFloat,
+)
+_TEXT: dict[str, Any] = dict(
+  **_TOWER,
+  vocab_size=values.PositiveInt,
+  max_position_embeddings=values.ContextLength,
+  eos_token_id=int | Annotated[tuple[int, ...], values.Length(1)] | None,
+  pad_token_id=int | None,
+  projection_size=values.Width | None,
+)
+_VISION: dict[str, Any] = dict(
+  **_TOWER, image_size=values.ImageSize, patch_size=values.Pixels, vision_use_head=bool
+)
+_PROCESSOR: dict[str, Any] = dict(
+  image_mean=tuple[float, float, float],
+  image_std=tuple[values.PositiveFloat, values.PositiveFloat, values.PositiveFloat],
+  resample=int | None,
+  do_center_crop=bool | None,
+  size=values.Pixels | Mapping[str, values.Pixels | None],
+)
 
 # Defaults of the fields that a config.json omits.
 DEFAULTS = {
@@ -158,15 +190,16 @@ def read(folder: Path) -> ModelBundle:
     UserError: the model is of another type, or the weights do not match the config.
   """
   config = model_bundle.load_json(folder / CONFIG)
+  values.check_fields(config, _TOP, str(folder / CONFIG))
   form = config.get("model_type")
   if form not in TABLES:
     raise UserError(
-      f"{folder / CONFIG} describes a model of type {form!r}. The Hugging Face types "
+      f"{folder / CONFIG} describes a model of type {form!r:.100}. The Hugging Face types "
       f"that can be read are {' and '.join(map(repr, TABLES))}."
     )
   text, image = (
-    {**DEFAULTS[form][name], **(config.get(name) or {})}
-    for name in ("text_config", "vision_config")
+    _section(config, name, hints, DEFAULTS[form][name], str(folder / CONFIG))
+    for name, hints in (("text_config", _TEXT), ("vision_config", _VISION))
   )
   settings = _preprocessing(folder, form, image)
   model = (_clip if form == "clip" else _siglip)(config, image, text, settings)
@@ -182,12 +215,22 @@ def read(folder: Path) -> ModelBundle:
   )
 
 
+def _section(config, name, hints, defaults, where):
+  """Returns a checked section of a config.json, completed with the defaults."""
+  values.check_fields(config.get(name) or {}, hints, f"{where}, {name}")
+  return {**defaults, **(config.get(name) or {})}
+
+
 def _arrays(where):
   """Returns the arrays of a .safetensors file, or of all files that an index lists."""
   if where.name != INDEX:
     return safetensors_file.read(where)
+  index = model_bundle.load_json(where)
+  values.check_fields(index, {"weight_map": Mapping[str, str]}, str(where))
   arrays = {}
-  for name in sorted(set(model_bundle.load_json(where)["weight_map"].values())):
+  for name in sorted(set(index.get("weight_map", {}).values())):
+    if Path(name).name != name or not (where.parent / name).is_file():
+      raise UserError(f"{where} lists {name!r}, which is not a file next to it.")
     arrays |= safetensors_file.read(where.parent / name)
   return arrays
 
@@ -195,7 +238,7 @@ def _arrays(where):
 def _shape(config):
   if config["hidden_act"] not in ACTIVATIONS:
     raise UserError(
-      f"Unsupported activation {config['hidden_act']!r}. The Hugging Face "
+      f"Unsupported activation {config['hidden_act']!r:.100}. The Hugging Face "
       f"activations that can be read are {', '.join(ACTIVATIONS)}."
     )
   return dict(
@@ -289,7 +332,9 @@ def _preprocessing(folder, form, image):
     "do_center_crop": form == "clip",
     "size": {"shortest_edge": side} if form == "clip" else {"height": side, "width": side},
   }
-  return {**usual, **(model_bundle.load_json(file) if file.is_file() else {})}
+  given = model_bundle.load_json(file) if file.is_file() else {}
+  values.check_fields(given, _PROCESSOR, str(file))
+  return {**usual, **given}
 
 
 def _transform(settings, image_size):

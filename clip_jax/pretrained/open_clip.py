@@ -3,13 +3,16 @@
 Source: the layout of open_clip_torch 3.3 (Ilharco et al. 2021).
 """
 
+from collections.abc import Mapping
 import math
 from pathlib import Path
 import re
+from typing import Annotated, Any
 
 from ml_collections.config_dict import ConfigDict
 import numpy as np
 
+from clip_jax.cli import values
 from clip_jax.config import call
 from clip_jax.data.checkpoint_tokenizer import CleanedTokenizer, MissingTokenizer, TokenizerJson
 from clip_jax.data.crops import Resize
@@ -29,6 +32,47 @@ CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 IGNORED = ("*num_batches_tracked",)  # BatchNorm's step count, unused with a fixed momentum.
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+# Type hints of the fields that are read.
+_TOP: dict[str, Any] = dict(embed_dim=values.Width, quick_gelu=bool | None)
+_TOWER: dict[str, Any] = dict(
+  width=values.Width,
+  mlp_ratio=Annotated[float, values.Range(0, 1024)],
+  act_kwargs=Mapping[str, Any] | None,
+  norm_kwargs=Mapping[str, Any] | None,
+)
+_VISION: dict[str, Any] = dict(
+  **_TOWER,
+  layers=values.Depth | values.Stages,
+  patch_size=values.Pixels | None,
+  image_size=values.ImageSize,
+  head_width=values.Width,
+  no_ln_pre=bool,
+  pool_type=str,
+  timm_model_name=str | None,
+  timm_pool=str | None,
+  timm_proj=str | None,
+  timm_proj_bias=bool,
+)
+_TEXT: dict[str, Any] = dict(
+  **_TOWER,
+  layers=values.Depth,
+  heads=values.Width,
+  vocab_size=values.PositiveInt,
+  context_length=values.ContextLength,
+  pool_type=str,
+  eos_id=values.NonNegativeInt,
+  no_causal_mask=bool,
+  proj_bias=bool,
+  proj_type=str | None,
+  hf_tokenizer_name=str | None,
+  tokenizer_kwargs=Mapping[str, Any] | None,
+)
+_PROCESSOR: dict[str, Any] = dict(
+  mean=tuple[float, float, float],
+  std=tuple[values.PositiveFloat, values.PositiveFloat, values.PositiveFloat],
+  interpolation=str,
+  resize_mode=str,
+)
 _CLEAN = {"canonicalize": "words", "lower": "lower", "whitespace": "whitespace"}
 
 # Names of timm's SigLIP ViTs in open_clip's configs.
@@ -90,13 +134,14 @@ def read(folder: Path) -> ModelBundle:
   described = config.get("model_cfg")
   if described is None:
     raise UserError(f"{folder / CONFIG} has no model_cfg, so it is not an open_clip config.")
+  _check(config, str(folder / CONFIG))
   arrays = safetensors_file.read(folder / WEIGHTS)
   settings = {
     "mean": OPENAI_MEAN,
     "std": OPENAI_STD,
     "interpolation": "bicubic",
     "resize_mode": "shortest",
-    **config.get("preprocess_cfg", {}),
+    **(config.get("preprocess_cfg") or {}),
   }
   model = _model(described, arrays, settings, str(folder / CONFIG))
   interpolation = settings["interpolation"]
@@ -117,6 +162,23 @@ def read(folder: Path) -> ModelBundle:
     ),
     tokenizer=_tokenizer(described["text_cfg"], folder),
   )
+
+
+def _check(config, where):
+  """Raises `UserError` if a field is missing or malformed."""
+  model = config["model_cfg"]
+  values.check_fields(model, _TOP, f"{where}, model_cfg")
+  for name in ("embed_dim", "vision_cfg", "text_cfg"):
+    if name not in model:
+      raise UserError(f"{where}: model_cfg has no {name}.")
+  values.check_fields(model["vision_cfg"], _VISION, f"{where}, vision_cfg")
+  values.check_fields(model["text_cfg"], _TEXT, f"{where}, text_cfg")
+  values.check_fields(config.get("preprocess_cfg") or {}, _PROCESSOR, f"{where}, preprocess_cfg")
+  for name in ("vision_cfg", "text_cfg"):
+    norm = model[name].get("norm_kwargs") or {}
+    values.check_fields(norm, {"eps": values.PositiveFloat}, f"{where}, {name}.norm_kwargs")
+  options = model["text_cfg"].get("tokenizer_kwargs") or {}
+  values.check_fields(options, {"clean": str | None}, f"{where}, text_cfg.tokenizer_kwargs")
 
 
 def _model(config, arrays, settings, where):
@@ -147,7 +209,7 @@ def _rest(config, section, where, harmless=()):
   asked = {name: value for name, value in config.items() if value and name not in harmless}
   if asked:
     raise UserError(
-      f"{where}: {section} has {asked}, which clip_jax does not support. It reads "
+      f"{where}: {section} has {values.shorten(asked)}, which clip_jax does not support. It reads "
       "plain ViTs, ModifiedResNets, timm's SigLIP ViTs and plain text transformers."
     )
 
@@ -226,7 +288,7 @@ def _timm(config, arrays, quick, where):
   found = TIMM.fullmatch(name)
   if not found:
     raise UserError(
-      f"{where}: cannot read the image tower {name}. The only timm models supported "
+      f"{where}: cannot read the image tower {name:.100}. The only timm models supported "
       "are SigLIP ViTs, such as vit_base_patch16_siglip_224."
     )
   size, patch_size, gap, side = found[1], int(found[2]), bool(found[3]), int(found[4])
