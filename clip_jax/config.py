@@ -28,7 +28,7 @@ from clip_jax import old_names
 from clip_jax.cli import values as values_lib
 from clip_jax.cli.suggest import closest, did_you_mean
 from clip_jax.errors import UserError
-from clip_jax.interfaces import check_arguments
+from clip_jax.interfaces import check_parts
 
 FORMAT = 1  # Of config.json; older runs have no "format" and are read through `old_names`.
 
@@ -139,7 +139,7 @@ def _build(spec, context):
         f"{spec.fn} needs a value for its argument {name!r}: call("
         f"{fn.__name__}, {name}=...) in the config."
       )
-  check_arguments(arguments, _hints(fn), fn.__name__)
+  check_parts(arguments, _hints(fn), fn.__name__)
   return fn(**arguments)
 
 

@@ -224,7 +224,7 @@ def check_part(part: Any, protocol: type, name: str) -> None:
       check_part(getattr(part, attribute), hint, f"{name}.{attribute}")
 
 
-def check_arguments(arguments: dict[str, Any], hints: dict[str, Any], name: str) -> None:
+def check_parts(arguments: dict[str, Any], hints: dict[str, Any], name: str) -> None:
   """Checks every argument whose type hint is a protocol, a sequence of one, or one or None.
 
   Args:

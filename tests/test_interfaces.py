@@ -12,7 +12,7 @@ from clip_jax.config import build, call
 from clip_jax.data.sources.openclipart import OpenClipart
 from clip_jax.data.tokenizer import SentencePiece
 from clip_jax.errors import UserError
-from clip_jax.interfaces import batch_size_of, check_arguments, check_part
+from clip_jax.interfaces import batch_size_of, check_part, check_parts
 from clip_jax.objectives.clip import Clip
 from clip_jax.objectives.slip import Slip
 from clip_jax.towers.concat import ConcatTowers
@@ -119,10 +119,10 @@ def test_arguments_are_checked_by_their_type_hints():
     "other": int,
   }
   good = {"one": [1], "maybe": None, "many": ([1], [2]), "other": "not an int", "unknown": 3}
-  check_arguments(good, hints, "f")
+  check_parts(good, hints, "f")
   for name, value in (("one", 3), ("maybe", 3), ("many", ([1], 3))):
     with pytest.raises(UserError, match=f"{name} of f, int, is not a Source: it has no __len__()"):
-      check_arguments({**good, name: value}, hints, "f")
+      check_parts({**good, name: value}, hints, "f")
 
 
 def test_any_entry_gives_the_batch_size():

@@ -68,10 +68,6 @@ class Range:
     limits = " and ".join(limit for limit in (low, high) if limit)
     return f"{kind} {'of ' if limits.startswith('at ') else ''}{limits}"
 
-  def example(self) -> float | None:
-    """A value within the limits."""
-    return next((x for x in (1, 0.5, self.low) if self.accepts(x)), None)
-
 
 @dataclasses.dataclass(frozen=True)
 class Length:
@@ -160,16 +156,14 @@ def check_arguments(fn: Callable, arguments: Mapping[str, Any], where: str = "")
 
   Raises:
     UserError: a value is not what its hint says. The message has the value, the expectation, and
-      an example.
+      the default as an example.
   """
   hints, defaults = hints_of(fn), _defaults(fn)
   for name, value in arguments.items():
     if name in hints and not _matches(value, hints[name]):
       path, wrong, hint = _innermost(name, value, hints[name])
-      example = defaults.get(name) if path == name else None
-      if example is None or not _matches(example, hint):
-        example = None if name in defaults and defaults[name] is None else _example(hint)
-      raise UserError(_message(fn.__name__, path, wrong, hint, example, where))
+      default = defaults.get(name, UNKNOWN) if path == name else UNKNOWN
+      raise UserError(_message(fn.__name__, path, wrong, hint, default, where))
 
 
 def check_fields(fields: Any, hints: Mapping[str, Any], where: str) -> None:
@@ -316,13 +310,14 @@ def _innermost(path: str, value: Any, hint: Any) -> tuple[str, Any, Any]:
   return path, value, hint
 
 
-def _message(part, path, value, hint, example, where):
+def _message(part, path, value, hint, default, where):
   name = f"{where}.{path}" if where else path
-  flag = f"--{name}=" if where and "[" not in name else f"{path}="
   text = f"{name} is {shorten(value)}; {part} expects {_described(hint, value)}"
-  if example is not None or types.NoneType in _options(hint):
-    shown = example if where and isinstance(example, str) else repr(example)
-    text += f", as in {flag}{str(shown).replace(' ', '') if where else shown}"
+  if default is not UNKNOWN and where and "[" not in name:  # As on the command line.
+    shown = default if isinstance(default, str) else repr(default).replace(" ", "")
+    text += f", as in --{name}={shown}"
+  elif default is not UNKNOWN:
+    text += f", as in {path}={default!r}"
   names = [choice for choice in _choices(hint) if isinstance(choice, str)]
   return f"{text}.{did_you_mean(value, names) if isinstance(value, str) else ''}"
 
@@ -384,15 +379,6 @@ def _choices(hint: Any) -> Iterator[Any]:
     for limit in limits:
       if isinstance(limit, OneOf):
         yield from limit.names
-
-
-def _example(hint: Any) -> Any:
-  """A value of the hint, or None if none is known."""
-  kind, limits = _limits(_options(hint)[0])
-  for limit in limits:
-    if isinstance(limit, Range):
-      return limit.example()
-  return next(_choices(hint), {bool: True, int: 1, float: 1.0}.get(kind))
 
 
 class _Shorten(reprlib.Repr):
