@@ -35,6 +35,9 @@ def main(arguments: list[str]) -> int:
     switches=("print", "explain"),
     strings=("workdir", "coordinator", "processes", "process"),
   )
+  from clip_jax.training.experiment import check_sections
+
+  check_sections(flags.config)
   if flags.print:
     from clip_jax.config import to_json
 

@@ -82,7 +82,11 @@ class _OrNone(absl_flags.ArgumentParser):
     return self.parser.flag_type()
 
 
-for _kind, _parser in ((int, absl_flags.IntegerParser()), (float, absl_flags.FloatParser())):
+for _kind, _parser in (
+  (int, absl_flags.IntegerParser()),
+  (float, absl_flags.FloatParser()),
+  (str, absl_flags.ArgumentParser()),
+):
   config_flags.register_flag_parser_for_type(_kind, _OrNone(_parser))
 
 
@@ -127,9 +131,11 @@ def _readable(error: Exception, arguments: list[str]) -> str:
     )
   # The library wraps a UserError raised by a config file in the text of its traceback.
   message = message.rpartition(f"{UserError.__module__}.{UserError.__name__}: ")[2]
-  message = message.strip().strip("'\"")
+  message = re.sub(r"(\S{40})\S{200,}", r"\1...", message.strip().strip("'\""))
   # It quotes the message about an unknown config field as a Python string.
   lacks = re.search(r"(\w+)\\?'(?:\\n|\n)(Did you mean \"\w+\") instead", message)
+  if not lacks and isinstance(error, (AttributeError, KeyError)) and message.isidentifier():
+    return f"The config has no {message!r}. --print shows the names that it has."
   return f"The config has no {lacks[1]!r}. {lacks[2]}?" if lacks else message
 
 
