@@ -38,7 +38,7 @@ FOREIGN = {
   "two_towers.load",  # Of big_vision.
   "with",
 }
-PLACEHOLDER = re.compile(r"[A-Z]+(\.\w+)?|clip_jax\.NAME")  # NAME.npz, OUT.parts.
+PLACEHOLDER = re.compile(r"[A-Z]+\.\w+|clip_jax\.NAME")  # NAME.npz, OUT.parts.
 NAME = re.compile(r"_?[A-Za-z]\w*(\.\w+)*")
 ITEM = re.compile(r"^  \*{0,2}(\w[\w, *]*):", re.MULTILINE)
 
