@@ -95,7 +95,7 @@ class Folder:
       there = [n for n in sorted(os.listdir(self.path)) if n.endswith(_TABLES)]
       raise UserError(
         f"There is no table {table}; the folder has "
-        f"{', '.join(map(printable, there)) or 'no tables'}. Set captions to the name of a table, "
+        f"{_first(there) or 'no tables'}. Set captions to the name of a table, "
         "or to None if there is one subfolder per class."
       )
     rows = {}
@@ -109,7 +109,7 @@ class Folder:
               f" Rename the column, or pass its name as {own[name]}=NAME to the source or "
               f"--{own[name]}=NAME to prepare."
             )
-          raise UserError(f"{table}, line {line} has no {name!r}, only {', '.join(row)}.{near}")
+          raise UserError(f"{table}, line {line} has no {name!r}, only {_first(row, 20)}.{near}")
       texts = row[text]
       if not (isinstance(texts, str) or _are_texts(texts)):
         raise UserError(
@@ -146,35 +146,34 @@ class Folder:
 
   def _check_present(self, captions):
     # Listing each folder is much faster than checking each file.
-    listed = {}
+    listed, missing = {}, []
     for key in self._keys:
-      folder = os.path.dirname(key)
+      folder, name = os.path.split(key)
       if folder not in listed:
         listed[folder] = self._files(folder)
-    missing = [k for k in self._keys if os.path.basename(k) not in listed[os.path.dirname(k)]]
+      reason = OUTSIDE if listed[folder] is None else listed[folder].get(name, "missing")
+      if reason:
+        missing.append(key)
+        self.skipped.update([reason] if reason != "missing" else [])
     if missing:
       raise UserError(
         f"{len(missing):,} of the {len(self._keys):,} images listed in {captions} are missing in "
-        f"{self.path}: {', '.join(map(printable, missing[:5]))}"
-        f"{', ...' if len(missing) > 5 else ''}. Remove their rows, or add the images."
+        f"{self.path}: {_first(missing)}. Remove their rows, or add the images."
         + (f" ({describe(self.skipped)}; {_FOLLOW})" if self.skipped else "")
       )
 
   def _files(self, folder):
-    """Returns the names of the files in a subfolder that may be read."""
+    """Returns a reason not to read each file of a subfolder, or None; None if it is outside."""
     where = os.path.join(self.path, folder)
     if self._root is not None and not is_inside(self._root, where):
-      self.skipped[OUTSIDE] += 1
-      return set()
-    names = set()
+      return None
+    found = {}
     with contextlib.suppress(OSError, ValueError), os.scandir(where) as there:
       for entry in there:
         reason, is_folder = examine(entry, self._root)
-        if reason:
-          self.skipped[reason] += 1
-        elif not is_folder:
-          names.add(entry.name)
-    return names
+        if reason or not is_folder:
+          found[entry.name] = reason
+    return found
 
 
 def _rows(table):
@@ -215,6 +214,12 @@ def _inside(path, where):
 
 def _are_texts(value):
   return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def _first(names, most=5):
+  """Lists the first names for a message; anyone may have chosen them."""
+  shown = ", ".join(printable(str(name))[:200] for name in list(names)[:most])
+  return shown + (", ..." if len(names) > most else "")
 
 
 def _list(texts):

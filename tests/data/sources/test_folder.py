@@ -2,12 +2,16 @@
 
 import csv
 import json
+import os
 import pickle
 
 import pytest
 
+from clip_jax.data import untrusted
+from clip_jax.data.folder_walk import BROKEN, OUTSIDE, SPECIAL
 from clip_jax.data.sources.folder import Folder
 from clip_jax.errors import UserError
+from mutations import damaged_bytes, damaged_values
 
 IMAGES = {"a.jpg": b"A", "deep/b.png": b"B", "deep/c c.webp": b"C"}
 
@@ -131,3 +135,86 @@ def test_an_index_out_of_range_raises_index_error(folder):
   for i in (-1, 3):
     with pytest.raises(IndexError, match=f"record {i} of 3"):
       source[i]
+
+
+@pytest.fixture
+def linked(tmp_path):
+  """Class folders and a table in `tmp_path`/root; private files are outside it."""
+  root, private = tmp_path / "root", tmp_path / "private"
+  for name in ("root/cat/1.jpg", "root/dog/2.jpg", "private/3.jpg", "private/fox/4.jpg"):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(name.encode())
+  (root / "cat/inside.jpg").symlink_to("../dog/2.jpg")
+  (root / "cat/outside.jpg").symlink_to(private / "3.jpg")
+  (root / "fox").symlink_to(private / "fox")
+  (root / "dog/broken.jpg").symlink_to("nowhere")
+  os.mkfifo(root / "dog/fifo.jpg")
+  return root
+
+
+def test_links_out_of_the_folder_and_fifos_are_skipped_and_counted(linked, caplog):
+  source = Folder(str(linked), captions=None)
+  assert source.classes == ("cat", "dog")
+  assert [record["key"] for record in source] == ["cat/1.jpg", "cat/inside.jpg", "dog/2.jpg"]
+  assert source.skipped == {OUTSIDE: 2, BROKEN: 1, SPECIAL: 1}
+  assert "skipped 1 FIFOs, devices or sockets, 1 broken links, 2 links" in caplog.text
+  followed = Folder(str(linked), captions=None, follow_links=True)
+  assert followed.classes == ("cat", "dog", "fox")
+  assert followed[2]["image"] == b"private/3.jpg" and len(followed) == 5
+
+
+@pytest.mark.parametrize("name", ["cat/outside.jpg", "fox/4.jpg", "dog/fifo.jpg", "dog/broken.jpg"])
+def test_a_table_cannot_reach_files_through_links_or_wait_for_a_fifo(linked, name):
+  rows = [{"image": "cat/1.jpg", "caption": "a cat"}, {"image": name, "caption": "?"}]
+  with pytest.raises(UserError, match="1 of the 2 images.*skipped 1 .*follow_links=True"):
+    Folder(table(linked, rows))
+  unchecked = Folder(str(linked), check=False)
+  assert unchecked[0]["image"] == b"root/cat/1.jpg"
+  with pytest.raises(OSError):
+    unchecked[1]
+  if name in ("cat/outside.jpg", "fox/4.jpg"):
+    followed = Folder(str(linked), follow_links=True)
+    assert followed[1]["image"].startswith(b"private/")
+    assert pickle.loads(pickle.dumps(followed))[1] == followed[1]
+
+
+def test_names_in_messages_are_escaped(folder):
+  (folder / "\x1b[31m.csv").touch()
+  with pytest.raises(UserError) as raised:
+    Folder(str(folder))
+  assert "\\x1b[31m.csv" in str(raised.value)
+  with pytest.raises(UserError) as raised:
+    Folder(table(folder, [{"image": "\x1b[2J.jpg", "caption": "x"}]))
+  assert "\x1b" not in str(raised.value) and "\\x1b[2J.jpg" in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["captions.jsonl", "t.csv", "t.tsv"])
+def test_random_damage_to_a_table_gives_records_or_one_message(folder, name):
+  if name == "captions.jsonl":
+    table(folder, ROWS)
+    good = (folder / name).read_bytes()
+    lines = good.splitlines()
+    damage = [
+      b"\n".join([*lines, json.dumps(row).encode()]) for row in damaged_values(ROWS[1], 100)
+    ] + list(damaged_bytes(good, 100))
+  else:
+    delimiter = b"," if name == "t.csv" else b"\t"
+    rows = [(b"image", b"caption"), (b"a.jpg", b'"an ""ape"""'), (b"deep/b.png", b"bee")]
+    damage = list(damaged_bytes(b"\n".join(map(delimiter.join, rows)), 200))
+  refused = 0
+  for damaged in damage:
+    (folder / name).write_bytes(damaged)
+    try:
+      source = Folder(str(folder), name)
+      assert all(isinstance(record["image"], bytes) for record in source)
+    except UserError as error:
+      refused += 1
+      assert len(str(error)) < 3000
+  assert 50 < refused < 200
+
+
+def test_a_line_without_an_end_is_not_read_into_memory(folder, monkeypatch):
+  monkeypatch.setattr(untrusted, "MAX_LINE", 1000)
+  table(folder, [ROWS[0], {"image": "a.jpg", "caption": "x" * 1000}])
+  with pytest.raises(UserError, match="line 2 has more than 1,000 characters"):
+    Folder(str(folder))
