@@ -1,4 +1,4 @@
-"""The study's evaluation suite, on small stand-ins for its data sets, written by TFDS."""
+"""The study's evaluation suite, on small fakes of its data sets, written by TFDS."""
 
 from pathlib import Path
 import runpy
@@ -14,7 +14,7 @@ import fake_datasets
 SUITE = Path(__file__).parent.parent / "configs/evaluations/study.py"
 
 
-class Knowing:
+class OracleEmbedder:
   """An embedder that scores the class an image shows with 1 and a differing label with 0.5."""
 
   def __init__(self):
@@ -53,7 +53,7 @@ def results(tmp_path_factory):
   suite.few_shot.shots, suite.few_shot.train.split = (1,), "train"
   suite.probe.solver.update(epochs=2, batch_size=1000, rates=(0.1,))
   suite = from_json(to_json(suite))  # The suite survives a JSON round trip.
-  context = Context(Knowing())
+  context = Context(OracleEmbedder())
   return evaluate_all(
     {name: build(call) for name, call in suite.items()}, context
   ), context.embedder

@@ -20,7 +20,7 @@ from clip_jax.study import grid as grid_lib
 from markdown_pages import ROOT, anchors, blocks, commands, links, pages, spans
 
 PAGES = [pytest.param(path, id=str(path.relative_to(ROOT))) for path in pages()]
-# Pages about this package; the others describe how files were tower with other libraries.
+# Pages about this package; the others describe how files were made with other libraries.
 GUIDES = [page for page in PAGES if page.values[0].parent in (ROOT, ROOT / "docs")]
 # Values to substitute for the pages' placeholder F.
 PLACEHOLDERS = {"--config": "configs/quickstart.py", "--grid": "configs/study/shapes.py"}

@@ -113,7 +113,7 @@ class Killed(Exception):
   pass
 
 
-class Mortal(Embedder):
+class InterruptedEmbedder(Embedder):
   """An embedder that counts its calls and raises `Killed` after `last` of them."""
 
   def __init__(self, last=10**9):
@@ -131,9 +131,9 @@ def test_a_killed_run_resumes(tmp_path):
   straight = score(EMBEDDER, SOURCE, tmp_path / "a.npz", chunk=8, say=quiet)
   for last in (2, 1):
     with pytest.raises(Killed):
-      score(Mortal(last), SOURCE, tmp_path / "b.npz", chunk=8, say=quiet)
+      score(InterruptedEmbedder(last), SOURCE, tmp_path / "b.npz", chunk=8, say=quiet)
   assert not (tmp_path / "b.npz").exists()
-  said, rest = [], Mortal()
+  said, rest = [], InterruptedEmbedder()
   resumed = score(rest, SOURCE, tmp_path / "b.npz", chunk=8, say=said.append)
   np.testing.assert_array_equal(resumed, straight)
   assert rest.calls == 7 - 3 and "3 of 7 chunks are already done" in said[0]
@@ -144,7 +144,7 @@ def test_a_complete_file_is_not_recomputed(tmp_path):
   first = np.array(score(EMBEDDER, SOURCE, tmp_path / "s.npz", say=quiet))
   said = []
   np.testing.assert_array_equal(
-    score(Mortal(0), SOURCE, tmp_path / "s.npz", say=said.append), first
+    score(InterruptedEmbedder(0), SOURCE, tmp_path / "s.npz", say=said.append), first
   )
   assert "is already complete" in said[0]
 
@@ -218,7 +218,7 @@ def test_scores_of_another_task_are_not_overwritten(tmp_path):
     score(EMBEDDER, SOURCE, tmp_path / "t.npz", chunk=9, say=quiet)
 
 
-class Diverged(Embedder):
+class NanEmbedder(Embedder):
   def __init__(self):
     self.__dict__.update(EMBEDDER.__dict__)
 
@@ -228,7 +228,7 @@ class Diverged(Embedder):
 
 def test_nan_from_the_model_is_not_mistaken_for_a_damaged_record(tmp_path):
   with pytest.raises(UserError, match=r"for 1 of 14 readable records .* is record 5\)"):
-    score(Diverged(), Damaged(), tmp_path / "s.npz", say=quiet)
+    score(NanEmbedder(), Damaged(), tmp_path / "s.npz", say=quiet)
 
 
 def test_invalid_arguments_are_rejected(tmp_path):

@@ -12,12 +12,12 @@ import threading
 from typing import Any
 
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
-from clip_jax.cli.values import FilePath, checked
-from clip_jax.data.selection import record_number
-from clip_jax.errors import UserError
 import msgpack
 
+from clip_jax.cli.values import FilePath, checked
 from clip_jax.data import paths
+from clip_jax.data.selection import record_number
+from clip_jax.errors import UserError
 
 # For random access: no read-ahead, and a buffer of about the size of one record.
 _OPTIONS = dict(options="readahead_buffer_size:0", file_reader_buffer_size=32768)
@@ -150,9 +150,9 @@ def _shards(path):
     pattern = os.path.join(glob.escape(path), "*.array_record*")
     files = sorted(f for f in glob.glob(pattern) if not f.endswith(".partial"))
     if not files:
-      there = sorted(os.listdir(path))[:5]
+      entries = sorted(os.listdir(path))[:5]
       raise UserError(
-        f"No *.array_record files in {path}, which contains {', '.join(there) or 'nothing'}. "
+        f"No *.array_record files in {path}, which contains {', '.join(entries) or 'nothing'}. "
         "Write some with python -m clip_jax.prepare, or pass a pattern that matches the files."
       )
     _check_complete(files)

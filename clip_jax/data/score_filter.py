@@ -168,9 +168,9 @@ class ScoreFilter:
   def describe(self) -> str:
     """Returns one line for the log: number kept, threshold, ties and missing scores."""
     n = len(self.source)
-    asked = self.keep if self.keep is not None else f"above {self.above:g}"
+    criterion = self.keep if self.keep is not None else f"above {self.above:g}"
     line = (
-      f"ScoreFilter: {asked} by {os.path.basename(self.scores)} keeps {self.kept:,} of {n:,} "
+      f"ScoreFilter: {criterion} by {os.path.basename(self.scores)} keeps {self.kept:,} of {n:,} "
       f"({self.kept / n:.1%}), threshold {self.threshold:.4g}"
     )
     if self._scored_source is not self.source:
@@ -254,15 +254,15 @@ def _read_scores(source, scores):
         f"{type(source).__name__}; numeric fields: {', '.join(map(repr, numbers)) or 'none'}."
       )
   values, header = read_scores(path)
-  there = list(selection_chain(source))
-  for level in there:
+  chain = list(selection_chain(source))
+  for level in chain:
     if len(level) == header["records"] and fingerprint(level) == header["source_fingerprint"]:
       return values, level
-  has = " over ".join(f"{type(x).__name__} of {len(x):,}" for x in there)
+  has = " over ".join(f"{type(x).__name__} of {len(x):,}" for x in chain)
   raise UserError(
     f"{path} holds the scores of another source: {header['source']} of {header['records']:,} "
     f"records, fingerprint {header['source_fingerprint']}. This source is {has}, "
-    f"fingerprint {fingerprint(there[-1])}. Score this source with python -m clip_jax.score; "
+    f"fingerprint {fingerprint(chain[-1])}. Score this source with python -m clip_jax.score; "
     "changed captions also need new scores."
   )
 

@@ -167,8 +167,8 @@ def tower(towers: dict[str, tuple], arch: str, **options: Any) -> ConfigDict:
   """
   if arch not in towers:
     raise UserError(f"There is no architecture {arch!r}; choose one of {', '.join(towers)}.")
-  made, own = towers[arch]
-  return call(made, **own, **options)
+  tower_class, own = towers[arch]
+  return call(tower_class, **own, **options)
 
 
 def paper(

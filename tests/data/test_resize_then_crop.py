@@ -1,4 +1,4 @@
-"""TwoStep matches resizing and then cropping with Pillow."""
+"""ResizeThenCrop matches resizing and then cropping with Pillow."""
 
 import numpy as np
 from PIL import Image

@@ -140,7 +140,7 @@ def test_blocks_without_kept_records_are_skipped():
   assert chosen.source_indices(np.array([4, 0, 0, 2])).tolist() == [wanted[i] for i in (4, 0, 0, 2)]
 
 
-def test_quality_nests_with_subset_in_both_orders(tmp_path):
+def test_score_filter_nests_with_subset_in_both_orders(tmp_path):
   scores = drawn(1000)
   source = Numbers(scores)
   write_scores(tmp_path / "s.npz", scores, source)

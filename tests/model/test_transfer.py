@@ -86,7 +86,7 @@ def test_other_differences_are_listed():
     adapt_params(trained, ours, (2, 2), (2, 2))
 
 
-def test_overlaid_replaces_only_shared_leaves():
+def test_overlay_replaces_only_shared_leaves():
   adapted = overlay({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}, "d": {"e": 4}})
   assert adapted == {"a": {"b": 3, "c": 2}}
 

@@ -153,7 +153,7 @@ def test_all_reduce_is_timed_and_clocks_are_read():
   assert abs(float(np.max(agreement._clock_times())) - time.time()) < 5
 
 
-class Few:
+class FewRecords:
   def __init__(self, words, broken=()):
     self.words, self.broken = words, broken
 
@@ -167,7 +167,7 @@ class Few:
 
 
 def test_data_version_depends_on_number_and_content_of_records():
-  version = agreement.data_version(Few("abcd"))
-  assert version.startswith("4 records, ") and version == agreement.data_version(Few("abcd"))
-  others = [Few("abcx"), Few("abcde"), Few("abcd", broken=(1,))]
+  version = agreement.data_version(FewRecords("abcd"))
+  assert version.startswith("4 records, ") and version == agreement.data_version(FewRecords("abcd"))
+  others = [FewRecords("abcx"), FewRecords("abcde"), FewRecords("abcd", broken=(1,))]
   assert len({version, *map(agreement.data_version, others)}) == 4

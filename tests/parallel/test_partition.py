@@ -128,7 +128,7 @@ def test_tensor_axis_that_divides_nothing_is_an_error():
     partition.state_shardings(tree, mesh_lib.make_mesh(1, 1, 8))
 
 
-def test_explained_lists_the_sharding_and_bytes_per_device():
+def test_description_lists_shardings_and_bytes_per_device():
   mesh = mesh_lib.make_mesh(2, 2, 2)
   tree = {
     "mlp": {"up": {"kernel": np.ones((2, 32, 128), np.float32)}},

@@ -21,7 +21,7 @@ def free_port():
     return s.getsockname()[1]
 
 
-def called(*calls, timeout=1.0, port=None):
+def roll_calls(*calls, timeout=1.0, port=None):
   """Errors raised by concurrent roll calls, "" for none; a call is (processes, process, facts)."""
   coordinator = f"127.0.0.1:{port or free_port()}"
 
@@ -37,7 +37,7 @@ def called(*calls, timeout=1.0, port=None):
 
 
 def test_processes_that_agree_continue():
-  assert called((3, 2, {"code": "a"}), (3, 0, {"code": "a"}), (3, 1, {"code": "a"})) == [""] * 3
+  assert roll_calls((3, 2, {"code": "a"}), (3, 0, {"code": "a"}), (3, 1, {"code": "a"})) == [""] * 3
 
 
 def test_process_0_may_start_last():
@@ -68,7 +68,7 @@ def test_other_connections_are_ignored():
 
   def late():
     thread.join()
-    return called((2, 1, {}), timeout=5, port=port)
+    return roll_calls((2, 1, {}), timeout=5, port=port)
 
   with ThreadPoolExecutor(1) as pool:
     other = pool.submit(late)
@@ -77,7 +77,7 @@ def test_other_connections_are_ignored():
 
 
 def test_process_with_different_code_is_named_on_all():
-  for one in called((2, 0, {"code": "a"}), (2, 1, {"code": "b"}), timeout=5):
+  for one in roll_calls((2, 0, {"code": "a"}), (2, 1, {"code": "b"}), timeout=5):
     assert "The processes differ in their code" in one
   reports = {i: {"host": f"h{i}", "code": code} for i, code in enumerate("aba")}
   assert rendezvous.describe_differences(reports) == (
@@ -93,7 +93,7 @@ def test_process_with_different_code_is_named_on_all():
 
 
 def test_missing_processes_are_named_on_all_others():
-  reports = called((4, 0, {}), (4, 2, {}), timeout=0.5)
+  reports = roll_calls((4, 0, {}), (4, 2, {}), timeout=0.5)
   host = socket.gethostname()
   for one in reports:
     assert one.startswith(
@@ -107,13 +107,13 @@ def test_only_the_first_eight_processes_are_listed():
 
 
 def test_missing_process_0_is_reported():
-  assert "Process 0 did not answer at 127.0.0.1:" in called((2, 1, {}), timeout=0.3)[0]
+  assert "Process 0 did not answer at 127.0.0.1:" in roll_calls((2, 1, {}), timeout=0.3)[0]
 
 
 def test_duplicate_index_and_different_count_are_reported():
-  reports = called((3, 0, {}), (3, 1, {}), (3, 1, {}), timeout=2)
+  reports = roll_calls((3, 0, {}), (3, 1, {}), (3, 1, {}), timeout=2)
   assert sum("Two processes claim index 1" in one for one in reports) >= 2
-  reports = called((3, 0, {}), (2, 1, {}), timeout=2)
+  reports = roll_calls((3, 0, {}), (2, 1, {}), timeout=2)
   assert all("differ in their number of processes" in one for one in reports)
 
 

@@ -230,7 +230,7 @@ def test_oblong_images_are_independent_of_each_other(name):
 
 
 @pytest.mark.parametrize("name", IMAGE_TOWERS)
-def test_patches_are_dropped_by_key_or_the_error_says_what_to_do(name):
+def test_patches_are_dropped_by_key_or_an_error_gives_the_fix(name):
   tower, image = randomised(IMAGE_TOWERS[name]), pixels(IMAGE_TOWERS[name])
   drop = jax.jit(lambda image, keys: tower(image, train=True, keep=0.5, key=keys))
   keys = jax.random.split(jax.random.key(0), 4)

@@ -17,7 +17,7 @@ from clip_jax.towers.vit import Vit
 from tiny import SIZE, batch, image_tower, learner
 
 
-def by_hand(image, cell, orientations):
+def histograms_by_loops(image, cell, orientations):
   """Histograms of one image, pixel by pixel."""
   H, W, _ = image.shape
   at = lambda y, x: image[min(max(y, 0), H - 1), min(max(x, 0), W - 1)].astype(float)
@@ -42,7 +42,7 @@ def by_hand(image, cell, orientations):
 def test_histograms_match_a_loop_over_pixels():
   image = np.random.default_rng(0).uniform(-1, 1, (24, 16, 3)).astype(np.float32)
   found = hog.histograms(jnp.asarray(image)[None], cell=4, orientations=9)[0]
-  np.testing.assert_allclose(found, by_hand(image, 4, 9), rtol=2e-4, atol=2e-5)
+  np.testing.assert_allclose(found, histograms_by_loops(image, 4, 9), rtol=2e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("direction, orientation", [((0, 1), 0), ((1, 0), 2), ((1, 1), 1)])
@@ -63,7 +63,9 @@ def test_features_are_edges_and_colours_of_each_cell():
   features = hog.Hog(image_size=(16, 24), dtype="float32")(image)
   assert features.shape == (2, 2 * 3 * 12)
   cells = np.asarray(features).reshape(2, 2, 3, 12)
-  np.testing.assert_allclose(cells[1, ..., :9], 4 * by_hand(image[1], 8, 9), rtol=2e-4, atol=1e-4)
+  np.testing.assert_allclose(
+    cells[1, ..., :9], 4 * histograms_by_loops(image[1], 8, 9), rtol=2e-4, atol=1e-4
+  )
   np.testing.assert_allclose(cells[1, 1, 2, 9:], 2 * image[1, 8:, 16:].mean((0, 1)), rtol=1e-4)
 
 

@@ -92,7 +92,7 @@ class Folder:
 
   def _read_table(self, table, image, text, fields):
     if not os.path.isfile(table):
-      there = [n for n in sorted(os.listdir(self.path)) if n.endswith(_TABLES)]
+      tables = [n for n in sorted(os.listdir(self.path)) if n.endswith(_TABLES)]
       raise UserError(
         f"There is no table {table}; the folder has "
         f"{_first(there) or 'no tables'}. Set captions to the name of a table, "

@@ -96,10 +96,10 @@ def _builder(name, data_dir):
     folder = os.path.expanduser(
       data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     )
-    there = sorted({*os.listdir(folder)} - {"downloads"}) if os.path.isdir(folder) else []
+    present = sorted({*os.listdir(folder)} - {"downloads"}) if os.path.isdir(folder) else []
     raise UserError(
-      f"No prepared data set {name!r} in {folder}, which contains {_list(there)}."
-      f"{did_you_mean(name, there)} Prepare it with: tfds build {name} "
+      f"No prepared data set {name!r} in {folder}, which contains {_list(present)}."
+      f"{did_you_mean(name, present)} Prepare it with: tfds build {name} "
       f"--file_format=array_record --data_dir={folder}. "
       "Or set data_dir to its parent folder, or set name to the folder of its dataset_info.json."
     ) from error

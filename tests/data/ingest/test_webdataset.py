@@ -159,7 +159,7 @@ def sparse(blocks):
   """Returns an old GNU sparse member with `blocks` further blocks of its map."""
   first = bytearray(header(tarfile.GNUTYPE_SPARSE, 0, "1.jpg"))
   first[386:482] = b"0" * 96
-  first[482] = 1  # The map goes on.
+  first[482] = 1  # The map continues.
   first[483:495] = b"%011o\0" % 0
   first[148:156] = b"%06o\0 " % (sum(first[:148]) + sum(first[156:]) + 8 * 32)
   return bytes(first) + (b"0" * 504 + b"\1" + bytes(7)) * blocks
@@ -177,7 +177,7 @@ LARGE_HEADERS = {
 
 
 class Endless(io.RawIOBase):
-  """A file that goes on with zeros for as long as it is read, and notes the largest read."""
+  """An endless file of zeros that records the largest read."""
 
   def __init__(self, start):
     self._start, self.total = io.BytesIO(start), 0
