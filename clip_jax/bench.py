@@ -33,8 +33,9 @@ BENCHES = ("step", "loss", "data", "checkpoint")
 
 def main(arguments: list[str]) -> int:
   """Runs the command and returns its exit code."""
-  from clip_jax.cli.flags import parse
+  from clip_jax.cli.flags import check_output, parse
   from clip_jax.errors import UserError
+  from clip_jax.files import write_atomically
 
   if not arguments or arguments[0].startswith("-"):
     arguments = ["", *arguments]
@@ -49,6 +50,7 @@ def main(arguments: list[str]) -> int:
     )
   if flags.profile and what not in ("step", "all"):
     raise UserError(f"--profile applies to bench step, not to bench {what}. Leave it out.")
+  check_output(flags.json, "--json")
   from clip_jax.benches.machine import machine
 
   print(f"machine: {machine()}\n")
@@ -57,10 +59,8 @@ def main(arguments: list[str]) -> int:
     numbers[name] = measure(name, flags)
     print(format_numbers(name, numbers[name]) + "\n")
   if flags.json:
-    with open(flags.json, "w") as f:
-      json.dump(
-        {"machine": machine(), **(numbers if what == "all" else numbers[what])}, f, indent=2
-      )
+    content = {"machine": machine(), **(numbers if what == "all" else numbers[what])}
+    write_atomically(flags.json, json.dumps(content, indent=2) + "\n")
   return 0
 
 

@@ -38,7 +38,7 @@ Exit codes: 0 done, 2 a mistake in the command, 130 stopped by Ctrl-C, 1 any oth
 
 def main(arguments: list[str]) -> int:
   """Runs the command and returns its exit code."""
-  from clip_jax.cli.flags import parse
+  from clip_jax.cli.flags import check_output, parse
   from clip_jax.errors import UserError
 
   has_suite = any(a.startswith(("--suite=", "--suite.")) for a in arguments)
@@ -69,8 +69,7 @@ def main(arguments: list[str]) -> int:
       "Nothing to evaluate. Set --suite=FILE, --classification=DIR or "
       "--retrieval=F.jsonl, as in --suite=configs/evaluations/openclipart.py."
     )
-  if flags.out:
-    _writable(flags.out)
+  check_output(flags.out, "--out")
   from clip_jax.parallel import rendezvous
 
   rendezvous.start(flags.coordinator, flags.processes, flags.process)
@@ -198,6 +197,7 @@ def report(context: Any, where: str, out: str | None) -> None:
 
   import clip_jax
   from clip_jax.cli.formatting import number, table
+  from clip_jax.files import write_atomically
   from clip_jax.inference.similarity import model_fingerprint
 
   cache, rows = context.embedder, []
@@ -242,9 +242,7 @@ def report(context: Any, where: str, out: str | None) -> None:
         for name, result in context.results.items()
       },
     }
-    with open(out, "w", encoding="utf-8") as f:
-      json.dump(_plain(record), f, indent=2, allow_nan=False)
-      f.write("\n")
+    write_atomically(out, json.dumps(_plain(record), indent=2, allow_nan=False) + "\n")
     print(f"details in {out}")
 
 
@@ -257,19 +255,6 @@ def _plain(value):
   if isinstance(value, (list, tuple)):
     return [_plain(v) for v in value]
   return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _writable(out: str) -> None:
-  """Raises a UserError unless `out` is writable, before an evaluation that may take hours."""
-  from clip_jax.errors import UserError
-
-  try:
-    with open(out, "a", encoding="utf-8"):
-      pass
-  except OSError as error:
-    raise UserError(
-      f"--out={out} cannot be written: {error.strerror}. Choose another file."
-    ) from error
 
 
 if __name__ == "__main__":

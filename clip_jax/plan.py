@@ -32,8 +32,9 @@ Exit codes: 0 done, 2 a mistake in the command, 130 stopped by Ctrl-C, 1 any oth
 def main(arguments: list[str]) -> int:
   """Runs the command and returns its exit code."""
   os.environ["JAX_PLATFORMS"] = "cpu"  # Planning needs no accelerator, and must not reserve one.
-  from clip_jax.cli.flags import parse
+  from clip_jax.cli.flags import check_output, parse
   from clip_jax.errors import UserError
+  from clip_jax.files import write_atomically
 
   flags = parse(
     arguments,
@@ -47,6 +48,7 @@ def main(arguments: list[str]) -> int:
       "--topology is missing. Set --topology=CHIP:SIDES, as in --topology=v5e:16x16, "
       "or --topology=all."
     )
+  check_output(flags.json, "--json")
   images = _number(flags.images_per_core)
   from clip_jax.planning.chips import COMPARED_TOPOLOGIES, parse_topology
 
@@ -65,8 +67,7 @@ def main(arguments: list[str]) -> int:
     else _planned(flags.config, topologies[0], images)
   )
   if flags.json:
-    with open(flags.json, "w") as f:
-      json.dump(plans, f, indent=2)
+    write_atomically(flags.json, json.dumps(plans, indent=2) + "\n")
   return 0
 
 

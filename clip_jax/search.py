@@ -33,7 +33,7 @@ Exit codes: 0 done, 2 a mistake in the command, 130 stopped by Ctrl-C, 1 any oth
 
 def main(arguments: list[str]) -> int:
   """Runs the command; returns its exit code."""
-  from clip_jax.cli.flags import parse, whole
+  from clip_jax.cli.flags import check_output, parse, whole
   from clip_jax.errors import UserError
 
   words = [a for a in arguments if not a.startswith("-")]
@@ -64,18 +64,17 @@ def main(arguments: list[str]) -> int:
     )
   top, port = whole(flags.top, "--top", 20), whole(flags.port, "--port", 8000, at_least=0)
   query = read(flags.query_image) if flags.query_image else None
+  sheet_format = image_format(flags.contact_sheet) if flags.contact_sheet else None
+  check_output(flags.contact_sheet, "--contact_sheet")
 
+  from clip_jax.cli.formatting import printable
   from clip_jax.inference.image_index import build_index
   from clip_jax.inference.loading import load
   from clip_jax.inference.similarity import model_fingerprint
 
   embedder = load(where, trust=tuple(filter(None, (flags.trust or "").split(","))))
   found = build_index(embedder, model_fingerprint(embedder.model), flags.images, print)
-  if found.unreadable:
-    print(
-      f"{len(found.unreadable):,} files cannot be read and are skipped: "
-      f"{', '.join(found.unreadable[:5])}{', ...' if len(found.unreadable) > 5 else ''}"
-    )
+  report_skipped(found)
   by_text = lambda text: found.nearest(embedder.encode_text([text])[0], top)
   by_image = lambda image: found.nearest(embedder.encode_image([image])[0], top)
   if flags.serve:
@@ -84,19 +83,55 @@ def main(arguments: list[str]) -> int:
   best = by_image(query) if query else by_text(" ".join(words))
   paths = found.paths()
   for k, score in best:
-    print(f"{score:.4f}  {paths[k]}")
+    print(f"{score:.4f}  {printable(paths[k])}")
   if flags.contact_sheet:
-    from pathlib import Path
-
+    from clip_jax.data.decode import MAX_BYTES
+    from clip_jax.data.untrusted import read_regular
+    from clip_jax.files import atomic_write
     from clip_jax.inference.contact_sheet import contact_sheet
 
-    contact_sheet(
-      [Path(paths[k]).read_bytes() for k, _ in best],
+    sheet = contact_sheet(
+      [read_regular(paths[k], MAX_BYTES) for k, _ in best],
       [f"{score:.3f}" for _, score in best],
       title=" ".join(words) or f"like {flags.query_image}",
-    ).save(flags.contact_sheet)
+    )
+    with atomic_write(flags.contact_sheet, "wb") as file:
+      sheet.save(file, sheet_format)
     print(f"Saved the contact sheet to {flags.contact_sheet}.")
   return 0
+
+
+def report_skipped(found: Any) -> None:
+  """Prints how many images of the folder are not searched, and why."""
+  from clip_jax.cli.formatting import printable
+  from clip_jax.data.folder_walk import describe
+
+  if found.unreadable:
+    print(
+      f"{len(found.unreadable):,} files cannot be read and are skipped: "
+      f"{', '.join(map(printable, found.unreadable[:5]))}"
+      f"{', ...' if len(found.unreadable) > 5 else ''}"
+    )
+  if found.skipped:
+    print(f"The folder: {describe(found.skipped)}.")
+
+
+def image_format(path: str) -> str:
+  """Returns Pillow's name of the format that the ending of a path stands for.
+
+  Raises:
+    UserError: the ending is not that of an image file.
+  """
+  import os
+
+  from PIL import Image
+
+  from clip_jax.errors import UserError
+
+  found = Image.registered_extensions().get(os.path.splitext(path)[1].lower())
+  if found not in Image.SAVE:
+    raise UserError(f"--contact_sheet={path} does not end like an image file, as in found.png.")
+  return found
 
 
 def read(path: str) -> bytes:
@@ -105,15 +140,15 @@ def read(path: str) -> bytes:
   Raises:
     UserError: the file is missing or not a readable image.
   """
-  from clip_jax.data.decode import UnreadableImage, decode
+  from clip_jax.data.decode import MAX_BYTES, UnreadableImage, decode
+  from clip_jax.data.untrusted import read_regular
   from clip_jax.errors import UserError
 
   try:
-    with open(path, "rb") as f:
-      content = f.read()
+    content = read_regular(path, MAX_BYTES)
     decode(content)
   except OSError as e:
-    raise UserError(f"--query_image={path} cannot be opened: {e.strerror}.") from e
+    raise UserError(f"--query_image={path} cannot be opened: {e.strerror or e}.") from e
   except UnreadableImage as e:
     raise UserError(f"--query_image={path} is not a readable image: {e}") from e
   return content

@@ -186,7 +186,7 @@ def test_a_rerun_writes_only_missing_truncated_or_changed_shards(tars, tmp_path,
   (out / "manifest.json").unlink()
   (out / "records-00000-of-00004.json").unlink()
   os.truncate(out / "records-00002-of-00004.array_record", 1000)
-  (out / ".records-00002-of-00004.elsewhere-1").write_bytes(b"half")
+  (out / ".records-00002-of-00004.array_record.0123abcd.tmp").write_bytes(b"half")
   run(*again)
   assert made == [0, 2] and content(out) == whole
   tar(tars / "00003.tar", pair(7))

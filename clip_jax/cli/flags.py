@@ -12,6 +12,7 @@ from clip_jax.cli.config_files import resolve
 from clip_jax.cli.local_paths import expand_home, local_path
 from clip_jax.cli.suggest import did_you_mean
 from clip_jax.errors import UserError
+from clip_jax.files import check_writable
 
 # Flags with a path to write to, which may not be a URL.
 OUTPUTS = ("workdir", "out", "json", "profile", "contact_sheet", "tokenizer")
@@ -137,6 +138,21 @@ def _readable(error: Exception, arguments: list[str]) -> str:
   if not lacks and isinstance(error, (AttributeError, KeyError)) and message.isidentifier():
     return f"The config has no {message!r}. --print shows the names that it has."
   return f"The config has no {lacks[1]!r}. {lacks[2]}?" if lacks else message
+
+
+def check_output(path: str | None, flag: str) -> None:
+  """Checks that an output file can be written, before work that may take hours.
+
+  Raises:
+    UserError: it cannot.
+  """
+  if path:
+    try:
+      check_writable(path)
+    except OSError as error:
+      raise UserError(
+        f"{flag}={path} cannot be written: {error.strerror}. Choose another file."
+      ) from error
 
 
 def shard(text: str | None) -> tuple[int, int]:

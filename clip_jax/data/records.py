@@ -1,11 +1,11 @@
 """Reads and writes ArrayRecord shards, the random-access format of prepared data sets."""
 
 import bisect
+from collections import Counter
 from collections.abc import Iterable, Mapping
 import concurrent.futures
 import glob
 import itertools
-import json
 import os
 import re
 import threading
@@ -14,13 +14,19 @@ from typing import Any
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 import msgpack
 
+from clip_jax.cli.formatting import printable
 from clip_jax.cli.values import FilePath, checked
 from clip_jax.data import paths
+from clip_jax.data.folder_walk import entries, warn_skipped
 from clip_jax.data.selection import record_number
+from clip_jax.data.untrusted import MAX_JSON, parse_json
 from clip_jax.errors import UserError
+from clip_jax.files import TEMPORARY, atomic_path
 
 # For random access: no read-ahead, and a buffer of about the size of one record.
 _OPTIONS = dict(options="readahead_buffer_size:0", file_reader_buffer_size=32768)
+_REWRITE = "Write it again, or delete it."
+_MOST = 2**40  # Records of a shard, so that their sum is a valid length.
 
 
 @checked
@@ -83,8 +89,8 @@ class ArrayRecord:
     Raises:
       UserError: a checksum is missing, or shards do not match theirs.
     """
-    sums = {shard["file"]: shard["sha256"] for shard in self.manifest.get("shards", ())}
-    unknown = [file for file in self.files if os.path.basename(file) not in sums]
+    sums = {shard["file"]: shard.get("sha256") for shard in self.manifest.get("shards", ())}
+    unknown = [file for file in self.files if not sums.get(os.path.basename(file))]
     if unknown:
       raise UserError(
         f"{unknown[0]} has no checksum: no manifest.json in its folder lists it. "
@@ -125,20 +131,15 @@ def write(records: Iterable[Mapping[str, Any]], path: str, *, compression: str =
   """
   # One record per group, because ArrayRecord reads and decompresses whole groups. It also pads
   # files to a multiple of 64 kB, which no option prevents.
-  partial = f"{path}.partial"
-  writer = ArrayRecordWriter(partial, f"group_size:1,{compression or 'uncompressed'}")
   count = 0
-  try:
-    for record in records:
-      writer.write(msgpack.packb(record))
-      count += 1
-    writer.close()
-    os.replace(partial, path)
-  finally:
-    if writer.is_open():
+  with atomic_path(path) as temporary:
+    writer = ArrayRecordWriter(str(temporary), f"group_size:1,{compression or 'uncompressed'}")
+    try:
+      for record in records:
+        writer.write(msgpack.packb(record))
+        count += 1
+    finally:
       writer.close()
-    if os.path.exists(partial):
-      os.remove(partial)
   return count
 
 
@@ -147,12 +148,18 @@ def _shards(path):
   if "://" in path:
     return _remote_shards(path)
   if os.path.isdir(path):
-    pattern = os.path.join(glob.escape(path), "*.array_record*")
-    files = sorted(f for f in glob.glob(pattern) if not f.endswith(".partial"))
+    skipped = Counter()
+    files = [
+      entry.path
+      for entry in entries(path, os.path.realpath(path), skipped, suffixes=("",))
+      if ".array_record" in entry.name and not entry.name.endswith((".partial", TEMPORARY))
+    ]
+    warn_skipped(path, skipped, f"Note: {paths.FOLLOW_LINKS}.")
     if not files:
       entries = sorted(os.listdir(path))[:5]
       raise UserError(
-        f"No *.array_record files in {path}, which contains {', '.join(entries) or 'nothing'}. "
+        f"No *.array_record files in {path}, which contains "
+        f"{', '.join(map(printable, there)) or 'nothing'}. "
         "Write some with python -m clip_jax.prepare, or pass a pattern that matches the files."
       )
     _check_complete(files)
@@ -176,7 +183,7 @@ def _remote_shards(path):
   files = [f"{scheme}://{file}" for file in paths.matching(path)[1]]
   if files == [path] or any(c in path for c in "*?["):
     return files
-  files = [f for f in files if ".array_record" in f and not f.endswith(".partial")]
+  files = [f for f in files if ".array_record" in f and not f.endswith((".partial", TEMPORARY))]
   if not files:
     raise UserError(
       f"No *.array_record files in {path}. Write some with python -m "
@@ -208,15 +215,29 @@ def _check_complete(files):
 
 
 def _manifest(folder):
+  """Returns the checked content of manifest.json; {} if there is none."""
+  where = os.path.join(folder, "manifest.json")
   try:
-    with paths.opened(os.path.join(folder, "manifest.json")) as f:
-      return json.loads(f.read())
+    with paths.opened(where) as f:
+      content = f.read(MAX_JSON + 1)
   except FileNotFoundError:
     return {}
-  except ValueError as error:
-    raise UserError(
-      f"{folder}/manifest.json is not JSON: {error}. Write it again or delete it."
-    ) from error
+  except OSError as error:
+    raise UserError(f"{where} cannot be read: {error}. {_REWRITE}") from error
+  manifest = parse_json(content, where, dict, _REWRITE)
+  shards = manifest.get("shards", [])
+  if not isinstance(shards, list):
+    raise UserError(f"{where}: shards is a {type(shards).__name__}, not a list. {_REWRITE}")
+  for i, shard in enumerate(shards):
+    if not isinstance(shard, dict) or not isinstance(shard.get("file"), str):
+      raise UserError(f"{where}: shard {i} is {shard!r:.60}, without a file name. {_REWRITE}")
+    for name in ("records", "bytes"):
+      count = shard.get(name)
+      if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count < _MOST:
+        raise UserError(f"{where}: {name} of shard {i} is {count!r:.60}, not a count. {_REWRITE}")
+    if not isinstance(shard.get("sha256", ""), str):
+      raise UserError(f"{where}: the sha256 of shard {i} is not a string. {_REWRITE}")
+  return manifest
 
 
 def _count(file, listed):

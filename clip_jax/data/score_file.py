@@ -14,9 +14,13 @@ import zipfile
 
 import numpy as np
 
+from clip_jax.data.npz_file import read_member
+from clip_jax.data.untrusted import open_regular
 from clip_jax.errors import UserError
+from clip_jax.files import atomic_path
 from clip_jax.interfaces import Source
 
+_LARGEST_HEADER = 2**20  # Bytes.
 _PROBES = 64  # Records that a fingerprint reads.
 
 
@@ -70,11 +74,10 @@ def write_scores(
     "records": len(source),
     "source_fingerprint": fingerprint(source),
   }
-  partial = f"{path}.{os.getpid()}.partial"
   pieces = [scores] if isinstance(scores, np.ndarray) else scores
   written = 0
-  try:
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as file:  # Uncompressed, for mmap.
+  with atomic_path(path) as temporary:
+    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as file:  # Uncompressed, for mmap.
       with file.open("header.npy", "w") as f:
         np.lib.format.write_array(f, np.array(json.dumps(header)))
       with file.open("score.npy", "w", force_zip64=True) as f:
@@ -89,10 +92,6 @@ def write_scores(
         f"{written:,} scores for {len(source):,} records of {type(source).__name__}. "
         "Give one score per record, NaN where there is none."
       )
-    os.replace(partial, path)
-  finally:
-    if os.path.exists(partial):
-      os.remove(partial)
 
 
 def read_scores(path: str | os.PathLike) -> tuple[np.ndarray, dict[str, Any]]:
@@ -106,29 +105,43 @@ def read_scores(path: str | os.PathLike) -> tuple[np.ndarray, dict[str, Any]]:
   """
   path = os.fspath(path)
   try:
-    with zipfile.ZipFile(path) as file:
-      with file.open("header.npy") as f:
-        header = json.loads(str(np.lib.format.read_array(f)))
-      member = file.getinfo("score.npy")
-    with open(path, "rb") as f:
-      # Skip the zip member's 30-byte local header, then the file name and the extra field; bytes 26
-      # to 30 of the header hold their lengths.
-      f.seek(member.header_offset + 26)
-      f.seek(sum(np.frombuffer(f.read(4), "<u2").tolist()), os.SEEK_CUR)
-      np.lib.format.read_magic(f)
-      shape, _, dtype = np.lib.format.read_array_header_1_0(f)
-      start = f.tell()
+    with open_regular(path) as f:
+      header, start, dtype, shape = _layout(f)
     scores = np.memmap(path, dtype, "r", start, shape)
-    if scores.ndim != 1 or dtype != np.float32 or len(scores) != header["records"]:
-      raise ValueError(f"it holds {dtype} {shape}")
     return scores, header
   except FileNotFoundError:
     raise UserError(
       f"No score file at {path}. Write one with python -m clip_jax.score "
       f"--model=MODEL --source=... --out={path}."
     ) from None
-  except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+  except Exception as error:  # The libraries raise many kinds of errors for damaged files.
     raise UserError(
       f"{path} is damaged or not a score file: {error}. Write it again with "
       "python -m clip_jax.score or clip_jax.data.write_scores."
     ) from error
+
+
+def _layout(file):
+  """Returns the checked header, and where and what the scores are."""
+  with zipfile.ZipFile(file) as archive:
+    info, member = archive.getinfo("header.npy"), archive.getinfo("score.npy")
+    if info.file_size > _LARGEST_HEADER:
+      raise ValueError(f"its header has {info.file_size:,} bytes")
+    header = json.loads(str(read_member(archive, info)))
+  wanted = {"records": int, "source": str, "source_fingerprint": str}
+  wrong = [name for name, kind in wanted.items() if type(header.get(name)) is not kind]
+  if wrong:
+    raise ValueError(f"its header lacks {', '.join(wrong)}")
+  if member.compress_type != zipfile.ZIP_STORED:
+    raise ValueError("its scores are compressed")
+  # Skip the zip member's 30-byte local header, then the file name and the extra field; bytes 26
+  # to 30 of the header hold their lengths.
+  file.seek(member.header_offset + 26)
+  file.seek(sum(np.frombuffer(file.read(4), "<u2").tolist()), os.SEEK_CUR)
+  begin = file.tell()
+  np.lib.format.read_magic(file)
+  shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+  size = file.tell() - begin + header["records"] * dtype.itemsize
+  if dtype != np.float32 or shape != (header["records"],) or size != member.file_size:
+    raise ValueError(f"it holds {dtype} {shape}")
+  return header, file.tell(), dtype, shape

@@ -8,11 +8,13 @@ import io
 import pathlib
 from typing import Annotated, Any
 
-from clip_jax.cli.values import ContextLength, FilePath, Range, checked
-from clip_jax.errors import UserError
 import numpy as np
 import sentencepiece
 import tokenizers
+
+from clip_jax.cli.values import ContextLength, FilePath, Range, checked
+from clip_jax.errors import UserError
+from clip_jax.files import write_atomically
 
 # (n, max_tokens) -> indices of the `max_tokens` pieces to keep, for a text of n > max_tokens pieces.
 Keep = Callable[[int, int], Sequence[int]]
@@ -174,8 +176,7 @@ def train_sentencepiece(texts: Iterable[str], path: str, pieces: int = 4096) -> 
       f"SentencePiece cannot train {pieces} pieces: {error}. Set another number of "
       "pieces, and check that the source has texts."
     ) from error
-  with open(path, "wb") as f:
-    f.write(model.getvalue())
+  write_atomically(path, model.getvalue())
   return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).vocab_size()
 
 

@@ -1,20 +1,24 @@
 """Embeds the images of a folder and caches the embeddings."""
 
-from collections.abc import Callable
-from contextlib import closing
+from collections import Counter
+from collections.abc import Callable, Mapping
+import contextlib
 import hashlib
-import os
 from pathlib import Path
-import zipfile
 
 import numpy as np
 
 from clip_jax.cli.cache import caches
+from clip_jax.cli.formatting import printable
 from clip_jax.cli.progress import Progress
-from clip_jax.data.decode import UnreadableImage
+from clip_jax.data.decode import MAX_BYTES, UnreadableImage
+from clip_jax.data.folder_walk import describe, walk
+from clip_jax.data.npz_file import read_npz
 from clip_jax.data.read_ahead import batched, map_ahead
 from clip_jax.data.sources.folder import IMAGES
+from clip_jax.data.untrusted import read_regular
 from clip_jax.errors import UserError
+from clip_jax.files import atomic_write
 from clip_jax.inference.embedder import Embedder
 
 _BLOCK = 1024  # Images between two saves, the most that an interrupted run has to recompute.
@@ -28,10 +32,20 @@ class ImageIndex:
     names: paths of the images relative to the folder, sorted.
     z: embeddings, float32 [n, E], of unit length.
     unreadable: names of image files that cannot be read.
+    skipped: number of images that were skipped because they are links out of the folder or no
+      regular files, by reason; see `folder_walk`.
   """
 
-  def __init__(self, folder: Path, names: list[str], z: np.ndarray, unreadable: list[str]):
+  def __init__(
+    self,
+    folder: Path,
+    names: list[str],
+    z: np.ndarray,
+    unreadable: list[str],
+    skipped: Mapping[str, int],
+  ):
     self.folder, self.names, self.z, self.unreadable = folder, names, z, unreadable
+    self.skipped = skipped
 
   def nearest(self, z: np.ndarray, top: int) -> list[tuple[int, float]]:
     """Returns (index, cosine) of the `top` images nearest to float32 [E], best first."""
@@ -64,9 +78,12 @@ def build_index(
   folder = Path(folder).absolute()
   if not folder.is_dir():
     raise UserError(f"There is no folder {folder}. Set --images to a folder of images.")
-  there = _pictures(folder)
+  there, skipped = _pictures(folder)
   if not there:
-    raise UserError(f"{folder} and its subfolders have no images; looked for {', '.join(IMAGES)}.")
+    raise UserError(
+      f"{folder} and its subfolders have no images; looked for {', '.join(IMAGES)}."
+      + (f" ({describe(skipped)})" if skipped else "")
+    )
   name = hashlib.sha256(f"{folder}\n{fingerprint}".encode()).hexdigest()[:16]
   file = caches() / "indexes" / f"{name}.npz"
   known = _read(file)
@@ -85,25 +102,24 @@ def build_index(
   if not good:
     raise UserError(
       f"None of the {len(there):,} images in {folder} can be read: "
-      f"{', '.join(unreadable[:5])}{', ...' if len(unreadable) > 5 else ''}."
+      f"{', '.join(map(printable, unreadable[:5]))}{', ...' if len(unreadable) > 5 else ''}."
     )
-  return ImageIndex(folder, good, np.stack([known[name][1] for name in good]), unreadable)
+  return ImageIndex(folder, good, np.stack([known[name][1] for name in good]), unreadable, skipped)
 
 
-def _pictures(folder: Path) -> dict[str, tuple[int, int]]:
-  """Returns (bytes, modification time in ns) of each image by its path relative to the folder."""
-  found = {}
-  for at, folders, files in os.walk(folder):
-    folders[:] = sorted(name for name in folders if not name.startswith("."))
-    for name in files:
-      if name.lower().endswith(IMAGES) and not name.startswith("."):
-        path = Path(at, name)
-        try:
-          stat = path.stat()
-        except OSError:  # A dangling link, or deleted since it was listed.
-          continue
-        found[str(path.relative_to(folder))] = (stat.st_size, stat.st_mtime_ns)
-  return dict(sorted(found.items()))
+def _pictures(folder: Path) -> tuple[dict[str, tuple[int, int]], Counter]:
+  """Lists the images of a folder.
+
+  Returns:
+    ((bytes, modification time in ns) of each image by its path relative to the folder; number of
+    skipped images by reason).
+  """
+  found, (names, skipped) = {}, walk(str(folder), IMAGES)
+  for name in names:
+    with contextlib.suppress(OSError):  # Deleted since it was listed.
+      stat = (folder / name).stat()
+      found[name] = (stat.st_size, stat.st_mtime_ns)
+  return found, skipped
 
 
 def _embedded(embedder, folder, names):
@@ -111,12 +127,14 @@ def _embedded(embedder, folder, names):
 
   def read(name):
     try:
-      return embedder.preprocess((folder / name).read_bytes())
+      return embedder.preprocess(read_regular(folder / name, MAX_BYTES))
     except (OSError, UnreadableImage):
       return None
 
   found = []
-  with closing(map_ahead(read, names, threads=embedder.threads, ahead=embedder.batch_size)) as made:
+  with contextlib.closing(
+    map_ahead(read, names, threads=embedder.threads, ahead=embedder.batch_size)
+  ) as made:
     for images in batched(made, embedder.batch_size):
       readable = [image for image in images if image is not None]
       z = iter(embedder.encode_share(np.stack(readable))[1] if readable else ())
@@ -127,14 +145,18 @@ def _embedded(embedder, folder, names):
 def _read(file: Path) -> dict[str, tuple]:
   """Reads (stamp, embedding or None) by name as written by `_write`; {} if the file is damaged."""
   try:
-    with np.load(file) as stored:
-      names, stamps, z = (stored[key] for key in ("names", "stamps", "z"))
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    stored = read_npz(file, lambda _: ("names", "stamps", "z"))
+    names, stamps, z = stored["names"], stored["stamps"], stored["z"]
+    if not (names.dtype.kind == "U" and stamps.dtype == np.int64 and z.dtype == np.float32):
+      return {}
+    if not (names.shape == z.shape[:1] and stamps.shape == (len(names), 2) and z.ndim == 2):
+      return {}
+    return {
+      str(name): (tuple(map(int, stamp)), None if np.isnan(row[0]) else row)
+      for name, stamp, row in zip(names, stamps, z)
+    }
+  except (OSError, ValueError, IndexError):
     return {}
-  return {
-    str(name): (tuple(map(int, stamp)), None if np.isnan(row[0]) else row)
-    for name, stamp, row in zip(names, stamps, z)
-  }
 
 
 def _write(file: Path, known: dict[str, tuple]) -> None:
@@ -142,11 +164,10 @@ def _write(file: Path, known: dict[str, tuple]) -> None:
   file.parent.mkdir(parents=True, exist_ok=True)
   width = next((len(z) for _, z in known.values() if z is not None), 1)
   missing = np.full(width, np.nan, np.float32)
-  temporary = file.with_suffix(".new.npz")
-  np.savez(
-    temporary,
-    names=np.array(list(known)),
-    stamps=np.array([stamp for stamp, _ in known.values()], np.int64),
-    z=np.stack([missing if z is None else z for _, z in known.values()]),
-  )
-  os.replace(temporary, file)
+  with atomic_write(file, "wb") as f:
+    np.savez(
+      f,
+      names=np.array(list(known)),
+      stamps=np.array([stamp for stamp, _ in known.values()], np.int64),
+      z=np.stack([missing if z is None else z for _, z in known.values()]),
+    )

@@ -5,7 +5,6 @@ from contextlib import closing
 import hashlib
 from itertools import chain, islice
 import json
-import os
 from pathlib import Path
 import shutil
 
@@ -16,6 +15,7 @@ from clip_jax.cli.progress import Progress
 from clip_jax.data.read_ahead import batched, map_ahead
 from clip_jax.data.score_file import fingerprint, read_scores, write_scores
 from clip_jax.errors import UserError
+from clip_jax.files import atomic_write, write_atomically
 from clip_jax.inference.embedder import Embedder
 from clip_jax.interfaces import Source
 from clip_jax.parallel.tree_paths import leaves_by_name
@@ -176,9 +176,7 @@ def _begin(parts, wanted):
   try:
     parts.mkdir(parents=True, exist_ok=True)
     if not plan.exists():
-      temporary = plan.with_suffix(f".{os.getpid()}")
-      temporary.write_text(json.dumps(wanted))
-      os.replace(temporary, plan)
+      write_atomically(plan, json.dumps(wanted))
   except OSError as error:
     raise UserError(
       f"Cannot write to {parts}: {error.strerror}. Set --out to another file."
@@ -207,12 +205,8 @@ def _check_same(there, wanted, what):
 
 def _save(file, scores):
   """Writes one chunk atomically."""
-  temporary = file.with_name(f"{file.name}.{os.getpid()}")
-  with open(temporary, "wb") as f:
+  with atomic_write(file, "wb") as f:
     np.save(f, scores)
-    f.flush()
-    os.fsync(f.fileno())
-  os.replace(temporary, file)
 
 
 def _together(files, out, parts, source, facts, say):

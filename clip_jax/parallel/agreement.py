@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from clip_jax.errors import UserError
+from clip_jax.files import write_atomically
 from clip_jax.parallel.jax_private import coordination_client
 from clip_jax.parallel.rendezvous import (
   describe_differences,
@@ -77,7 +78,7 @@ def check_agreement(
     return []
   token, file = secrets.token_hex(8), workdir / ".bring-up"
   if jax.process_index() == 0:
-    file.write_text(token)
+    write_atomically(file, token)
   token = all_gather_objects({"token": token})[0]["token"]
   seen = "shared" if _file_contains(file, token) else "not that of process 0"
   mine = facts()

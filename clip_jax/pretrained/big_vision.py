@@ -5,15 +5,16 @@ Source: models/vit.py and models/proj/image_text/{text_transformer,two_towers}.p
 
 import math
 from pathlib import Path
-import zipfile
 
 import numpy as np
 
 from clip_jax.config import call
 from clip_jax.data.checkpoint_tokenizer import MissingTokenizer
+from clip_jax.data.npz_file import UnreadableNpz, read_npz
 from clip_jax.data.resize_then_crop import ResizeThenCrop
 from clip_jax.data.tokenizer import SentencePiece
 from clip_jax.errors import UserError
+from clip_jax.files import atomic_write
 from clip_jax.model.two_towers import TwoTowers
 from clip_jax.pretrained import model_bundle
 from clip_jax.pretrained.model_bundle import ModelBundle, complete_spec, part_name, require
@@ -123,14 +124,15 @@ def read(path: Path) -> ModelBundle:
 def _arrays(path):
   """Returns the arrays below "params/" by path, with stacked blocks split into single ones."""
   try:
-    with np.load(path, allow_pickle=False) as file:
-      names = [name for name in file.files if name.startswith("params/")] or file.files
-      arrays = {name.removeprefix("params/"): file[name] for name in names}
-  except (ValueError, OSError, zipfile.BadZipFile) as error:
+    arrays = read_npz(
+      path, lambda names: [name for name in names if name.startswith("params/")] or names
+    )
+  except (UnreadableNpz, OSError) as error:
     raise UserError(f"{path} is not an .npz file of plain arrays: {error}") from error
   out = {}
   for name, x in arrays.items():
-    if "/encoderblock/" in name:
+    name = name.removeprefix("params/")
+    if "/encoderblock/" in name and x.ndim:
       for i, block in enumerate(x):
         out[name.replace("/encoderblock/", f"/encoderblock_{i}/")] = block
     else:
@@ -154,6 +156,8 @@ def _model(arrays, where):
   def shape(name, axis=0):
     if name not in arrays:
       raise UserError(f"{where} is not a big_vision two-tower model: it lacks {name}.")
+    if arrays[name].ndim <= axis:
+      raise UserError(f"{where}: {name} has the shape {arrays[name].shape}.")
     return arrays[name].shape[axis]
 
   def sizes(prefix):
@@ -226,5 +230,5 @@ def write(saved: ModelBundle, path: Path) -> None:
     if model[f"{name}_projection"] == "linear":
       arrays[f"{tower}/head/bias"] = np.zeros(model.embed_dim, np.float32)
   path.parent.mkdir(parents=True, exist_ok=True)
-  with open(path, "wb") as f:
+  with atomic_write(path, "wb") as f:
     np.savez(f, allow_pickle=False, **{f"params/{name}": x for name, x in arrays.items()})

@@ -14,7 +14,9 @@ import numpy as np
 from clip_jax.config import build, call, function, short_name
 from clip_jax.data.crops import Resize
 from clip_jax.data.resize_then_crop import ResizeThenCrop
+from clip_jax.data.untrusted import read_json
 from clip_jax.errors import UserError
+from clip_jax.files import write_atomically
 from clip_jax.interfaces import Tokenizer
 from clip_jax.model.learner import split_state
 from clip_jax.model.two_towers import TwoTowers
@@ -68,6 +70,12 @@ def read(
     UserError: arrays are missing, unexpected or misshapen.
   """
   _, params, stats = split_state(abstract_model(model))
+  needed = sum(x.size for x in jax.tree.leaves((params, stats)))
+  if needed > 2 * sum(x.size for x in arrays.values()) + 2**20:
+    raise UserError(
+      f"The config of {where} describes a model of {needed:,} parameters, but the file holds "
+      f"{sum(x.size for x in arrays.values()):,}. Download both again."
+    )
   empty = lambda tree: jax.tree.map(lambda x: np.empty(x.shape, x.dtype), tree)
   params, stats = empty(params), empty(stats)
   scalars = {"log_scale": np.zeros((), np.float32), "bias": np.zeros((), np.float32)}
@@ -80,6 +88,8 @@ def read(
     where,
     ignored=ignored,
   )
+  if not -80 < scalars["log_scale"] < 80:
+    raise UserError(f"{where}: the logarithm of the logit scale is {scalars['log_scale']}.")
   return ModelBundle(
     model,
     params,
@@ -165,14 +175,11 @@ def load_json(path: Path) -> dict:
   """Returns the content of a JSON file.
 
   Raises:
-    UserError: the file is truncated or otherwise not JSON.
+    UserError: the file is too large, truncated or otherwise not a JSON object.
   """
-  try:
-    return json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise UserError(f"{path} is not JSON: {error}. Download it again.") from error
+  return read_json(path, dict, "Download it again.")
 
 
 def save_json(path: Path, value: Any) -> None:
   """Writes a value to an indented JSON file."""
-  path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+  write_atomically(path, json.dumps(value, indent=2) + "\n")

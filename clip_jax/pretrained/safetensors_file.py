@@ -1,7 +1,6 @@
 """Reads .safetensors files without copying the arrays, and writes them."""
 
 import math
-import os
 from pathlib import Path
 
 import ml_dtypes
@@ -10,7 +9,7 @@ import safetensors
 from safetensors.numpy import save_file
 
 from clip_jax.errors import UserError
-from clip_jax.files import umask
+from clip_jax.files import atomic_path
 
 DTYPES = {
   "F64": np.float64,
@@ -64,5 +63,5 @@ def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
   """Writes arrays by name, atomically, to a file that PyTorch libraries can read."""
   # The library writes the memory of an array in its own order, so that must be row-major.
   rows = {name: np.asarray(x, order="C") for name, x in arrays.items()}
-  save_file(rows, path, metadata={"format": "pt"})
-  os.chmod(path, 0o666 & ~umask())  # The library makes files that only their owner can read.
+  with atomic_path(path) as temporary:
+    save_file(rows, temporary, metadata={"format": "pt"})

@@ -1,33 +1,68 @@
 """Reads and writes the tokenizer files in a checkpoint's directory."""
 
+from collections.abc import Mapping
 import json
 from pathlib import Path
+from typing import Any
 
 from ml_collections.config_dict import ConfigDict
 
+from clip_jax.cli import values
 from clip_jax.data import tokenizer as shipped
 from clip_jax.data.checkpoint_tokenizer import CleanedTokenizer, TokenizerJson
+from clip_jax.data.untrusted import read_json
 from clip_jax.errors import UserError
+from clip_jax.files import write_atomically
 from clip_jax.interfaces import Tokenizer
 
 SETTINGS, PIECES = "tokenizer_config.json", "spiece.model"
+# Type hints of the fields that are read.
+_OPTIONS: dict[str, Any] = dict(
+  clean=str | None,
+  context_length=values.ContextLength,
+  lower=bool,
+  bos=bool,
+  eos=bool,
+  sticky_eos=bool,
+)
+_SETTINGS: dict[str, Any] = dict(
+  tokenizer_class=str | None,
+  pad_token=str | Mapping[str, Any] | None,
+  clip_jax=Mapping[str, Any] | None,
+)
 
 
 def settings(folder: Path) -> dict:
-  """Returns the content of a directory's tokenizer_config.json; {} if there is none."""
+  """Returns the content of a directory's tokenizer_config.json; {} if there is none.
+
+  Raises:
+    UserError: it is malformed.
+  """
   file = folder / SETTINGS
-  return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+  if not file.is_file():
+    return {}
+  found = read_json(file, dict, "Download it again.")
+  values.check_fields(found, _SETTINGS, str(file))
+  return found
 
 
 def padding(folder: Path, *, default: int) -> int:
   """Returns the id of the padding token that tokenizer_config.json names, or else `default`.
 
   The ids come from the tokenizer.json in the same directory.
+
+  Raises:
+    UserError: one of the files is malformed.
   """
   token = settings(folder).get("pad_token")
-  token = token["content"] if isinstance(token, dict) else token
-  made = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-  return _numbers(made).get(token, default)
+  token = token.get("content") if isinstance(token, dict) else token
+  file = folder / "tokenizer.json"
+  try:
+    return _numbers(read_json(file, dict, "Download it again.")).get(token, default)
+  except (KeyError, TypeError, ValueError, AttributeError) as error:
+    if isinstance(error, UserError):
+      raise
+    raise UserError(f"The vocabulary in {file} is malformed. Download it again.") from error
 
 
 def end_token(text: ConfigDict, tokenizer: Tokenizer, there: str) -> int:
@@ -60,12 +95,15 @@ def bundled_tokenizer(folder: Path) -> Tokenizer | None:
 
   Returns None if `write` saved none there.
   """
-  options = dict(settings(folder).get("clip_jax", {}))
+  options = dict(settings(folder).get("clip_jax") or {})
   if not options:
     return None
   if "length" in options:  # Its name in early exports.
     options["context_length"] = options.pop("length")
-  clean = options.pop("clean")
+  values.check_fields(options, _OPTIONS, f"{folder / SETTINGS}, clip_jax")
+  if unknown := sorted(options.keys() - _OPTIONS.keys()):
+    raise UserError(f"{folder / SETTINGS}: clip_jax has unknown options: {', '.join(unknown)}.")
+  clean = options.pop("clean", None)
   made = shipped.SentencePiece(str(folder / PIECES), **options)
   return CleanedTokenizer(made, clean) if clean else made
 
@@ -85,7 +123,7 @@ def write(tokenizer: Tokenizer, folder: Path, *, clean: str | None = None) -> No
   if isinstance(tokenizer, shipped.ClipBpe):
     _write_clip(tokenizer, folder)
   elif isinstance(tokenizer, shipped.SentencePiece):
-    (folder / PIECES).write_bytes(tokenizer.model)
+    write_atomically(folder / PIECES, tokenizer.model)
     _save(
       folder / SETTINGS,
       {
@@ -108,7 +146,7 @@ def write(tokenizer: Tokenizer, folder: Path, *, clean: str | None = None) -> No
     write(tokenizer.tokenizer, folder, clean=tokenizer.clean)
   elif isinstance(tokenizer, TokenizerJson):
     made = json.loads(tokenizer.json)
-    (folder / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
+    write_atomically(folder / "tokenizer.json", tokenizer.json)
     pad = {number: token for token, number in _numbers(made).items()}.get(tokenizer.padding)
     _save(
       folder / SETTINGS,
@@ -123,9 +161,9 @@ def write(tokenizer: Tokenizer, folder: Path, *, clean: str | None = None) -> No
 def _write_clip(tokenizer, folder):
   """Writes OpenAI's vocabulary and merges."""
   vocabulary = shipped.clip_vocabulary()
-  (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+  write_atomically(folder / "vocab.json", json.dumps(vocabulary, ensure_ascii=False))
   merges = "\n".join(" ".join(pair) for pair in shipped.clip_merges())
-  (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
+  write_atomically(folder / "merges.txt", f"#version: 0.2\n{merges}\n")
   start, end = "<|startoftext|>", "<|endoftext|>"
   _save(
     folder / SETTINGS,
@@ -141,7 +179,7 @@ def _write_clip(tokenizer, folder):
 
 
 def _save(path, value):
-  path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+  write_atomically(path, json.dumps(value, indent=2) + "\n")
 
 
 def _numbers(made):

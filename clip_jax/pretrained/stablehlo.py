@@ -7,6 +7,7 @@ import jax
 from jax import export
 import jax.numpy as jnp
 
+from clip_jax.files import write_atomically
 from clip_jax.model.learner import split_state
 from clip_jax.nn.target import any_platform
 from clip_jax.pretrained import model_bundle
@@ -39,7 +40,7 @@ def _write(saved, folder):
   ):
     arguments = jax.ShapeDtypeStruct(export.symbolic_shape(shape), dtype)
     exported = export.export(jax.jit(getattr(model, name)), platforms=PLATFORMS)(arguments)
-    (folder / f"{name}.stablehlo").write_bytes(exported.serialize())
+    write_atomically(folder / f"{name}.stablehlo", bytes(exported.serialize()))
     shapes[name] = {
       side: {"shape": [d if isinstance(d, int) else str(d) for d in x.shape], "dtype": x.dtype.name}
       for side, x in (("input", arguments), ("output", exported.out_avals[0]))

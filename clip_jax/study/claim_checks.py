@@ -12,6 +12,7 @@ from pathlib import Path
 
 from clip_jax.cli.formatting import table
 from clip_jax.errors import UserError
+from clip_jax.files import atomic_write
 from clip_jax.study.claims import CLAIMS
 from clip_jax.study.paired_tests import MISSING
 from clip_jax.study.runs_table import RunResult
@@ -73,7 +74,7 @@ def format_checks(found: Sequence[ClaimCheck]) -> str:
 
 def write_csv(found: Sequence[ClaimCheck], path: Path) -> None:
   """Writes the results to a CSV file."""
-  with path.open("w", newline="", encoding="utf-8") as file:
+  with atomic_write(path) as file:
     writer = csv.writer(file)
     writer.writerow([f.name for f in dataclasses.fields(ClaimCheck)])
     writer.writerows(dataclasses.astuple(v) for v in found)

@@ -10,6 +10,7 @@ import numpy as np
 
 from clip_jax.cli.formatting import table
 from clip_jax.errors import UserError
+from clip_jax.files import atomic_write
 from clip_jax.study import laws
 from clip_jax.study.runs_table import TITLES, RunResult
 
@@ -153,7 +154,7 @@ def format_laws(found: list[FittedLaw]) -> str:
 
 def write_csv(found: list[FittedLaw], path: Path) -> None:
   """Writes fitted laws to a CSV file, with a column for each constant and interval bound."""
-  with path.open("w", newline="", encoding="utf-8") as file:
+  with atomic_write(path) as file:
     names = ("floor", "scale", "exponent", "repeats")
     held = ("x", "factor", "predicted", "low", "high", "measured", "miss", "inside")
     writer = csv.writer(file)

@@ -6,6 +6,7 @@ from pathlib import Path
 import re
 
 from clip_jax.errors import UserError
+from clip_jax.files import atomic_write, write_atomically
 from clip_jax.study import runs_table
 from clip_jax.study.designs import ARCHITECTURES, AUGMENTATIONS, METHODS, VITS, short
 from clip_jax.study.panels import FIGURE_TITLES, PANELS, Mark, Panel, marks
@@ -51,7 +52,8 @@ def draw_all(points: Sequence[runs_table.RunResult], out: Path) -> int:
       name = f"{_slug(data)}/figure-{number:02d}"
       figure = _figure(plt, filled)
       for kind in ("png", "svg"):
-        figure.savefig(out / f"{name}.{kind}", dpi=160)
+        with atomic_write(out / f"{name}.{kind}", "wb") as file:
+          figure.savefig(file, format=kind, dpi=160)
       plt.close(figure)
       sections.append((data, number, name, filled))
   if not sections:
@@ -60,7 +62,7 @@ def draw_all(points: Sequence[runs_table.RunResult], out: Path) -> int:
       "runs of its protocol and metric at two or more sizes or quality cuts. Run a "
       "grid of configs/study."
     )
-  (out / "index.html").write_text(_page(sections, left_out), encoding="utf-8")
+  write_atomically(out / "index.html", _page(sections, left_out))
   return len(sections)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import clip_jax
 from clip_jax.costs.model_compute import FLOPS
 from clip_jax.errors import UserError
+from clip_jax.files import write_atomically
 from clip_jax.study import grid as grid_lib
 from clip_jax.study.budgets import compute_of
 from clip_jax.training import loop as loop_lib
@@ -56,7 +57,8 @@ def run_one(grid: str, name: str, out: Path, fingerprint: str) -> int:
     code = loop_lib.run(run.config, folder)
     seconds = clock.stop()
     if code == 0:
-      write(folder / "row.json", result_row(run, loaded.columns, folder, seconds))
+      row = result_row(run, loaded.columns, folder, seconds)
+      write_atomically(folder / "row.json", json.dumps(row))
     return code
 
 
@@ -125,20 +127,16 @@ class Clock:
       log = folder / "metrics.jsonl"
       if earlier["begun"] and log.exists():  # Killed: count the time until its last metrics.
         self._before += max(0.0, log.stat().st_mtime - earlier["begun"])
-    write(self._path, {"seconds": self._before, "begun": self._begun})
+    self._write(self._before, self._begun)
 
   def stop(self) -> float:
     """Stops the clock and returns the total in seconds."""
     seconds = self._before + time.time() - self._begun
-    write(self._path, {"seconds": seconds, "begun": None})
+    self._write(seconds, None)
     return seconds
 
-
-def write(path: Path, value: Any) -> None:
-  """Writes a JSON file atomically."""
-  temporary = path.with_name(path.name + ".new")
-  temporary.write_text(json.dumps(value))
-  os.replace(temporary, path)
+  def _write(self, seconds, begun):
+    write_atomically(self._path, json.dumps({"seconds": seconds, "begun": begun}))
 
 
 def commit() -> str:

@@ -4,13 +4,13 @@ from collections.abc import Iterable, Mapping
 import csv
 import dataclasses
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from clip_jax.errors import UserError
+from clip_jax.files import atomic_write
 
 # ImageNet variants with a distribution shift, as in the paper's Figures 20 to 27.
 SHIFTED = ("A", "R", "Sketch", "V2", "ReaL", "ObjectNet")
@@ -117,12 +117,10 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
   """Writes runs.csv atomically, with extra columns after those in `COLUMNS`."""
   rows = list(rows)
   more = sorted({name for row in rows for name in row} - set(COLUMNS))
-  temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
-  with temporary.open("w", newline="", encoding="utf-8") as file:
+  with atomic_write(path) as file:
     writer = csv.DictWriter(file, [*COLUMNS, *more], restval="")
     writer.writeheader()
     writer.writerows(rows)
-  os.replace(temporary, path)
 
 
 def read_rows(path: Path | str) -> list[dict[str, str]]:

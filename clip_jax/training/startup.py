@@ -12,6 +12,7 @@ from clip_jax.cli.local_paths import local_path
 from clip_jax.costs.flops import count_parameters
 from clip_jax.data.selection import selection_chain
 from clip_jax.errors import UserError
+from clip_jax.files import check_writable
 from clip_jax.parallel.agreement import data_version
 from clip_jax.training.setup import TrainSetup
 
@@ -25,9 +26,7 @@ def writable_folder(workdir: Path) -> Path:
   workdir = local_path(workdir, "--workdir")
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    probe = workdir / f".write-test-{os.getpid()}"
-    probe.touch()
-    probe.unlink()
+    check_writable(workdir / "config.json")
   except OSError as e:
     raise UserError(
       f"Cannot write to --workdir={workdir}: {e.strerror}. Choose a folder that you may write to."

@@ -173,7 +173,7 @@ def test_numbers_out_of_range_are_rejected(grid_file, tmp_path):
 
 
 def test_the_clock_includes_a_killed_start(tmp_path):
-  run_result.write(tmp_path / "clock.json", {"seconds": 100.0, "begun": 1000.0})
+  (tmp_path / "clock.json").write_text('{"seconds": 100.0, "begun": 1000.0}')
   (tmp_path / "metrics.jsonl").touch()
   os.utime(tmp_path / "metrics.jsonl", (1030, 1030))
   assert 130 <= run_result.Clock(tmp_path).stop() < 140

@@ -2,10 +2,8 @@
 
 from collections import Counter
 import json
-import os
 from pathlib import Path
 import re
-import socket
 from typing import Any
 
 import msgpack
@@ -15,6 +13,7 @@ from clip_jax.data.ingest.inputs import Job, open_inputs
 from clip_jax.data.paths import sha256
 from clip_jax.data.records import write
 from clip_jax.errors import UserError
+from clip_jax.files import TEMPORARY, write_atomically
 
 SCHEMA = 1
 _COUNTED = ("license", "licence", "source")  # Fields whose values are counted in the manifest.
@@ -60,12 +59,9 @@ def write_shard(job: Job, piece: int, out: str) -> dict[str, Any]:
       yield record
 
   path = Path(out) / f"{shard_name(piece, len(source))}.array_record"
-  # Name the partial file after the process, as one left by a killed run may still be writing.
-  partial = path.with_name(f".{path.stem}.{socket.gethostname()}-{os.getpid()}")
-  for left in path.parent.glob(f".{path.stem}.*"):
+  for left in path.parent.glob(f".{path.stem}.*{TEMPORARY}"):  # From a killed run.
     left.unlink(missing_ok=True)
-  written = write(records(), str(partial))
-  os.replace(partial, path)
+  written = write(records(), str(path))
   note = {
     "file": path.name,
     "records": written,
@@ -183,9 +179,7 @@ def _note_path(out, piece, pieces):
 
 
 def _write_json(path, content):
-  partial = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}")
-  partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-  os.replace(partial, path)
+  write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def _sorted(counter):
