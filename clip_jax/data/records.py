@@ -156,10 +156,10 @@ def _shards(path):
     ]
     warn_skipped(path, skipped, f"Note: {paths.FOLLOW_LINKS}.")
     if not files:
-      entries = sorted(os.listdir(path))[:5]
+      names = sorted(os.listdir(path))[:5]
       raise UserError(
         f"No *.array_record files in {path}, which contains "
-        f"{', '.join(map(printable, there)) or 'nothing'}. "
+        f"{', '.join(map(printable, names)) or 'nothing'}. "
         "Write some with python -m clip_jax.prepare, or pass a pattern that matches the files."
       )
     _check_complete(files)

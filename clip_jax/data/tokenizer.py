@@ -16,7 +16,7 @@ from clip_jax.cli.values import ContextLength, FilePath, Range, checked
 from clip_jax.errors import UserError
 from clip_jax.files import write_atomically
 
-# (n, max_tokens) -> indices of the `max_tokens` pieces to keep, for a text of n > max_tokens pieces.
+# (n, max_tokens) -> indices of the pieces to keep, for a text of n > max_tokens pieces.
 Keep = Callable[[int, int], Sequence[int]]
 
 _FOLDER = pathlib.Path(__file__).parent / "assets" / "tokenizers"

@@ -95,7 +95,7 @@ class Folder:
       tables = [n for n in sorted(os.listdir(self.path)) if n.endswith(_TABLES)]
       raise UserError(
         f"There is no table {table}; the folder has "
-        f"{_first(there) or 'no tables'}. Set captions to the name of a table, "
+        f"{_first(tables) or 'no tables'}. Set captions to the name of a table, "
         "or to None if there is one subfolder per class."
       )
     rows = {}
