@@ -1,5 +1,6 @@
 """Every config is built and its train step is traced at full size."""
 
+import difflib
 import importlib.util
 from pathlib import Path
 
@@ -10,18 +11,12 @@ from clip_jax.config import call, from_json, public_name, to_json
 from clip_jax.data.sources.openclipart import OpenClipart
 from clip_jax.errors import UserError
 from clip_jax.training import setup as setup_lib
+from golden import make_configs
+from golden.make_configs import ARGUMENTS
 
 # The evaluation suites are tested in test_evaluate.py, and the study's grids in tests/study.
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("[!_]*.py"))
 TRAINED = [path for path in CONFIGS if path.stem != "benchmark"]
-# The arguments of each config, given after the colon; configs without an entry take none.
-ARGUMENTS = {
-  "benchmark": ("B/16", "resnet50", "convnext-T", "swin-T", "mixer-B/32", "slip-B/16", "B/32@DIR"),
-  "clip_augment": ("crop_flip", "randaugment", "stacked"),
-  **dict.fromkeys(
-    ("slip", "flip", "flip_tuning", "siglip", "clipa", "clipa_tuning"), ("study", "paper")
-  ),
-}
 CASES = [
   pytest.param(path, argument, id=":".join([path.stem, *argument]))
   for path in CONFIGS
@@ -87,3 +82,27 @@ def test_the_tuned_model_matches_the_initial_run():
       for config in (first, tuned):
         del config["image"]["image_size"], config["text"]["context_length"]
       assert first == tuned
+
+
+@pytest.mark.parametrize("name", make_configs.names())
+def test_the_values_of_a_config_are_those_stored(name):
+  path = make_configs.FOLDER / f"{name}.json"
+  before = path.read_text() if path.is_file() else ""
+  changes = list(
+    difflib.unified_diff(
+      before.splitlines(), make_configs.text(name).splitlines(), "stored", "now", lineterm="", n=1
+    )
+  )
+  listed = "\n".join(changes[:40])
+  assert not changes, (
+    f"Values of configs/{name}.py changed. If they should, run python tests/golden/make_configs.py "
+    f"and review its changes.\n{listed}"
+  )
+
+
+def test_no_values_are_stored_of_configs_that_are_gone():
+  stored = {
+    str(path.relative_to(make_configs.FOLDER).with_suffix(""))
+    for path in make_configs.FOLDER.rglob("*.json")
+  }
+  assert stored == set(make_configs.names())
