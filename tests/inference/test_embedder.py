@@ -13,7 +13,7 @@ from clip_jax.data.tokenizer import SentencePiece
 from clip_jax.errors import UserError
 from clip_jax.inference.embedder import Embedder
 from clip_jax.parallel.mesh import make_mesh
-from clip_jax.training import loop as loop_lib
+from clip_jax.training import evaluations, loop as loop_lib
 from clip_jax.training.checkpoint import Checkpoints
 from clip_jax.training.setup import build_setup
 from run_config import get_config
