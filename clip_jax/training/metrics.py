@@ -124,20 +124,31 @@ class MetricWriter:
         f"The workdir {str(workdir)!r} cannot be written to: {error.strerror}. Choose another "
         "one with --workdir, or change its permissions."
       ) from error
-    self._tensorboard = self._tensorboard_writer(path.parent / "tensorboard")
+    self._tensorboard = self._open_event_file(path, path.parent / "tensorboard")
 
-  def _tensorboard_writer(self, path):
+  def _open_event_file(self, metrics, folder):
+    """Opens TensorBoard's file, and writes what earlier ones lack of metrics.jsonl."""
     try:
-      import tensorboardX
+      from clip_jax.training import event_file
     except ImportError:
       self.note(
         "TensorBoard logging is off because tensorboardX is missing: pip install tensorboardX."
       )
       return None
-    # Make TensorBoard hide what an interrupted process wrote at this step or later.
-    return tensorboardX.SummaryWriter(
-      str(path), purge_step=self._start + 1 if self._start else 0, flush_secs=10
-    )
+    lines = [
+      (line.pop("step"), line)
+      for line in map(json.loads, metrics.read_bytes().splitlines())
+      if line.pop(ERRORS, None) is None
+    ]
+    shown = event_file.visible(folder)
+    lost = [step for step, line in lines if any((step, name) not in shown for name in line)]
+    # TensorBoard hides what interrupted processes wrote from this step on.
+    purge = min([*lost, self._start + 1 if self._start else 0])
+    file = event_file.EventFile(folder, purge)
+    for step, line in lines:
+      if step >= purge:
+        file.scalars(step, {n: math.nan if x is None else x for n, x in line.items()})
+    return file
 
   def log(self, step: int, metrics: Mapping[str, float], *, show: bool = True) -> None:
     """Logs metrics; each may be logged at most once per step.
@@ -154,8 +165,7 @@ class MetricWriter:
     line = {"step": int(step)} | {n: v if math.isfinite(v) else None for n, v in values.items()}
     self._write_line(line)
     if self._tensorboard:
-      for name, value in values.items():
-        self._tensorboard.add_scalar(name, value, int(step))
+      self._tensorboard.scalars(int(step), values)
     if self._wandb:
       self._wandb.log(values, step=int(step))
     others = {n: v for n, v in values.items() if not n.startswith("train/")}

@@ -169,8 +169,66 @@ def test_tensorboard_gets_every_value_and_purges_steps_that_are_rerun(tmp_path):
   assert events(tmp_path)[1][-1] == 4  # Step 3 stays.
 
 
+@pytest.mark.parametrize("lost", [1, 30, 200, "all"])
+def test_tensorboard_is_completed_from_metrics_after_a_kill(tmp_path, lost):
+  with quiet(tmp_path) as report:
+    for step in range(1, 11):
+      report.log(step, {"train/loss": 1 / step, "train/a": step})
+  (path,) = (tmp_path / "tensorboard").iterdir()
+  data = path.read_bytes()
+  path.write_bytes(data[:-lost] if lost != "all" else b"")  # The tail was still in memory.
+  with quiet(tmp_path, start_step=9) as report:
+    report.log(10, {"train/loss": 7, "train/a": 8})
+  expected = {(s, n): x for s in range(1, 10) for n, x in (("loss", 1 / s), ("a", s))}
+  expected |= {(10, "loss"): 7, (10, "a"): 8}
+  effective = {}
+  for step, name, value in effective_events(tmp_path):
+    assert (step, name) not in effective  # Nothing is shown twice.
+    effective[step, name.removeprefix("train/")] = pytest.approx(value)
+  assert effective == expected
+
+
+def effective_events(workdir):
+  """(step, name, value) of the scalars that no later restart purges."""
+  found = []
+  for path in sorted((workdir / "tensorboard").iterdir()):
+    for kind, step, name, value in records(path):
+      if kind == "purge":
+        found = [one for one in found if one[0] < step]
+      else:
+        found.append((step, name, value))
+  return found
+
+
+def records(path):
+  """("purge", step, None, None) or ("scalar", step, name, value) for each event of a file."""
+  from tensorboardX.proto.event_pb2 import Event
+
+  data, at = path.read_bytes(), 0
+  while at + 12 < len(data):
+    (size,) = struct.unpack("<Q", data[at : at + 8])
+    if at + size + 16 > len(data):
+      return
+    event = Event.FromString(data[at + 12 : at + 12 + size])
+    at += size + 16
+    if event.HasField("session_log"):
+      yield "purge", event.step, None, None
+    for value in event.summary.value:
+      yield "scalar", event.step, value.tag, value.simple_value
+
+
+def test_tensorboard_has_a_line_as_soon_as_it_is_logged(tmp_path):
+  report = quiet(tmp_path)
+  report.log(3, {"train/loss": 0.5})
+  assert effective_events(tmp_path) == [(3, "train/loss", 0.5)]
+  report.close()
+
+
 def test_missing_tensorboardx_is_reported_and_not_fatal(tmp_path, monkeypatch):
-  monkeypatch.setitem(sys.modules, "tensorboardX", None)
+  monkeypatch.delitem(sys.modules, "clip_jax.training.event_file", raising=False)
+  monkeypatch.delattr("clip_jax.training.event_file", raising=False)
+  for name in [n for n in sys.modules if n.split(".")[0] == "tensorboardX"] + ["tensorboardX"]:
+    monkeypatch.setitem(sys.modules, name, None)
   stream = io.StringIO()
   with MetricWriter(tmp_path, 10, stream=stream) as report:
     report.log(1, {"train/loss": 1})
