@@ -74,13 +74,16 @@ class RunCheckpoint:
     Raises:
       DamagedError: the config is missing, or has changed since it was saved.
     """
-    checksums = self.checksums
-    text = read_json(self.path / "config/metadata")
+    return config_lib.from_json(self._config_text, trust=trust)
+
+  @functools.cached_property
+  def _config_text(self) -> str:
+    checksums, text = self.checksums, read_json(self.path / "config/metadata")
     if not isinstance(text, str):
-      raise DamagedError("its config is damaged")
+      raise DamagedError("its config/metadata is not a text")
     if checksums and crc32(text) != checksums.config:
       raise DamagedError("its config does not match its checksum")
-    return config_lib.from_json(text, trust=trust)
+    return text
 
   def arrays(self, wanted: dict[str, Any]) -> dict[str, Any]:
     """Restores arrays, with the dtypes in which they were saved and not verified yet.
@@ -92,7 +95,8 @@ class RunCheckpoint:
       DamagedError: arrays cannot be read, or are not those that were saved.
       UserError: the checkpoint is of a different model; the message lists arrays that differ.
     """
-    saved, checksums = SavedArrays(self.path / "state"), self.checksums
+    checksums, _ = self.checksums, self._config_text  # All of the checkpoint must be whole.
+    saved = SavedArrays(self.path / "state")
     if checksums and saved.names != checksums.arrays.keys():
       raise DamagedError("its _METADATA does not match its checksums")
     parts = tuple(f"{name}/" for name in wanted)
