@@ -1,5 +1,6 @@
 """Command-line flags: plain ones, and configs with overrides (--config=FILE --config.a.b=value)."""
 
+import contextlib
 import re
 import sys
 from types import SimpleNamespace
@@ -58,7 +59,8 @@ def parse(
   for argument in arguments:
     _check_name(argument, known)
   try:
-    extra = values(["clip_jax", *arguments])[1:]
+    with _none_accepted():
+      extra = values(["clip_jax", *arguments])[1:]
   except (absl_flags.Error, AttributeError, KeyError, TypeError) as e:
     raise UserError(_readable(e, arguments)) from e
   if extra:
@@ -83,12 +85,24 @@ class _OrNone(absl_flags.ArgumentParser):
     return self.parser.flag_type()
 
 
-for _kind, _parser in (
-  (int, absl_flags.IntegerParser()),
-  (float, absl_flags.FloatParser()),
-  (str, absl_flags.ArgumentParser()),
-):
-  config_flags.register_flag_parser_for_type(_kind, _OrNone(_parser))
+_PARSERS = {
+  int: _OrNone(absl_flags.IntegerParser()),
+  float: _OrNone(absl_flags.FloatParser()),
+  str: _OrNone(absl_flags.ArgumentParser()),
+}
+
+
+@contextlib.contextmanager
+def _none_accepted():
+  """Registers `_PARSERS` in this context only: a program may have registered parsers of its own."""
+  registered = config_flags.config_flags._FIELD_TYPE_TO_PARSER
+  before = dict(registered)
+  registered.update(_PARSERS)
+  try:
+    yield
+  finally:
+    registered.clear()
+    registered.update(before)
 
 
 def _renamed(argument, known):

@@ -186,9 +186,14 @@ class _SortedBatches:
 
 
 def _allow_workers():
-  """Lets Grain start processes without `absl.app.run`, as in pytest and notebooks."""
-  if not flags.FLAGS.is_parsed():
-    flags.FLAGS.mark_as_parsed()
+  """Lets Grain start processes without `absl.app.run`, as in pytest and notebooks.
+
+  A flag that was not given can be read only after absl has parsed the command line. Only Grain's
+  own flags are marked as given, because the program may parse its flags later.
+  """
+  for name in flags.FLAGS:
+    if name.startswith("grain_") and not flags.FLAGS.is_parsed():
+      flags.FLAGS[name].present = 1
 
 
 class _WorkerIterator:
