@@ -15,6 +15,22 @@ from clip_jax.study.panels import FIGURE_TITLES, PANELS, Mark, Panel, marks
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 PAPER_ALPHA = 0.35
+_STYLE = {
+  "font.size": 9,
+  "axes.titlesize": 9,
+  "axes.labelsize": 9,
+  "legend.fontsize": 7.5,
+  "xtick.labelsize": 8,
+  "ytick.labelsize": 8,
+  "axes.spines.right": False,
+  "axes.grid": True,
+  "grid.color": "#dddddd",
+  "grid.linewidth": 0.6,
+  "axes.axisbelow": True,
+  "svg.hashsalt": "clip_jax",
+  "svg.fonttype": "none",
+  "lines.markersize": 4.5,
+}
 
 
 def draw_all(points: Sequence[runs_table.RunResult], out: Path) -> int:
@@ -31,7 +47,7 @@ def draw_all(points: Sequence[runs_table.RunResult], out: Path) -> int:
   Raises:
     UserError: matplotlib is not installed, or there is nothing to draw.
   """
-  plt = _matplotlib()
+  matplotlib = _matplotlib()
   paper = runs_table.paper_results()
   out.mkdir(parents=True, exist_ok=True)
   sections, left_out = [], {}
@@ -50,11 +66,12 @@ def draw_all(points: Sequence[runs_table.RunResult], out: Path) -> int:
         left_out.setdefault(data, []).append(number)
         continue
       name = f"{_slug(data)}/figure-{number:02d}"
-      figure = _figure(plt, filled)
-      for kind in ("png", "svg"):
-        with atomic_write(out / f"{name}.{kind}", "wb") as file:
-          figure.savefig(file, format=kind, dpi=160)
-      plt.close(figure)
+      # Without pyplot, so that a notebook's backend, style and figures stay as they are.
+      with matplotlib.rc_context(_STYLE):
+        figure = _figure(matplotlib.figure.Figure, filled)
+        for kind in ("png", "svg"):
+          with atomic_write(out / f"{name}.{kind}", "wb") as file:
+            figure.savefig(file, format=kind, dpi=160)
       sections.append((data, number, name, filled))
   if not sections:
     raise UserError(
@@ -73,43 +90,21 @@ def _has_comparison(own, paper, *, alone):
 
 def _matplotlib():
   try:
-    import matplotlib
+    import matplotlib.figure
   except ImportError as error:
     raise UserError(
       "Drawing figures needs matplotlib: pip install 'scaling-clip-jax[figures]' "
       "or pip install matplotlib."
     ) from error
-  matplotlib.use("Agg")
-  matplotlib.rcParams.update(
-    {
-      "font.size": 9,
-      "axes.titlesize": 9,
-      "axes.labelsize": 9,
-      "legend.fontsize": 7.5,
-      "xtick.labelsize": 8,
-      "ytick.labelsize": 8,
-      "axes.spines.right": False,
-      "axes.grid": True,
-      "grid.color": "#dddddd",
-      "grid.linewidth": 0.6,
-      "axes.axisbelow": True,
-      "svg.hashsalt": "clip_jax",
-      "svg.fonttype": "none",
-      "lines.markersize": 4.5,
-    }
-  )
-  from matplotlib import pyplot
-
-  return pyplot
+  return matplotlib
 
 
-def _figure(plt, filled):
+def _figure(figure_class, filled):
   """Draws one figure: up to three panels per row, with a shared legend below."""
   columns = min(len(filled), 2 if len(filled) in (2, 4) else 3)
   rows = -(-len(filled) // columns)
-  figure, axes = plt.subplots(
-    rows, columns, figsize=(3.7 * columns, 3.1 * rows + 0.5), squeeze=False, layout="constrained"
-  )
+  figure = figure_class(figsize=(3.7 * columns, 3.1 * rows + 0.5), layout="constrained")
+  axes = figure.subplots(rows, columns, squeeze=False)
   names = list(dict.fromkeys(m.series for _, own, paper in filled for m in own or paper))
   style = {
     name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)])

@@ -124,7 +124,7 @@ def test_missing_matplotlib_is_reported_with_the_install_command(tmp_path, monke
   real = builtins.__import__
 
   def without(name, *rest, **more):
-    if name == "matplotlib":
+    if name.split(".")[0] == "matplotlib":
       raise ImportError(name)
     return real(name, *rest, **more)
 
@@ -144,3 +144,14 @@ def test_series_are_sorted_by_size():
     "ViT-32x2",
     "ViT-128x4",
   ]
+
+
+def test_drawing_leaves_the_settings_of_matplotlib_as_they_are(tmp_path, monkeypatch):
+  import matplotlib
+  from matplotlib import pyplot
+
+  monkeypatch.setitem(matplotlib.rcParams, "font.size", 21.0)
+  before = dict(matplotlib.rcParams)
+  plots.draw_all([], tmp_path)
+  assert dict(matplotlib.rcParams) == before
+  assert not pyplot.get_fignums()
