@@ -488,3 +488,45 @@ def test_a_tokenizer_can_be_trained_on_prepared_shards(tmp_path, capsys):
   assert "a.model: " in capsys.readouterr().out
   tokens = tokenizer_lib.SentencePiece(f"{tmp_path}/a.model", context_length=8)(["the OX walks"])
   assert (tokens != 1).all() and (tokens > 0).sum() >= 4
+
+
+def command(*arguments):
+  """Runs the command in a process of its own."""
+  return subprocess.run(
+    [sys.executable, "-m", "clip_jax.prepare", *arguments],
+    capture_output=True,
+    text=True,
+    timeout=120,
+    cwd=ROOT,
+  )
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_links_out_of_a_folder_and_fifos_are_dropped_and_counted(tmp_path, processes):
+  images = tmp_path / "images"
+  images.mkdir()
+  (tmp_path / "private.jpg").write_bytes(jpeg(1))
+  (images / "good.jpg").write_bytes(jpeg(2))
+  (images / "link.jpg").symlink_to(tmp_path / "private.jpg")
+  os.mkfifo(images / "fifo.jpg")
+  rows = [{"image": f"{name}.jpg", "caption": name} for name in ("good", "link", "fifo", "gone")]
+  (images / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  ran = command(
+    f"--from={images}",
+    "--format=folder",
+    f"--out={tmp_path}/out",
+    f"--processes={processes}",
+    "--records_per_shard=2",
+  )
+  assert ran.returncode == 0, ran.stderr
+  assert "dropped: 1 no image, 2 not a file" in ran.stdout
+  assert [record["text"] for record in ArrayRecord(f"{tmp_path}/out")] == ["good"]
+
+
+def test_tars_that_are_links_out_of_the_folder_are_skipped_with_one_warning(tmp_path, tars):
+  (tmp_path / "private.tar").write_bytes((tars / "00000.tar").read_bytes())
+  (tars / "00004.tar").symlink_to(tmp_path / "private.tar")
+  os.mkfifo(tars / "00005.tar")
+  ran = command(f"--from={tars}", "--format=webdataset", f"--out={tmp_path}/out", "--processes=2")
+  assert ran.returncode == 0 and "40 records" in ran.stdout, ran.stderr
+  assert ran.stderr.count("skipped 1 FIFOs, devices or sockets, 1 links that leave") == 1

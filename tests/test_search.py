@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import threading
 from urllib import request
 
@@ -10,8 +11,10 @@ from PIL import Image
 import pytest
 
 from clip_jax import search
+from clip_jax.data.folder_walk import OUTSIDE, SPECIAL
 from clip_jax.errors import UserError
 from clip_jax.inference import image_index, web_ui
+from mutations import damaged_bytes
 
 COLOURS = {"red.png": (255, 0, 0), "deep/green.jpg": (0, 255, 0), "blue.webp": (0, 0, 255)}
 
@@ -112,6 +115,40 @@ def test_a_damaged_cache_is_recomputed(pictures, colours, tmp_path):
   (file,) = (tmp_path / "cache").rglob("*.npz")
   file.write_bytes(file.read_bytes()[:100])
   assert find().names == sorted(COLOURS) and colours.seen == 6
+
+
+def test_links_out_of_the_folder_and_fifos_are_skipped_and_counted(
+  pictures, colours, tmp_path, capsys
+):
+  Image.new("RGB", (8, 8), "red").save(tmp_path / "private.png")
+  (pictures / "link.png").symlink_to(tmp_path / "private.png")
+  (pictures / "alias.png").symlink_to("red.png")
+  os.mkfifo(pictures / "fifo.jpg")
+  found = image_index.build_index(colours, "colours", pictures, lambda line: None)
+  assert found.names == ["alias.png", *sorted(COLOURS)]
+  assert found.skipped == {OUTSIDE: 1, SPECIAL: 1}
+  search.main(["--model=m", f"--images={pictures}", "red"])
+  assert "skipped 1 FIFOs, devices or sockets, 1 links that leave" in capsys.readouterr().out
+
+
+def test_names_are_escaped_on_the_console(pictures, colours, capfdbinary):
+  os.rename(pictures / "red.png", os.fsencode(pictures) + b"/red\x1b[2J\xff.png")
+  (pictures / "bad\x1b[2J.png").write_bytes(b"no")
+  search.main(["--model=m", f"--images={pictures}", "red"])
+  out = capfdbinary.readouterr().out
+  assert b"red\\x1b[2J\\udcff.png" in out and b"bad\\x1b[2J.png" in out and b"\x1b" not in out
+  assert colours.seen == 3
+  search.main(["--model=m", f"--images={pictures}", "red"])  # The cache keeps such names.
+  assert colours.seen == 3
+
+
+def test_random_damage_to_the_cache_never_stops_a_search(pictures, colours, tmp_path):
+  find = lambda: image_index.build_index(colours, "colours", pictures, lambda line: None)
+  names = find().names
+  (file,) = (tmp_path / "cache").rglob("*.npz")
+  for damaged in damaged_bytes(file.read_bytes(), 200):
+    file.write_bytes(damaged)
+    assert set(find().names) <= set(names)
 
 
 def test_an_interrupted_run_loses_at_most_one_block(pictures, colours, monkeypatch):

@@ -129,9 +129,9 @@ def _layout(file):
       raise ValueError(f"its header has {info.file_size:,} bytes")
     header = json.loads(str(read_member(archive, info)))
   wanted = {"records": int, "source": str, "source_fingerprint": str}
-  wrong = [name for name, kind in wanted.items() if type(header.get(name)) is not kind]
-  if wrong:
-    raise ValueError(f"its header lacks {', '.join(wrong)}")
+  for name, kind in wanted.items():
+    if type(header.get(name)) is not kind or len(str(header[name])) > 100:
+      raise ValueError(f"{name} in its header is {header.get(name)!r:.100}")
   if member.compress_type != zipfile.ZIP_STORED:
     raise ValueError("its scores are compressed")
   # Skip the zip member's 30-byte local header, then the file name and the extra field; bytes 26

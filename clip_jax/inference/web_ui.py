@@ -12,7 +12,8 @@ from urllib.parse import parse_qs
 
 from PIL import Image
 
-from clip_jax.data.decode import UnreadableImage, decode
+from clip_jax.data.decode import MAX_BYTES, Picture, UnreadableImage
+from clip_jax.data.untrusted import read_regular
 from clip_jax.inference.local_server import Limits, LocalHandler, LocalServer, Refused
 
 MOST_BYTES = 32 * 2**20  # Maximum size of an uploaded image.
@@ -118,8 +119,10 @@ class _Handler(LocalHandler):
 
   def _thumbnail(self, number):
     try:
-      with open(self.picture(number), "rb") as f:  # An index, so no other file is reachable.
-        image = Image.fromarray(decode(f.read()))
+      # An index, so no other file is reachable.
+      picture = Picture(read_regular(self.picture(number), MAX_BYTES))
+      shrink = 2 if picture.can_shrink and min(picture.height, picture.width) > 4 * THUMBNAIL else 1
+      image = Image.fromarray(picture.pixels(shrink))
     except (UnreadableImage, IndexError, OSError):
       raise Refused(HTTPStatus.NOT_FOUND, "There is no such picture.") from None
     image.thumbnail((THUMBNAIL, THUMBNAIL))

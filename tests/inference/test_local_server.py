@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import random
 import socket
 import threading
@@ -286,7 +287,7 @@ def test_search_passes_the_allowed_hosts_on(picture, monkeypatch):
       raise KeyboardInterrupt
 
   class Found:
-    folder, unreadable = picture.parent, []
+    folder, unreadable, skipped = picture.parent, [], {}
 
     def paths(self):
       return [str(picture)]
@@ -300,3 +301,10 @@ def test_search_passes_the_allowed_hosts_on(picture, monkeypatch):
   arguments = ["--model=m", "--images=x", "--serve", "--allowed_hosts=localhost:9000,b:1"]
   assert search.main(arguments) == 0
   assert made["allowed_hosts"] == ("localhost:9000", "b:1")
+
+
+def test_a_picture_that_became_a_fifo_is_not_waited_for(picture):
+  with page(picture) as made:
+    picture.unlink()
+    os.mkfifo(picture)
+    assert answer(made.port, request(made.port, "GET /picture/0 HTTP/1.1"))[0] == 404

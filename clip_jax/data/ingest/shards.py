@@ -1,22 +1,38 @@
 """Writes shards, a JSON note for each shard, and a manifest for the whole set."""
 
 from collections import Counter
+from collections.abc import Mapping
 import json
 from pathlib import Path
 import re
-from typing import Any
+from typing import Annotated, Any
 
 import msgpack
 
+from clip_jax.cli.values import Range, check_fields, shorten
 from clip_jax.data.ingest.clean import Dropped, clean
 from clip_jax.data.ingest.inputs import Job, open_inputs
 from clip_jax.data.paths import sha256
 from clip_jax.data.records import write
+from clip_jax.data.untrusted import read_json
 from clip_jax.errors import UserError
 from clip_jax.files import TEMPORARY, write_atomically
 
 SCHEMA = 1
+_Count = Annotated[int, Range(0)]
 _COUNTED = ("license", "licence", "source")  # Fields whose values are counted in the manifest.
+# Type hints of the fields of a shard's note.
+_NOTE: dict[str, Any] = dict(
+  file=str,
+  records=_Count,
+  bytes=_Count,
+  sha256=str,
+  read=_Count,
+  dropped=Mapping[str, _Count],
+  changed=Mapping[str, _Count],
+  values=Mapping[str, Mapping[str, _Count]],
+  settings=Mapping[str, Any],
+)
 _MOST_VALUES = 50
 
 
@@ -94,16 +110,20 @@ def is_finished(job: Job, piece: int, out: str) -> dict[str, Any] | None:
   source = open_inputs(job)
   path = _note_path(out, piece, len(source))
   try:
-    note = json.loads(path.read_text())
-    size = (Path(out) / note["file"]).stat().st_size
-  except (OSError, ValueError, KeyError):
+    note = read_json(path)
+    check_fields(note, _NOTE, str(path))
+    shard = Path(out) / f"{shard_name(piece, len(source))}.array_record"
+    if not note.keys() >= _NOTE.keys() or note["file"] != shard.name:
+      return None
+    size = shard.stat().st_size
+  except (OSError, UserError):  # Missing or damaged: write the shard again.
     return None
   given = job.settings
-  different = [name for name in given if note.get("settings", {}).get(name) != given[name]]
+  different = [name for name in given if note["settings"].get(name) != given[name]]
   if different:
     raise UserError(
       f"{path} was written with other settings: "
-      + ", ".join(f"{n} {note.get('settings', {}).get(n)!r}, not {given[n]!r}" for n in different)
+      + ", ".join(f"{n} {shorten(note['settings'].get(n))}, not {given[n]!r}" for n in different)
       + ". Use the same settings, or another --out."
     )
   described = source.describe(piece)
@@ -147,8 +167,8 @@ def write_manifest(
   for note in notes:
     dropped.update(note["dropped"])
     changed.update(note["changed"])
-    for name, seen in note["values"].items():
-      values[name].update(seen)
+    for name in _COUNTED:
+      values[name].update(note["values"].get(name, {}))
   read, records = (sum(note[name] for note in notes) for name in ("read", "records"))
   if not records:
     raise UserError(

@@ -230,7 +230,14 @@ def _classes(schema, label):
   note = (schema.metadata or {}).get(b"huggingface")
   if not label or not note:
     return ()
-  return tuple(json.loads(note).get("info", {}).get("features", {}).get(label, {}).get("names", ()))
+  try:
+    found = json.loads(note)
+    for name in ("info", "features", label, "names"):
+      found = found[name]
+  except (ValueError, RecursionError, KeyError, TypeError):  # Or written by something else.
+    return ()
+  known = isinstance(found, list) and all(isinstance(name, str) for name in found)
+  return tuple(found) if known else ()
 
 
 def _arrow():
