@@ -33,7 +33,7 @@ Exit codes: 0 done, 2 a mistake in the command, 130 stopped by Ctrl-C, 1 any oth
 
 def main(arguments: list[str]) -> int:
   """Runs the command; returns its exit code."""
-  from clip_jax.cli.flags import check_output, parse, whole
+  from clip_jax.cli.flags import check_output, integer, parse
   from clip_jax.errors import UserError
 
   words = [a for a in arguments if not a.startswith("-")]
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
       'Search for what? Give exactly one of a text such as "a red car", '
       "--query_image=FILE, or --serve for a web page."
     )
-  top, port = whole(flags.top, "--top", 20), whole(flags.port, "--port", 8000, at_least=0)
+  top, port = integer(flags.top, "--top", 20), integer(flags.port, "--port", 8000, at_least=0)
   query = read(flags.query_image) if flags.query_image else None
   sheet_format = image_format(flags.contact_sheet) if flags.contact_sheet else None
   check_output(flags.contact_sheet, "--contact_sheet")

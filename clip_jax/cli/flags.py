@@ -181,7 +181,7 @@ def shard(text: str | None) -> tuple[int, int]:
   return int(numbers[1]), int(numbers[2])
 
 
-def whole(text: str | None, flag: str, default: int, *, at_least: int = 1) -> int:
+def integer(text: str | None, flag: str, default: int, *, at_least: int = 1) -> int:
   """Returns the integer value of a flag, or `default` if `text` is None.
 
   Raises:

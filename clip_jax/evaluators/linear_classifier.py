@@ -89,7 +89,7 @@ class Lbfgs:
     standard = (x - mean) / deviation
     tried, chosen = {}, None
     with jax.set_mesh(mesh):
-      rows, labels, kept, all_of_them = _on_rows(
+      rows, labels, kept, all_of_them = _shard_rows(
         mesh,
         np.pad(standard, ((0, 0), (0, 1)), constant_values=1),
         y.astype(np.int32),
@@ -229,7 +229,7 @@ def held_out(n: int, share: float, seed: int) -> np.ndarray:
   return held
 
 
-def _everywhere(tree):
+def _replicated(tree):
   """Replicates each array over all devices, so that every host can read it."""
   return jax.tree.map(lambda v: lax.with_sharding_constraint(v, P()), tree)
 
@@ -239,7 +239,7 @@ def _validation(w, b, x, y, held):
   return 100 * float(np.mean((x[held] @ w + b).argmax(1) == y[held]))
 
 
-def _on_rows(mesh, *arrays):
+def _shard_rows(mesh, *arrays):
   """Pads each array [n, ...] with zeros and reshapes it to [K, R, ...], R sharded over the mesh."""
   n = len(arrays[0])
   R = min(-(-_ROWS // mesh.size), -(-n // mesh.size)) * mesh.size
@@ -284,7 +284,7 @@ def _lbfgs(w, x, y, weight, penalty, *, iterations, tolerance):
 
   start = (w, *jax.value_and_grad(loss)(w), solver.init(w), jnp.bool_(True), jnp.int32(0))
   w, _, gradient, _, _, count = lax.while_loop(unfinished, step, start)
-  return _everywhere((w, count, jnp.linalg.norm(gradient)))
+  return _replicated((w, count, jnp.linalg.norm(gradient)))
 
 
 @functools.partial(jax.jit, donate_argnums=(0, 1))
@@ -317,4 +317,4 @@ def _sgd_epoch(wb, velocity, x, y, order, rates, begun, per_step, momentum):
     wb = jax.tree.map(lambda p, v: p - rate.reshape(-1, *[1] * (p.ndim - 1)) * v, wb, velocity)
     return (wb, velocity), None
 
-  return _everywhere(lax.scan(step, (wb, velocity), (jnp.arange(len(order)), order))[0])
+  return _replicated(lax.scan(step, (wb, velocity), (jnp.arange(len(order)), order))[0])

@@ -92,7 +92,7 @@ def score(
       "shards are missing; the last shard to finish merges all chunks."
     )
     return None
-  return _together(files, out, parts, source, facts, say)
+  return _merge(files, out, parts, source, facts, say)
 
 
 def model_fingerprint(model: nnx.Module) -> str:
@@ -209,7 +209,7 @@ def _save(file, scores):
     np.save(f, scores)
 
 
-def _together(files, out, parts, source, facts, say):
+def _merge(files, out, parts, source, facts, say):
   """Merges the chunks into one file, reports a summary, and deletes the chunks."""
   try:
     damaged, first = 0, []

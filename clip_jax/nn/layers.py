@@ -18,7 +18,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from clip_jax.cli.values import OneOf
+from clip_jax.cli.values import OneOf, Range
 from clip_jax.errors import UserError
 from clip_jax.nn.remat import remat
 from clip_jax.nn.target import target_platform
@@ -34,6 +34,7 @@ ACTIVATIONS = {
   "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
 }
 Activation = Annotated[str, OneOf(ACTIVATIONS)]
+NormEps = Annotated[float, Range(above=0, high=1)]
 
 
 def lookup(table: dict[Any, Any], name: Any, what: str) -> Any:

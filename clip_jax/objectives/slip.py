@@ -1,16 +1,17 @@
 """SLIP's objective: CLIP, or another objective on pairs, plus SimCLR on two more image views."""
 
 import itertools
+from typing import Annotated
 
 from flax import nnx
 import jax
 
 from clip_jax import losses
 from clip_jax.cli.values import (
-  NonNegativeFloat,
   PositiveFloat,
   PositiveFraction,
   PositiveInt,
+  Range,
   Width,
   checked,
 )
@@ -50,7 +51,7 @@ class Slip(nnx.Module):
     *,
     model: TwoTowers,
     pairs: Objective | None = None,
-    ssl_weight: NonNegativeFloat = 1.0,
+    ssl_weight: Annotated[float, Range(0, 1e6)] = 1.0,
     temperature: PositiveFloat = 0.1,
     projection_hidden_dim: Width = 4096,
     outputs: Width = 256,

@@ -1,5 +1,6 @@
 """The device mesh: its axes, its sizes, and how a batch is divided over it."""
 
+from collections.abc import Sequence
 import math
 from typing import Literal
 
@@ -25,7 +26,7 @@ def make_mesh(
   tensor: Axis = 1,
   *,
   slices: Axis = -1,
-  devices: list | None = None,
+  devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
   """Returns a mesh of all devices with the axes data, fsdp and tensor.
 

@@ -49,7 +49,7 @@ class MlpMixer(nnx.Module):
     size: Annotated[str, OneOf(SIZES)] = "B",
     patch: Pixels = 16,
     image_size: ImageSize = 224,
-    width: Width | None = None,
+    width: Annotated[int, Range(2, 2**20)] | None = None,
     depth: Annotated[int, Range(1, 2**16)] | None = None,
     mlp_dim: Width | None = None,
     token_mlp_dim: Width | None = None,

@@ -12,7 +12,6 @@ from clip_jax.cli.values import (
   ImageSize,
   NonNegativeInt,
   Pixels,
-  PositiveFloat,
   Width,
   checked,
 )
@@ -68,7 +67,7 @@ class Vit(nnx.Module):
     pre_norm: bool = False,
     patch_bias: bool = True,
     drop_rest: bool = False,
-    norm_eps: PositiveFloat = 1e-6,
+    norm_eps: layers.NormEps = 1e-6,
     width: Width | None = None,
     depth: Depth | None = None,
     mlp_dim: Width | None = None,

@@ -168,7 +168,8 @@ def check_sections(config: ConfigDict) -> None:
   Raises:
     UserError: a section is missing, or a value is not what its argument expects.
   """
-  missing = [name for name in inspect.signature(experiment).parameters if name not in config]
+  absent = lambda name: name not in config or (config[name] is None and name != "seed")
+  missing = [name for name in inspect.signature(experiment).parameters if absent(name)]
   if missing:
     raise UserError(
       f"This config has no {', '.join(missing)}, so it does not describe a training run. Make it "

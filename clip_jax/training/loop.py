@@ -231,7 +231,7 @@ def nonfinite(setup: TrainSetup, state: Any, checkpoints: Checkpoints) -> UserEr
       "step": step + 1,
       "loss": repr(loss),
       "records": records,
-      "gradient_norms": {name: repr(norm) for name, norm in found.items()},
+      "grad_norms": {name: repr(norm) for name, norm in found.items()},
     }
     write_atomically(path, json.dumps(content, indent=1) + "\n")
   norms = ", ".join(f"{name} {norm:.4g}" for name, norm in found.items())

@@ -6,14 +6,14 @@ import itertools
 import pickle
 import random
 
-from clip_jax.data.sources.openclipart import OpenClipart
-from clip_jax.errors import UserError
 import numpy as np
 import pytest
 import sentencepiece
 
 from clip_jax.data import tokenizer as tokenizer_lib
+from clip_jax.data.sources.openclipart import OpenClipart
 from clip_jax.data.tokenizer import ClipBpe, SentencePiece, train_sentencepiece
+from clip_jax.errors import UserError
 
 LONG = "a small red dog with a large hat " * 30
 

@@ -252,7 +252,7 @@ def test_nonfinite_step_stops_the_run_with_a_diagnosis(tmp_path):
   assert (
     written["step"] == 2
     and written["loss"] == "nan"
-    and set(written["gradient_norms"])
+    and set(written["grad_norms"])
     == {"image", "text", "image_projection", "text_projection", "objective"}
   )
   assert sorted(written["records"]) == sorted(
