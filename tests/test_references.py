@@ -192,9 +192,8 @@ def test_docstrings_describe_arguments_and_attributes_that_exist(path):
 
 def test_a_name_that_does_not_exist_is_found(tmp_path):
   file = tmp_path / "file.py"
-  file.write_text(
-    'def f(x):\n  """Calls `never_defined(x)` of `layers.nothing`.\n\n  Args:\n    y: not x.\n  """\n'
-  )
+  docstring = "Calls `never_defined(x)` of `layers.nothing`.\n\n  Args:\n    y: not x.\n  "
+  file.write_text(f'def f(x):\n  """{docstring}"""\n')
   names = list(references(prose(file)))
   assert names == ["never_defined", "layers.nothing"]
   assert not any(exists(name, identifiers(file)) for name in names)
