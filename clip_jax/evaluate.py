@@ -143,18 +143,21 @@ def classification(folder: str) -> tuple[Any, dict[str, Any]]:
     UserError: a class without images, or a `classnames.json` that is invalid or does not match the
       subfolders.
   """
-  import json
+  from collections import Counter
+  import os
   from pathlib import Path
 
+  from clip_jax.cli.values import check_fields, shorten
+  from clip_jax.data.folder_walk import entries
   from clip_jax.data.sources.folder import IMAGES, Folder
+  from clip_jax.data.untrusted import read_json
   from clip_jax.errors import UserError
 
   source = Folder(folder, captions=None)
-  empty = [
-    name
-    for name in source.classes
-    if not any(file.suffix.lower() in IMAGES for file in (Path(folder) / name).iterdir())
-  ]
+  files = lambda name: entries(
+    os.path.join(folder, name), os.path.realpath(folder), Counter(), suffixes=IMAGES
+  )
+  empty = [name for name in source.classes if not any(files(name))]
   if empty:
     raise UserError(
       f"{len(empty)} of the {len(source.classes)} classes in {folder} have no images: "
@@ -163,15 +166,12 @@ def classification(folder: str) -> tuple[Any, dict[str, Any]]:
   file = Path(folder) / "classnames.json"
   if not file.is_file():
     return source, {name: name.replace("_", " ") for name in source.classes}
-  try:
-    names = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(names, dict):
-      raise ValueError("it is not an object")
-  except ValueError as error:
-    raise UserError(
-      f'{file} cannot be read: {error}. Expected {{"folder": "name", ...}}, '
-      "where a name may also be a list of names."
-    ) from error
+  form = 'Expected {"folder": "name", ...}, where a name may also be a list of names.'
+  names = read_json(file, dict, form)
+  check_fields(names, dict.fromkeys(names, str | list[str]), str(file))
+  unnamed = [name for name, value in names.items() if not value or not all(value)]
+  if unnamed:
+    raise UserError(f"{file}: {_some(unnamed)} is {shorten(names[unnamed[0]])}. {form}")
   for one, other, said in (
     (names, source.classes, "names without a folder"),
     (source.classes, names, "folders without a name"),
@@ -186,7 +186,11 @@ def classification(folder: str) -> tuple[Any, dict[str, Any]]:
 
 def _some(names: list[str]) -> str:
   """Lists the first five names."""
-  return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+  from clip_jax.cli.formatting import printable
+
+  return ", ".join(printable(name)[:200] for name in names[:5]) + (
+    ", ..." if len(names) > 5 else ""
+  )
 
 
 def report(context: Any, where: str, out: str | None) -> None:

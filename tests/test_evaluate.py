@@ -18,6 +18,7 @@ from clip_jax.inference.loading import load
 from clip_jax.inference.similarity import model_fingerprint
 from clip_jax.training.checkpoint import Checkpoints
 from clip_jax.training.setup import build_setup
+from mutations import damaged_json
 from run_config import get_config
 
 ROOT = Path(__file__).parent.parent
@@ -236,8 +237,10 @@ def test_a_suite_entry_that_is_not_a_call_is_an_error(tmp_path):
 @pytest.mark.parametrize(
   "names, message",
   [
-    ("[", "classnames.json cannot be read: Expecting value"),
-    ('["cat"]', "cannot be read: it is not an object. Expected"),
+    ("[", "classnames.json is not JSON: Expecting value.*Expected"),
+    ('["cat"]', "classnames.json holds a list, not a dict. Expected"),
+    ('{"big_cat": 7, "dog": "b", "owl": "c"}', "big_cat is 7; expected a string or a list"),
+    ('{"big_cat": [], "dog": "b", "owl": "c"}', "big_cat is .*Expected"),
     (
       '{"big_cat": "a", "dog": "b", "owl": "c", "elk": "d"}',
       "does not match the folders .* 1 names without a folder: elk",
@@ -249,6 +252,30 @@ def test_class_names_that_do_not_match_the_folders_are_an_error(folders, names, 
   (folders / "classnames.json").write_text(names)
   with pytest.raises(UserError, match=message):
     evaluate.main(["--model=m", f"--classification={folders}"])
+
+
+def test_random_damage_to_class_names_gives_names_or_one_message(folders):
+  file = folders / "classnames.json"
+  good = json.dumps({"big_cat": ["lion", "tiger"], "dog": "dog", "owl": "owl"}).encode()
+  file.write_bytes(good)
+  assert evaluate.classification(str(folders))[1]["big_cat"] == ["lion", "tiger"]
+  refused = 0
+  for damaged in damaged_json(good, 200):
+    file.write_bytes(damaged)
+    try:
+      evaluate.classification(str(folders))
+    except UserError as error:
+      refused += 1
+      assert len(str(error)) < 3000
+  assert 100 < refused < 200
+
+
+def test_a_class_of_links_out_of_the_folder_has_no_images(folders, tmp_path):
+  (folders / "elk").mkdir()
+  (tmp_path / "private.png").touch()
+  (folders / "elk" / "1.png").symlink_to(tmp_path / "private.png")
+  with pytest.raises(UserError, match="have no images: elk"):
+    evaluate.classification(str(folders))
 
 
 def test_a_class_without_images_is_an_error(folders):

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "clip_jax"
 SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "configs").rglob("*.py")])
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 # docs/peers.md is about other codebases.
-PAGES = [*ROOT.glob("*.md"), *(set((ROOT / "docs").rglob("*.md")) - {ROOT / "docs/peers.md"})]
+PAGES = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")} - {ROOT / "docs/peers.md"})
 # Sections of a config, whose fields are named as in `train.init_from`.
 SECTIONS = {"data", "model", "objective", "optimizer", "train", "mesh"}
 # Names of other libraries and of tools: as the first of several, and alone.

@@ -22,6 +22,7 @@ from clip_jax.inference.embedder import Embedder
 from clip_jax.inference.similarity import model_fingerprint, score, similarities
 from clip_jax.parallel.mesh import make_mesh
 from clip_jax.training import loop as loop_lib, setup as setup_lib, startup
+from mutations import damaged_json
 from run_config import get_config
 from tiny import SIZE, learner, text_tower
 
@@ -239,6 +240,31 @@ def test_invalid_arguments_are_rejected(tmp_path):
     score(EMBEDDER, SOURCE, tmp_path / "file" / "s.npz")
   with pytest.raises(UserError, match="Record 0 has no 'image'; it has 'jpg', 'text'"):
     score(EMBEDDER, [{"jpg": b"", "text": "x"}], tmp_path / "s.npz", say=quiet)
+
+
+def test_damaged_files_of_an_earlier_run_are_one_message(tmp_path):
+  """The plan and the chunks in OUT.parts."""
+  out = tmp_path / "s.npz"
+  assert score(EMBEDDER, SOURCE, out, shard=(0, 2), chunk=4, say=quiet) is None
+  plan = tmp_path / "s.npz.parts/plan.json"
+  chunk = next(iter(sorted(plan.parent.glob("*.npy"))))
+  good, refused = plan.read_bytes(), 0
+  for damaged in damaged_json(good, 200):
+    plan.write_bytes(damaged)
+    try:
+      score(EMBEDDER, SOURCE, out, shard=(0, 2), chunk=4, say=quiet)
+    except UserError as error:
+      refused += 1
+      assert "Delete" in str(error) and len(str(error)) < 3000
+  assert refused > 100
+  plan.write_bytes(good)
+  whole = chunk.read_bytes()
+  for damaged in (b"", whole[:40], whole[:-2], b"\x93NUMPY" + bytes(100)):
+    chunk.write_bytes(damaged)
+    with pytest.raises(UserError, match=f"{chunk.name} is damaged.*Delete it, and rerun"):
+      score(EMBEDDER, SOURCE, out, shard=(1, 2), chunk=4, say=quiet)
+  chunk.unlink()
+  assert score(EMBEDDER, SOURCE, out, shard=(0, 2), chunk=4, say=quiet) is not None
 
 
 @pytest.fixture(scope="module")

@@ -73,7 +73,8 @@ def use():
   from clip_jax.cli.flags import parse
   from clip_jax.training.setup import build_setup
   build_setup(config.from_json((Path(RUN) / "config.json").read_text()))
-  flags = parse(["--config=quickstart", "--config.train.steps=3", "--config.train.init_from=None"], "", config=True)
+  overrides = ["--config.train.steps=3", "--config.train.init_from=None"]
+  flags = parse(["--config=quickstart", *overrides], "", config=True)
   build_setup(flags.config)
 """
 

@@ -12,8 +12,10 @@ from flax import nnx
 import numpy as np
 
 from clip_jax.cli.progress import Progress
+from clip_jax.cli.values import shorten
 from clip_jax.data.read_ahead import batched, map_ahead
 from clip_jax.data.score_file import fingerprint, read_scores, write_scores
+from clip_jax.data.untrusted import read_json
 from clip_jax.errors import UserError
 from clip_jax.files import atomic_write, write_atomically
 from clip_jax.inference.embedder import Embedder
@@ -181,7 +183,8 @@ def _begin(parts, wanted):
     raise UserError(
       f"Cannot write to {parts}: {error.strerror}. Set --out to another file."
     ) from error
-  _check_same(json.loads(plan.read_text()), wanted, f"{parts} is left from an earlier run and")
+  earlier = read_json(plan, dict, f"Delete {parts}, or set --out to another file.")
+  _check_same(earlier, wanted, f"{parts} is left from an earlier run and")
 
 
 def _check_same(there, wanted, what):
@@ -196,7 +199,8 @@ def _check_same(there, wanted, what):
     wanted["records"],
     wanted["source_fingerprint"],
   ):
-    differ.append(f"of another source ({there.get('records')} records, here {wanted['records']})")
+    found = shorten(there.get("records"))
+    differ.append(f"of another source ({found} records, here {wanted['records']})")
   if differ:
     raise UserError(
       f"{what} contains scores {' and '.join(differ)}. Delete it, or set --out to another file."
@@ -209,17 +213,30 @@ def _save(file, scores):
     np.save(f, scores)
 
 
+def _load(file):
+  """Returns the scores of one chunk, float32 [n]."""
+  try:
+    scores = np.load(file, allow_pickle=False)
+    if scores.ndim != 1 or scores.dtype != np.float32:
+      raise ValueError(f"it holds {scores.dtype} {scores.shape}")
+    return scores
+  except FileNotFoundError:
+    raise
+  except Exception as error:  # NumPy raises many kinds of errors for damaged files.
+    raise UserError(f"{file} is damaged: {error}. Delete it, and rerun the command.") from error
+
+
 def _merge(files, out, parts, source, facts, say):
   """Merges the chunks into one file, reports a summary, and deletes the chunks."""
   try:
-    damaged, first = 0, []
+    damaged, first, chunk = 0, [], len(_load(files[0]))
     for file in files:
-      bad = np.flatnonzero(np.isnan(np.load(file)))
+      bad = np.flatnonzero(np.isnan(_load(file)))
       if len(first) < 20:
-        start = int(file.stem) * len(np.load(files[0]))
+        start = int(file.stem) * chunk
         first += (bad[: 20 - len(first)] + start).tolist()
       damaged += len(bad)
-    write_scores(out, map(np.load, files), source, **facts, damaged=damaged)
+    write_scores(out, map(_load, files), source, **facts, damaged=damaged)
   except FileNotFoundError:
     if not out.exists():
       raise

@@ -187,7 +187,7 @@ def paper(
     base: config of plain CLIP with ViT-B/32, `configs/clip.py`.
     data: folder written by `python -m clip_jax.prepare`, local or gs://.
     evaluators: evaluators to run at the end of each run; none by default.
-    scores: file of that data written by `python -m clip_jax.score`, for the quality cuts.
+    scores: file of that data written by `python -m clip_jax.score`; quality cuts need it.
 
   Source: Li, Xie, Cubuk 2024, section 3.
   """

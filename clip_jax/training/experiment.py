@@ -192,7 +192,7 @@ def build_all(specs: ConfigDict, protocol: type, section: str) -> dict[str, Any]
   Args:
     specs: calls by name.
     protocol: the protocol in `clip_jax.interfaces` of all parts in this section.
-    section: name of the section, for the message of the `UserError`.
+    section: name of the section in the message of the `UserError`.
   """
   built = {}
   for name, spec in specs.items():

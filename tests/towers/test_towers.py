@@ -10,7 +10,7 @@ from clip_jax.errors import UserError
 from clip_jax.towers.resnet import BitResnet, GroupNorm, StdConv
 from clip_jax.towers.sizes import SIZES
 from tiny import LENGTH, batch, image_tower, largest_difference, text_tower
-from tiny_towers import IMAGE_TOWERS, changed, pixels
+from tiny_towers import IMAGE_TOWERS, pixels, with_arguments
 
 TEXT_TOWERS = {
   "last": text_tower(mask_padding=False),
@@ -126,7 +126,7 @@ def test_invalid_arguments_are_reported():
   with pytest.raises(UserError, match="pool is 'max'; BitResnet expects 'gap' or 'flat'"):
     build(call(BitResnet, pool="max"), rngs=rngs)
   with pytest.raises(UserError, match='pool="flat" expected images of 16 x 20, but got 32 x 20'):
-    build(changed(IMAGE_TOWERS["resnet-flat"], image_size=(16, 20)), rngs=rngs)(
+    build(with_arguments(IMAGE_TOWERS["resnet-flat"], image_size=(16, 20)), rngs=rngs)(
       jnp.zeros((1, 32, 20, 3))
     )
   with pytest.raises(UserError, match="8 channels cannot be divided into 32 groups.*groups=8"):
