@@ -33,7 +33,16 @@ from clip_jax.interfaces import check_parts
 FORMAT = 1  # Of config.json; older runs have no "format" and are read through `old_names`.
 
 # The packages whose `PARTS` a saved config may name.
-PACKAGES = ("towers", "model", "objectives", "data", "evaluators", "training", "parallel")
+PACKAGES = (
+  "towers",
+  "model",
+  "objectives",
+  "data",
+  "evaluators",
+  "training",
+  "parallel",
+  "planning",
+)
 _DEEPEST = 64  # Nested values in a saved config; a run's config has about ten.
 
 

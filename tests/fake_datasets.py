@@ -47,7 +47,7 @@ def shown_number(encoded):
 def write_dataset(folder, name, features, splits, config=None):
   """Writes a data set with TFDS; `splits` are lists of records by split."""
 
-  class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  class FakeBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config, version="1.0.0")] if config else []
     code_path = None  # Skips TFDS's search for the builder's package, which fails under pytest.
@@ -62,8 +62,8 @@ def write_dataset(folder, name, features, splits, config=None):
       for i, record in enumerate(records):
         yield i, {**record, "image": io.BytesIO(record["image"])}
 
-  Builder.name = name
-  Builder(
+  FakeBuilder.name = name
+  FakeBuilder(
     data_dir=str(folder), file_format="array_record", **({"config": config} if config else {})
   ).download_and_prepare()
 

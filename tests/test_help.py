@@ -33,4 +33,4 @@ def test_help_lists_every_flag_and_the_exit_codes(name, arguments, capsys):
   flags = re.findall(r"--(\w[\w-]*)", str(mistake.value).partition("there are")[2])
   assert flags
   assert not [flag for flag in flags if not re.search(rf"--{flag}\b", text)]
-  assert re.search(r"Exit codes: 0 .*, 2 .*, 130 .*Ctrl-C.*, 1 ", text)
+  assert re.search(r"(?s)Exit codes: 0 (?=.* 1 )(?=.* 2 ).*130 .*Ctrl-C", text)

@@ -435,7 +435,10 @@ def test_a_set_without_usable_records_is_rejected(tmp_path):
     (("--from=x", "--out=y"), "--format= is not one of webdataset, parquet, folder, source"),
     (("--from=x", "--format=tar", "--out=y"), "--format=tar is not one of webdataset"),
     (("--from=x", "--format=parquet"), "Where should the shards be written"),
-    (("--from=x", "--format=parquet", "--out=gs://b/c"), "--out=gs://b/c: .* local folders"),
+    (
+      ("--from=x", "--format=parquet", "--out=gs://b/c"),
+      "--out=gs://b/c is a URL, .* a local folder",
+    ),
     (("--from=none/*.tar", "--format=webdataset", "--out=y"), "no files at none/"),
     (
       ("--from=x", "--format=webdataset", "--out=y", "--records_per_shard=5"),

@@ -119,7 +119,8 @@ def test_killed_and_resumed_run_ends_like_an_uninterrupted_one(unbroken, tmp_pat
       if n not in ("train/images_per_second", "train/data_wait_fraction")
     }
     for line in metrics(workdir)
-    if line["step"] % 10 == 0
+    # The first line after a resume averages over fewer steps; the lines after the last kill do not.
+    if line["step"] % 10 == 0 and line["step"] > 20
   ]
   assert steady(tmp_path) == steady(unbroken[0])
 

@@ -6,7 +6,6 @@ from typing import Any
 import jax
 from jax.sharding import AbstractDevice, AbstractMesh
 from ml_collections.config_dict import ConfigDict
-import numpy as np
 
 from clip_jax.config import build, call
 from clip_jax.costs.flops import count_multiply_adds, count_parameters
@@ -20,6 +19,7 @@ from clip_jax.planning.collectives import (
   collectives as step_collectives,
   totals_by_kind,
 )
+from clip_jax.planning.placeholder import PlaceholderSource
 from clip_jax.training.setup import build_setup, jit_train_step, sharding_table
 
 # Images per second that one virtual CPU decodes from JPEG and crops to 224 px, both antialiased, as
@@ -162,19 +162,6 @@ def _compile(config, topology):
     jax.sharding.use_abstract_mesh(mesh),
     (_not_compiled_note(topology, failed),),
   )
-
-
-class PlaceholderSource:
-  """A stand-in for records that are not on this machine: grey images, in practically any number."""
-
-  def __init__(self, texts: int):
-    self.texts = texts
-
-  def __len__(self) -> int:
-    return 10**12
-
-  def __getitem__(self, i: int) -> dict[str, Any]:
-    return {"image": np.full((64, 64, 3), 128, np.uint8), "text": ["a"] * self.texts}
 
 
 def with_placeholder_data(config: ConfigDict) -> tuple[ConfigDict, tuple[str, ...], bool]:

@@ -238,7 +238,7 @@ def test_a_limit_below_one_is_an_error():
 
 
 def test_the_error_for_a_missing_text_lists_the_fields():
-  with pytest.raises(UserError, match="Record 0 has no field 'text'; it has 'image', 'label'"):
+  with pytest.raises(UserError, match="Record 0 of list.. has no 'text', only image, label"):
     measure(Retrieval([{"image": image(0), "label": 1}]), Table(np.eye(1), {}))
 
 

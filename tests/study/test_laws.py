@@ -37,7 +37,7 @@ def test_constants_of_an_exact_law_are_recovered():
 @pytest.mark.parametrize("epochs", [1.0, 4.0, 0.5])
 def test_slopes_are_the_derivatives(epochs):
   at = np.array([-0.5, 19.0, 0.1, 2.0])
-  x, epochs = laws._both(D, epochs)
+  x, epochs = laws._as_arrays(D, epochs)
   for i, one in enumerate(np.eye(4) * 1e-5):
     up, down = (laws._predicted((at + sign * one)[None], x, epochs, 100.0)[0] for sign in (1, -1))
     np.testing.assert_allclose(

@@ -87,7 +87,13 @@ def _builder(name, data_dir):
   from tensorflow_datasets.core import naming, read_only_builder
 
   if os.path.isfile(os.path.join(name, "dataset_info.json")):
-    return tfds.builder_from_directory(name)
+    try:
+      return tfds.builder_from_directory(name)
+    except Exception as error:  # Several libraries read the files, and raise their own errors.
+      raise UserError(
+        f"{name} is not a prepared data set: its dataset_info.json, features.json or another file "
+        f"cannot be read ({_first_line(error):.300}). Prepare it again."
+      ) from error
   try:
     # tfds.builder would import the code of the data set, which may need TensorFlow.
     short, options = naming.parse_builder_name_kwargs(name, data_dir=data_dir)
