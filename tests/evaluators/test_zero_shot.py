@@ -232,9 +232,7 @@ def test_records_of_other_classes_can_be_left_out():
     measure(ZeroShot(source, classes), Table(TWO))
   with pytest.raises(UserError, match="None of the 1 records .* the 2 classes 281, 207. .*label 9"):
     measure(ZeroShot(records((CAT, 9)), classes, others="leave_out"), Table(TWO))
-  with pytest.raises(
-    UserError, match="others is 'ignore'; ZeroShot expects 'error' or 'leave_out'"
-  ):
+  with pytest.raises(UserError, match="others is 'ignore'; .* 'error' or 'leave_out'"):
     ZeroShot(source, classes, others="ignore")
 
 

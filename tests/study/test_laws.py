@@ -39,7 +39,9 @@ def test_slopes_are_the_derivatives(epochs):
   at = np.array([-0.5, 19.0, 0.1, 2.0])
   x, epochs = laws._as_arrays(D, epochs)
   for i, one in enumerate(np.eye(4) * 1e-5):
-    up, down = (laws._predicted((at + sign * one)[None], x, epochs, 100.0)[0] for sign in (1, -1))
+    up, down = (
+      laws._predict_log_error((at + sign * one)[None], x, epochs, 100.0)[0] for sign in (1, -1)
+    )
     np.testing.assert_allclose(
       laws._slopes(at, x, epochs, 100.0)[:, i], (up - down) / 2e-5, rtol=1e-5, atol=1e-8
     )
