@@ -102,11 +102,6 @@ def main(arguments: list[str]) -> None:
     raise UserError(f"--format={flags.format or ''} is not one of {', '.join(inputs.FORMATS)}.")
   if not flags.out:
     raise UserError("Where should the shards be written? Set --out=DIR.")
-  if "://" in flags.out:
-    raise UserError(
-      f"--out={flags.out}: shards can be written to local folders only. Set a local "
-      "folder or a mounted bucket, or copy the shards afterwards."
-    )
   if flags.format == "webdataset" and flags.records_per_shard:
     raise UserError(
       "--records_per_shard does not apply to webdataset, where each tar becomes one "

@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,6 +124,46 @@ def test_killed_and_resumed_run_ends_like_an_uninterrupted_one(unbroken, tmp_pat
     if line["step"] % 10 == 0 and line["step"] > 20
   ]
   assert steady(tmp_path) == steady(unbroken[0])
+
+
+def test_a_second_trainer_is_refused_until_the_first_is_killed(tmp_path):
+  run = (f"--config={CONFIG}:100000", f"--workdir={tmp_path}", "--config.train.eval_every=0")
+  process = start(*run)
+  while not list((tmp_path / "checkpoints").glob("[0-9]")):
+    assert process.poll() is None, process.communicate()
+    time.sleep(0.05)
+  printed = train(*run, code=2)
+  assert f"{tmp_path} is in use: process {process.pid} on" in printed and "Traceback" not in printed
+  assert process.poll() is None
+  process.kill()
+  process.communicate()
+  assert (tmp_path / "trainer.lock").exists()
+  again = start(*run)
+  while json.loads((tmp_path / "trainer.lock").read_text())["pid"] != again.pid:
+    assert again.poll() is None, again.communicate()
+    time.sleep(0.05)
+  while len(metrics(tmp_path)) < 3:  # Until it can save and stop.
+    assert again.poll() is None, again.communicate()
+    time.sleep(0.05)
+  again.send_signal(signal.SIGTERM)
+  out, err = again.communicate(timeout=120)
+  assert again.returncode == 75 and "from step" in out, out + err
+  assert not (tmp_path / "trainer.lock").exists()
+
+
+def test_a_run_with_a_damaged_checkpoint_resumes_from_the_one_before_and_ends_the_same(
+  unbroken, tmp_path
+):
+  workdir = shutil.copytree(unbroken[0], tmp_path / "run")
+  path = max((workdir / "checkpoints/30/state").rglob("d/*"), key=lambda p: p.stat().st_size)
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+  printed = train(f"--config={CONFIG}", f"--workdir={workdir}")
+  assert f"The checkpoint {workdir}/checkpoints/30 is damaged: its " in printed
+  assert "Using that of step 28 instead" in printed and "Traceback" not in printed
+  assert same(parameters(workdir, 30), parameters(unbroken[0], 30))
+  assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["28", "30", "damaged-30"]
 
 
 def test_sigterm_saves_and_exits_with_the_preemption_code(unbroken, tmp_path):

@@ -77,11 +77,13 @@ class Checksums:
     own = plain.pop("checksum", None)
     if own != crc32(json.dumps(plain, sort_keys=True)):
       raise ValueError("checksums that do not match their own checksum")
-    return cls(
-      plain["step"],
-      plain["config"],
-      {n: Entry(dtype, tuple(shape), x) for n, (dtype, shape, x) in plain["arrays"].items()},
-    )
+    try:
+      arrays = {
+        n: Entry(dtype, tuple(shape), x) for n, (dtype, shape, x) in plain["arrays"].items()
+      }
+      return cls(plain["step"], plain["config"], arrays)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+      raise ValueError("checksums in an unknown format") from error
 
   def differences(self, sums: Mapping[str, int]) -> list[str]:
     """Returns the names of the arrays whose checksum is not the recorded one."""

@@ -88,6 +88,8 @@ def test_json_keeps_everything_and_any_change_of_it_is_seen():
     changed = text[:i] + chr(ord(text[i]) ^ 1) + text[i + 1 :]
     with pytest.raises(ValueError, match="checksums|line 1 column"):
       Checksums.from_json(json.loads(changed))
-  for other in (None, [], {"format": 99}):
+  forged = {"format": 1, "arrays": {"a": [1]}, "step": 1, "config": 2}
+  forged["checksum"] = checksums.crc32(json.dumps(forged, sort_keys=True))
+  for other in (None, [], {"format": 99}, forged):
     with pytest.raises(ValueError, match="unknown format"):
       Checksums.from_json(other)
