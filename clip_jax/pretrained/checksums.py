@@ -78,9 +78,7 @@ class Checksums:
     if own != crc32(json.dumps(plain, sort_keys=True)):
       raise ValueError("checksums that do not match their own checksum")
     try:
-      arrays = {
-        n: Entry(dtype, tuple(shape), x) for n, (dtype, shape, x) in plain["arrays"].items()
-      }
+      arrays = {n: Entry(x[0], tuple(x[1]), x[2]) for n, x in plain["arrays"].items()}
       return cls(plain["step"], plain["config"], arrays)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
       raise ValueError("checksums in an unknown format") from error
