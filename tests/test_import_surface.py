@@ -102,7 +102,6 @@ def types_of_user_code(tmp_path, *, typed):
   return done.stdout.splitlines()
 
 
-@pytest.mark.slow
 def test_users_code_is_checked_against_our_types(tmp_path):
   pytest.importorskip("mypy")
   told = types_of_user_code(tmp_path, typed=True)
