@@ -100,9 +100,10 @@ def evaluators(flags: Any, has_suite: bool) -> dict[str, Any]:
     has = f"choose from {', '.join(flags.suite)}" if has_suite else "set --suite=FILE"
     raise UserError(f"--only={flags.only}: the suite has no {unknown[0]!r}; {has}.")
   if has_suite:
-    from clip_jax.config import build
+    from clip_jax.config import build, check_values
     from clip_jax.interfaces import Evaluator, check_part
 
+    check_values(flags.suite, "suite")
     for name, call in flags.suite.items():
       if only and name not in only:
         continue

@@ -13,7 +13,7 @@ import sys
 
 import pytest
 
-from clip_jax import train
+from clip_jax import evaluate, train
 from clip_jax.cli.values import check_arguments, hints_of
 from clip_jax.config import (
   all_parts,
@@ -25,6 +25,7 @@ from clip_jax.config import (
   function,
   to_json,
 )
+from clip_jax.data.sources.openclipart import OpenClipart
 from clip_jax.data.subset import Subset
 from clip_jax.errors import UserError
 from clip_jax.objectives.clip import Clip
@@ -58,8 +59,12 @@ def changed(text, field, value):
 @functools.cache
 def first_fields():
   """The fields of each config, without arguments of parts that an earlier config has as well."""
+  return distinct_fields(texts())
+
+
+def distinct_fields(configs):
   seen, fields = set(), {}
-  for name, text in texts().items():
+  for name, text in configs.items():
     fields[name] = []
     for field in entries(from_json(text)):
       *outer, last = field.split(".")
@@ -263,7 +268,7 @@ def test_a_wrong_value_ends_the_command_with_code_2_and_one_line():
 def test_the_evaluation_suites_are_checked(name):
   text = to_json(module_of(ROOT / f"configs/evaluations/{name}.py").get_config())
   accepted = 0
-  for field in entries(from_json(text)):
+  for field in distinct_fields({name: text})[name]:
     for value in VALUES:
       try:
         check_values(changed(text, field, value), "suite")
@@ -271,6 +276,13 @@ def test_the_evaluation_suites_are_checked(name):
       except UserError as error:
         assert str(error).startswith("suite.") or "calls" in str(error)
   assert accepted > 0
+
+
+def test_a_suite_is_checked_before_any_evaluator_is_built(monkeypatch):
+  monkeypatch.setattr(OpenClipart, "__len__", lambda self: pytest.fail("an evaluator was built"))
+  arguments = ["--model=missing", "--suite=evaluations/openclipart"]
+  with pytest.raises(UserError, match="^suite.probe.features is 'no'; LinearProbe expects 'tower'"):
+    evaluate.main([*arguments, "--suite.probe.features=no"])
 
 
 def test_sections_must_be_calls():
