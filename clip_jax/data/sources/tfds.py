@@ -138,6 +138,10 @@ def _records(builder, split, image):
       f"--dataset_version_dir={builder.data_dir} --out_file_format=array_record --out_dir=DIR, "
       "and pass DIR as the name."
     ) from error
+  except Exception as error:  # Several libraries read the files, and raise their own errors.
+    raise UserError(
+      f"{builder.data_dir} cannot be read ({_first_line(error):.300}). Prepare it again."
+    ) from error
 
 
 def _feature_path(features, written, dataset, kind):

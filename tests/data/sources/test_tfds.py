@@ -1,9 +1,11 @@
 """Tests of TFDS data sets written by TFDS: feature names, splits, no TensorFlow, errors."""
 
+import contextlib
 import io
 from pathlib import Path
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 
@@ -15,6 +17,7 @@ import tensorflow_datasets as tfds
 from clip_jax.data import Subset
 from clip_jax.data.sources.tfds import Tfds
 from clip_jax.errors import UserError
+from mutations import damaged_json
 
 ROOT = Path(__file__).parents[3]
 CAPTIONS = [f"a café with {i} chairs" for i in range(20)]
@@ -205,3 +208,21 @@ def test_an_index_out_of_range_raises_index_error(folder):
   for i in (-1, 20):
     with pytest.raises(IndexError, match=f"record {i} of 20"):
       Tfds("pairs", data_dir=folder)[i]
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+def test_random_damage_to_the_description_gives_records_or_one_message(folder, tmp_path, name):
+  where = tmp_path / "damaged"
+  shutil.copytree(next(Path(folder).glob("pairs/*/dataset_info.json")).parent, where)
+  good, refused = (where / name).read_bytes(), 0
+  for damaged in damaged_json(good, 200):
+    (where / name).write_bytes(damaged)
+    try:
+      source = Tfds(str(where), text=None)
+      for i in range(min(len(source), 3)):
+        with contextlib.suppress(Exception):  # A record that cannot be read is counted.
+          source[i]
+    except UserError as error:
+      refused += 1
+      assert len(str(error)) < 3000
+  assert refused > 40
