@@ -29,7 +29,7 @@ class UnreadableImage(ValueError):
 
 
 def open_image(encoded: bytes) -> Image.Image:
-  """Opens encoded bytes in one of `FORMATS` with Pillow, which reads only the header.
+  """Opens encoded bytes in one of `FORMATS` with Pillow, reading only the header.
 
   Raises:
     OSError: another format, and many other errors for damaged bytes.
@@ -108,6 +108,8 @@ class Picture:
       UnreadableImage: the bytes are damaged.
       ValueError: `shrink` is not 1 and the image cannot be decoded at a reduced size.
     """
+    if shrink != 1 and not self.can_shrink:
+      raise ValueError(f"This image can be decoded at full size only, not at 1/{shrink}.")
     if shrink not in self._pixels:
       kept = _KEPT_COST * sum(x.size for x in self._pixels.values()) // 3
       self._memory = MEMORY.take(kept + self._cost(shrink))
@@ -141,8 +143,6 @@ class Picture:
         min_height=-(-self.height // shrink),
         min_width=-(-self.width // shrink),
       )
-    if shrink != 1:
-      raise ValueError(f"This image can be decoded at full size only, not at 1/{shrink}.")
     pixels = np.asarray(_try(lambda: _rgb(ImageOps.exif_transpose(self._opened))))
     del self._opened  # It keeps its own copy.
     return pixels

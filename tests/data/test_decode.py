@@ -126,6 +126,11 @@ def test_jpegs_decode_at_the_requested_scale():
 def test_only_plain_jpegs_decode_at_a_reduced_size():
   with pytest.raises(ValueError, match="full size only, not at 1/2"):
     Picture(encoded(Image.fromarray(scene()), "PNG")).pixels(2)
+  for image in (scene(), encoded(Image.fromarray(scene()), "PNG")):
+    picture = Picture(image)
+    picture.pixels()
+    with pytest.raises(ValueError, match="full size only, not at 1/4"):
+      picture.pixels(4)
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
