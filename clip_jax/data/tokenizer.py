@@ -13,6 +13,7 @@ import sentencepiece
 import tokenizers
 
 from clip_jax.cli.values import ContextLength, FilePath, Range, checked
+from clip_jax.data.untrusted import MAX_JSON, read_regular
 from clip_jax.errors import UserError
 from clip_jax.files import write_atomically
 
@@ -72,7 +73,7 @@ class SentencePiece:
       )
     self.context_length, self.lower = context_length, lower
     self.bos, self.eos, self.sticky_eos = bos, eos, sticky_eos
-    self._proto = path.read_bytes()
+    self._proto = read_regular(path, MAX_JSON)
     try:
       self._load()
     except RuntimeError as error:
