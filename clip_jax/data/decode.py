@@ -52,7 +52,7 @@ class Picture:
   """
 
   def __init__(self, image: Any):
-    """Reads only the header of encoded bytes.
+    """Reads only the header of encoded bytes, except that Pillow decodes a PNG.
 
     Args:
       image: encoded bytes, a Pillow image, or uint8 [H, W, 3].

@@ -19,6 +19,7 @@ from clip_jax.data import decode as decode_lib
 from clip_jax.data.decode import Picture, UnreadableImage, decode, open_image
 from clip_jax.data.ingest.clean import Dropped, clean
 from clip_jax.data.memory_budget import MemoryBudget
+from mutations import damaged_bytes
 
 
 def scene(height=48, width=64):
@@ -279,3 +280,16 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
   ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
   assert int(ran.stdout) < 2e9
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_random_damage_gives_pixels_or_one_kind_of_error(format):
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  options = {} if format in ("GIF", "BMP") else {"exif": exif}
+  data = encoded(Image.fromarray(scene()), format, **options)
+  for damaged in damaged_bytes(data, 200):
+    with contextlib.suppress(UnreadableImage):
+      assert decode(damaged).dtype == np.uint8
+    with contextlib.suppress(Dropped):
+      clean({"image": damaged, "text": "x"}, max_side=16)
