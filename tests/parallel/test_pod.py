@@ -102,6 +102,24 @@ def test_pod_resumes_after_a_process_is_killed(tmp_path):
 
 
 @pytest.mark.slow
+def test_all_processes_of_a_pod_leave_out_a_damaged_checkpoint(tmp_path):
+  Pod(2, 4, tmp_path / "two").ends()
+  shutil.copytree(tmp_path / "two", tmp_path / "one")
+  newest = tmp_path / "two" / "checkpoints" / "4"
+  for path in (newest / "state").rglob("d/*"):  # Damage that only one process may come across.
+    if path.stat().st_size > 10_000:
+      content = bytearray(path.read_bytes())
+      content[len(content) // 2] ^= 1
+      path.write_bytes(content)
+      break
+  printed = Pod(2, 4, tmp_path / "two").ends()
+  assert f"The checkpoint {newest} is damaged: " in printed and "from step 2 on" in printed
+  assert_ends_alike(tmp_path / "two", tmp_path / "one", 4)
+  names = {path.name for path in (tmp_path / "two" / "checkpoints").iterdir()}
+  assert names == {"2", "4", "damaged-4"}
+
+
+@pytest.mark.slow
 def test_stopped_pod_resumes_with_one_process_and_with_four(tmp_path):
   pod = Pod(2, 100_000, tmp_path / "two")
   other = pod.pid()
