@@ -85,6 +85,7 @@ setuptools.setup(
     "scipy>=1.15",
     "sentencepiece>=0.2.3",
     "simplejpeg>=1.9",
+    "tensorstore>=0.1.84",
     "tokenizers>=0.23.3",
   ],
   extras_require={

@@ -9,13 +9,14 @@ from ml_collections.config_dict import ConfigDict
 import optax
 import pytest
 
-from clip_jax.config import call
+from clip_jax.config import build, call
 from clip_jax.errors import UserError
 from clip_jax.model.transfer import check_same_arrays
 from clip_jax.objectives.clip import Clip
 from clip_jax.parallel import mesh as mesh_lib, partition
 from clip_jax.training import state as state_lib
 from clip_jax.training.checkpoint import Checkpoints, report_full_disk
+from clip_jax.training.experiment import Training
 from tiny import image_tower, largest_difference, learner
 
 
@@ -108,6 +109,14 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
     checkpoints.save(step, new_state(), ConfigDict({}))
   checkpoints.close()
   assert sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()) == [2, 3]
+
+
+@pytest.mark.parametrize("number", [0, -1, None, 1.5])
+def test_a_run_that_would_keep_no_checkpoint_is_refused(number):
+  with pytest.raises(UserError, match="max_checkpoints is .* at least 1"):
+    Training(steps=1, max_checkpoints=number)
+  with pytest.raises(UserError, match="max_checkpoints is .* at least 1"):
+    build(call(Training, steps=1, max_checkpoints=number))
 
 
 def test_checkpoint_of_a_different_model_error_lists_differences(tmp_path):
