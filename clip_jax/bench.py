@@ -52,7 +52,9 @@ def main(arguments: list[str]) -> int:
     raise UserError(f"--profile applies to bench step, not to bench {what}. Leave it out.")
   check_output(flags.json, "--json")
   from clip_jax.benches.machine import machine
+  from clip_jax.parallel.jax_private import protect_compiled_programs
 
+  protect_compiled_programs()
   print(f"machine: {machine()}\n")
   numbers = {}
   for name in BENCHES if what == "all" else (what,):

@@ -71,7 +71,9 @@ def main(arguments: list[str]) -> int:
     )
   check_output(flags.out, "--out")
   from clip_jax.parallel import rendezvous
+  from clip_jax.parallel.jax_private import protect_compiled_programs
 
+  protect_compiled_programs()
   rendezvous.start(flags.coordinator, flags.processes, flags.process)
   import jax
 

@@ -61,7 +61,9 @@ def main(arguments: list[str]) -> int:
     source = trained_on(where, trust=trust)
   from clip_jax.inference.loading import load
   from clip_jax.inference.similarity import score
+  from clip_jax.parallel.jax_private import protect_compiled_programs
 
+  protect_compiled_programs()
   score(load(where, trust=trust), source, flags.out, shard=part, captions=flags.captions or "mean")
   return 0
 

@@ -71,7 +71,9 @@ def main(arguments: list[str]) -> int:
   from clip_jax.inference.image_index import build_index
   from clip_jax.inference.loading import load
   from clip_jax.inference.similarity import model_fingerprint
+  from clip_jax.parallel.jax_private import protect_compiled_programs
 
+  protect_compiled_programs()
   embedder = load(where, trust=tuple(filter(None, (flags.trust or "").split(","))))
   found = build_index(embedder, model_fingerprint(embedder.model), flags.images, print)
   report_skipped(found)

@@ -53,7 +53,9 @@ def main(arguments: list[str]) -> int:
   if not flags.workdir:
     raise UserError("No output folder is given. Set --workdir=DIR.")
   from clip_jax.parallel import rendezvous
+  from clip_jax.parallel.jax_private import protect_compiled_programs
 
+  protect_compiled_programs()
   rendezvous.start(flags.coordinator, flags.processes, flags.process)
   from jax.errors import JaxRuntimeError
 

@@ -108,8 +108,10 @@ def _run(flags):
 
 
 def _one(flags):
+  from clip_jax.parallel.jax_private import protect_compiled_programs
   from clip_jax.study.run_result import run_one
 
+  protect_compiled_programs()
   return run_one(flags.grid, flags.name, Path(flags.out), flags.fingerprint)
 
 
