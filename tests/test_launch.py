@@ -17,17 +17,21 @@ SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 TPU = ("--name=pod", "--zone=us-west4-a", "--type=v5litepod-16")
 TRAIN = ("--", "--config=configs/openclipart.py", "--workdir=/mnt/pod/it's here")
 
-# A fake Cloud TPU in three files: its `state`, the exit `codes` of its next training runs ("lost"
-# is a preemption during the run), and the `calls` that it received.
+# A fake Cloud TPU in a few files: its `state`, its `labels`, the exit `codes` of its next training
+# runs ("lost" is a preemption during the run), and the `calls` that it received.
 GCLOUD = r"""#!/usr/bin/env bash
 cd "$STAND_IN"
 printf '%q ' "$@" >> calls
 echo >> calls
 case "$*" in
+  *' describe '*labels*) cat labels 2> /dev/null ;;
   *' describe '*) if [ -f state ]; then cat state; else exit 1; fi ;;
   *' create '*) if [ -f full ]; then rm full; exit 1; fi
+    if [ -f state ]; then exit 1; fi
+    case "$*" in *--labels=clip_jax_launch=tpu_pod*) echo tpu_pod > labels ;; esac
     case "$*" in *queued*) echo ACTIVE ;; *) echo READY ;; esac > state ;;
-  *' delete '*) rm state ;;
+  *' delete '*) rm state labels ;;
+  *'--command='*uv*) [ ! -f broken ] ;;
   *'--command=kill -0'*) [ -f running ] ;;
   *'setsid bash'*) touch running; rm -f code ;;
   *'--command=tail'*)
@@ -38,7 +42,7 @@ case "$*" in
       cut) exit 255 ;;
       *) rm running; echo "$next" > code ;;
     esac ;;
-  *'--command=cat train.code'*) cat code ;;
+  *'--command=cat clip_jax_pod/train.code'*) cat code ;;
 esac
 """
 
@@ -59,13 +63,15 @@ def script(name, *arguments, code=0, **environment):
 class Cloud:
   """A folder with a fake `gcloud` and its state."""
 
-  def __init__(self, folder, codes, state=None):
+  def __init__(self, folder, codes, state=None, owned=True):
     self.folder = folder
     (folder / "gcloud").write_text(GCLOUD)
     (folder / "gcloud").chmod(0o755)
     (folder / "codes").write_text("".join(f"{code}\n" for code in codes))
     if state:
       (folder / "state").write_text(state)
+      if owned:
+        (folder / "labels").write_text("tpu_pod\n")
 
   def pod(self, *options, code=0, **environment):
     return script(
@@ -90,13 +96,12 @@ def verb(call):
   if call[3] != "ssh":
     return call[3]
   command = next(word for word in call if word.startswith("--command=")).removeprefix("--command=")
-  for word in ("setsid", "pip", "tar"):
-    if word in command:
-      return {"setsid": "start", "pip": "install", "tar": "unpack"}[word]
-  return command.split()[0]
+  verbs = {"setsid": "start", "pip install": "install", "tar -x": "unpack"}
+  verbs |= {"mkdir -p clip_jax_pod": "folder", "hostname": "logs"}
+  return next((name for word, name in verbs.items() if word in command), command.split()[0])
 
 
-NEW = ["create", "scp", "unpack", "install", "start", "tail"]
+NEW = ["create", "folder", "scp", "unpack", "install", "start", "tail"]
 
 
 def test_every_script_passes_shellcheck():
@@ -127,7 +132,7 @@ def test_tpu_is_created_used_and_deleted(tmp_path):
   calls = (tmp_path / "calls").read_text()
   assert (
     "compute tpus tpu-vm create pod --accelerator-type=v5litepod-16 "
-    "--version=v2-alpha-tpuv5-lite --spot --zone=us-west4-a"
+    "--version=v2-alpha-tpuv5-lite --labels=clip_jax_launch=tpu_pod --spot --zone=us-west4-a"
   ) in calls
 
 
@@ -144,7 +149,7 @@ def test_suspended_queued_resource_is_requested_again(tmp_path):
   calls = (tmp_path / "calls").read_text()
   assert (
     "compute tpus queued-resources create pod --node-id=pod --accelerator-type=v5litepod-16 "
-    "--runtime-version=v2-alpha-tpuv5-lite --zone"
+    "--runtime-version=v2-alpha-tpuv5-lite --labels=clip_jax_launch=tpu_pod --zone"
   ) in calls
   assert "compute tpus queued-resources delete pod --force --quiet" in calls
 
@@ -168,14 +173,96 @@ def test_same_command_attaches_to_a_running_training(tmp_path):
   assert cloud.calls() == ["tail", "delete"]
 
 
-def test_user_errors_are_not_retried_and_failures_only_a_few_times(tmp_path):
-  cloud = Cloud(tmp_path, ["2"])
-  cloud.pod(code=2)
-  assert cloud.calls() == [*NEW, "delete"]
-  (tmp_path / "more").mkdir()
-  cloud = Cloud(tmp_path / "more", ["1", "75", "134", "134", "134", "0"])
+@pytest.mark.parametrize("code", [2, 3])
+def test_mistakes_and_failed_evaluators_are_not_retried_and_delete_nothing(tmp_path, code):
+  cloud = Cloud(tmp_path, [str(code)])
+  printed = cloud.pod(code=code)
+  assert cloud.calls() == [*NEW, "logs"]
+  assert "--down --name=pod --zone=us-west4-a" in printed and (tmp_path / "state").exists()
+
+
+def test_failures_are_retried_a_few_times_and_delete_nothing_by_default(tmp_path):
+  cloud = Cloud(tmp_path, ["1", "75", "134", "134", "134", "0"])
   cloud.pod(code=134)
-  assert cloud.calls() == [*NEW, *["start", "tail"] * 4, "delete"]
+  assert cloud.calls() == [*NEW, *["start", "tail"] * 4, "logs"]
+  (tmp_path / "more").mkdir()
+  cloud = Cloud(tmp_path / "more", ["1"])
+  cloud.pod("--delete", code=1, FAILURES="1")
+  assert cloud.calls() == [*NEW, "logs", "delete"]
+
+
+def test_failed_installation_deletes_nothing(tmp_path):
+  cloud = Cloud(tmp_path, [])
+  (tmp_path / "broken").touch()
+  cloud.pod(code=1)
+  assert cloud.calls() == [*NEW[:5], "logs"]
+
+
+@pytest.mark.parametrize("options", [(), ("--delete",), ("--queued",)])
+def test_tpu_of_someone_else_is_neither_used_nor_deleted(tmp_path, options):
+  cloud = Cloud(tmp_path, ["0"], state="READY", owned=False)
+  assert "was not created by this script" in cloud.pod(*options, code=2)
+  assert cloud.calls() == []
+  (tmp_path / "state").write_text("PREEMPTED")
+  assert "not deleted" in cloud.pod(*options, code=1)
+  assert cloud.calls() == []
+  down = ("--name=pod", "--zone=us-west4-a", "--down")
+  environment = dict(STAND_IN=str(tmp_path), PATH=f"{tmp_path}:{os.environ['PATH']}")
+  assert "not deleted" in script("tpu_pod.sh", *down, code=1, **environment)
+  assert cloud.calls() == [] and (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize("options, code", [((), 0), (("--delete",), 2)])
+def test_adopted_tpu_is_used_and_never_deleted(tmp_path, options, code):
+  cloud = Cloud(tmp_path, [str(code)], state="READY", owned=False)
+  printed = cloud.pod("--adopt", *options, code=code)
+  assert cloud.calls() == [*NEW[1:], *(["logs"] if code else [])] and (tmp_path / "state").exists()
+  assert "gcloud compute tpus tpu-vm delete pod --zone=us-west4-a" in printed
+
+
+def test_hosts_folder_of_someone_else_is_left_alone(tmp_path):
+  cloud = Cloud(tmp_path, ["0"])
+  cloud.pod()
+  calls = [shlex.split(line) for line in (tmp_path / "calls").read_text().splitlines()]
+  commands = {verb(call): call[-2] if "--zone" in call[-1] else call[-1] for call in calls}
+  for word in calls[0]:
+    assert "--zone" not in word or word == "--zone=us-west4-a"
+  check = commands["folder"].removeprefix("--command=")
+  unpack = commands["unpack"].removeprefix("--command=")
+  run = lambda command: subprocess.run(["bash", "-c", command], cwd=home, stderr=subprocess.PIPE)
+  home = tmp_path / "home"
+  (home / "clip_jax_pod" / "source").mkdir(parents=True)
+  (home / "clip_jax_pod" / "source" / "thesis.txt").touch()
+  refused = run(check)
+  assert refused.returncode == 1 and b"rename it" in refused.stderr
+  (home / "clip_jax_pod").rename(home / "mine")
+  (home / "clip_jax").mkdir()
+  (home / "clip_jax" / "thesis.txt").touch()
+  assert run(check).returncode == 0 and run(check).returncode == 0
+  subprocess.run(
+    ["tar", "-czf", home / "clip_jax_pod" / "clip_jax.tar.gz", "README.md"], cwd=ROOT, check=True
+  )
+  assert run(unpack).returncode == 0 and run(unpack).returncode == 0
+  assert (home / "clip_jax_pod" / "source" / "README.md").exists()
+  assert (home / "clip_jax" / "thesis.txt").exists()
+  assert (home / "mine" / "source" / "thesis.txt").exists()
+
+
+def test_logs_of_all_hosts_are_printed(tmp_path):
+  cloud = Cloud(tmp_path, [], state="READY")
+  environment = dict(STAND_IN=str(tmp_path), PATH=f"{tmp_path}:{os.environ['PATH']}")
+  script("tpu_pod.sh", "--name=pod", "--zone=us-west4-a", "--logs", **environment)
+  assert cloud.calls() == ["logs"] and "--worker=all" in (tmp_path / "calls").read_text()
+
+
+@pytest.mark.parametrize(
+  "wrong",
+  ["--name=a;reboot", "--type=$(reboot)", "--nfs=a:/b;reboot", "--nfs=a b", "--name=Pod"],
+)
+def test_values_that_a_shell_would_interpret_are_refused(tmp_path, wrong):
+  cloud = Cloud(tmp_path, ["0"])
+  assert wrong.partition("=")[2] in cloud.pod(wrong, code=2)
+  assert not (tmp_path / "calls").exists()
 
 
 def test_creation_is_retried_while_no_tpu_is_available(tmp_path):
@@ -190,15 +277,15 @@ def test_training_receives_its_arguments_unchanged(tmp_path):
   cloud.pod()
   calls = [shlex.split(line) for line in (tmp_path / "calls").read_text().splitlines()]
   command = next(word for call in calls for word in call if "setsid" in word)
-  (tmp_path / "home" / "clip_jax").mkdir(parents=True)
-  python = tmp_path / "home" / "env" / "bin" / "python"
+  home = tmp_path / "home" / "clip_jax_pod"
+  (home / "source").mkdir(parents=True)
+  python = home / "env" / "bin" / "python"
   python.parent.mkdir(parents=True)
   python.write_text('#!/bin/sh\nfor word; do echo "<$word>"; done\nexit 75\n')
   python.chmod(0o755)
-  home = tmp_path / "home"
   # Run it as a host would.
   command = command.removeprefix("--command=") + "; wait"
-  subprocess.run(["bash", "-c", command], cwd=home, check=True)
+  subprocess.run(["bash", "-c", command], cwd=tmp_path / "home", check=True)
   assert (home / "train.log").read_text().splitlines() == [
     "<-m>",
     "<clip_jax.train>",
@@ -220,7 +307,7 @@ def test_dry_run_prints_every_command_and_runs_none(tmp_path):
   # A real run makes the same calls, apart from those that read the state.
   cloud.pod("--nfs=10.0.0.2:/share", "--project=mine")
   done = [shlex.split(line) for line in (tmp_path / "calls").read_text().splitlines()]
-  quiet = lambda calls: [call for call in calls if verb(call) not in ("describe", "kill")]
+  quiet = lambda calls: [call for call in calls if verb(call) not in ("describe", "kill", "scp")]
   assert quiet(done) == quiet(asked)
 
 
