@@ -4,7 +4,8 @@
 #   launch/gpu_slurm.sh [--dry-run] -- --config=F --workdir=DIR [flags of clip_jax.train]
 #
 # NODES=1 GPUS=8   nodes, and GPUs per node    TIME=24:00:00   time limit, after which it requeues
-# CPUS=8           cores per process           SBATCH="..."    more options, such as --partition=X
+# CPUS=8           cores per process           SBATCH="..."    more options, such as
+#                  --partition=X, with quotes around those that contain spaces
 # PYTHON=python    of an environment that all nodes can access, like --workdir
 #
 # Two minutes before the time limit, the processes receive SIGTERM, save a checkpoint and exit with
@@ -25,10 +26,14 @@ shift
 
 # Inside the job, JAX finds the other processes through the environment variables that srun sets.
 # When one process has ended, the others get a minute, because they may be waiting for it in vain.
-train=(srun --wait=60 "${PYTHON:-python}" -m clip_jax.train "$@")
+# Each line of the log starts with the number of the process that wrote it.
+train=(srun --label --wait=60 "${PYTHON:-python}" -m clip_jax.train "$@")
 
 if [ -z "${SLURM_JOB_ID:-}" ] || [ -n "$dry" ]; then
-  read -r -a more <<< "${SBATCH:-}"
+  # Splits as a shell would, but expands nothing.
+  more=()
+  while IFS= read -r -d '' word; do more+=("$word"); done \
+    < <(if [ -n "${SBATCH:-}" ]; then xargs printf '%s\0' <<< "$SBATCH"; fi)
   submit=(sbatch "--nodes=${NODES:-1}" "--ntasks-per-node=${GPUS:-8}"
           "--gpus-per-node=${GPUS:-8}" "--cpus-per-task=${CPUS:-8}"
           "--time=${TIME:-24:00:00}" ${more[@]+"${more[@]}"} "$0" -- "$@")

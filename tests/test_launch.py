@@ -2,10 +2,12 @@
 
 import os
 from pathlib import Path
+import re
 import shlex
 import shutil
 import stat
 import subprocess
+import sys
 
 import pytest
 import yaml
@@ -340,15 +342,15 @@ def test_slurm_submits_runs_and_requeues(tmp_path):
     PATH=f"{tmp_path}:{os.environ['PATH']}",
     **changes,
   )
-  run(NODES="4", SBATCH="--partition=gpu --account=me")
+  run(NODES="4", SBATCH="--partition=gpu --account=me --comment='two words' --x=$HOME")
   run(SLURM_JOB_ID="77", CODE="0")
   run(SLURM_JOB_ID="77", CODE="75", code=75)
   run(SLURM_JOB_ID="77", CODE="2", code=2)
-  train = "srun --wait=60 python -m clip_jax.train --config=F --workdir=D"
+  train = "srun --label --wait=60 python -m clip_jax.train --config=F --workdir=D"
   calls = (tmp_path / "calls").read_text().splitlines()
   assert calls[0].startswith(
     "sbatch --nodes=4 --ntasks-per-node=8 --gpus-per-node=8 --cpus-per-task=8 --time=24:00:00 "
-    "--partition=gpu --account=me "
+    "--partition=gpu --account=me --comment=two words --x=$HOME "
   )
   assert calls[0].endswith("gpu_slurm.sh -- --config=F --workdir=D")
   assert calls[1:] == [train, train, "scontrol requeue 77", train]
@@ -375,7 +377,8 @@ def checked(job, *, hosts, chips, topology, accelerator="tpu-v5-lite-podslice", 
     "cloud.google.com/gke-tpu-topology": topology,
   }
   for kind in ("requests", "limits"):
-    assert container["resources"][kind] == {"google.com/tpu": chips}
+    assert container["resources"][kind]["google.com/tpu"] == chips
+  assert set(container["resources"]["requests"]) == {"cpu", "memory", "google.com/tpu"}
   # Required for exit code policies: a user error (2) ends the job, anything else restarts it.
   assert pod["restartPolicy"] == "Never" and spec["backoffLimit"] == 0
   (rule,) = spec["podFailurePolicy"]["rules"]
@@ -420,6 +423,101 @@ def test_gke_job_is_filled_in(options, expected):
   container = checked(job, **expected)
   assert container["args"] == list(TRAIN[1:]) and container["image"] == "me/x:1"
   assert job["metadata"]["name"] == "mine"
+
+
+def filled(*options):
+  printed = script("gke.sh", "--dry-run", "--image=x", *options, *TRAIN)
+  job = yaml.safe_load(printed.partition("\n")[2].removesuffix("END\n"))
+  return job["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+
+
+def test_gke_options_change_only_their_own_part():
+  plain = filled()
+  assert "tolerations" not in plain and "envFrom" not in plain["containers"][0]
+  spot = filled("--spot")
+  assert spot.pop("tolerations") == [
+    {
+      "key": "cloud.google.com/gke-spot",
+      "operator": "Equal",
+      "value": "true",
+      "effect": "NoSchedule",
+    }
+  ]
+  assert spot["nodeSelector"].pop("cloud.google.com/gke-spot") == "true" and spot == plain
+  secret = filled("--secret=keys")
+  assert secret["containers"][0].pop("envFrom") == [{"secretRef": {"name": "keys"}}]
+  assert secret == plain
+  nfs = filled("--nfs=10.0.0.2:/share")
+  assert nfs.pop("volumes") == [{"name": "pod", "nfs": {"server": "10.0.0.2", "path": "/share"}}]
+  assert nfs == {key: value for key, value in plain.items() if key != "volumes"}
+  claim = filled("--claim=disk")["volumes"]
+  assert claim == [{"name": "pod", "persistentVolumeClaim": {"claimName": "disk"}}]
+  requests = filled("--cpu=8", "--memory=32Gi")["containers"][0]["resources"]["requests"]
+  assert (requests["cpu"], requests["memory"]) == (8, "32Gi")
+
+
+@pytest.mark.parametrize(
+  "wrong",
+  [
+    "--topology=3x3",
+    "--topology=a[$(reboot)]",
+    "--topology=4x4x4",
+    "--name=Clip_JAX",
+    "--slices=0",
+    "--hosts=two",
+    "--nfs=share",
+    "--memory=lots",
+    "--secret=WANDB=123",
+    "--image=x|y",
+  ],
+)
+def test_gke_values_of_another_form_are_errors(wrong):
+  said = script("gke.sh", "--dry-run", "--image=x", wrong, *TRAIN, code=2)
+  assert said.startswith(f"{wrong} is not ")
+
+
+def test_topologies_of_three_dimensions_are_those_of_v5p():
+  v5p = "--accelerator=tpu-v5p-slice"
+  assert (
+    filled(v5p, "--topology=2x2x1")["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "2x2x1"
+  )
+  script("gke.sh", "--dry-run", "--image=x", v5p, "--topology=4x4", *TRAIN, code=2)
+
+
+def docker_instructions():
+  text = (ROOT / "launch" / "Dockerfile").read_text().replace("\\\n", " ")
+  lines = (line.split(maxsplit=1) for line in text.splitlines())
+  return [(line[0], line[1]) for line in lines if line and line[0].isupper()]
+
+
+def test_every_image_installs_the_package_with_its_configs(tmp_path):
+  instructions = docker_instructions()
+  stages = [value.split()[-1] for name, value in instructions if name == "FROM"]
+  assert stages == ["base", "cpu", "cuda", "tpu"]
+  for _, sources in [(n, v.split()) for n, v in instructions if n == "COPY"]:
+    for source in sources[:-1]:
+      copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
+      copy(ROOT / source, tmp_path / source)
+  allowed = (ROOT / "launch" / "Dockerfile.dockerignore").read_text().splitlines()
+  assert {line[1:] for line in allowed if line.startswith("!")} == {
+    p.name for p in tmp_path.iterdir()
+  }
+  made = subprocess.run(
+    [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", "."],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+  )
+  assert made.returncode == 0, made.stderr
+  information = tmp_path / "scaling_clip_jax.egg-info"
+  assert "configs/quickstart.py" in (information / "SOURCES.txt").read_text()
+  extras = {
+    line[1:-1]
+    for line in (information / "requires.txt").read_text().splitlines()
+    if "[" in line[:1]
+  }
+  wanted = [re.search(r"\.\[(.*)\]", v)[1] for n, v in instructions if n == "RUN" and "pip" in v]
+  assert len(wanted) == 3 and {name for extra in wanted for name in extra.split(",")} <= extras
 
 
 def test_hosts_that_do_not_divide_the_chips_are_an_error():
