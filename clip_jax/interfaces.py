@@ -9,7 +9,8 @@ A batch is a dict of arrays with leading axis B:
 
   image           uint8 [B, H, W, 3]   the view paired with the text
   view_a, view_b  uint8 [B, H, W, 3]   two additional views, for objectives that read them
-  tokens          int32 [B, L]         0 is padding
+  tokens          int32 [B, L]         0 is padding; [B, K, L] with K captions per image
+  group           uint32 [B, 2]        hash of a field; rows with the same value are of one group
   index           int64 [B]            position of the record in the training data; int32 on the
                                        device if that is enough
   replaced        int32 [B]            unreadable records skipped before this one (host only)

@@ -6,12 +6,18 @@ B / C) bytes instead of a few times 4 B^2, with the same value and gradients. Un
 sharded over devices, "all rows" are those of the global batch, and chunking moves no row to another
 device.
 
+Rows may belong to groups, for example those with the same caption. `groups` has an entry per row,
+int [B] or [B, n]; rows with equal entries are of one group. `same_group` says what the pairs of two
+different rows of one group are: further positives, nothing ("ignore"), or negatives.
+
 Embeddings of any float dtype are cast to float32, and products are computed in full float32 even
 where the device's default precision is lower (bfloat16 on TPUs, TF32 on NVIDIA GPUs): at scale 100
 a relative error of 0.4% in a logit is an absolute error of 0.4.
 """
 
+import functools
 import math
+from typing import Literal
 
 import jax
 from jax import lax
@@ -23,9 +29,17 @@ from clip_jax.errors import UserError
 # Logit of a masked candidate. Finite, because logsumexp over only -inf has a NaN gradient.
 _NEVER = -1e30
 
+SameGroup = Literal["positive", "ignore", "negative"]
+
 
 def info_nce(
-  z_a: jax.Array, z_b: jax.Array, scale: jax.Array | float, *, chunk_size: int | None = None
+  z_a: jax.Array,
+  z_b: jax.Array,
+  scale: jax.Array | float,
+  *,
+  chunk_size: int | None = None,
+  groups: jax.Array | None = None,
+  same_group: SameGroup = "positive",
 ) -> jax.Array:
   """InfoNCE, the symmetric cross-entropy of matching row i of `z_a` with row i of `z_b`.
 
@@ -33,29 +47,51 @@ def info_nce(
     z_a, z_b: [B, E], unit length.
     scale: inverse temperature, > 0 (in CLIP, it starts at 1/0.07 and is bounded by 100).
     chunk_size: rows per chunk, a divisor of B; all rows by default.
+    groups: int [B] or [B, n], the group of each row; None if each row is a group of its own.
+    same_group: "positive" makes the target of a row uniform over the rows of its group, so that
+      the loss of a group of n rows with the same embedding is at least log n. "ignore" leaves the
+      other rows of the group out of the softmax. "negative" does not use the groups.
 
   Returns:
-    float32 [], mean of both directions, in nats; log B when scale is 0.
+    float32 [], mean of both directions, in nats; log B when scale is 0 and nothing is ignored.
 
   Raises:
     UserError: `chunk_size` does not divide B, or the shapes differ.
 
-  Source: Radford et al. 2021, fig. 3.
+  Source: Radford et al. 2021, fig. 3; the targets of "positive" are those of UniCL (Yang et
+  al. 2022).
   """
   z_a, z_b, scale = _checked(z_a, z_b, chunk_size), _float32(z_b), _float32(scale)
+  groups = _checked_groups(groups, same_group, z_a)
   positive = (z_a * z_b).sum(1)  # [B]
 
   # -log(e^p / (e^p + sum_j e^n_j)) = softplus(logsumexp_j(n_j - p)). Subtracting p first avoids the
   # cancellation between two numbers near 100 that would occur with a well-trained model.
-  def one(a, own, row):
+  def one(a, own, row, *group):
     similarity, other = _product(a, z_b), _others(row, len(z_b))  # [b, B]
-    return (
-      logsumexp(jnp.where(other, scale * (similarity - own[:, None]), _NEVER), axis=1),
-      logsumexp(jnp.where(other, scale * (similarity - positive), _NEVER), axis=0),
+    by_row, by_column = scale * (similarity - own[:, None]), scale * (similarity - positive)
+    same = other & _same(group[0], groups) if group else None
+    if group and same_group == "ignore":
+      other = other & ~same
+    found = (
+      logsumexp(jnp.where(other, by_row, _NEVER), axis=1),
+      logsumexp(jnp.where(other, by_column, _NEVER), axis=0),
     )
+    if not group or same_group == "ignore":
+      return found
+    # The targets of a row are the 1 + n rows of its group, and the difference for its own is 0.
+    total = lambda x, axis: jnp.where(same, x, 0).sum(axis)
+    return (*found, total(by_row, 1) / (1 + total(1.0, 1)), total(by_column, 0), total(1.0, 0))
 
-  by_row, by_column = _by_chunk(one, chunk_size, z_a, positive, _indices(z_a))  # [B/b, b], [B/b, B]
-  return (softplus(by_row).mean() + softplus(logsumexp(by_column, axis=0)).mean()) / 2
+  group = () if groups is None else (groups,)
+  # [B/b, b], [B/b, B]; the differences to the other positives in the same shapes.
+  by_row, by_column, *more = _by_chunk(one, chunk_size, z_a, positive, _indices(z_a), *group)
+  loss = (softplus(by_row).mean() + softplus(logsumexp(by_column, axis=0)).mean()) / 2
+  if not more:
+    return loss
+  row_gain, column_gain, column_count = more
+  column_gain = column_gain.sum(0) / (1 + column_count.sum(0))
+  return loss - (row_gain.mean() + column_gain.mean()) / 2
 
 
 def sigmoid_pairs(
@@ -65,6 +101,8 @@ def sigmoid_pairs(
   bias: jax.Array | float,
   *,
   chunk_size: int | None = None,
+  groups: jax.Array | None = None,
+  same_group: SameGroup = "positive",
 ) -> jax.Array:
   """SigLIP's loss: binary classification of every image-text pair as matching or not.
 
@@ -73,9 +111,13 @@ def sigmoid_pairs(
     scale: inverse temperature, > 0 (SigLIP starts at 10).
     bias: added to every logit (SigLIP starts at -10, because only 1 pair in B is positive).
     chunk_size: rows per chunk, a divisor of B; all rows by default.
+    groups: int [B] or [B, n], the group of each row; None if each row is a group of its own.
+    same_group: whether the pairs of different rows of one group are labeled "positive" or
+      "negative", or left out of the sum ("ignore").
 
   Returns:
-    float32 [], the sum over the B^2 pairs divided by B, in nats; B log 2 when scale and bias are 0.
+    float32 [], the sum over the B^2 pairs divided by B, in nats; B log 2 when scale and bias are 0
+    and nothing is ignored.
 
   Raises:
     UserError: `chunk_size` does not divide B, or the shapes differ.
@@ -84,12 +126,21 @@ def sigmoid_pairs(
   """
   z_image, z_text = _checked(z_image, z_text, chunk_size), _float32(z_text)
   scale, bias = _float32(scale), _float32(bias)
+  groups = _checked_groups(groups, same_group, z_image)
 
-  def one(image, row):
+  def one(image, row, *group):
     logits = scale * _product(image, z_text) + bias  # [b, B]
-    return softplus(jnp.where(_others(row, len(z_text)), logits, -logits)).sum(1)
+    other = _others(row, len(z_text))
+    if not group:
+      return softplus(jnp.where(other, logits, -logits)).sum(1)
+    same = _same(group[0], groups)
+    if same_group == "positive":
+      return softplus(jnp.where(same, -logits, logits)).sum(1)
+    terms = softplus(jnp.where(other, logits, -logits))
+    return jnp.where(other & same, 0, terms).sum(1)
 
-  return _by_chunk(one, chunk_size, z_image, _indices(z_image)).sum() / len(z_image)
+  group = () if groups is None else (groups,)
+  return _by_chunk(one, chunk_size, z_image, _indices(z_image), *group).sum() / len(z_image)
 
 
 def nt_xent(
@@ -132,7 +183,11 @@ def nt_xent(
 
 
 def accuracies(
-  z_a: jax.Array, z_b: jax.Array, *, chunk_size: int | None = None
+  z_a: jax.Array,
+  z_b: jax.Array,
+  *,
+  chunk_size: int | None = None,
+  groups: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Computes the in-batch retrieval accuracy in both directions; ties count as errors.
 
@@ -143,6 +198,8 @@ def accuracies(
   Args:
     z_a, z_b: [B, E], unit length.
     chunk_size: rows per chunk, a divisor of B; all rows by default.
+    groups: int [B] or [B, n], the group of each row; the other rows of its group do not compete
+      with a row's partner.
 
   Returns:
     Two float32 [] in [0, 1]: the fraction of rows of `z_a` with their partner nearest in `z_b`, and
@@ -153,12 +210,16 @@ def accuracies(
   """
   z_a, z_b = lax.stop_gradient((_checked(z_a, z_b, chunk_size), _float32(z_b)))
 
-  def one(a, row):
+  groups = _checked_groups(groups, "ignore", z_a)
+
+  def one(a, row, *group):
     similarity, other = _product(a, z_b), _others(row, len(z_b))  # [b, B]
-    negative = jnp.where(other, similarity, -jnp.inf)
+    negative = other & ~_same(group[0], groups) if group else other
+    negative = jnp.where(negative, similarity, -jnp.inf)
     return _own(similarity, other), negative.max(1), negative.max(0)
 
-  positive, by_row, by_column = _by_chunk(one, chunk_size, z_a, _indices(z_a))
+  group = () if groups is None else (groups,)
+  positive, by_row, by_column = _by_chunk(one, chunk_size, z_a, _indices(z_a), *group)
   return (
     (positive > by_row).mean(dtype=jnp.float32),
     (_rows(positive) > by_column.max(0)).mean(dtype=jnp.float32),
@@ -220,6 +281,26 @@ def _checked(z_a, z_b, chunk_size):
       "for all rows at once."
     )
   return _float32(z_a)
+
+
+def _checked_groups(groups, same_group, z):
+  """Returns the groups as [B, n], or None if they are not used."""
+  if groups is None or same_group == "negative":
+    return None
+  if same_group not in ("positive", "ignore"):
+    raise UserError(f"same_group={same_group!r} is not one of 'positive', 'ignore' and 'negative'.")
+  if groups.ndim not in (1, 2) or len(groups) != len(z):
+    raise UserError(
+      f"The groups have shape {groups.shape}; expected one entry per row: ({len(z)},) or "
+      f"({len(z)}, n)."
+    )
+  return lax.stop_gradient(groups.reshape(len(z), -1))
+
+
+def _same(group, groups):
+  """Whether two rows are of one group: [b, n] and [B, n] -> bool [b, B]."""
+  columns = (group[:, None, k] == groups[:, k] for k in range(groups.shape[1]))
+  return functools.reduce(jnp.logical_and, columns)
 
 
 def _product(x, y):

@@ -37,8 +37,13 @@ def float32(*arrays):
 # The equations, one term at a time. `math.fsum` rounds only once, so the sums are exact.
 
 
-def info_nce_by_loops(z_a, z_b, scale):
-  """-1/2B sum_i [log softmax_j(s a_i.b_j)_i + log softmax_j(s a_j.b_i)_i]."""
+def info_nce_by_loops(z_a, z_b, scale, groups=None, same_group="positive"):
+  """-1/2B sum_i [log softmax_j(s a_i.b_j)_p + log softmax_j(s a_j.b_i)_p], averaged over p.
+
+  p are the rows of the group of row i; with "ignore" only i, and the others are not among the j.
+  """
+  if groups is not None:
+    return info_nce_with_groups_by_loops(z_a, z_b, scale, groups, same_group)
   total = []
   for x, y in ((z_a, z_b), (z_b, z_a)):
     for i in range(len(x)):
@@ -50,13 +55,31 @@ def info_nce_by_loops(z_a, z_b, scale):
   return math.fsum(total) / len(total)
 
 
-def sigmoid_pairs_by_loops(z_image, z_text, scale, bias):
+def info_nce_with_groups_by_loops(z_a, z_b, scale, groups, same_group):
+  total, B = [], len(z_a)
+  for x, y in ((z_a, z_b), (z_b, z_a)):
+    for i in range(B):
+      mine = [j for j in range(B) if groups[j] == groups[i]]
+      logit = [scale * math.fsum(x[i] * y[j]) for j in range(B)]
+      if same_group == "ignore":
+        candidates, targets = [i, *(j for j in range(B) if j not in mine)], [i]
+      else:
+        candidates, targets = range(B), mine
+      log_z = math.log(math.fsum(math.exp(logit[j]) for j in candidates))
+      total.append(math.fsum(log_z - logit[p] for p in targets) / len(targets))
+  return math.fsum(total) / len(total)
+
+
+def sigmoid_pairs_by_loops(z_image, z_text, scale, bias, groups=None, same_group="positive"):
   """-1/B sum_i sum_j log sigmoid(z_ij (t x_i.y_j + b)), with z_ij = 1 on the diagonal, else -1."""
-  total = []
+  total, groups = [], range(len(z_image)) if groups is None else groups
   for i in range(len(z_image)):
     for j in range(len(z_text)):
+      same = i == j or groups[i] == groups[j]
+      if i != j and same and same_group == "ignore":
+        continue
       logit = scale * math.fsum(z_image[i] * z_text[j]) + bias
-      total.append(math.log1p(math.exp(-logit if i == j else logit)))
+      total.append(math.log1p(math.exp(-logit if same else logit)))
   return math.fsum(total) / len(z_image)
 
 
@@ -115,6 +138,76 @@ def test_gradient_matches_finite_differences_of_the_equation(name, chunk):
     np.testing.assert_allclose(
       np.sum(gradient * direction), slope(BY_LOOPS[name], arguments, k, direction), rtol=2e-5
     )
+
+
+GROUPED = {
+  name: (jax.jit(f, static_argnames=("chunk_size", "same_group")), LOSSES[name][1])
+  for name, f in (("info_nce", losses.info_nce), ("sigmoid_pairs", losses.sigmoid_pairs))
+}
+# Twelve rows: a group of three that are in different chunks, two pairs, and five single rows.
+GROUPS = np.array([7, 1, 2, 7, 3, 3, 4, 9, 9, 7, 5, 6])
+
+
+@pytest.mark.parametrize("name", GROUPED)
+@pytest.mark.parametrize("same_group", ["positive", "ignore"])
+def test_losses_with_groups_match_loops_and_their_gradients(name, same_group):
+  f, scalars = GROUPED[name]
+  by_loops = functools.partial(BY_LOOPS[name], groups=GROUPS, same_group=same_group)
+  arguments = (*embeddings(12), *map(np.float64, scalars))
+  ungrouped = BY_LOOPS[name](*arguments)
+  rng = np.random.default_rng(1)
+  for chunk in (None, 4):
+    value, gradients = jax.jit(
+      jax.value_and_grad(
+        functools.partial(f, chunk_size=chunk, groups=GROUPS, same_group=same_group),
+        range(len(arguments)),
+      )
+    )(*float32(*arguments))
+    np.testing.assert_allclose(value, by_loops(*arguments), rtol=1e-6)
+    assert abs(value - ungrouped) > 1e-4
+    for k, gradient in enumerate(gradients):
+      direction = rng.normal(size=np.shape(arguments[k]))
+      np.testing.assert_allclose(
+        np.sum(gradient * direction), slope(by_loops, arguments, k, direction), rtol=2e-5
+      )
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_groups_of_one_row_and_negative_groups_change_nothing(name):
+  f, scalars = GROUPED[name]
+  arguments = (*float32(*embeddings(8)), *scalars)
+  alone = np.stack([np.zeros(8, int), np.arange(8)], 1)  # Differ in the second column only.
+  for groups, same_group in (
+    (alone, "positive"),
+    (alone, "ignore"),
+    (np.zeros(8, int), "negative"),
+  ):
+    np.testing.assert_allclose(
+      f(*arguments, groups=groups, same_group=same_group), f(*arguments), rtol=1e-6
+    )
+
+
+def test_a_batch_of_one_group_has_no_negatives():
+  arguments = (*float32(*embeddings(8)), 14.3)
+  grad = jax.jit(jax.value_and_grad(losses.info_nce), static_argnames="same_group")
+  value, gradient = grad(*arguments, groups=np.zeros(8, int), same_group="ignore")
+  assert value == 0 and (np.asarray(gradient) == 0).all()
+
+
+def test_groups_of_the_wrong_shape_or_another_option_are_an_error():
+  z = jnp.ones((8, 4))
+  with pytest.raises(UserError, match=r"groups have shape \(7,\).*\(8,\)"):
+    losses.info_nce(z, z, 1.0, groups=jnp.zeros(7, int))
+  with pytest.raises(UserError, match="'positives' is not one of"):
+    losses.info_nce(z, z, 1.0, groups=jnp.zeros(8, int), same_group="positives")
+
+
+def test_accuracies_leave_out_rows_of_the_same_group():
+  z = jnp.eye(4)[jnp.array([0, 1, 1, 3])]  # Rows 1 and 2 are equal, so each is nearest to both.
+  assert losses.accuracies(z, z) == (0.5, 0.5)
+  for chunk in (None, 2):
+    assert losses.accuracies(z, z, groups=jnp.array([0, 5, 5, 3]), chunk_size=chunk) == (1, 1)
+  assert losses.accuracies(z, z, groups=jnp.array([0, 5, 3, 3])) == (0.5, 0.5)
 
 
 def test_info_nce_with_scale_0_is_log_B():

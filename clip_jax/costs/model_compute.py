@@ -72,7 +72,8 @@ def count_compute(
     )
 
   def text(params, stats, tokens):
-    return nnx.merge(graphdef, params, stats).model.encode_text(tokens, train=True)
+    rows = tokens.reshape(-1, tokens.shape[-1])  # There may be several captions per image.
+    return nnx.merge(graphdef, params, stats).model.encode_text(rows, train=True)
 
   def loss(params, stats, embeddings):
     return nnx.merge(graphdef, params, stats).objective.loss(embeddings, train=True)[0]

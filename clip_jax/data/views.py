@@ -1,12 +1,13 @@
 """Turns records into examples: cropped and augmented images, and tokens."""
 
 from collections.abc import Callable, Sequence
+import hashlib
 from typing import Annotated, Any, Literal
 import zlib
 
 import numpy as np
 
-from clip_jax.cli.values import NonNegativeFloat, OneOf, checked
+from clip_jax.cli.values import NonNegativeFloat, OneOf, PositiveInt, checked
 from clip_jax.data.caption_truncation import TRUNCATIONS
 from clip_jax.data.decode import Picture
 from clip_jax.errors import UserError
@@ -50,6 +51,8 @@ class Views:
     tokenizer: Tokenizer,
     captions: Literal["random", "first"] | tuple[NonNegativeFloat, ...] = "random",
     shorten: Annotated[str, OneOf(TRUNCATIONS)] = "first",
+    captions_per_image: PositiveInt = 1,
+    group: str | None = None,
   ):
     """Checks and stores the settings.
 
@@ -61,13 +64,20 @@ class Views:
         per text (a source with several text fields yields them in its own order).
       shorten: which tokens to keep of a text longer than the tokenizer's context length: the
         "first", a "random" subset in text order, or a contiguous "block" at a random place (CLIPA).
+      captions_per_image: K, number of a record's texts that are used in one step. If it is more
+        than 1, "tokens" is [K, L], from K different texts that are chosen as `captions` says: with
+        "first" the first K, otherwise K that are drawn without replacement. A record with fewer
+        texts repeats them.
+      group: field of the records whose equal values make a group, for the `same_caption` of an
+        objective; a record where it is None is a group of its own. Adds the entry "group". None
+        for no such entry.
 
     Raises:
       UserError: no image view, a reserved name, or no positive weight in `captions`.
     """
     if not images:
       raise UserError('No image view; give at least {"image": ImageView(...)}.')
-    reserved = {"tokens", "index", "replaced", "damaged"} & set(images)
+    reserved = {"tokens", "group", "index", "replaced", "damaged"} & set(images)
     if reserved:
       raise UserError(
         f"Image view name {', '.join(sorted(reserved))} is reserved for an entry "
@@ -79,16 +89,17 @@ class Views:
         f"The weights captions={captions!r} have no positive one; expected (0.7, 0.3)."
       )
     self.images, self.tokenizer, self.captions = dict(images), tokenizer, captions
-    self.shorten = shorten
+    self.shorten, self.captions_per_image, self.group = shorten, captions_per_image, group
+    self._weights = np.array(weights, np.float64)
     self._cumulative = np.cumsum(weights) / np.sum(weights) if weights else None
 
   @property
   def outputs(self) -> tuple[str, ...]:
     """Names of the entries of an example."""
-    return (*self.images, "tokens")
+    return (*self.images, "tokens") if self.group is None else (*self.images, "tokens", "group")
 
   def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """One record -> {"image": uint8 [H, W, 3], ..., "tokens": int32 [L]}.
+    """One record -> {"image": uint8 [H, W, 3], ..., "tokens": int32 [L] or [K, L]}.
 
     Each view's random generator is keyed by the view's name, so adding or removing a view does not
     change the others.
@@ -113,17 +124,37 @@ class Views:
     picture = Picture(record["image"])
     example = {name: view(picture, generator(name)) for name, view in self.images.items()}
     text = record["text"]
-    if not isinstance(text, str):
-      text = self._choose_text(text, generator)
-    example["tokens"] = self._tokens(text, generator)
+    if self.captions_per_image > 1:
+      chosen = self._choose_texts([text] if isinstance(text, str) else text, generator)
+      rows = [self._tokens(text, generator, f"/{k}") for k, text in enumerate(chosen)]
+      example["tokens"] = np.stack(rows)
+    else:
+      if not isinstance(text, str):
+        text = self._choose_text(text, generator)
+      example["tokens"] = self._tokens(text, generator)
+    if self.group is not None:
+      example["group"] = self._group(record, generator)
     return example
 
-  def _tokens(self, text, generator):
+  def _group(self, record, generator):
+    """Returns the hash of the record's group, uint32 [2]."""
+    if self.group not in record:
+      raise UserError(
+        f"A record has no field {self.group!r} for group=; it has {', '.join(map(repr, record))}. "
+        "Set group to one of them, or to None."
+      )
+    value = record[self.group]
+    if value is None:
+      return generator("group").integers(2**32, size=2, dtype=np.uint32)
+    content = value if isinstance(value, bytes) else repr(value).encode("utf-8", "surrogatepass")
+    return np.frombuffer(hashlib.blake2b(content, digest_size=8).digest(), np.uint32)
+
+  def _tokens(self, text, generator, suffix=""):
     """Tokenizes one text, int32 [L], shortening it as configured."""
     truncate = TRUNCATIONS[self.shorten]
     if truncate is None:
       return self.tokenizer([text])[0]
-    rng = generator("tokens/shorten")
+    rng = generator(f"tokens/shorten{suffix}")
     tokenizer: Any = self.tokenizer  # One that also accepts `keep=`.
     return tokenizer([text], keep=lambda n, max_tokens: truncate(n, max_tokens, rng))[0]
 
@@ -136,9 +167,28 @@ class Views:
     draw = generator("tokens").random()
     if self.captions == "random":
       return texts[int(draw * len(texts))]
-    if len(texts) != len(self._cumulative):
+    self._check_weights(texts)
+    return texts[int(np.searchsorted(self._cumulative, draw, side="right"))]
+
+  def _choose_texts(self, texts, generator):
+    """Chooses `captions_per_image` of a record's texts; repeats them if there are fewer."""
+    order = np.arange(len(texts))
+    if not len(texts):
+      texts, order = [""], np.zeros(1, int)
+    elif self.captions != "first":
+      # Sorted by log(u) / weight, the first k are a weighted draw of k without replacement
+      # (Efraimidis and Spirakis 2006).
+      draw = np.log(1 - generator("tokens").random(len(texts)))
+      if self.captions != "random":
+        self._check_weights(texts)
+        order = np.flatnonzero(self._weights)
+        draw = draw[order] / self._weights[order]
+      order = order[np.argsort(-draw)]
+    return [texts[k] for k in np.resize(order, self.captions_per_image)]
+
+  def _check_weights(self, texts):
+    if len(texts) != len(self._weights):
       raise UserError(
-        f"captions has {len(self._cumulative)} weights, but a record has {len(texts)} "
+        f"captions has {len(self._weights)} weights, but a record has {len(texts)} "
         'texts. Use captions="random" if the number of texts varies.'
       )
-    return texts[int(np.searchsorted(self._cumulative, draw, side="right"))]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from clip_jax import losses
 from clip_jax.cli.values import PositiveFloat, PositiveFraction, PositiveInt, Range, checked
 from clip_jax.interfaces import Metrics
+from clip_jax.losses import SameGroup
 from clip_jax.objectives.base import PairObjective
 
 
@@ -23,6 +24,7 @@ class Clip(PairObjective):
       optimizer's update, so its gradient never vanishes.
     keep_patches: fraction of the patches that the image tower sees in training (FLIP).
     chunk_size: chunk size of the loss, in rows of the B x B similarity matrix; all rows by default.
+    same_caption, group: how rows with the same caption are treated, see `PairObjective`.
 
   Source: Radford et al. 2021, sec. 2.3 and 2.5.
   """
@@ -34,18 +36,26 @@ class Clip(PairObjective):
     max_scale: Annotated[float, Range(1)] = 100.0,
     keep_patches: PositiveFraction = 1.0,
     chunk_size: PositiveInt | None = None,
+    same_caption: SameGroup = "negative",
+    group: str = "tokens",
   ):
-    super().__init__(keep_patches=keep_patches, chunk_size=chunk_size)
+    super().__init__(
+      keep_patches=keep_patches, chunk_size=chunk_size, same_caption=same_caption, group=group
+    )
     self.log_scale = nnx.Param(
       jnp.float32(-math.log(temperature)), at_least=0.0, at_most=math.log(max_scale)
     )
 
   def loss(self, embeddings: dict[str, jax.Array], *, train: bool) -> tuple[jax.Array, Metrics]:
     """Returns the loss, float32 [] in nats, and retrieval accuracies in both directions."""
-    z_image, z_text = embeddings["image"], embeddings["text"]
     scale, _ = self.logit()
-    loss = losses.info_nce(z_image, z_text, scale, chunk_size=self.chunk_size)
-    image_to_text, text_to_image = losses.accuracies(z_image, z_text, chunk_size=self.chunk_size)
+
+    def pair_loss(z_image, z_text, groups):
+      chunks = dict(chunk_size=self.chunk_size, groups=groups)
+      loss = losses.info_nce(z_image, z_text, scale, **chunks, same_group=self.same_caption)
+      return loss, *losses.accuracies(z_image, z_text, **chunks)
+
+    loss, image_to_text, text_to_image = self.mean_over_captions(pair_loss, embeddings)
     return loss, {
       "clip/logit_scale": scale,
       "clip/image_to_text_accuracy": image_to_text,

@@ -3,6 +3,7 @@
 from typing import Annotated
 
 from clip_jax.cli.values import PositiveFloat, PositiveFraction, PositiveInt, Range, checked
+from clip_jax.losses import SameGroup
 from clip_jax.objectives.clip import Clip
 
 
@@ -13,6 +14,8 @@ def flip(
   temperature: PositiveFloat = 0.07,
   max_scale: Annotated[float, Range(1)] = 100.0,
   chunk_size: PositiveInt | None = None,
+  same_caption: SameGroup = "negative",
+  group: str = "tokens",
 ) -> Clip:
   """A `Clip` that trains on a random subset of each image's patches, which makes steps cheaper.
 
@@ -26,10 +29,15 @@ def flip(
 
   Args:
     keep_patches: fraction of the patches kept; the paper uses 0.5 and 0.25.
-    temperature, max_scale, chunk_size: as in `Clip`.
+    temperature, max_scale, chunk_size, same_caption, group: as in `Clip`.
 
   Source: Li et al. 2023 (FLIP), sec. 3.
   """
   return Clip(
-    temperature=temperature, max_scale=max_scale, keep_patches=keep_patches, chunk_size=chunk_size
+    temperature=temperature,
+    max_scale=max_scale,
+    keep_patches=keep_patches,
+    chunk_size=chunk_size,
+    same_caption=same_caption,
+    group=group,
   )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from clip_jax import losses
 from clip_jax.cli.values import PositiveFloat, PositiveFraction, PositiveInt, Range, checked
 from clip_jax.interfaces import Metrics
+from clip_jax.losses import SameGroup
 from clip_jax.objectives.base import PairObjective
 
 
@@ -25,6 +26,7 @@ class Siglip(PairObjective):
       big_vision. (open_clip bounds it by 100, as in CLIP.)
     keep_patches: fraction of the patches that the image tower sees in training (FLIP).
     chunk_size: chunk size of the loss, in rows of the B x B matrix of logits; all rows by default.
+    same_caption, group: how rows with the same caption are treated, see `PairObjective`.
 
   Source: Zhai et al. 2023, sec. 3.2 and algorithm 1.
   """
@@ -37,8 +39,12 @@ class Siglip(PairObjective):
     max_scale: Annotated[float, Range(1)] | None = None,
     keep_patches: PositiveFraction = 1.0,
     chunk_size: PositiveInt | None = None,
+    same_caption: SameGroup = "negative",
+    group: str = "tokens",
   ):
-    super().__init__(keep_patches=keep_patches, chunk_size=chunk_size)
+    super().__init__(
+      keep_patches=keep_patches, chunk_size=chunk_size, same_caption=same_caption, group=group
+    )
     bounds: dict[str, Any] = (
       {} if max_scale is None else dict(at_least=0.0, at_most=math.log(max_scale))
     )
@@ -47,10 +53,16 @@ class Siglip(PairObjective):
 
   def loss(self, embeddings: dict[str, jax.Array], *, train: bool) -> tuple[jax.Array, Metrics]:
     """Returns the loss, float32 [] in nats per image, and retrieval accuracies both ways."""
-    z_image, z_text = embeddings["image"], embeddings["text"]
     scale, bias = self.logit()
-    loss = losses.sigmoid_pairs(z_image, z_text, scale, bias, chunk_size=self.chunk_size)
-    image_to_text, text_to_image = losses.accuracies(z_image, z_text, chunk_size=self.chunk_size)
+
+    def pair_loss(z_image, z_text, groups):
+      chunks = dict(chunk_size=self.chunk_size, groups=groups)
+      loss = losses.sigmoid_pairs(
+        z_image, z_text, scale, bias, **chunks, same_group=self.same_caption
+      )
+      return loss, *losses.accuracies(z_image, z_text, **chunks)
+
+    loss, image_to_text, text_to_image = self.mean_over_captions(pair_loss, embeddings)
     return loss, {
       "siglip/scale": scale,
       "siglip/bias": bias,

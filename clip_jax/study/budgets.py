@@ -37,10 +37,12 @@ def compute_of(config: ConfigDict) -> ModelCompute:
 
   def shape(name):
     if name == "tokens":
-      return jax.ShapeDtypeStruct((B, learner.model.text.context_length), jnp.int32)
+      captions = config.data.views.get("captions_per_image", 1)
+      several = () if captions == 1 else (captions,)
+      return jax.ShapeDtypeStruct((B, *several, learner.model.text.context_length), jnp.int32)
     if name in sides:
       return jax.ShapeDtypeStruct((B, *sides[name], 3), jnp.uint8)
-    return jax.ShapeDtypeStruct((B,), jnp.int32)  # The example's index.
+    return jax.ShapeDtypeStruct((B,), jnp.int32)  # The example's index or group.
 
   return count_compute(learner, {name: shape(name) for name in learner.objective.inputs})
 

@@ -12,6 +12,7 @@ from clip_jax.data.views import ImageView, Views
 from clip_jax.errors import UserError
 
 TOKENIZER = SentencePiece()
+SMALL_VIEW = ImageView(Resize(8))
 CROP = ImageView(RandomResizedCrop(32), [HorizontalFlip()])
 RECORD = {**OpenClipart("val")[5], "text": ["a red cat", "a blue dog", "a tree"]}
 
@@ -191,3 +192,44 @@ def test_shorten_changes_neither_short_texts_nor_images():
 def test_invalid_arguments_raise(make, message):
   with pytest.raises(UserError, match=message):
     make()
+
+
+def texts_of(example):
+  return [TOKENIZER._processor.decode([int(t) for t in row]) for row in example["tokens"]]
+
+
+def test_several_captions_are_drawn_without_replacement_and_by_weight():
+  views = Views({"image": SMALL_VIEW}, TOKENIZER, captions=(0.7, 0.3, 0.0), captions_per_image=2)
+  drawn = [texts_of(views(RECORD, rng(seed))) for seed in range(200)]
+  assert {tuple(texts) for texts in drawn} == {
+    ("a red cat", "a blue dog"),
+    ("a blue dog", "a red cat"),
+  }
+  first = np.mean([texts[0] == "a red cat" for texts in drawn])
+  assert abs(first - 0.7) < 4 * np.sqrt(0.7 * 0.3 / 200)
+  both = Views({"image": SMALL_VIEW}, TOKENIZER, captions_per_image=2)
+  pairs = {tuple(texts_of(both(RECORD, rng(seed)))) for seed in range(60)}
+  assert len(pairs) == 6 and all(a != b for a, b in pairs)
+
+
+def test_a_record_with_fewer_captions_repeats_them():
+  views = Views({"image": SMALL_VIEW}, TOKENIZER, captions="first", captions_per_image=4)
+  assert views(RECORD, rng())["tokens"].shape == (4, TOKENIZER.context_length)
+  assert texts_of(views(RECORD, rng())) == [*RECORD["text"], "a red cat"]
+  assert texts_of(views({**RECORD, "text": "a tree"}, rng())) == ["a tree"] * 4
+  with pytest.raises(UserError, match="2 weights, but a record has 3 texts"):
+    Views({"image": SMALL_VIEW}, TOKENIZER, captions=(1, 1), captions_per_image=2)(RECORD, rng())
+
+
+def test_a_field_of_the_records_becomes_the_group():
+  views = Views({"image": SMALL_VIEW}, TOKENIZER, group="article")
+  assert views.outputs == ("image", "tokens", "group")
+  group = lambda value, seed=0: tuple(views({**RECORD, "article": value}, rng(seed))["group"])
+  assert group("A", 0) == group("A", 1) != group("B") and group(1) == group(1) != group("1")
+  assert group(None, 0) != group(None, 1)  # Groups of their own.
+  example = views({**RECORD, "article": "A"}, rng())
+  assert example["group"].dtype == np.uint32 and example["group"].shape == (2,)
+  plain = Views({"image": SMALL_VIEW}, TOKENIZER)(RECORD, rng())
+  np.testing.assert_array_equal(plain["tokens"], example["tokens"])
+  with pytest.raises(UserError, match="no field 'article'"):
+    views(RECORD, rng())
