@@ -1,25 +1,21 @@
 """Prepares training data: python -m clip_jax.prepare --from=GLOB --format=F --out=DIR."""
 
 from collections.abc import Iterator
-import concurrent.futures
 import logging
-import multiprocessing
 import os
 from pathlib import Path
 import re
 import sys
 import threading
 import time
+from typing import TYPE_CHECKING
 
 from clip_jax.cli.command import run_command
-from clip_jax.cli.flags import parse, shard
 from clip_jax.cli.formatting import duration
-from clip_jax.data.ingest import inputs, shards
-from clip_jax.data.records import ArrayRecord
-from clip_jax.data.tokenizer import train_sentencepiece
 from clip_jax.errors import UserError
-from clip_jax.interfaces import Source
-from clip_jax.parallel.signals import shield_from_sigint
+
+if TYPE_CHECKING:
+  from clip_jax.interfaces import Source
 
 HELP = """Converts data to ArrayRecord shards for training, or trains a tokenizer.
 
@@ -83,10 +79,15 @@ _NUMBERS = {
 
 def main(arguments: list[str]) -> None:
   """Runs the command."""
+  from clip_jax.cli.flags import parse, shard
+
   flags = parse(arguments, HELP, strings=(*_TEXTS, *_NUMBERS), switches=("verify", "classes"))
   number = {
     name: _number(name, getattr(flags, name), default) for name, default in _NUMBERS.items()
   }
+  from clip_jax.data.ingest import inputs, shards
+  from clip_jax.data.records import ArrayRecord
+
   if flags.verify:
     if not flags.out:
       raise UserError("Which shards? Set --out=DIR to their folder.")
@@ -136,6 +137,12 @@ def main(arguments: list[str]) -> None:
 
 def _write(job, out, part, parts, processes):
   """Writes the unfinished shards of this part."""
+  import concurrent.futures
+  import multiprocessing
+
+  from clip_jax.data.ingest import inputs, shards
+  from clip_jax.parallel.signals import shield_from_sigint
+
   pieces = len(inputs.open_inputs(job))
   shards.check_folder(out, pieces)
   todo = [piece for piece in range(part, pieces, parts) if not shards.is_finished(job, piece, out)]
@@ -217,6 +224,9 @@ def _number(name, written, default):
 
 
 def _tokenizer(where, flags, pieces):
+  from clip_jax.data.ingest.inputs import named_source
+  from clip_jax.data.tokenizer import train_sentencepiece
+
   if flags.format not in (None, "source"):
     raise UserError(
       f"--tokenizer works with --format=source only, not {flags.format}. Write "
@@ -225,11 +235,11 @@ def _tokenizer(where, flags, pieces):
   folder = Path(flags.tokenizer).parent
   if not folder.is_dir():
     raise UserError(f"--tokenizer={flags.tokenizer}: there is no folder {folder}. Create it first.")
-  vocabulary = train_sentencepiece(texts(inputs.named_source(where)), flags.tokenizer, pieces)
+  vocabulary = train_sentencepiece(texts(named_source(where)), flags.tokenizer, pieces)
   print(f"{flags.tokenizer}: {vocabulary:,} pieces")
 
 
-def texts(source: Source) -> Iterator[str]:
+def texts(source: "Source") -> Iterator[str]:
   """Yields every text of every record, in lower case."""
   for i in range(len(source)):
     text = source[i].get("text", [])

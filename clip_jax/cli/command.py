@@ -1,10 +1,14 @@
 """Functions shared by all commands: exit codes, error messages, quiet logs, cache folders."""
 
 from collections.abc import Callable
+import gc
 import logging
 import os
+import signal
 import sys
+import threading
 import traceback
+from types import FrameType
 import warnings
 
 from clip_jax.cli.cache import compiled_programs
@@ -23,6 +27,8 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
   logging.getLogger("absl").setLevel(logging.ERROR)
   logging.getLogger("jax").setLevel(logging.ERROR)
   warnings.filterwarnings("ignore", category=UserWarning, module="multiprocessing")
+  if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _on_ctrl_c)
   try:
     code = main(sys.argv[1:]) or 0
   except UserError as e:
@@ -39,3 +45,25 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
 def _say(message: str, code: int) -> int:
   print(printable(message, keep="\n\t"), file=sys.stderr)
   return code
+
+
+def _on_ctrl_c(number: int, frame: FrameType | None) -> None:
+  """Raises KeyboardInterrupt, a moment later if Python would drop it here.
+
+  Python prints and drops exceptions in finalizers and in callbacks of the garbage collector, of
+  which JAX has one, and of weak references, which imports use.
+  """
+  callbacks = {getattr(callback, "__code__", None) for callback in gc.callbacks}
+  while frame is not None:
+    code = frame.f_code
+    if (
+      code in callbacks
+      or code.co_name == "__del__"
+      or (code.co_name == "cb" and "importlib" in code.co_filename)
+    ):
+      later = threading.Timer(0.01, os.kill, (os.getpid(), number))
+      later.daemon = True
+      later.start()
+      return
+    frame = frame.f_back
+  raise KeyboardInterrupt
