@@ -1,6 +1,5 @@
 """Searches images: python -m clip_jax.search --model=MODEL --images=DIR "a red car"."""
 
-from collections.abc import Callable
 from typing import Any
 
 from clip_jax.cli.command import run_command
@@ -15,10 +14,10 @@ HELP = """Searches a folder for the images that best match a text or another ima
   --images=DIR           folder of images, searched recursively; each image is embedded once, and
                          the embeddings are cached for the next search
   --query_image=FILE     search with an image instead of a text
-  --top=20               number of results
+  --top=20               number of results; on the web page, before more are loaded
   --contact_sheet=F.png  save a contact sheet of the results
-  --serve                serve a web page with a search box, which also accepts dropped images;
-                         reachable from this machine only
+  --serve                serve a web page that searches by text, by an image, or by both; reachable
+                         from this machine only. The text in NAME.txt is shown below NAME.jpg.
   --port=8000            port of the web page; 0 for any free port
   --allowed_hosts=HOST:PORT,...
                          further addresses of the web page, for example localhost:9000 through a
@@ -77,12 +76,11 @@ def main(arguments: list[str]) -> int:
   embedder = load(where, trust=tuple(filter(None, (flags.trust or "").split(","))))
   found = build_index(embedder, model_fingerprint(embedder.model), flags.images, print)
   report_skipped(found)
-  by_text = lambda text: found.nearest(embedder.encode_text([text])[0], top)
-  by_image = lambda image: found.nearest(embedder.encode_image([image])[0], top)
   if flags.serve:
     hosts = tuple(filter(None, (flags.allowed_hosts or "").split(",")))
-    return serve(found, where, by_text, by_image, port, hosts)
-  best = by_image(query) if query else by_text(" ".join(words))
+    return serve(embedder, found, where, top, port, hosts)
+  z = embedder.encode_image([query]) if query else embedder.encode_text([" ".join(words)])
+  best = found.nearest(z[0], top)
   paths = found.paths()
   for k, score in best:
     print(f"{score:.4f}  {printable(paths[k])}")
@@ -157,21 +155,18 @@ def read(path: str) -> bytes:
 
 
 def serve(
-  found: Any,
-  where: str,
-  by_text: Callable,
-  by_image: Callable,
-  port: int,
-  hosts: tuple[str, ...] = (),
+  embedder: Any, found: Any, where: str, top: int, port: int, hosts: tuple[str, ...] = ()
 ) -> int:
   """Serves the search page until Ctrl-C."""
+  from clip_jax.inference.picture_search import PictureSearch
   from clip_jax.inference.web_ui import SearchServer
 
   page = SearchServer(
     f"{found.folder.name}, by {where}",
-    found.paths(),
-    by_text,
-    by_image,
+    str(found.folder),
+    found.names,
+    PictureSearch(embedder, found),
+    per_page=top,
     port=port,
     allowed_hosts=hosts,
   )

@@ -177,7 +177,7 @@ def test_the_web_page_searches_the_index(pictures, colours, monkeypatch, capsys)
     pages.append(page)
     thread = threading.Thread(target=serve, args=(page,))
     thread.start()
-    with request.urlopen(page.address + "find?text=blue") as answer:
+    with request.urlopen(page.address + "find?q=blue") as answer:
       pages.append(json.loads(answer.read()))
     content = io.BytesIO()
     Image.new("RGB", (5, 5), "red").save(content, "PNG")
@@ -189,7 +189,8 @@ def test_the_web_page_searches_the_index(pictures, colours, monkeypatch, capsys)
 
   monkeypatch.setattr(web_ui.SearchServer, "serve", serving)
   assert search.main(["--model=m", f"--images={pictures}", "--serve", "--port=0"]) == 0
-  assert pages[1][0]["path"].endswith("blue.webp") and pages[2][0]["path"].endswith("red.png")
+  first = [page["results"][0]["name"] for page in pages[1:]]
+  assert first == ["blue.webp", "red.png"] and pages[1]["total"] == 3
   assert f"Open {pages[0].address}" in capsys.readouterr().out
 
 

@@ -1,23 +1,31 @@
-"""Web page that searches images by text or by a dropped image."""
+"""Web page that searches images by text, by an image, or by both."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+import functools
 from html import escape
 from http import HTTPStatus
+from importlib import resources
 import io
 import json
+import os
 import re
-import threading
-from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import SplitResult, parse_qs
 
 from PIL import Image
 
 from clip_jax.data.decode import MAX_BYTES, Picture, UnreadableImage
 from clip_jax.data.untrusted import read_regular
 from clip_jax.inference.local_server import Limits, LocalHandler, LocalServer, Refused
+from clip_jax.inference.picture_search import Query, Ranking
 
 MOST_BYTES = 32 * 2**20  # Maximum size of an uploaded image.
-THUMBNAIL = 320  # Longer side in pixels.
+SIZES = {
+  "picture": 320,
+  "full": 1600,
+}  # Longer side of thumbnails and of enlarged images, in pixels.
+_LABELS = 100  # Most labels of one query.
+_CAPTION = 2000  # Most bytes that are read of a caption.
+_ASSETS = {"/search.css": "text/css; charset=utf-8", "/search.js": "text/javascript; charset=utf-8"}
 
 
 class SearchServer:
@@ -30,10 +38,11 @@ class SearchServer:
   def __init__(
     self,
     title: str,
-    paths: list[str],
-    by_text: Callable[[str], list[tuple[int, float]]],
-    by_image: Callable[[bytes], list[tuple[int, float]]],
+    folder: str,
+    names: Sequence[str],
+    search: Callable[[Query], Ranking],
     *,
+    per_page: int = 20,
     port: int = 8000,
     allowed_hosts: Iterable[str] = (),
     limits: Limits | None = None,
@@ -42,9 +51,11 @@ class SearchServer:
 
     Args:
       title: title of the page.
-      paths: paths of the images.
-      by_text, by_image: functions that return (index in `paths`, score) of the images found for a
-        text, or for an encoded image.
+      folder: folder of the images.
+      names: paths of the images relative to `folder`, shown below the images. The text of a file of
+        the same name that ends in .txt is shown as the caption.
+      search: ranks the images; called from several threads.
+      per_page: number of results that are sent at a time.
       port: TCP port; 0 for any free port.
       allowed_hosts: further hosts, with ports, under which a browser reaches the page, such as
         "localhost:9000" through a tunnel.
@@ -53,23 +64,13 @@ class SearchServer:
     Raises:
       UserError: the port is not available.
     """
-    lock = threading.Lock()  # Run one search at a time.
+    page = asset("search.html").replace("COUNT", f"{len(names):,}").replace("TITLE", escape(title))
 
     class Handler(_Handler):
-      def html(self):
-        return _PAGE.replace("TITLE", escape(title)).replace("COUNT", f"{len(paths):,}")
+      pass
 
-      def find(self, question):
-        with lock:
-          found = by_text(question) if isinstance(question, str) else by_image(question)
-        return [
-          {"picture": f"/picture/{k}", "path": paths[k], "score": round(score, 4)}
-          for k, score in found
-        ]
-
-      def picture(self, k):
-        return paths[k]
-
+    Handler.page, Handler.search, Handler.per_page = page, staticmethod(search), per_page
+    Handler.folder, Handler.names = folder, names
     self._server = LocalServer(port, Handler, hosts=allowed_hosts, limits=limits)
     self.address = f"http://127.0.0.1:{self._server.server_port}/"
 
@@ -84,131 +85,116 @@ class SearchServer:
 
 
 class _Handler(LocalHandler):
-  """Serves the page at /, results as JSON at /find (GET or POST), thumbnails at /picture/N."""
+  """Serves the page at /, results as JSON at /find, and images at /picture/N and /full/N."""
 
-  html: Callable[[], str]
-  find: Callable[[Any], list[dict[str, Any]]]
-  picture: Callable[[int], str]
+  page: str
+  folder: str
+  names: Sequence[str]
+  search: Callable[[Query], Ranking]
+  per_page: int
 
-  def get(self, url):
-    """Sends the page, the results for a text, or a thumbnail."""
+  def get(self, url: SplitResult) -> None:
+    """Sends the page, a page of results, or an image."""
     if url.path == "/":
-      self.send(self.html().encode(), "text/html; charset=utf-8")
+      self.send(self.page.encode(), "text/html; charset=utf-8")
+    elif url.path in _ASSETS:
+      self.send(asset(url.path[1:]).encode(), _ASSETS[url.path])
     elif url.path == "/find":
-      self.send(self._found(_text(url.query)), "application/json")
-    elif url.path.startswith("/picture/"):
-      if not (number := re.fullmatch(r"/picture/([0-9]{1,9})", url.path)):
-        raise Refused(HTTPStatus.BAD_REQUEST, "The address of a picture ends in its number.")
-      self._thumbnail(int(number[1]))
+      self._find(url.query, None)
+    elif url.path.startswith(("/picture/", "/full/")):
+      if not (found := re.fullmatch(r"/(picture|full)/([0-9]{1,9})", url.path)):
+        raise Refused(HTTPStatus.BAD_REQUEST, "The address of an image ends in its number.")
+      self._image(int(found[2]), SIZES[found[1]])
     else:
       super().get(url)
 
-  def post(self, url):
-    """Sends the images similar to the one in the request body."""
+  def post(self, url: SplitResult) -> None:
+    """Sends the images that resemble the one in the request body."""
     if url.path != "/find":
       super().post(url)
     with self.body(MOST_BYTES) as content:
-      found = self._found(content)
-    self.send(found, "application/json")
+      self._find(url.query, content)
 
-  def _found(self, question):
+  def _find(self, text, content):
+    fields = _fields(text)
+    like, start = _number(fields, "like"), _number(fields, "start") or 0
+    labels = [" ".join(label.split()) for label in fields.get("labels", "").split(",")]
+    query = Query(
+      text=fields.get("q", "").strip(),
+      like=like if content is None else None,
+      image=content,
+      labels=tuple(dict.fromkeys(filter(None, labels))),
+      seed=_number(fields, "seed") or 0,
+    )
+    if len(query.labels) > _LABELS:
+      raise Refused(HTTPStatus.BAD_REQUEST, f"At most {_LABELS} descriptions to compare with.")
     try:
-      return json.dumps(self.find(question)).encode()
+      ranking = self.search(query)
     except UnreadableImage as e:
       raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"Not a readable image: {e}") from None
+    except IndexError:
+      raise Refused(HTTPStatus.NOT_FOUND, "There is no such image.") from None
+    part = ranking.order[start : start + self.per_page]
+    answer = {
+      "results": [self._result(ranking, int(k)) for k in part],
+      "total": len(ranking.order),
+      "like": None if query.like is None else {"index": query.like, "name": self.names[query.like]},
+    }
+    self.send(json.dumps(answer).encode(), "application/json")
 
-  def _thumbnail(self, number):
+  def _result(self, ranking, k):
+    scores = {name: round(float(values[k]), 4) for name, values in ranking.scores.items()}
+    result = {"index": k, "name": self.names[k], "caption": self._caption(k), "scores": scores}
+    if ranking.probability is not None:
+      result["probability"] = round(float(ranking.probability[k]), 4)
+    return result
+
+  def _caption(self, k):
+    """Returns the text next to an image, "" if there is none."""
+    path = os.path.join(self.folder, os.path.splitext(self.names[k])[0] + ".txt")
+    if os.path.islink(path):  # It may lead out of the folder.
+      return ""
     try:
-      # An index, so no other file is reachable.
-      picture = Picture(read_regular(self.picture(number), MAX_BYTES))
-      shrink = 2 if picture.can_shrink and min(picture.height, picture.width) > 4 * THUMBNAIL else 1
+      return " ".join(read_regular(path, _CAPTION).decode("utf-8", "replace").split())
+    except (OSError, UnreadableImage):
+      return ""
+
+  def _image(self, number, longest):
+    try:
+      # A number, so no other file is reachable.
+      path = os.path.join(self.folder, self.names[number])
+      picture = Picture(read_regular(path, MAX_BYTES))
+      shrink = 2 if picture.can_shrink and min(picture.height, picture.width) > 4 * longest else 1
       image = Image.fromarray(picture.pixels(shrink))
     except (UnreadableImage, IndexError, OSError):
-      raise Refused(HTTPStatus.NOT_FOUND, "There is no such picture.") from None
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    made = io.BytesIO()
-    image.save(made, "JPEG", quality=88)
-    self.send(made.getvalue(), "image/jpeg")
+      raise Refused(HTTPStatus.NOT_FOUND, "There is no such image.") from None
+    image.thumbnail((longest, longest))
+    encoded = io.BytesIO()
+    image.save(encoded, "JPEG", quality=88)
+    self.send(encoded.getvalue(), "image/jpeg")
 
 
-def _text(query):
-  """Returns the text of a query string."""
+@functools.cache
+def asset(name: str) -> str:
+  """Returns the text of a file of the page."""
+  return (resources.files(__package__) / "assets" / name).read_text("utf-8")
+
+
+def _fields(text):
+  """Returns the fields of a query string, each of which may occur once."""
   try:
-    text = " ".join(parse_qs(query, max_num_fields=8).get("text", [])).strip()
+    fields = parse_qs(text, max_num_fields=8)
   except ValueError:
     raise Refused(HTTPStatus.BAD_REQUEST, "The query has too many fields.") from None
-  if not text:
-    raise Refused(HTTPStatus.BAD_REQUEST, "The query is empty.")
-  return text
+  if any(len(values) > 1 for values in fields.values()):
+    raise Refused(HTTPStatus.BAD_REQUEST, "A field of the query occurs twice.")
+  return {name: values[0] for name, values in fields.items()}
 
 
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>TITLE</title>
-<link rel="icon" href="data:,">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-  body { font: 16px system-ui, sans-serif; margin: 0 auto; max-width: 76rem; padding: 1.5rem;
-         background: #f6f7f9; color: #1d2330 }
-  body.over { outline: 4px dashed #2563eb; outline-offset: -12px }
-  h1 { font-size: 1.3rem; margin: 0 0 .2rem } p { margin: .3rem 0 1rem; color: #5b6270 }
-  form { display: flex; gap: .5rem }
-  input[type=search] { flex: 1; font: inherit; padding: .6rem .8rem; border: 1px solid #b8bec9;
-                       border-radius: .5rem }
-  button, label { font: inherit; padding: .6rem 1rem; border: 0; border-radius: .5rem;
-                  cursor: pointer; background: #2563eb; color: #fff }
-  input[type=file] { position: absolute; opacity: 0; width: 1px }
-  #found { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: 1rem;
-           margin-top: 1.2rem }
-  figure { margin: 0; background: #fff; border: 1px solid #d3d7df; border-radius: .5rem;
-           padding: .6rem }
-  figure img { width: 100%; height: 10rem; object-fit: contain }
-  figcaption { font-size: .8rem; color: #5b6270; overflow-wrap: anywhere }
-</style>
-<h1>TITLE</h1>
-<p>COUNT images. Describe what you are looking for, or drop an image here to find similar ones.</p>
-<form><input type="search" autofocus aria-label="Search text" placeholder="a red car">
-<button>Search</button><label>Image<input type="file" accept="image/*"></label></form>
-<p id="says" role="status"></p><div id="found"></div>
-<script>
-  const box = document.querySelector("input[type=search]");
-  const file = document.querySelector("input[type=file]");
-  const says = document.getElementById("says"), found = document.getElementById("found");
-  let asked = 0;
-  async function find(request, what) {
-    const mine = ++asked;
-    says.textContent = "Searching for " + what + " ...";
-    try {
-      const answer = await request();
-      if (mine !== asked) return;
-      if (!answer.ok) throw new Error(answer.statusText);
-      const all = await answer.json();
-      found.replaceChildren(...all.map(one => {
-        const figure = document.createElement("figure"), image = document.createElement("img");
-        const caption = document.createElement("figcaption");
-        image.src = one.picture; image.alt = one.path; image.loading = "lazy";
-        caption.textContent = one.score.toFixed(3) + "  " + one.path;
-        figure.append(image, caption);
-        return figure;
-      }));
-      says.textContent = all.length + " best matches for " + what;
-    } catch (error) { if (mine === asked) says.textContent = error.message; }
-  }
-  document.querySelector("form").onsubmit = event => {
-    event.preventDefault();
-    if (box.value.trim())
-      find(() => fetch("/find?text=" + encodeURIComponent(box.value)),
-           "\\u201c" + box.value + "\\u201d");
-  };
-  const like = picture => picture && find(
-      () => fetch("/find", {method: "POST", body: picture}), picture.name);
-  file.onchange = () => like(file.files[0]);
-  document.body.ondragover = event => {
-    event.preventDefault(); document.body.classList.add("over");
-  };
-  document.body.ondragleave = () => document.body.classList.remove("over");
-  document.body.ondrop = event => {
-    event.preventDefault(); document.body.classList.remove("over");
-    like(event.dataTransfer.files[0]);
-  };
-</script></html>
-"""
+def _number(fields, name):
+  """Returns a field as a number, None if it is missing."""
+  if name not in fields:
+    return None
+  if not re.fullmatch(r"[0-9]{1,9}", fields[name]):
+    raise Refused(HTTPStatus.BAD_REQUEST, f"{name}={fields[name]} is not a number.")
+  return int(fields[name])

@@ -9,6 +9,7 @@ import threading
 import time
 from urllib.parse import urlsplit
 
+import numpy as np
 from PIL import Image
 import pytest
 
@@ -16,8 +17,8 @@ from clip_jax import search
 from clip_jax.data.decode import decode
 from clip_jax.inference import web_ui
 from clip_jax.inference.local_server import Limits
-from clip_jax.inference.web_ui import MOST_BYTES, SearchServer
-from running_server import running
+from clip_jax.inference.web_ui import MOST_BYTES
+from running_server import running, search_server
 
 QUICK = Limits(
   threads=4, uploads=2, wait_seconds=0.2, header_seconds=0.6, body_seconds=0.6, send_seconds=2
@@ -42,9 +43,7 @@ def made(tmp_path_factory):
 @contextlib.contextmanager
 def page(picture, by_text=lambda text: [(0, 0.5)], **options):
   by_image = lambda image: [(0, float(decode(image)[0, 0, 0]))]
-  with running(
-    SearchServer("pictures", [str(picture)], by_text, by_image, port=0, **options)
-  ) as it:
+  with running(search_server("pictures", [str(picture)], by_text, by_image, **options)) as it:
     it.port = urlsplit(it.address).port
     yield it
 
@@ -65,7 +64,7 @@ def answer(port, content, *, end=False, seconds=10):
   return int(head.split()[1]), body
 
 
-def request(port, line="GET /find?text=red HTTP/1.1", body=b"", host=None, **headers):
+def request(port, line="GET /find?q=red HTTP/1.1", body=b"", host=None, **headers):
   headers = {"Host": host or f"127.0.0.1:{port}"} | {
     k.replace("_", "-"): v for k, v in headers.items()
   }
@@ -97,7 +96,7 @@ def test_only_requests_to_this_machine_by_name_are_answered(picture):
 
 
 @pytest.mark.parametrize(
-  "line", ["GET /find?text=red HTTP/1.1", "GET /picture/0 HTTP/1.1", "POST /find HTTP/1.1"]
+  "line", ["GET /find?q=red HTTP/1.1", "GET /picture/0 HTTP/1.1", "POST /find HTTP/1.1"]
 )
 @pytest.mark.parametrize(
   "headers",
@@ -120,7 +119,7 @@ def test_the_page_itself_can_and_a_link_may_open_it(picture):
     own = {"Origin": f"http://127.0.0.1:{made.port}", "Sec_Fetch_Site": "same-origin"}
     post = request(made.port, "POST /find HTTP/1.1", picture.read_bytes(), **own)
     status, body = answer(made.port, post)
-    assert status == 200 and json.loads(body)[0]["score"] == 255
+    assert status == 200 and json.loads(body)["results"][0]["scores"] == {"image": 255}
     link = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Dest": "document"}
     assert answer(made.port, request(made.port, "GET / HTTP/1.1", **link))[0] == 200
     typed = {"Sec_Fetch_Site": "none", "Sec_Fetch_Dest": "document"}
@@ -146,8 +145,8 @@ MALFORMED = [
   ("GET /picture/ HTTP/1.1", {}, 400),
   (f"GET /picture/{'1' * 5000} HTTP/1.1", {}, 400),
   ("GET /picture/1 HTTP/1.1", {}, 404),
-  ("GET /find HTTP/1.1", {}, 400),
-  ("GET /find?text=%00%20 HTTP/1.1", {}, 200),
+  ("GET /find?like=x HTTP/1.1", {}, 400),
+  ("GET /find?q=%00%20 HTTP/1.1", {}, 200),
   (f"GET /find?{'&'.join('x=1' for _ in range(100))} HTTP/1.1", {}, 400),
   ("GET //[ HTTP/1.1", {}, 404),
   ("GET [ HTTP/1.1", {}, 404),
@@ -248,7 +247,7 @@ def test_uploads_in_memory_are_bounded(picture):
     return []
 
   limits = Limits(threads=8, uploads=2, wait_seconds=0.3)
-  made = SearchServer("x", [str(picture)], None, by_image, port=0, limits=limits)
+  made = search_server("x", [str(picture)], None, by_image, limits=limits)
   with running(made):
     port = urlsplit(made.address).port
     post = request(port, "POST /find HTTP/1.1", picture.read_bytes())
@@ -288,9 +287,7 @@ def test_search_passes_the_allowed_hosts_on(picture, monkeypatch):
 
   class Found:
     folder, unreadable, skipped = picture.parent, [], {}
-
-    def paths(self):
-      return [str(picture)]
+    names, z = [picture.name], np.ones((1, 1))
 
   monkeypatch.setattr(web_ui, "SearchServer", Page)
   monkeypatch.setattr(
