@@ -79,6 +79,7 @@ setuptools.setup(
     "ml_collections>=1.1.0",
     "ml_dtypes>=0.6.0",
     "absl-py>=2.5.1",
+    "cloudpickle>=3.1",
     "msgpack>=1.1",
     "numpy>=2.4",
     "pillow>=13.0",

@@ -168,6 +168,11 @@ def _write(job, out, part, parts, processes):
     try:
       for task in concurrent.futures.as_completed(tasks):
         progress.show(task.result())
+    except concurrent.futures.process.BrokenProcessPool as error:
+      raise UserError(
+        "One of the processes that write shards was killed, perhaps for lack of memory. Rerun the "
+        "command to resume with the shards that are missing; fewer --processes need less memory."
+      ) from error
     except KeyboardInterrupt:  # A rerun repeats the unfinished shards.
       for worker in multiprocessing.active_children():
         worker.terminate()

@@ -252,7 +252,8 @@ def test_a_killed_and_resumed_run_writes_the_same_bytes(tmp_path, processes):
   assert len(ArrayRecord(out)) == 360
 
 
-def test_ctrl_c_ends_all_processes_with_a_single_message(tmp_path):
+def preparing_in_two_processes(out):
+  """A command that has written its first shard."""
   before = signal.signal(signal.SIGINT, signal.default_int_handler)  # It may have been ignored.
   process = subprocess.Popen(
     [
@@ -263,7 +264,7 @@ def test_ctrl_c_ends_all_processes_with_a_single_message(tmp_path):
       "--format=source",
       "--records_per_shard=5",
       "--processes=2",
-      f"--out={tmp_path}",
+      f"--out={out}",
     ],
     cwd=ROOT,
     text=True,
@@ -272,13 +273,30 @@ def test_ctrl_c_ends_all_processes_with_a_single_message(tmp_path):
   )
   signal.signal(signal.SIGINT, before)
   started = time.monotonic()
-  while not list(tmp_path.glob("records*.json")):
+  while not list(out.glob("records*.json")):
     assert process.poll() is None and time.monotonic() - started < 120
     time.sleep(0.005)
+  return process
+
+
+def test_ctrl_c_ends_all_processes_with_a_single_message(tmp_path):
+  process = preparing_in_two_processes(tmp_path)
   os.killpg(process.pid, signal.SIGINT)  # As a terminal would.
   _, stderr = process.communicate(timeout=60)
   assert process.returncode == 130 and "Traceback" not in stderr
   assert stderr.strip().splitlines()[-1].startswith("Stopped. ")
+  assert not (tmp_path / "manifest.json").exists()
+
+
+@pytest.mark.slow
+def test_killed_process_is_reported_in_a_single_message(tmp_path):
+  process = preparing_in_two_processes(tmp_path)
+  children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+  worker = next(i for i in children if b"spawn_main" in Path(f"/proc/{i}/cmdline").read_bytes())
+  os.kill(int(worker), signal.SIGKILL)
+  _, stderr = process.communicate(timeout=60)
+  assert process.returncode == 2 and "Traceback" not in stderr
+  assert "error: One of the processes that write shards was killed" in stderr
   assert not (tmp_path / "manifest.json").exists()
 
 

@@ -5,19 +5,18 @@ positions step * B to (step + 1) * B. The step number is therefore the pipeline'
 """
 
 from collections.abc import Iterator
+import functools
 import sys
-from typing import Any, Self
-import weakref
+from typing import Any
 
-from absl import flags
 import grain
 import numpy as np
 
 from clip_jax.data.permutation import feistel_permute, splitmix64
 from clip_jax.data.selection import base_indices_of
+from clip_jax.data.worker_processes import WorkerBatches
 from clip_jax.errors import UserError
 from clip_jax.interfaces import Source
-from clip_jax.parallel.signals import shield_from_sigint
 
 _MASK = 2**64 - 1
 _CACHED_STEPS = 64  # Cached row orders, one per step; more than the number of prefetching threads.
@@ -150,16 +149,16 @@ def batches(
       raise UserError(f"{name} {value} is negative; it must be at least 0.")
   if rows is None:
     rows = np.arange(batch_size).reshape(hosts, -1)[host]
+  make = functools.partial(_read_batches, examples, batch_size, start, rows, threads)
+  return WorkerBatches(make, workers) if workers else make(0, 1)
+
+
+def _read_batches(examples, batch_size, start, rows, threads, worker, workers):
+  """Iterator over every `workers`-th batch from `start + worker` on, read ahead in threads."""
   dataset = grain.MapDataset.source(_SortedBatches(examples, batch_size, rows))
-  dataset = dataset.batch(len(rows))[start:]
-  read_options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, 1))
-  dataset = dataset.to_iter_dataset(read_options)
-  if not workers:
-    return iter(dataset)
-  _allow_workers()
-  return _WorkerIterator(
-    iter(dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)))
-  )
+  dataset = dataset.batch(len(rows))[start + worker :: workers]
+  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, 1))
+  return iter(dataset.to_iter_dataset(options))
 
 
 class _SortedBatches:
@@ -183,40 +182,3 @@ class _SortedBatches:
         self._steps.clear()
       self._steps[step] = positions
     return self._examples[positions[self._rows[row]]]
-
-
-def _allow_workers():
-  """Lets Grain start processes without `absl.app.run`, as in pytest and notebooks.
-
-  A flag that was not given can be read only after absl has parsed the command line. Only Grain's
-  own flags are marked as given, because the program may parse its flags later.
-  """
-  for name in flags.FLAGS:
-    if name.startswith("grain_") and not flags.FLAGS.is_parsed():
-      flags.FLAGS[name].present = 1
-
-
-class _WorkerIterator:
-  """Iterator over batches from Grain's workers; stops them when it is closed or Python exits."""
-
-  def __init__(self, batches: Iterator[dict[str, np.ndarray]]):
-    # The list lets `_close` drop the last reference to Grain's iterator. Grain logs errors if its
-    # iterators, or its arrays in shared memory (hence the copies below), outlive the interpreter.
-    self._batches = [batches]
-    self._started = False
-    self.close = weakref.finalize(self, _close, self._batches)
-
-  def __iter__(self) -> Self:
-    return self
-
-  def __next__(self) -> dict[str, np.ndarray]:
-    if not self._batches:
-      raise StopIteration
-    make = lambda: next(self._batches[0])
-    batch = make() if self._started else shield_from_sigint(make)  # The first call starts workers.
-    self._started = True
-    return {name: np.array(values) for name, values in batch.items()}
-
-
-def _close(batches):
-  batches.pop().close()

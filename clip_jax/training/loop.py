@@ -124,41 +124,42 @@ def train(
   if start and due(start, training.eval_every):  # The run may have been killed while evaluating.
     evaluations.run(setup.evaluators, start, state)
   train_step = compile_train_step(setup)
-  feed = Prefetcher(setup, start)
-  log = StepLogger(setup, report, feed, start)
-  for step in range(start + 1, setup.total_steps + 1):
-    with jax.transfer_guard("disallow"):
-      state, metrics = train_step(state, feed.batch)
-    if step < setup.total_steps:
-      feed.advance()  # Load the next batch while the device is busy with this step.
-    log.add(metrics)
-    last, stopping = step == setup.total_steps, stop.should_stop(step)
-    logs = last or step == start + 1 or due(step, training.log_every)
-    evaluates = not last and due(step, training.eval_every)
-    # Save at every evaluation and at the end, before evaluators run, so that no error in them, and
-    # no kill during them, costs any training.
-    saves = last or stopping or evaluates or due(step, training.save_every)
-    if logs or evaluates or saves:
-      values = log.fetch()
-      # Steps after a failed one change nothing, so it is enough to check before using the state.
-      if values["skipped_steps"] > training.skip_nonfinite:
+  with contextlib.closing(Prefetcher(setup, start)) as feed:
+    log = StepLogger(setup, report, feed, start)
+    for step in range(start + 1, setup.total_steps + 1):
+      with jax.transfer_guard("disallow"):
+        state, metrics = train_step(state, feed.batch)
+      if step < setup.total_steps:
+        feed.advance()  # Load the next batch while the device is busy with this step.
+      log.add(metrics)
+      last, stopping = step == setup.total_steps, stop.should_stop(step)
+      logs = last or step == start + 1 or due(step, training.log_every)
+      evaluates = not last and due(step, training.eval_every)
+      # Save at every evaluation and at the end, before evaluators run, so that neither an error in
+      # them nor a kill during them costs any training.
+      saves = last or stopping or evaluates or due(step, training.save_every)
+      if logs or evaluates or saves:
+        values = log.fetch()
+        # Steps after a failed one change nothing, so it is enough to check before using the state.
+        if values["skipped_steps"] > training.skip_nonfinite:
+          checkpoints.wait()
+          raise nonfinite(setup, state, checkpoints)
+      if logs:
+        log.write(step, values)
+        checkpoints.check()
+      if saves:
+        checkpoints.save(step, state, config)
+      if evaluates:
         checkpoints.wait()
-        raise nonfinite(setup, state, checkpoints)
-    if logs:
-      log.write(step, values)
-      checkpoints.check()
-    if saves:
-      checkpoints.save(step, state, config)
-    if evaluates:
-      checkpoints.wait()
-      context = evaluations.run(setup.evaluators, step, state)
-      report.note(context.embedder.speed())
-      log.restart_clock()
-    if stopping:
-      break
-  checkpoints.wait()
-  feed.report_damage(report)
-  return state
+        context = evaluations.run(setup.evaluators, step, state)
+        if context.embedder.embedded:
+          report.note(context.embedder.speed())
+        log.restart_clock()
+      if stopping:
+        break
+    checkpoints.wait()
+    feed.report_damage(report)
+    return state
 
 
 def finish(
@@ -217,8 +218,9 @@ def nonfinite(setup: TrainSetup, state: Any, checkpoints: Checkpoints) -> UserEr
   `state` is the one before that step, so the step is recomputed here to get the norms by part.
   """
   step = int(state.step)
-  feed = Prefetcher(setup, step)
-  found = {n: float(x) for n, x in jax.device_get(jit_diagnosis(setup)(state, feed.batch)).items()}
+  with contextlib.closing(Prefetcher(setup, step)) as feed:
+    norms = jax.device_get(jit_diagnosis(setup)(state, feed.batch))
+  found = {n: float(x) for n, x in norms.items()}
   held = all_gather_objects(
     {"rows": feed.rows.tolist(), "records": base_indices_of(setup.data.source, feed.index).tolist()}
   )
@@ -234,11 +236,11 @@ def nonfinite(setup: TrainSetup, state: Any, checkpoints: Checkpoints) -> UserEr
       "grad_norms": {name: repr(norm) for name, norm in found.items()},
     }
     write_atomically(path, json.dumps(content, indent=1) + "\n")
-  norms = ", ".join(f"{name} {norm:.4g}" for name, norm in found.items())
+  listed = ", ".join(f"{name} {norm:.4g}" for name, norm in found.items())
   again = all(map(math.isfinite, (loss, *found.values())))
   saved = checkpoints.latest()
   return UserError(
-    f"Step {step + 1} was not finite: loss {loss:.4g}; gradient norms: {norms}. "
+    f"Step {step + 1} was not finite: loss {loss:.4g}; gradient norms: {listed}. "
     + ("These numbers were recomputed and are finite, so the hardware may be faulty. " * again)
     + f"Indices of its {len(records)} records in the source: {', '.join(map(str, records[:10]))}"
     + (f" and {len(records) - 10} more" if len(records) > 10 else "")

@@ -1,7 +1,7 @@
 """Prefetching of batches to the device, one step ahead of the training loop."""
 
-from collections.abc import Iterator
 import time
+from typing import Any
 
 from clip_jax.data.pipeline import Examples, batches
 from clip_jax.data.selection import base_indices_of
@@ -31,18 +31,20 @@ class Prefetcher:
     self.dtypes = {name: x.dtype for name, x in setup.batch.items()}
     self.batch_size = data.batch_size
     self.rows = rows_of_devices(setup.mesh.local_devices, data.batch_size, setup.mesh)
-    self.batches: Iterator = iter(
-      batches(
-        Examples(data.source, data.views, seed=setup.config.seed),
-        batch_size=data.batch_size,
-        start=start,
-        rows=self.rows,
-        threads=data.threads,
-        workers=data.workers,
-      )
+    self.batches: Any = batches(
+      Examples(data.source, data.views, seed=setup.config.seed),
+      batch_size=data.batch_size,
+      start=start,
+      rows=self.rows,
+      threads=data.threads,
+      workers=data.workers,
     )
     self.waited, self.seen, self.replaced, self.damaged = 0.0, 0, 0, set()
-    self.advance()
+    try:
+      self.advance()
+    except BaseException:
+      self.close()
+      raise
 
   def advance(self) -> None:
     """Replaces `batch` with the next one."""
@@ -61,6 +63,10 @@ class Prefetcher:
     self.seen, self.replaced = self.seen + len(replaced), self.replaced + int(replaced.sum())
     if replaced.any():
       self.damaged.update(base_indices_of(self.source, batch["damaged"][replaced]).tolist())
+
+  def close(self) -> None:
+    """Ends the threads and worker processes that prepare batches."""
+    self.batches.close()
 
   def check(self) -> None:
     """Raises UserError if too many of the records seen so far were damaged."""
