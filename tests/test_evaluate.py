@@ -135,7 +135,7 @@ def test_own_folders_of_classes(model, folders, tmp_path):
   assert len(named["sentences"]) == 7 and named["resize"] == "crop to 32 x 32, central 0.875"
   embedder = load(model)
   from clip_jax.data.crops import Resize
-  from clip_jax.evaluators.templates import SETS
+  from clip_jax.inference.templates import SETS
 
   names = (("lion", "tiger"), ("dog",), ("owl",))
   z_class = np.stack(

@@ -3,7 +3,7 @@
 import numpy as np
 
 from clip_jax.cli.values import Records, checked
-from clip_jax.evaluators import templates as prompts
+from clip_jax.inference import templates as prompts
 from clip_jax.evaluators.accuracy import accuracies, class_ranks
 from clip_jax.evaluators.classes import Classes, ClassNames, Others
 from clip_jax.evaluators.embedding_cache import CHUNK, EmbeddingCache, Resizing

@@ -11,9 +11,11 @@ from jax.experimental import multihost_utils
 import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
+from scipy import special
 
 from clip_jax.data.read_ahead import batched, map_ahead
 from clip_jax.errors import UserError
+from clip_jax.inference import templates as prompts
 from clip_jax.interfaces import Tokenizer
 from clip_jax.model.two_towers import TwoTowers
 from clip_jax.parallel.mesh import make_mesh
@@ -77,6 +79,50 @@ class Embedder:
     if isinstance(texts, str):
       raise UserError(f"encode_text takes a list of texts: use encode_text([{texts!r}]).")
     return self._encoded(_texts, map(self.tokenize, batched(texts, self.batch_size)))
+
+  def similarity(self, images: Iterable[Any], texts: Sequence[str]) -> np.ndarray:
+    """Returns the cosine similarity of every image with every text, float32 [images, texts].
+
+    Takes what `encode_image` and `encode_text` take, and raises what they raise.
+    """
+    return self.encode_image(images) @ self.encode_text(texts).T
+
+  def classify(
+    self,
+    images: Iterable[Any],
+    labels: Sequence[str],
+    *,
+    templates: str | Sequence[str] = "none",
+    multi_label: bool = False,
+  ) -> np.ndarray:
+    """Classifies images without training (zero-shot), as in the CLIP paper, section 3.1.
+
+    Args:
+      images: as for `encode_image`.
+      labels: names or descriptions of the classes.
+      templates: prompt templates such as "a photo of a {}.", or the name of a set, "openai_7" or
+        "openai_80"; see `templates.templates`. "none" uses the labels as they are. The vector of a
+        label is the normalised mean over the templates.
+      multi_label: whether several labels may apply to an image. Each probability is then computed by
+        itself, as the sigmoid of the logit, which is meaningful only for models that were trained
+        with a sigmoid loss (SigLIP).
+
+    Returns:
+      Probabilities, float32 [images, labels]; each row sums to 1 unless `multi_label`.
+
+    Raises:
+      UserError: there are no images or labels, `labels` is a single string, or a template is invalid.
+    """
+    if isinstance(labels, str):
+      raise UserError(f"classify takes a list of labels: use classify(images, [{labels!r}, ...]).")
+    forms = prompts.templates(templates if isinstance(templates, str) else tuple(templates))
+    texts = [form.replace("{}", label) for label in labels for form in forms]
+    z_text = self.encode_text(texts).reshape(len(labels), len(forms), -1).mean(axis=1)
+    z_text /= np.maximum(np.linalg.norm(z_text, axis=1, keepdims=True), 1e-12)
+    logits = self.scale * (self.encode_image(images) @ z_text.T) + self.bias
+    if multi_label:
+      return special.expit(logits)
+    return special.softmax(logits, axis=1)
 
   def encode_share(self, share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Encodes images that are spread over the hosts, each of which has preprocessed its share.

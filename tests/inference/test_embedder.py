@@ -82,6 +82,39 @@ def test_a_single_text_and_an_empty_list_are_errors():
     embedder().encode_image([])
 
 
+def test_similarity_is_the_cosine_of_every_pair():
+  made, texts = embedder(), ["a dog", "two cats"]
+  cosines = made.similarity(pictures(3), texts)
+  z_image, z_text = made.encode_image(pictures(3)), made.encode_text(texts)
+  wanted = [[float(np.dot(a, b)) for b in z_text] for a in z_image]
+  np.testing.assert_allclose(cosines, wanted, atol=1e-6)
+
+
+def test_classify_gives_the_softmax_over_mean_prompt_embeddings():
+  made = embedder()
+  made.scale, made.bias = 20.0, -3.0
+  labels, forms = ["dog", "cat {x}", "car"], ("a photo of a {}.", "a {} toy")
+  z_image, logits = made.encode_image(pictures(2)), np.zeros((2, 3))
+  for k, label in enumerate(labels):
+    z = made.encode_text([f"a photo of a {label}.", f"a {label} toy"]).mean(0)
+    logits[:, k] = 20 * z_image @ (z / np.linalg.norm(z)) - 3
+  wanted = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+  given = made.classify(pictures(2), labels, templates=forms)
+  assert given.dtype == np.float32
+  np.testing.assert_allclose(given, wanted, rtol=1e-4)
+  several = made.classify(pictures(2), labels, templates=forms, multi_label=True)
+  np.testing.assert_allclose(several, 1 / (1 + np.exp(-logits)), rtol=1e-4)
+
+
+def test_classify_refuses_invalid_labels_and_templates():
+  with pytest.raises(UserError, match=r"classify\(images, \['dog', ...\]\)"):
+    embedder().classify(pictures(1), "dog")
+  with pytest.raises(UserError, match="where the class name goes"):
+    embedder().classify(pictures(1), ["dog"], templates=["a photo"])
+  with pytest.raises(UserError, match="nothing to encode"):
+    embedder().classify(pictures(1), [])
+
+
 def test_a_loaded_run_matches_the_trained_model(tmp_path):
   config = get_config("3")
   config.evaluators = {}

@@ -3,7 +3,7 @@
 import pytest
 
 from clip_jax.errors import UserError
-from clip_jax.evaluators.templates import SETS, canonical, per_dataset, templates
+from clip_jax.inference.templates import SETS, canonical, per_dataset, templates
 
 
 @pytest.mark.parametrize("name, count", [("none", 1), ("openai_7", 7), ("openai_80", 80)])
