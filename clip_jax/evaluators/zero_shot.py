@@ -3,7 +3,6 @@
 import numpy as np
 
 from clip_jax.cli.values import Records, checked
-from clip_jax.inference import templates as prompts
 from clip_jax.evaluators.accuracy import accuracies, class_ranks
 from clip_jax.evaluators.classes import Classes, ClassNames, Others
 from clip_jax.evaluators.embedding_cache import CHUNK, EmbeddingCache, Resizing
@@ -15,6 +14,7 @@ from clip_jax.evaluators.results import (
   evaluated_records,
   source_detail,
 )
+from clip_jax.inference import templates as prompts
 from clip_jax.interfaces import Source
 
 

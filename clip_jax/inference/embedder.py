@@ -103,15 +103,14 @@ class Embedder:
       templates: prompt templates such as "a photo of a {}.", or the name of a set, "openai_7" or
         "openai_80"; see `templates.templates`. "none" uses the labels as they are. The vector of a
         label is the normalised mean over the templates.
-      multi_label: whether several labels may apply to an image. Each probability is then computed by
-        itself, as the sigmoid of the logit, which is meaningful only for models that were trained
-        with a sigmoid loss (SigLIP).
+      multi_label: whether several labels may apply to an image. Each probability is then the sigmoid
+        of its logit, which is meaningful only for models trained with a sigmoid loss (SigLIP).
 
     Returns:
       Probabilities, float32 [images, labels]; each row sums to 1 unless `multi_label`.
 
     Raises:
-      UserError: there are no images or labels, `labels` is a single string, or a template is invalid.
+      UserError: no images or labels, `labels` is a single string, or a template is invalid.
     """
     if isinstance(labels, str):
       raise UserError(f"classify takes a list of labels: use classify(images, [{labels!r}, ...]).")
