@@ -103,8 +103,8 @@ class Embedder:
       templates: prompt templates such as "a photo of a {}.", or the name of a set, "openai_7" or
         "openai_80"; see `templates.templates`. "none" uses the labels as they are. The vector of a
         label is the normalised mean over the templates.
-      multi_label: whether several labels may apply to an image. Each probability is then the sigmoid
-        of its logit, which is meaningful only for models trained with a sigmoid loss (SigLIP).
+      multi_label: whether several labels may apply to an image. Each probability is then the
+        sigmoid of its logit, meaningful only for models trained with a sigmoid loss (SigLIP).
 
     Returns:
       Probabilities, float32 [images, labels]; each row sums to 1 unless `multi_label`.
