@@ -6,6 +6,7 @@ from clip_jax.data.augment.randaugment import RandAugment
 from clip_jax.data.augment.simclr import SimclrColors
 from clip_jax.data.checkpoint_tokenizer import CleanedTokenizer, MissingTokenizer, TokenizerJson
 from clip_jax.data.crops import RandomResizedCrop, Resize
+from clip_jax.data.deduplicate import Deduplicate
 from clip_jax.data.pipeline import Examples, batches
 from clip_jax.data.records import ArrayRecord
 from clip_jax.data.resize_then_crop import ResizeThenCrop
@@ -17,6 +18,7 @@ from clip_jax.data.sources.openclipart import OpenClipart
 from clip_jax.data.sources.parquet import Parquet
 from clip_jax.data.sources.shapes import Shapes
 from clip_jax.data.sources.tfds import Tfds
+from clip_jax.data.split import Split
 from clip_jax.data.subset import Subset
 from clip_jax.data.tokenizer import ClipBpe, SentencePiece
 from clip_jax.data.views import ImageView, Views
@@ -29,6 +31,7 @@ PARTS = (
   "CleanedTokenizer",
   "ClipBpe",
   "ColorJitter",
+  "Deduplicate",
   "Folder",
   "HorizontalFlip",
   "ImageView",
@@ -44,6 +47,7 @@ PARTS = (
   "SentencePiece",
   "Shapes",
   "SimclrColors",
+  "Split",
   "Subset",
   "Tfds",
   "TokenizerJson",
@@ -54,6 +58,7 @@ __all__ = [
   "CleanedTokenizer",
   "ClipBpe",
   "ColorJitter",
+  "Deduplicate",
   "Examples",
   "Folder",
   "HorizontalFlip",
@@ -71,6 +76,7 @@ __all__ = [
   "SentencePiece",
   "Shapes",
   "SimclrColors",
+  "Split",
   "Subset",
   "Tfds",
   "TokenizerJson",
