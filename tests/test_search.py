@@ -169,6 +169,24 @@ def test_an_interrupted_run_loses_at_most_one_block(pictures, colours, monkeypat
   assert find().names == sorted(COLOURS) and len(calls) == 1
 
 
+def test_each_embedding_is_written_at_most_twice_and_parts_are_removed(
+  pictures, colours, tmp_path, monkeypatch
+):
+  for k in range(20):
+    Image.new("RGB", (8, 8), (k, 0, 0)).save(pictures / f"{k}.png")
+  written, plain = [], image_index._write
+  monkeypatch.setattr(image_index, "_BLOCK", 2)
+  monkeypatch.setattr(
+    image_index, "_write", lambda file, known: (written.append(len(known)), plain(file, known))[1]
+  )
+  image_index.build_index(colours, "colours", pictures, lambda line: None)
+  assert sum(written) == 2 * 24 and written[-1] == 24
+  assert len(list((tmp_path / "cache").rglob("*.npz"))) == 1
+  written.clear()
+  assert len(image_index.build_index(colours, "colours", pictures, print).names) == 23
+  assert not written
+
+
 def test_the_web_page_searches_the_index(pictures, colours, monkeypatch, capsys):
   pages = []
   serve = web_ui.SearchServer.serve

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 import contextlib
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -63,8 +64,9 @@ def build_index(
 ) -> ImageIndex:
   """Returns the index of a folder, embedding only images that are new or changed.
 
-  Embeddings are cached under `cli.cache.caches()` in one file per folder and model, which is saved
-  every `_BLOCK` images.
+  Embeddings are cached under `cli.cache.caches()` in one file per folder and model. While images
+  are embedded, every `_BLOCK` of them are saved in a file of their own, which the next call reads
+  if this one is interrupted. The time is linear in the number of images.
 
   Args:
     embedder: the model.
@@ -86,17 +88,25 @@ def build_index(
     )
   name = hashlib.sha256(f"{folder}\n{fingerprint}".encode()).hexdigest()[:16]
   file = caches() / "indexes" / f"{name}.npz"
+  parts = sorted(file.parent.glob(f"{file.stem}-part*.npz"))
   known = _read(file)
+  for part in parts:
+    known.update(_read(part))
   new = [name for name, stamp in there.items() if known.get(name, (None,))[0] != stamp]
-  known = {name: known[name] for name in there if name not in set(new)}
-  if new:
-    progress = Progress(len(new), say, "images")
-    for start in range(0, len(new), _BLOCK):
-      block = new[start : start + _BLOCK]
-      for name, z in zip(block, _embedded(embedder, folder, block)):
-        known[name] = (there[name], z)
-      _write(file, known)
-      progress.add(len(block), damaged=sum(known[name][1] is None for name in block))
+  known = {name: known[name] for name in there if name in known}
+  progress = Progress(len(new), say, "images")
+  for start in range(0, len(new), _BLOCK):
+    block = new[start : start + _BLOCK]
+    found = {name: (there[name], z) for name, z in zip(block, _embedded(embedder, folder, block))}
+    known.update(found)
+    if len(new) > _BLOCK:
+      parts.append(file.with_name(f"{file.stem}-part{os.getpid()}-{start}.npz"))
+      _write(parts[-1], found)
+    progress.add(len(block), damaged=sum(z is None for _, z in found.values()))
+  if new or parts:
+    _write(file, known)
+    for part in parts:  # Another process may have deleted it already.
+      part.unlink(missing_ok=True)
   good = [name for name in there if known[name][1] is not None]
   unreadable = [name for name in there if known[name][1] is None]
   if not good:
