@@ -20,6 +20,7 @@ from clip_jax.files import write_atomically
 from clip_jax.parallel.agreement import all_gather_objects, check_agreement, on_all_processes
 from clip_jax.parallel.preemption import PreemptionHandler
 from clip_jax.training.checkpoint import Checkpoints, report_full_disk
+from clip_jax.training.curves import save_curves
 from clip_jax.training.evaluations import Evaluations
 from clip_jax.training.initialise import init_from
 from clip_jax.training.metrics import MetricWriter, WindowMeans
@@ -182,6 +183,7 @@ def finish(
   context = evaluations.run(evaluators, total, state)
   evaluations.draw(setup.final_evaluators, total, context)
   report.close()
+  draw_curves(workdir, report)
   if results := metrics_of(context.results):
     speed = context.embedder.speed() if context.embedder.embedded else ""
     report.note("\n" + evaluations_table(results) + "\n\n" + (f"{speed}\n" if speed else ""))
@@ -190,6 +192,7 @@ def finish(
     "metrics.jsonl",
     "tensorboard",
     "checkpoints",
+    "curves.png",
     *(f"{name}.png" for name in setup.final_evaluators),
   ):
     if (workdir / path).exists():
@@ -200,6 +203,16 @@ def finish(
       f"{', '.join(evaluations.failed)}; see above. Rerun the command to run evaluators that have "
       "no results for the trained model."
     )
+
+
+def draw_curves(workdir: Path, report: MetricWriter) -> None:
+  """Saves the curves of the run; a failure is reported, because the run itself is complete."""
+  if jax.process_index() != 0:
+    return
+  try:
+    save_curves(workdir)
+  except Exception as e:
+    report.note(f"The curves of the run could not be drawn: {type(e).__name__}: {e}")
 
 
 def check_skipped(skipped: int, allowed: int) -> None:
