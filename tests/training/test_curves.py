@@ -44,11 +44,15 @@ def test_the_figure_is_drawn_without_changing_matplotlib_for_others(run):
   assert dict(matplotlib.rcParams) == before
 
 
+def test_a_folder_without_metrics_is_an_error(tmp_path):
+  pytest.importorskip("matplotlib")
+  with pytest.raises(UserError, match="There is no"):
+    save_curves(tmp_path)
+
+
 def test_without_matplotlib_or_curves_nothing_is_drawn(run, monkeypatch):
   (run / "metrics.jsonl").write_text(json.dumps(LINES[0]) + "\n")
   assert save_curves(run) is None
   monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
   (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
   assert save_curves(run) is None and not (run / "curves.png").exists()
-  with pytest.raises(UserError, match="There is no"):
-    save_curves(run / "nowhere")
