@@ -34,6 +34,7 @@ BENCHES = ("step", "loss", "data", "checkpoint")
 def main(arguments: list[str]) -> int:
   """Runs the command and returns its exit code."""
   from clip_jax.cli.flags import check_output, parse
+  from clip_jax.config import call_part
   from clip_jax.errors import UserError
   from clip_jax.files import write_atomically
 
@@ -42,7 +43,7 @@ def main(arguments: list[str]) -> int:
   what, *rest = arguments
   if not any(a.startswith("--config=") for a in rest):
     rest = ["--config=quickstart", *rest]
-  flags = parse(rest, HELP, config=True, strings=("json", "profile"))
+  flags = parse(rest, HELP, config=True, make_call=call_part, strings=("json", "profile"))
   if what not in (*BENCHES, "all"):
     raise UserError(
       f"Unknown bench {what!r}. Expected one of {', '.join(BENCHES)}, all, as in "

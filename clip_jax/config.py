@@ -9,7 +9,7 @@ A saved config is data from somebody else: of this package it can name only part
 only functions that are defined in a module that the user trusts.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import functools
 import importlib
 import inspect
@@ -63,6 +63,38 @@ def call(fn: Callable, **kwargs: Any) -> ConfigDict:
   return ConfigDict(
     {"fn": public, **{n: _field(v, hints.get(n)) for n, v in (defaults | kwargs).items()}}
   )
+
+
+def call_part(name: str, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> ConfigDict:
+  """Writes down a call of an exported part, named in full or by its last name, such as "Vit".
+
+  Args:
+    name: `clip_jax.towers.Vit` or `Vit`.
+    arguments, keywords: positional and keyword arguments.
+
+  Raises:
+    UserError: there is no such part, several parts have this name, or it lacks an argument.
+  """
+  parts = all_parts()
+  found = [name] if name in parts else [part for part in parts if short_name(part) == name]
+  if len(found) != 1:
+    also = ", ".join(found)
+    raise UserError(
+      f"Several parts are called {name}: {also}. Write one of these."
+      if found
+      else f"There is no part called {name!r}; a call on the command line may name only parts that "
+      f"clip_jax exports.{did_you_mean(name, [short_name(part) for part in parts])}"
+    )
+  fn = function(found[0])
+  parameters = list(_parameters(fn))
+  if len(arguments) > len(parameters):
+    raise UserError(
+      f"{name} has {len(parameters)} arguments, not {len(arguments)}: {', '.join(parameters)}."
+    )
+  given = dict(zip(parameters, arguments))
+  if twice := sorted(given.keys() & keywords):
+    raise UserError(f"{name} receives {twice[0]} twice, by position and by name.")
+  return call(fn, **given, **keywords)
 
 
 def _field(value, hint):

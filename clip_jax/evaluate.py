@@ -39,6 +39,7 @@ Exit codes: 0 done, 2 a mistake in the command, 130 stopped by Ctrl-C, 1 any oth
 def main(arguments: list[str]) -> int:
   """Runs the command and returns its exit code."""
   from clip_jax.cli.flags import check_output, parse
+  from clip_jax.config import call_part
   from clip_jax.errors import UserError
 
   has_suite = any(a.startswith(("--suite=", "--suite.")) for a in arguments)
@@ -46,6 +47,7 @@ def main(arguments: list[str]) -> int:
     arguments,
     HELP,
     config="suite" if has_suite else False,
+    make_call=call_part,
     strings=(
       "model",
       "only",

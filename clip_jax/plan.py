@@ -33,6 +33,7 @@ def main(arguments: list[str]) -> int:
   """Runs the command and returns its exit code."""
   os.environ["JAX_PLATFORMS"] = "cpu"  # Planning needs no accelerator, and must not reserve one.
   from clip_jax.cli.flags import check_output, parse
+  from clip_jax.config import call_part
   from clip_jax.errors import UserError
   from clip_jax.files import write_atomically
 
@@ -40,6 +41,7 @@ def main(arguments: list[str]) -> int:
     arguments,
     HELP,
     config=True,
+    make_call=call_part,
     switches=("explain",),
     strings=("topology", "json", "images_per_core"),
   )

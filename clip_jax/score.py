@@ -33,6 +33,7 @@ Exit codes: 0 done, 2 a mistake in the command, 130 stopped by Ctrl-C, 1 any oth
 def main(arguments: list[str]) -> int:
   """Runs the command; returns its exit code."""
   from clip_jax.cli.flags import parse, shard
+  from clip_jax.config import call_part
   from clip_jax.errors import UserError
 
   has_config = any(argument.startswith(("--config=", "--config.")) for argument in arguments)
@@ -40,6 +41,7 @@ def main(arguments: list[str]) -> int:
     arguments,
     HELP,
     config=has_config,
+    make_call=call_part,
     strings=("model", "source", "out", "captions", "shard", "trust"),
   )
   where = flags.model

@@ -8,6 +8,7 @@ HELP = """Trains the model described by a config file.
 
   --config=FILE[:ARGUMENT]   Python file with get_config(), and an optional string argument for it
   --config.a.b=VALUE         overrides a value of the config; --print shows all of them
+  --config.a.b="PART(...)"   replaces a part, as in --config.objective="Siglip()", by an exported one
   --workdir=DIR              folder for all output; a run that is already there is resumed
   --print                    prints the complete config and exits
   --explain                  prints the sharding of each array of the train state and exits
@@ -27,11 +28,13 @@ command to resume, 130 stopped by Ctrl-C.
 def main(arguments: list[str]) -> int:
   """Runs the command; returns its exit code."""
   from clip_jax.cli.flags import parse
+  from clip_jax.config import call_part
 
   flags = parse(
     arguments,
     HELP,
     config=True,
+    make_call=call_part,
     switches=("print", "explain"),
     strings=("workdir", "coordinator", "processes", "process"),
   )

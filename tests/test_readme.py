@@ -5,6 +5,7 @@ import importlib
 import os
 import re
 import runpy
+import shlex
 import subprocess
 
 from flax import nnx
@@ -153,7 +154,7 @@ def test_every_config_flag_exists(page, monkeypatch):
   for span in spans(page.read_text()):
     if span.startswith("--config."):
       with monkeypatch.context() as patched:
-        check_python(["python", "-m", "clip_jax.train", "--config=F", *span.split()], patched)
+        check_python(["python", "-m", "clip_jax.train", "--config=F", *shlex.split(span)], patched)
 
 
 def test_the_python_example_of_the_readme_runs():

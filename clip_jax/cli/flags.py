@@ -9,6 +9,7 @@ from typing import Any
 from absl import flags as absl_flags
 from ml_collections import config_flags
 
+from clip_jax.cli.call_text import MakeCall, set_call, split_calls
 from clip_jax.cli.config_files import resolve
 from clip_jax.cli.local_paths import expand_home, local_path
 from clip_jax.cli.suggest import did_you_mean
@@ -26,6 +27,7 @@ def parse(
   text: str,
   *,
   config: bool | str = False,
+  make_call: MakeCall | None = None,
   strings: tuple[str, ...] = (),
   switches: tuple[str, ...] = (),
 ) -> SimpleNamespace:
@@ -35,6 +37,8 @@ def parse(
     arguments: arguments of the command, without the program's name.
     text: help text, printed for --help.
     config: whether there is a --config flag; or the name of that flag, if different.
+    make_call: writes down a call in an override, as in --config.data.source="ArrayRecord('DIR')";
+      `clip_jax.config.call_part`. None if overrides may not contain calls.
     strings: names of flags that take a value, None if not given.
     switches: names of flags without a value.
 
@@ -54,6 +58,7 @@ def parse(
   config = "config" if config is True else config
   if config:
     arguments = _with_config_path(arguments, config)
+    arguments, calls = split_calls(arguments, config) if make_call else (arguments, {})
     config_flags.DEFINE_config_file(config, flag_values=values, sys_argv=["clip_jax", *arguments])
   known = (*strings, *switches, *((config,) if config else ()))
   for argument in arguments:
@@ -65,6 +70,9 @@ def parse(
     raise UserError(_readable(e, arguments)) from e
   if extra:
     raise UserError(f"{extra[0]!r} is not a flag; flags look like --name=value.")
+  if config and make_call:
+    for field, call in calls.items():
+      set_call(values[config].value, field, call, make_call, config)
   for name in set(OUTPUTS).intersection(known):
     if values[name].value:
       local_path(values[name].value, f"--{name}")
