@@ -8,7 +8,7 @@ HELP = """Trains the model described by a config file.
 
   --config=FILE[:ARGUMENT]   Python file with get_config(), and an optional string argument for it
   --config.a.b=VALUE         overrides a value of the config; --print shows all of them
-  --config.a.b="PART(...)"   replaces a part, as in --config.objective="Siglip()", by an exported one
+  --config.a.b="PART(...)"   replaces a part, as in --config.objective="Siglip()" by another
   --workdir=DIR              folder for all output; a run that is already there is resumed
   --print                    prints the complete config and exits
   --explain                  prints the sharding of each array of the train state and exits
