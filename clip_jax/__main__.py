@@ -8,6 +8,7 @@ from clip_jax.cli.suggest import did_you_mean
 from clip_jax.errors import UserError
 
 COMMANDS = {
+  "init": "start with your own pairs: prepare them, and write a config",
   "train": "train a model from a config",
   "evaluate": "measure a model: zero-shot, retrieval, probes",
   "search": "search a folder of pictures by text or by picture",
@@ -24,6 +25,8 @@ HELP = f"""clip-jax COMMAND [flags]
 
 clip-jax COMMAND --help explains a command. Start with
   clip-jax train --config=quickstart --workdir=DIR
+or, with images and captions of your own,
+  clip-jax init --from=captions.csv --out=DIR
 """
 
 
@@ -43,7 +46,7 @@ def main(arguments: list[str]) -> int | None:
       f"There is no command {name!r}; there are {', '.join(COMMANDS)}."
       f"{did_you_mean(name, COMMANDS)}"
     )
-  module = "clip_jax.study.__main__" if name == "study" else f"clip_jax.{name}"
+  module = f"clip_jax.{name}.__main__" if name in ("init", "study") else f"clip_jax.{name}"
   return importlib.import_module(module).main(rest)
 
 

@@ -9,6 +9,7 @@ HELP = """Evaluates a model and records the settings, counts and standard errors
   python -m clip_jax.evaluate --model=MODEL --suite=evaluations/openclipart [--out=F.json]
   python -m clip_jax.evaluate --model=MODEL --classification=DIR [--templates=openai_80]
   python -m clip_jax.evaluate --model=MODEL --retrieval=F.jsonl [--out=F.json]
+  python -m clip_jax.evaluate --model=MODEL --retrieval=DIR
 
   --model=MODEL              the workdir of a training run, an exported model, or another
                              library's checkpoint
@@ -22,7 +23,8 @@ HELP = """Evaluates a model and records the settings, counts and standard errors
                              published templates for (food101, ...), or a text file with one
                              template per line and {} where the class name goes
   --retrieval=F.jsonl        your own captions, one {"image": path relative to F.jsonl, "caption":
-                             "..." or ["...", ...]} per line
+                             "..." or ["...", ...]} per line; or a folder of records that
+                             clip_jax.prepare wrote
   --resize=MODE              for --classification and --retrieval: squash, crop (resize the shorter
                              side and crop the centre) or central_crop (the same with the central
                              0.875), instead of the model's own preprocessing
@@ -69,7 +71,7 @@ def main(arguments: list[str]) -> int:
   if not suite:
     raise UserError(
       "Nothing to evaluate. Set --suite=FILE, --classification=DIR or "
-      "--retrieval=F.jsonl, as in --suite=configs/evaluations/openclipart.py."
+      "--retrieval=F, as in --suite=configs/evaluations/openclipart.py."
     )
   check_output(flags.out, "--out")
   from clip_jax.parallel import rendezvous
@@ -132,13 +134,21 @@ def evaluators(flags: Any, has_suite: bool) -> dict[str, Any]:
       source, classes, templates=flags.templates or "none", resize=flags.resize
     )
   if flags.retrieval:
-    from pathlib import Path
-
-    from clip_jax.data.sources.folder import Folder
-
-    file = Path(flags.retrieval)
-    made["retrieval"] = Retrieval(Folder(str(file.parent), captions=file.name), resize=flags.resize)
+    made["retrieval"] = Retrieval(captioned(flags.retrieval), resize=flags.resize)
   return made
+
+
+def captioned(where: str) -> Any:
+  """Returns the source that --retrieval names: a caption table, or records that `prepare` wrote."""
+  from pathlib import Path
+
+  from clip_jax.data.records import ArrayRecord
+  from clip_jax.data.sources.folder import Folder
+
+  file = Path(where)
+  if file.is_dir() or "://" in where or ".array_record" in file.name:
+    return ArrayRecord(where)
+  return Folder(str(file.parent), captions=file.name)
 
 
 def classification(folder: str) -> tuple[Any, dict[str, Any]]:

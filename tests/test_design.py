@@ -19,7 +19,18 @@ LAYERS = (
   ("costs", "pretrained", "inference", "evaluators"),
   ("training",),
   ("planning", "benches", "study"),
-  ("train", "evaluate", "score", "prepare", "export", "plan", "bench", "search", "__main__"),
+  (
+    "train",
+    "evaluate",
+    "score",
+    "prepare",
+    "export",
+    "plan",
+    "bench",
+    "search",
+    "init",
+    "__main__",
+  ),
 )
 ORDER = {room: (i, j) for i, rooms in enumerate(LAYERS) for j, room in enumerate(rooms)}
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -9,7 +9,18 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "clip_jax"
 FOREIGN = '"""A package of the same name."""\n\n__version__ = "9.9"\n\n\nclass CLIPModel:\n  pass\n'
-COMMANDS = ("train", "evaluate", "score", "prepare", "export", "plan", "bench", "search", "study")
+COMMANDS = (
+  "train",
+  "evaluate",
+  "score",
+  "prepare",
+  "export",
+  "plan",
+  "bench",
+  "search",
+  "init",
+  "study",
+)
 IMPORT_ALL = """
 import importlib
 import sys

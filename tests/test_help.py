@@ -17,6 +17,7 @@ COMMANDS = [
   ("plan", CONFIG),
   ("bench", "step"),
   ("search",),
+  ("init.__main__",),
   *(("study.__main__", what) for what in ("run", "table", "figures", "fit", "advise", "verdicts")),
 ]
 

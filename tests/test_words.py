@@ -142,9 +142,11 @@ def test_pages_and_configs_use_todays_flags():
 
 
 def is_of_prepare(page, line):
-  """Whether a line with --from is about `prepare`, of which it is a flag."""
+  """Whether a line with --from is about `prepare` or `init`, of which it is a flag."""
   return "--from" in line and (
-    "prepare" in line or page in (PACKAGE / "prepare.py", PACKAGE / "data/ingest/inputs.py")
+    re.search("prepare|init", line) is not None
+    or page in (PACKAGE / "prepare.py", PACKAGE / "data/ingest/inputs.py")
+    or page.parent == PACKAGE / "init"
   )
 
 
