@@ -13,11 +13,12 @@ EXTRAS = {
   "parquet": ["pyarrow>=26.0"],
   "tensorboard": ["tensorboardX>=2.6.5"],
   "wandb": ["wandb>=0.20"],
+  "text": ["ftfy>=6.3"],
   "hub": ["huggingface_hub>=1.0"],
   "figures": ["matplotlib>=3.11"],
   "docs": ["mkdocs-material>=9.7", "mkdocstrings-python>=2.0"],
 }
-USED_BY_TESTS = ("tfds", "parquet", "tensorboard", "hub", "figures")
+USED_BY_TESTS = ("tfds", "parquet", "text", "tensorboard", "hub", "figures")
 
 setuptools.setup(
   name="scaling-clip-jax",

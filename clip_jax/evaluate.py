@@ -158,21 +158,16 @@ def classification(folder: str) -> tuple[Any, dict[str, Any]]:
     UserError: a class without images, or a `classnames.json` that is invalid or does not match the
       subfolders.
   """
-  from collections import Counter
-  import os
   from pathlib import Path
 
   from clip_jax.cli.values import check_fields, shorten
-  from clip_jax.data.folder_walk import entries
-  from clip_jax.data.sources.folder import IMAGES, Folder
+  from clip_jax.data.sources.folder import Folder
   from clip_jax.data.untrusted import read_json
   from clip_jax.errors import UserError
 
   source = Folder(folder, captions=None)
-  files = lambda name: entries(
-    os.path.join(folder, name), os.path.realpath(folder), Counter(), suffixes=IMAGES
-  )
-  empty = [name for name in source.classes if not any(files(name))]
+  labels = set(source.labels)
+  empty = [name for label, name in enumerate(source.classes) if label not in labels]
   if empty:
     raise UserError(
       f"{len(empty)} of the {len(source.classes)} classes in {folder} have no images: "

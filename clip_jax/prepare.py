@@ -4,7 +4,6 @@ from collections.abc import Iterator
 import logging
 import os
 from pathlib import Path
-import re
 import sys
 import threading
 import time
@@ -19,14 +18,18 @@ if TYPE_CHECKING:
 
 HELP = """Converts data to ArrayRecord shards for training, or trains a tokenizer.
 
+  python -m clip_jax.prepare --from=pairs.csv --format=table --image_root=photos --out=DIR
   python -m clip_jax.prepare --from="cc3m/*.tar" --format=webdataset --out=DIR --processes=16
   python -m clip_jax.prepare --from=openclipart --format=source --tokenizer=OUT.model --pieces=4096
   python -m clip_jax.prepare --verify --out=DIR
 
-  --from=WHERE           input: files, a folder, or a quoted pattern; tars and Parquet may be gs://
-  --format=FORMAT        webdataset: tars as img2dataset writes them; each becomes one shard
-                         parquet: a column of encoded images and a column of texts
-                         folder: images, with a caption table or one subfolder per class
+  --from=WHERE           input: files, a folder, or a quoted pattern such as "cc3m/*.tar" or
+                         "cc3m/{00000..00331}.tar"; tars and Parquet may be gs://
+  --format=FORMAT        table: CSV, TSV, .jsonl or .json with paths of images and their captions
+                         folder: images with captions in NAME.txt, a table in the folder, or one
+                         subfolder per class
+                         webdataset: tars as img2dataset writes them; each becomes one shard
+                         parquet: a column of images or their paths, and a column of texts
                          source: --from is openclipart, ArrayRecord files, or a config file with a
                          get_config() that returns the call of a source
   --out=DIR              folder for the shards; clip_jax.data.ArrayRecord(DIR) reads them
@@ -36,37 +39,43 @@ HELP = """Converts data to ArrayRecord shards for training, or trains a tokenize
   --max_side=N           downscale images to at most N pixels on the longer side (default: no limit)
   --quality=N            quality of the JPEGs that are written, 1 to 100 (default 92)
   --max_text=N           truncate texts to N characters (default 2000)
-  --records_per_shard=N  shard size for parquet, folder and source (default 10000)
-  --image=NAME           column with the image (default image)
-  --text=NAME            column with the text (default caption)
-  --captions=FILE        table in the folder, .jsonl, .csv or .tsv (default captions.jsonl)
-  --classes              the folder has one subfolder per class instead of a table
-  --fields=A,B           further columns to keep (default: those of key, url, license, licence,
-                         source and author that exist)
+  --language=KEY         text to keep where texts are given by language, as {"en": "a dog"}
+  --unescape_html        replace HTML entities in texts, such as &amp;
+  --fix_encoding         repair wrongly decoded texts, such as "cafÃ©" (needs the [text] extra)
   --licence=TEXT         licence to record in the manifest
   --source=TEXT          origin of the data to record in the manifest
   --verify               compare the shards in DIR with their checksums
   --tokenizer=OUT.model  train a SentencePiece model on the texts of a source instead
   --pieces=N             vocabulary size of the tokenizer (default 4096)
 
-Rerun an interrupted command to resume it: finished shards are kept. DIR/manifest.json is written
-after the last shard and counts the dropped and changed records by reason.
+Some formats only; with another format they are an error:
+
+  --image=NAME           table, parquet: column with the image (default: image, filepath, file_name
+                         and other usual names); webdataset, folder: endings such as "jpg;png"
+  --text=NAME            the same for the text (default: caption, text, title ...; .txt, or the
+                         "caption" in .json); in webdataset also the name of an entry of the .json
+  --fields=A,B           further columns or entries of the .json to keep (default: those of key,
+                         url, license, licence, source and author that exist)
+  --records_per_shard=N  shard size for all formats except webdataset (default 10000)
+  --image_root=DIR       table, parquet: folder that paths of images start from, and that they may
+                         not leave (default for a table: its folder, and any path is read)
+  --delimiter=C          table: the character between columns, or tab, comma, semicolon or pipe
+                         (default: guessed from the header)
+  --quotes=literal       table: quotes are ordinary characters (default csv: they enclose fields)
+  --on_error=skip        table: drop and count rows that are malformed (default raise: stop)
+  --captions=FILE        folder: table in the folder (default: captions.jsonl or the only table)
+  --caption_files        folder: captions are in NAME.txt, NAME.caption or NAME.json (default if
+                         there is no table)
+  --classes              folder: one subfolder per class instead of captions
+  --key_dot=last         webdataset: keys end at the last dot of the name, as in 1.5.jpg (default
+                         first, as in webdataset)
+
+N may be written 10_000, 10k or 2.5M. Rerun an interrupted command to resume it: finished shards are
+kept. DIR/manifest.json is written after the last shard. It counts what became of every row, file or
+member of a tar that was found: read, dropped or not asked for, by reason.
 
 Exit codes: 0 done, 2 a mistake in the command, 130 stopped by Ctrl-C, 1 any other error.
 """
-_TEXTS = (
-  "from",
-  "format",
-  "out",
-  "shard",
-  "image",
-  "text",
-  "captions",
-  "fields",
-  "licence",
-  "source",
-  "tokenizer",
-)
 _NUMBERS = {
   "processes": 1,
   "max_side": None,
@@ -75,64 +84,69 @@ _NUMBERS = {
   "records_per_shard": 10_000,
   "pieces": 4096,
 }
+_STRINGS = (
+  *("from", "format", "out", "shard", "image", "text", "fields", "captions", "image_root"),
+  *("delimiter", "quotes", "on_error", "key_dot", "language", "licence", "source", "tokenizer"),
+  *_NUMBERS,
+)
+_SWITCHES = ("verify", "classes", "caption_files", "unescape_html", "fix_encoding")
 
 
 def main(arguments: list[str]) -> None:
   """Runs the command."""
-  from clip_jax.cli.flags import parse, shard
+  from clip_jax.cli.flags import integer, parse, shard
 
-  flags = parse(arguments, HELP, strings=(*_TEXTS, *_NUMBERS), switches=("verify", "classes"))
-  number = {
-    name: _number(name, getattr(flags, name), default) for name, default in _NUMBERS.items()
+  flags = parse(arguments, HELP, strings=_STRINGS, switches=_SWITCHES)
+  numbers = {
+    name: integer(getattr(flags, name), f"--{name}", default) for name, default in _NUMBERS.items()
   }
-  from clip_jax.data.ingest import inputs, shards
+  from clip_jax.data.ingest import inputs, job_flags, shards
   from clip_jax.data.records import ArrayRecord
 
   if flags.verify:
+    job_flags.check_used(flags, "--verify")
     if not flags.out:
       raise UserError("Which shards? Set --out=DIR to their folder.")
     print(f"{flags.out}: {ArrayRecord(flags.out).verify():,} shards match their checksums.")
     return
-  where = getattr(flags, "from")
-  if not where:
+  if not getattr(flags, "from"):
     raise UserError("What should be prepared? Set --from, for example --from='tars/*.tar'.")
   if flags.tokenizer:
-    _tokenizer(where, flags, number["pieces"])
+    _tokenizer(getattr(flags, "from"), flags, numbers["pieces"])
     return
-  if flags.format not in inputs.FORMATS:
-    raise UserError(f"--format={flags.format or ''} is not one of {', '.join(inputs.FORMATS)}.")
-  if not flags.out:
-    raise UserError("Where should the shards be written? Set --out=DIR.")
-  if flags.format == "webdataset" and flags.records_per_shard:
-    raise UserError(
-      "--records_per_shard does not apply to webdataset, where each tar becomes one "
-      "shard. Remove it."
-    )
-  if number["quality"] > 100:
-    raise UserError(f"--quality={flags.quality} is not between 1 and 100.")
-  job = inputs.Job(
-    where,
-    flags.format,
-    flags.image or "image",
-    flags.text or "caption",
-    None if flags.classes else flags.captions or "captions.jsonl",
-    None if flags.fields is None else tuple(filter(None, flags.fields.split(","))),
-    *(number[name] for name in ("records_per_shard", "max_side", "quality", "max_text")),
-  )
   part, parts = shard(flags.shard)
+  job = job_flags.job_of(flags, numbers)
   inputs.open_inputs.cache_clear()  # The files may have changed since an earlier call.
-  _write(job, flags.out, part, parts, number["processes"])
+  note = inputs.open_inputs(job).note
+  if note:
+    print(note)
+  _write(job, flags.out, part, parts, numbers["processes"])
   manifest = shards.write_manifest(job, flags.out, licence=flags.licence, source=flags.source)
   if manifest is None:
     print(f"Part {part} of {parts} is done; the last part to finish writes manifest.json.")
-    return
+  else:
+    _report(manifest, flags.out)
+
+
+def _report(manifest, out):
+  """Prints what was written, and what became of everything that was found."""
+  from clip_jax.data.ingest import shards
+
   print(
-    f"{flags.out}: {manifest['records']:,} records, {manifest['bytes'] / 1e6:,.1f} MB, "
+    f"{out}: {manifest['records']:,} records, {manifest['bytes'] / 1e6:,.1f} MB, "
     f"{len(manifest['shards']):,} shards."
   )
   for what in ("dropped", "changed"):
     if manifest[what]:
-      print(f"  {what}: " + ", ".join(f"{n:,} {why}" for why, n in manifest[what].items()))
+      print(f"  {what}: {shards.counted(manifest[what])}")
+  items = manifest["items"]
+  dropped, left = (sum(items[name].values()) for name in ("dropped", "not_asked_for"))
+  print(
+    f"  {items['unit']}: found {items['found']:,} = read {items['read']:,} + dropped {dropped:,} + "
+    f"not asked for {left:,}" + (f" ({shards.counted(items['not_asked_for'])})" if left else "")
+  )
+  for hint in shards.hints(manifest["dropped"]):
+    print(f"  {hint}")
 
 
 def _write(job, out, part, parts, processes):
@@ -220,18 +234,12 @@ class _Progress:
     print(f"\r\033[K{line}" if sys.stderr.isatty() else line, end=ends, file=sys.stderr, flush=True)
 
 
-def _number(name, written, default):
-  if written is None:
-    return default
-  if not re.fullmatch(r"[\d_]+", written) or int(written) < 1:
-    raise UserError(f"--{name}={written} is not a positive integer.")
-  return int(written)
-
-
 def _tokenizer(where, flags, pieces):
   from clip_jax.data.ingest.inputs import named_source
+  from clip_jax.data.ingest.job_flags import check_used
   from clip_jax.data.tokenizer import train_sentencepiece
 
+  check_used(flags, "--tokenizer")
   if flags.format not in (None, "source"):
     raise UserError(
       f"--tokenizer works with --format=source only, not {flags.format}. Write "

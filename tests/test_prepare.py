@@ -141,19 +141,25 @@ def test_every_record_is_kept_or_counted_as_dropped(tmp_path):
     "invalid UTF-8": 1,
     "no image": 1,
     "no text": 1,
+    "too many pixels": 1,
     "truncated tar": 1,
-    "unreadable image": 2,
+    "unreadable image": 1,
     "unsafe path": 1,
-    "unwritable field": 3,
+    "unwritable field": 2,
   }
   assert manifest["changed"] == {
     "CMYK": 1,
+    "name not UTF-8": 1,
     "resized": 1,
     "text cut": 1,
     "turned": 1,
     "unreadable JSON": 1,
   }
-  assert manifest["read"] == len(source) + sum(manifest["dropped"].values()) == 7 + 11
+  assert manifest["read"] == len(source) + sum(manifest["dropped"].values()) == 8 + 10
+  items = manifest["items"]
+  assert (items["unit"], items["found"], items["read"]) == ("tar members", 38, 19)
+  assert items["not_asked_for"] == {} and sum(items["dropped"].values()) == 19
+  assert items["dropped"]["truncated tar"] == 2  # An image, and what followed.
   shapes = [decode(r["image"]).shape[:2] for r in source]
   assert shapes[:3] == [(24, 16), (16, 24), (341, 512)] and set(shapes[3:]) == {(16, 24)}
   assert max(len(r["text"]) for r in source) <= 2000
@@ -317,7 +323,7 @@ def test_parquet_becomes_shards(tmp_path):
   source = ArrayRecord(tmp_path / "out")
   wanted = [i for i in (*range(0, 25, 2), *range(1, 25, 2)) if i not in (3, 4)]
   assert list(source) == [{"image": jpeg(i), "text": [f"t {i}"], "url": f"u{i}"} for i in wanted]
-  assert source.manifest["dropped"] == {"unreadable image": 1, "unreadable record": 1}
+  assert source.manifest["dropped"] == {"no image": 1, "unreadable image": 1}
   assert [s["input"] for s in source.manifest["shards"]] == [
     "0-9 of 25",
     "10-19 of 25",
@@ -450,7 +456,7 @@ def test_a_set_without_usable_records_is_rejected(tmp_path):
   [
     (("--form=x",), "There is no flag --form; .*Did you mean --from|Did you mean --format"),
     ((), "What should be prepared. Set --from"),
-    (("--from=x", "--out=y"), "--format= is not one of webdataset, parquet, folder, source"),
+    (("--from=x", "--out=y"), "--format= is not one of webdataset, parquet, table, folder, source"),
     (("--from=x", "--format=tar", "--out=y"), "--format=tar is not one of webdataset"),
     (("--from=x", "--format=parquet"), "Where should the shards be written"),
     (
@@ -460,10 +466,10 @@ def test_a_set_without_usable_records_is_rejected(tmp_path):
     (("--from=none/*.tar", "--format=webdataset", "--out=y"), "no files at none/"),
     (
       ("--from=x", "--format=webdataset", "--out=y", "--records_per_shard=5"),
-      "--records_per_shard does not apply to webdataset",
+      "--records_per_shard does not apply to --format=webdataset, only to --format=parquet",
     ),
-    (("--from=x", "--processes=0"), "--processes=0 is not a positive integer"),
-    (("--from=x", "--max_side=big"), "--max_side=big is not a positive integer"),
+    (("--from=x", "--processes=0"), "--processes=0 is not an integer of at least 1"),
+    (("--from=x", "--max_side=big"), "--max_side=big is not an integer of at least 1"),
     (("--from=x", "--format=folder", "--out=y", "--quality=101"), "--quality=101 is not between"),
     (("--from=x", "--format=folder", "--out=y", "--shard=3/3"), "--shard=3/3 is not I/N"),
     (("--from=x", "--format=folder", "--out=y", "--shard=a"), "--shard=a is not I/N"),
@@ -471,6 +477,17 @@ def test_a_set_without_usable_records_is_rejected(tmp_path):
     (("--from=laion", "--format=source", "--out=y"), "--from=laion is not a source; expected"),
     (("--verify",), "Which shards. Set --out=DIR"),
     (("--from=x", "--format=folder", "--tokenizer=y"), "--tokenizer works with --format=source"),
+    (("--from=x", "--tokenizer=y", "--out=z"), "--out does not apply to --tokenizer, only to"),
+    (("--out=x", "--verify", "--from=y"), "--from does not apply to --verify"),
+    (("--from=x", "--format=table", "--out=y", "--pieces=5"), "--pieces does not apply to"),
+    (("--from=x", "--format=source", "--out=y", "--fields=url"), "--fields does not apply to"),
+    (("--from=x", "--format=source", "--out=y", "--classes"), "--classes does not apply to"),
+    (("--from=.", "--format=folder", "--out=y", "--classes", "--text=t"), "--text does not apply"),
+    (("--from=.", "--format=folder", "--out=y", "--classes", "--captions=t"), "Set only one of"),
+    (("--from=x", "--format=parquet", "--out=y", "--delimiter=,"), "--delimiter does not apply"),
+    (("--from=x", "--format=table", "--out=y", "--key_dot=last"), "only to --format=webdataset"),
+    (("--from=x", "--format=table", "--out=y", "--quotes=no"), "--quotes=no is not one of csv"),
+    (("--from=x", "--format=table", "--out=y"), "There is no table x"),
     (
       ("--from=laion", "--tokenizer=a.model"),
       "--from=laion is not a source; expected openclipart, a config file .*: No records at laion",

@@ -145,8 +145,8 @@ def is_of_prepare(page, line):
   """Whether a line with --from is about `prepare` or `init`, of which it is a flag."""
   return "--from" in line and (
     re.search("prepare|init", line) is not None
-    or page in (PACKAGE / "prepare.py", PACKAGE / "data/ingest/inputs.py")
-    or page.parent == PACKAGE / "init"
+    or page == PACKAGE / "prepare.py"
+    or page.parent in (PACKAGE / "data/ingest", PACKAGE / "init")
   )
 
 

@@ -12,6 +12,7 @@ from ml_collections import config_flags
 from clip_jax.cli.call_text import MakeCall, set_call, split_calls
 from clip_jax.cli.config_files import resolve
 from clip_jax.cli.local_paths import expand_home, local_path
+from clip_jax.cli.quantities import quantity
 from clip_jax.cli.suggest import did_you_mean
 from clip_jax.errors import UserError
 from clip_jax.files import check_writable
@@ -189,16 +190,25 @@ def shard(text: str | None) -> tuple[int, int]:
   return int(numbers[1]), int(numbers[2])
 
 
-def integer(text: str | None, flag: str, default: int, *, at_least: int = 1) -> int:
+def integer(text: str | None, flag: str, default: int | None, *, at_least: int = 1) -> int | None:
   """Returns the integer value of a flag, or `default` if `text` is None.
+
+  Args:
+    text: digits, or a count as in `quantities.quantity`.
+    flag: its name, for messages.
+    default: the value without the flag.
+    at_least: the smallest value.
 
   Raises:
     UserError: `text` is not an integer or is below `at_least`.
   """
   if text is None:
     return default
-  if not re.fullmatch(r"\d+", text) or int(text) < at_least:
-    raise UserError(
-      f"{flag}={text} is not an integer of at least {at_least}, as in {flag}={default}."
-    )
-  return int(text)
+  try:
+    value = quantity(text)
+  except ValueError:
+    value = at_least - 1
+  if value < at_least:
+    example = f"{flag}={at_least if default is None else default}"
+    raise UserError(f"{flag}={text} is not an integer of at least {at_least}, as in {example}.")
+  return value

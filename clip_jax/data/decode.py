@@ -13,7 +13,12 @@ MAX_PIXELS = 89_478_485  # Pillow's threshold for its decompression bomb warning
 MAX_BYTES = 300_000_000  # Of an encoded image; enough for `MAX_PIXELS` without compression.
 # Pillow reads more formats, some by running other programs, which is unsafe for untrusted files.
 # JPEG includes MPO, a JPEG followed by further ones.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "DIB", "PPM", "QOI")
+# Endings of files in these formats.
+ENDINGS = (
+  *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif"),
+  *(".tiff", ".avif", ".ppm", ".pgm", ".pbm", ".pnm", ".qoi"),
+)
 # For all images that threads of this process decode at the same time.
 MEMORY = MemoryBudget(2**30)
 _LARGE = 2**28
@@ -128,7 +133,7 @@ class Picture:
     """Estimates the bytes that decoding needs at its peak, with the result."""
     area = self.height * self.width
     if not self.can_shrink:
-      return area * (_WEBP_COST if self._opened.format == "WEBP" else _PILLOW_COST)
+      return area * (_WEBP_COST if self._opened.format in ("WEBP", "AVIF") else _PILLOW_COST)
     progressive = b"\xff\xc2" in self._encoded
     return area * _JPEG_COST // shrink**2 + area * _PROGRESSIVE_COST * progressive
 

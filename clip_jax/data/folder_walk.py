@@ -2,10 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+import dataclasses
 import logging
 import os
 
 from clip_jax.cli.formatting import printable
+from clip_jax.data.outcomes import Dropped, NotAskedFor
 
 _log = logging.getLogger(__name__)
 OUTSIDE = "links that leave the folder"
@@ -90,6 +92,78 @@ def walk(root: str, suffixes: Iterable[str]) -> tuple[list[str], Counter]:
       else:
         found.append(path)
   return sorted(found), skipped
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+  """Everything in a folder and its subfolders.
+
+  Attributes:
+    files: paths of the files relative to the folder, sorted, without hidden ones.
+    top_folders: names of the folders directly in the folder, sorted, without hidden ones.
+    ignored: number of hidden entries, and of links to folders that are listed anyway.
+    skipped: number of links and special files that are not read, by reason.
+  """
+
+  files: list[str]
+  top_folders: list[str]
+  ignored: Counter
+  skipped: Counter
+
+  @property
+  def found(self) -> int:
+    """Number of files, and of other entries that are left out."""
+    return len(self.files) + self.ignored.total() + self.skipped.total()
+
+  def outcomes(self) -> list[Dropped | NotAskedFor]:
+    """Returns what became of the entries that are not in `files`."""
+    return [
+      *(NotAskedFor(kind, n) for kind, n in sorted(self.ignored.items())),
+      *(Dropped(reason) for reason, n in sorted(self.skipped.items()) for _ in range(n)),
+    ]
+
+
+def survey(root: str, follow_links: bool = False) -> Survey:
+  """Lists a folder and its subfolders.
+
+  Links to files are followed. Links to folders are followed only if they leave the folder and
+  `follow_links` is set, because the files of other folders are listed anyway.
+
+  Args:
+    root: the folder.
+    follow_links: whether to follow links that leave the folder.
+  """
+  real = os.path.realpath(root)
+  made = Survey([], [], Counter(), Counter())
+  waiting, visited = [""], {real}
+  while waiting:
+    inner = waiting.pop()
+    try:
+      there = list(os.scandir(os.path.join(root, inner)))
+    except OSError:
+      made.skipped[UNREADABLE] += 1
+      continue
+    for entry in there:
+      if entry.name.startswith("."):
+        made.ignored["hidden"] += 1
+        continue
+      reason, is_folder = examine(entry, None if follow_links else real)
+      path = os.path.join(inner, entry.name)
+      if reason:
+        made.skipped[reason] += 1
+      elif not is_folder:
+        made.files.append(path)
+      elif entry.is_symlink() and (
+        is_inside(real, entry.path) or os.path.realpath(entry.path) in visited
+      ):
+        made.ignored["links to folders"] += 1
+      else:
+        visited.add(os.path.realpath(entry.path))  # Links may form a cycle.
+        waiting.append(path)
+        made.top_folders.extend([] if inner else [entry.name])
+  made.files.sort()
+  made.top_folders.sort()
+  return made
 
 
 def describe(skipped: Mapping[str, int]) -> str:

@@ -14,6 +14,8 @@ from clip_jax.data.folder_walk import describe, entries
 from clip_jax.data.untrusted import open_regular
 from clip_jax.errors import UserError
 
+_BRACES = "{00000..00099} or {a,b}"
+_MOST_FILES = 1_000_000
 FOLLOW_LINKS = 'to follow links out of the folder, pass a pattern such as "DIR/*"'
 
 
@@ -25,8 +27,9 @@ def matching(
   Of a local folder, links that leave it and special files are skipped; a pattern follows links.
 
   Args:
-    path: a file, a folder (its direct files are used), or a pattern with *, ?, [ ] or **; either
-      local or a URI that PyArrow can open: gs://, s3://, hdfs://, hf:// or file://.
+    path: a file, a folder (its direct files are used), or a pattern with *, ?, [ ], ** or braces
+      as in "{00000..00099}.tar" and "{cc3m,sbu}/*.tar"; either local or a URI that PyArrow can
+      open: gs://, s3://, hdfs://, hf:// or file://.
     suffixes: file name endings to keep when `path` is a folder.
     skipped: receives the number of files of a folder that were skipped, by reason.
 
@@ -34,12 +37,13 @@ def matching(
     (file system, sorted paths of the files in it).
 
   Raises:
-    UserError: there is no such file, or PyArrow cannot access the location.
+    UserError: there is no such file, not one for each expansion of the braces, or PyArrow cannot
+      access the location.
   """
   path = os.fspath(path)
-  if "{" in path and not os.path.exists(path):
-    raise UserError(f"{path}: braces are not supported in patterns; use * or ? instead.")
   skipped = Counter() if skipped is None else skipped
+  if "{" in path and ("://" in path or not os.path.exists(path)):
+    return _each(expand_braces(path), suffixes, skipped)
   if "://" not in path:
     if os.path.isfile(path):
       files = [path]
@@ -59,6 +63,55 @@ def matching(
       'such as "data/*".' + (f" ({describe(skipped)}; {FOLLOW_LINKS})" if skipped else "")
     )
   return where, files
+
+
+def expand_braces(pattern: str) -> list[str]:
+  """Expands braces as a shell does: "{08..10}" to 08, 09, 10, and "{a,b}" to a, b.
+
+  Raises:
+    UserError: a brace is not closed, holds neither a range nor a list, or there are too many.
+  """
+  found = re.search(r"\{([^{}]*)\}", pattern)
+  if not found:
+    if "{" in pattern or "}" in pattern:
+      raise UserError(f"{pattern}: a brace is not closed. Expected {_BRACES}.")
+    return [pattern]
+  ends = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
+  if ends:
+    first, last = int(ends[1]), int(ends[2])
+    width = max(map(len, ends.groups())) if any(e[0] == "0" for e in ends.groups()) else 0
+    if abs(last - first) >= _MOST_FILES:
+      raise UserError(f"{pattern} has more than {_MOST_FILES:,} files.")
+    step = 1 if last >= first else -1
+    inner = [f"{i:0{width}d}" for i in range(first, last + step, step)]
+  else:
+    inner = found[1].split(",")
+    if len(inner) == 1:
+      raise UserError(f"{pattern}: {found[0]} is not of the form {_BRACES}.")
+  before, after = pattern[: found.start()], pattern[found.end() :]
+  made = [path for one in inner for path in expand_braces(before + one + after)]
+  if len(made) > _MOST_FILES:
+    raise UserError(f"{pattern} has more than {_MOST_FILES:,} files.")
+  return list(dict.fromkeys(made))  # Nested lists repeat the outer alternatives.
+
+
+def _each(patterns, suffixes, skipped):
+  """Resolves several patterns, each of which must match; their order is kept."""
+  files, missing, where = [], [], None
+  for pattern in patterns:
+    try:
+      where, found = matching(pattern, suffixes, skipped)
+      files += found
+    except UserError as error:
+      missing.append((pattern, error))
+  if missing:
+    names = ", ".join(pattern for pattern, _ in missing[:5])
+    raise UserError(
+      f"{len(missing):,} of the {len(patterns):,} expansions match no file: {names}"
+      f"{', ...' if len(missing) > 5 else ''}. Write a range of the files that exist. "
+      f"({missing[0][1]})"
+    ) from missing[0][1]
+  return where, list(dict.fromkeys(files))
 
 
 def opened(file: str) -> BinaryIO:

@@ -1,17 +1,15 @@
 """Random subsets of a source; smaller ones are contained in larger ones."""
 
-import re
 from typing import Annotated, Any
 
 import numpy as np
 
+from clip_jax.cli.quantities import EXAMPLES, quantity
 from clip_jax.cli.values import Seed, Where, checked, shorten
 from clip_jax.data.permutation import feistel_permute, splitmix64
 from clip_jax.data.selection import record_number
 from clip_jax.errors import UserError
 from clip_jax.interfaces import Source
-
-_UNITS = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
 
 
 def is_count(size: int | str) -> bool:
@@ -40,7 +38,7 @@ class Subset:
 
     Args:
       source: the records.
-      size: number of records, such as 10_000_000, "10M" (or k, B), or "10%".
+      size: number of records, such as 10_000_000, "10M" (or k, B), "1e7" or "10%".
       seed: seed of the permutation.
 
     Raises:
@@ -80,19 +78,15 @@ def count(size: int | str, total: int) -> int:
   """Parses a size to a number of records, for a source of `total` records.
 
   Args:
-    size: such as 10_000_000, "10M" (or k, B), or "10%".
+    size: such as 10_000_000, "10M" (or k, B), "1e7" or "10%".
     total: number of records that a percentage refers to.
 
   Raises:
     UserError: the size cannot be parsed.
   """
-  if isinstance(size, int):
-    return size
-  written = re.fullmatch(r"\s*([\d_.]{1,32})\s*([kMB%]?)\s*", str(size))
   try:
-    number, unit = float(written[1].replace("_", "")), written[2]
-  except (TypeError, ValueError):
+    return quantity(size, total)
+  except ValueError:
     raise UserError(
-      f'size {shorten(size)} is not a number of records, such as 10_000_000, "10M" or "10%".'
+      f'size {shorten(size)} is not a number of records, such as {EXAMPLES} or "10%".'
     ) from None
-  return int(number * total / 100 + 1e-9) if unit == "%" else round(number * _UNITS[unit])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from clip_jax.data.paths import matching, sha256
+from clip_jax.data.paths import expand_braces, matching, sha256
 from clip_jax.errors import UserError
 
 
@@ -46,8 +46,34 @@ def test_paths_without_files_raise(tree, scheme):
     matching(f"{scheme}{tree}/none/x")
   with pytest.raises(UserError, match=r"no files ending in .zip or .7z at"):
     matching(f"{scheme}{tree}", (".zip", ".7z"))
-  with pytest.raises(UserError, match="braces are not supported"):
-    matching(f"{scheme}{tree}/{{a..b}}.txt")
+  for pattern, message in (
+    ("{a..b}", "{a..b} is not of the form {00000"),
+    ("{a,b", "a brace is not closed"),
+    ("{0..9999999}", "has more than 1,000,000 files"),
+    ("{a,none,b}", "1 of the 3 expansions match no file: .*none.txt"),
+  ):
+    with pytest.raises(UserError, match=message):
+      matching(f"{scheme}{tree}/{pattern}.txt")
+
+
+@pytest.mark.parametrize(
+  "pattern, expected",
+  [
+    ("x{08..11}.tar", ["x08.tar", "x09.tar", "x10.tar", "x11.tar"]),
+    ("{1..3}", ["1", "2", "3"]),
+    ("{2..0}", ["2", "1", "0"]),
+    ("{a,b}{0..1}", ["a0", "a1", "b0", "b1"]),
+    ("{a,b{c,d}}", ["a", "bc", "bd"]),
+    ("plain", ["plain"]),
+  ],
+)
+def test_braces_expand_as_in_a_shell(pattern, expected):
+  assert expand_braces(pattern) == expected
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_braces_match_files(tree, scheme):
+  assert matching(f"{scheme}{tree}/{{b,a}}.txt")[1] == [f"{tree}/b.txt", f"{tree}/a.txt"]
 
 
 def test_unknown_uri_schemes_raise():

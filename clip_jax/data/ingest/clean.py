@@ -1,5 +1,7 @@
 """Cleans a raw record and lists the changes, or gives a reason to drop it."""
 
+import dataclasses
+import html
 import io
 from typing import Any
 import warnings
@@ -8,24 +10,39 @@ import numpy as np
 from PIL import Image
 import simplejpeg
 
+from clip_jax.cli.optional import optional
+from clip_jax.data.captions import caption_texts
 from clip_jax.data.decode import MAX_PIXELS, Picture, UnreadableImage, open_image
+from clip_jax.data.outcomes import Dropped
 
 _KEPT = ("JPEG", "MPO", "PNG", "WEBP")  # MPO is a JPEG followed by further JPEGs.
 _ORIENTATION = 0x0112
 
 
-class Dropped(Exception):
-  """Raised to drop a record; its only argument is the reason, under which it is counted."""
+@dataclasses.dataclass(frozen=True)
+class Cleaning:
+  """How `clean` treats images and texts.
 
-  @property
-  def reason(self) -> str:
-    """Why the record is dropped."""
-    return self.args[0]
+  Attributes:
+    max_side: maximum length of the longer side in pixels; larger images are downscaled. None for no
+      limit.
+    quality: quality of the JPEGs that are written, 1 to 100.
+    max_text: maximum number of characters; longer texts are truncated at a word boundary. The
+      default is more than any tokenizer here reads.
+    language: key of the text to use if texts are dicts by language; None to drop dicts.
+    unescape_html: whether to replace HTML entities such as &amp; by their characters.
+    fix_encoding: whether to repair text that was decoded wrongly, such as "cafÃ©", with ftfy.
+  """
+
+  max_side: int | None = None
+  quality: int = 92
+  max_text: int = 2000
+  language: str | None = None
+  unescape_html: bool = False
+  fix_encoding: bool = False
 
 
-def clean(
-  raw: dict[str, Any], *, max_side: int | None = None, quality: int = 92, max_text: int = 2000
-) -> tuple[dict[str, Any], list[str]]:
+def clean(raw: dict[str, Any], how: Cleaning = Cleaning()) -> tuple[dict[str, Any], list[str]]:
   """Returns a valid training record, with its image re-encoded only if necessary.
 
   Decodes every image once to detect damaged ones. Ordinary JPEG, PNG and WebP images keep their
@@ -35,56 +52,63 @@ def clean(
   and makes decoding slower.
 
   Args:
-    raw: "image" (encoded bytes or uint8 [H, W, 3]), "text" (str, UTF-8 bytes, or a list of these),
-      and further fields, which are kept unchanged. A record with a "label" needs no text.
-    max_side: maximum length of the longer side in pixels; larger images are downscaled. None for no
-      limit.
-    quality: quality of the JPEGs that are written, 1 to 100.
-    max_text: maximum number of characters; longer texts are truncated at a word boundary. The
-      default is more than any tokenizer here reads.
+    raw: "image" (encoded bytes or uint8 [H, W, 3]), "text" (see `captions.caption_texts`), and
+      further fields, which are kept unchanged. A record with a "label" needs no text.
+    how: the options.
 
   Returns:
     (the record, list of the changes, one or two words each).
 
   Raises:
-    Dropped: "no image", "no text", "empty text", "invalid UTF-8", "too many pixels" or "unreadable
-      image".
+    Dropped: "no image", "too many pixels", "unreadable image", or a reason of `caption_texts`.
   """
-  changes = []
+  changes: list[str] = []
   record = {k: v.item() if isinstance(v, np.generic) else v for k, v in raw.items()}
   if raw.get("image") is None:
     raise Dropped("no image")
-  if raw.get("text") is not None:
-    record["text"] = _texts(raw["text"], max_text, changes)
-  elif raw.get("label") is None:
-    raise Dropped("no text")
+  if record.get("text") is not None or raw.get("label") is None:
+    record["text"] = _texts(record.get("text"), how, changes)
   else:
     record.pop("text", None)
-  record["image"] = _image(raw["image"], max_side, quality, changes)
+  record["image"] = _image(raw["image"], how.max_side, how.quality, changes)
   return record, changes
 
 
-def _texts(given, most, changes):
+def _texts(given, how, changes):
   """Returns a non-empty str, or a list of at least one non-empty str."""
-  texts = [_text(text, most, changes) for text in (given if isinstance(given, list) else [given])]
-  texts = [text for text in texts if text]
+  texts, left_out = caption_texts(given, how.language)
+  changes += [f"one of several texts left out: {reason}" for reason in left_out]
+  given = given.get(how.language) if isinstance(given, dict) else given
+  if _contains(given, "\ufeff"):
+    changes.append("BOM removed")
+  texts = [cleaned for text in texts if (cleaned := _text(text, how, changes))]
   if not texts:
     raise Dropped("empty text")
-  return texts if isinstance(given, list) else texts[0]
+  return texts if isinstance(given, (list, tuple)) else texts[0]
 
 
-def _text(text, most, changes):
-  try:
-    text = bytes(text).decode("utf-8") if isinstance(text, (bytes, bytearray)) else str(text)
-    text.encode("utf-8")  # Strings from JSON may contain lone surrogates.
-  except UnicodeError as error:
-    raise Dropped("invalid UTF-8") from error
-  text = text.replace("\0", "").strip()
-  if len(text) <= most:
+def _contains(given, mark):
+  """Whether a text, or one of several, contains a character."""
+  for one in given if isinstance(given, (list, tuple)) else (given,):
+    if mark in one if isinstance(one, str) else isinstance(one, bytes) and mark.encode() in one:
+      return True
+  return False
+
+
+def _text(text, how, changes):
+  if how.fix_encoding and not text.isascii():
+    repaired = optional("ftfy", "text").fix_encoding(text).strip()
+    changes += ["text repaired"] * (repaired != text)
+    text = repaired
+  if how.unescape_html and "&" in text:
+    unescaped = html.unescape(text).replace("\0", "").strip()
+    changes += ["HTML unescaped"] * (unescaped != text)
+    text = unescaped
+  if len(text) <= how.max_text:
     return text
   changes.append("text cut")
-  cut = text[: most + 1]
-  return (cut[: cut.rindex(" ")] if " " in cut else text[:most]).strip()
+  cut = text[: how.max_text + 1]
+  return (cut[: cut.rindex(" ")] if " " in cut else text[: how.max_text]).strip()
 
 
 def _image(image, max_side, quality, changes):

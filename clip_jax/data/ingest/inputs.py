@@ -1,29 +1,36 @@
 """Opens the input of `prepare` and divides it into pieces, one per output shard."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import dataclasses
 import functools
 import os
-from typing import Any
+from typing import Any, Protocol
 
 from clip_jax.cli.config_files import load_function
 from clip_jax.config import build
+from clip_jax.data.column_names import AUTO, ORIGIN_FIELDS
 from clip_jax.data.folder_walk import warn_skipped
-from clip_jax.data.ingest.clean import Dropped
-from clip_jax.data.ingest.webdataset import samples
+from clip_jax.data.ingest.clean import Cleaning
+from clip_jax.data.ingest.webdataset import KeyDot, samples
+from clip_jax.data.outcomes import Dropped, Outcome, Taken
 from clip_jax.data.paths import FOLLOW_LINKS, matching
 from clip_jax.data.records import ArrayRecord
+from clip_jax.data.sample_parts import SampleParts
+from clip_jax.data.sources.caption_files import CaptionFiles
+from clip_jax.data.sources.caption_table import CaptionTable, OnError
 from clip_jax.data.sources.folder import Folder
 from clip_jax.data.sources.openclipart import OpenClipart
-from clip_jax.data.sources.parquet import Parquet, columns
+from clip_jax.data.sources.parquet import Parquet
+from clip_jax.data.table_rows import Quotes
 from clip_jax.data.untrusted import NotAFile
 from clip_jax.errors import UserError
 from clip_jax.interfaces import Source
 
-FORMATS = ("webdataset", "parquet", "folder", "source")
-# Fields kept by default if present, because they document origin and licence.
-FIELDS = ("key", "url", "license", "licence", "source", "author")
+# "folder" is one of the last three, see `job_flags`.
+FORMATS = ("webdataset", "parquet", "table", "folder", "source")
+TABLE, FILES, CLASSES = "folder with a table", "folder with caption files", "class folders"
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 # Built-in sources by name, with all texts that the vocabulary of a tokenizer should cover.
 SOURCES = {"openclipart": lambda: OpenClipart("train", ("caption", "caption_long", "keywords"))}
 
@@ -34,114 +41,196 @@ class Job:
 
   Attributes:
     where: files, a folder or a pattern; for the format "source" see `named_source`.
-    format: one of FORMATS.
-    image, text: names of the columns, for "parquet" and "folder".
-    captions: name of the table, for "folder"; None for class folders.
-    fields: names of further fields to keep; None for those of FIELDS that exist.
+    format: one of FORMATS except "folder", or TABLE, FILES or CLASSES.
+    image, text: names of the columns, or endings of the members or files; None for the usual ones.
+    captions: name of the table, for TABLE.
+    fields: names of further fields to keep; None for those of ORIGIN_FIELDS that exist.
     records_per_shard: number of records per shard. Not used for "webdataset", where each tar
       becomes one shard.
-    max_side, quality, max_text: see `clean`.
+    image_root, delimiter, quotes, on_error: see `CaptionTable`; `image_root` also for "parquet".
+    key_dot: see `webdataset.samples`.
+    max_side, quality, max_text, language, unescape_html, fix_encoding: see `Cleaning`.
   """
 
   where: str
   format: str
-  image: str = "image"
-  text: str = "caption"
-  captions: str | None = "captions.jsonl"
+  image: str | None = None
+  text: str | None = None
+  captions: str | None = None
   fields: tuple[str, ...] | None = None
   records_per_shard: int = 10_000
+  image_root: str | None = None
+  delimiter: str | None = None
+  quotes: Quotes = "csv"
+  on_error: OnError = "raise"
+  key_dot: KeyDot = "first"
   max_side: int | None = None
   quality: int = 92
   max_text: int = 2000
+  language: str | None = None
+  unescape_html: bool = False
+  fix_encoding: bool = False
 
   @property
   def settings(self) -> dict[str, Any]:
-    """All attributes except `where`, because the input may move between runs."""
+    """All attributes except locations, because the input may move between runs."""
     return {
       k: list(v) if isinstance(v, tuple) else v
       for k, v in dataclasses.asdict(self).items()
-      if k != "where"
+      if k not in ("where", "image_root")
     }
+
+  @property
+  def cleaning(self) -> Cleaning:
+    """The options of `clean`."""
+    return Cleaning(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Cleaning)})
+
+
+class Input(Protocol):
+  """Raw data in pieces, each of which becomes one shard.
+
+  Attributes:
+    unit: what is counted, in the plural.
+    note: a line on how the input is read; "" if there is nothing to say.
+  """
+
+  unit: str
+  note: str
+
+  def __len__(self) -> int:
+    """Returns the number of pieces."""
+
+  def describe(self, piece: int) -> dict[str, Any]:
+    """Returns what identifies the piece and shows whether it has changed."""
+
+  def read(self, piece: int, find: Callable[[int], None]) -> Iterator[Outcome]:
+    """Yields an outcome for every item of a piece; calls `find` first with the number of items."""
 
 
 class TarFiles:
   """WebDataset input: each tar is one piece."""
 
-  def __init__(self, where: str, fields: tuple[str, ...]):
+  unit = "tar members"
+  note = ""
+
+  def __init__(self, where: str, parts: SampleParts, key_dot: KeyDot):
     skipped = Counter()
-    self._filesystem, self._files = matching(where, (".tar",), skipped)
+    self._filesystem, self._files = matching(where, TARS, skipped)
     warn_skipped(where, skipped, f"Note: {FOLLOW_LINKS}.")
-    self._fields = fields
+    self._parts, self._key_dot = parts, key_dot
 
   def __len__(self) -> int:
     return len(self._files)
 
   def describe(self, piece: int) -> dict[str, Any]:
-    """Returns the name and size of the tar, which show whether it has changed."""
+    """Returns the name and size of the tar."""
     file = self._files[piece]
     return {
       "input": os.path.basename(file),
       "input_bytes": self._filesystem.get_file_info(file).size,
     }
 
-  def read(self, piece: int) -> Iterator[dict[str, Any] | Dropped]:
-    """Yields the raw records of a piece, or a `Dropped` for each unreadable one."""
+  def read(self, piece: int, find: Callable[[int], None]) -> Iterator[Outcome]:
+    """Yields the outcomes of the members of a tar."""
     with self._filesystem.open_input_stream(self._files[piece], compression=None) as file:
-      yield from samples(file, self._fields)
+      yield from samples(file, self._parts, lambda: find(1), self._key_dot)
 
 
 class RecordRanges:
-  """Input from a source: each piece is a range of `size` records."""
+  """Input from a source: each piece is a range of `size` records.
+
+  A source may count in other units than records. Then it has `unit`, `found` (number of items),
+  `items` (number of items of each record), `left_out` (outcomes of the items that are in no record)
+  and `outcomes(i)` (of the items of record i).
+  """
 
   def __init__(self, source: Source, size: int):
     self._source, self._size = source, size
+    self.unit = getattr(source, "unit", "records")
+    self.note = source.describe() if isinstance(source, CaptionTable) else ""
 
   def __len__(self) -> int:
     return (len(self._source) + self._size - 1) // self._size
 
   def describe(self, piece: int) -> dict[str, Any]:
-    """Returns the range of records and the length of the source, which show any change."""
+    """Returns the range of records and the length of the source."""
     end = min(len(self._source), (piece + 1) * self._size)
     return {"input": f"{piece * self._size}-{end - 1} of {len(self._source)}"}
 
-  def read(self, piece: int) -> Iterator[dict[str, Any] | Dropped]:
-    """Yields the raw records of a piece, or a `Dropped` for each unreadable one."""
+  def read(self, piece: int, find: Callable[[int], None]) -> Iterator[Outcome]:
+    """Yields the outcomes of a range; the first one has all that is in no record."""
+    items = getattr(self._source, "items", None)
+    if piece == 0 and items is not None:
+      find(self._source.found - sum(items))  # type: ignore[attr-defined]
+      yield from self._source.left_out  # type: ignore[attr-defined]
+    read = getattr(self._source, "outcomes", None)
     for i in range(piece * self._size, min(len(self._source), (piece + 1) * self._size)):
+      n = 1 if items is None else items[i]
+      find(n)
       try:
-        yield self._source[i]
+        outcomes = [Taken(self._source[i], n)] if read is None else list(read(i))
       except UserError:
         raise
       except FileNotFoundError:
-        yield Dropped("no image")
+        outcomes = [Dropped("no image", n)]
       except NotAFile:
-        yield Dropped("not a file")
+        outcomes = [Dropped("not a file", n)]
       except UnicodeDecodeError:
-        yield Dropped("invalid UTF-8")
+        outcomes = [Dropped("invalid UTF-8", n)]
+      except Dropped as dropped:
+        outcomes = [Dropped(dropped.reason, n)]
       except Exception:  # Readers raise many kinds of errors for damaged data.
-        yield Dropped("unreadable record")
+        outcomes = [Dropped("unreadable record", n)]
+      yield from outcomes
 
 
 @functools.lru_cache(1)
-def open_inputs(job: Job) -> TarFiles | RecordRanges:
+def open_inputs(job: Job) -> Input:
   """Opens the input of a job, once per process.
 
   Raises:
     UserError: the input is missing, empty or does not match the job.
   """
   if job.format == "webdataset":
-    return TarFiles(job.where, FIELDS if job.fields is None else job.fields)
-  if job.format == "parquet":
-    fields = job.fields
-    if fields is None:
-      fields = tuple(name for name in columns(job.where) if name in FIELDS)
-    source: Source = Parquet(job.where, job.image, job.text, fields=fields, groups=2)
-  elif job.format == "folder":
-    source = Folder(job.where, job.captions, job.image, job.text, job.fields or (), check=False)
-  else:
-    source = named_source(job.where)
+    fields = ORIGIN_FIELDS if job.fields is None else job.fields
+    return TarFiles(job.where, SampleParts.of(job.image, job.text, fields), job.key_dot)
+  source = _source(job)
   if not len(source):
-    raise UserError(f"{job.where} has no records.")
+    left = Counter(x.reason for x in getattr(source, "left_out", ()) if isinstance(x, Dropped))
+    reasons = f": {', '.join(f'{n:,} {why}' for why, n in left.most_common())}" if left else ""
+    raise UserError(f"{job.where} has no records{reasons}.")
   return RecordRanges(source, job.records_per_shard)
+
+
+def _source(job: Job) -> Source:
+  image, text = job.image or AUTO, job.text or AUTO
+  if job.format == "parquet":
+    return Parquet(
+      job.where,
+      image,
+      text,
+      fields=job.fields,
+      groups=2,
+      image_root=job.image_root,
+      language=job.language,
+    )
+  if job.format in ("table", TABLE):
+    return CaptionTable(
+      os.path.join(job.where, job.captions) if job.captions else job.where,
+      image=image,
+      text=text,
+      image_root=job.image_root if job.format == "table" else job.where,
+      fields=job.fields,
+      delimiter=job.delimiter,
+      quotes=job.quotes,
+      on_error=job.on_error,
+      language=job.language,
+      check=False,
+    )
+  if job.format == FILES:
+    fields = ORIGIN_FIELDS if job.fields is None else job.fields
+    return CaptionFiles(job.where, job.image, job.text, fields, job.language, check=False)
+  return Folder(job.where, None) if job.format == CLASSES else named_source(job.where)
 
 
 def named_source(where: str) -> Source:

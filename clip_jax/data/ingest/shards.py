@@ -1,7 +1,7 @@
 """Writes shards, a JSON note for each shard, and a manifest for the whole set."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import json
 from pathlib import Path
 import re
@@ -10,8 +10,10 @@ from typing import Annotated, Any
 import msgpack
 
 from clip_jax.cli.values import Range, check_fields, shorten
-from clip_jax.data.ingest.clean import Dropped, clean
+from clip_jax.data.ingest.clean import clean
 from clip_jax.data.ingest.inputs import Job, open_inputs
+from clip_jax.data.ingest.webdataset import NOT_ADJACENT
+from clip_jax.data.outcomes import Dropped, Ledger, NotAskedFor, total, unaccounted
 from clip_jax.data.paths import sha256
 from clip_jax.data.records import write
 from clip_jax.data.untrusted import read_json
@@ -30,10 +32,26 @@ _NOTE: dict[str, Any] = dict(
   read=_Count,
   dropped=Mapping[str, _Count],
   changed=Mapping[str, _Count],
+  items=Mapping[str, Any],
   values=Mapping[str, Mapping[str, _Count]],
   settings=Mapping[str, Any],
 )
+# Those of its counts of items.
+_ITEMS: dict[str, Any] = dict(
+  unit=str,
+  found=_Count,
+  read=_Count,
+  dropped=Mapping[str, _Count],
+  not_asked_for=Mapping[str, _Count],
+)
 _MOST_VALUES = 50
+
+_HINTS = {
+  NOT_ADJACENT: "Members of a key must be next to each other in a tar: unpack it and pack it again "
+  "with tar --sort=name.",
+  "text is a dict": "Texts by language are read with --language=KEY.",
+  "no image bytes, only a path": "Set --image_root=DIR to the folder that the paths start from.",
+}
 
 
 def shard_name(piece: int, pieces: int) -> str:
@@ -47,32 +65,34 @@ def write_shard(job: Job, piece: int, out: str) -> dict[str, Any]:
   The bytes of both depend only on the job and its input, not on the time or the machine.
 
   Returns:
-    The note: file, records, bytes, sha256, input, read, dropped and changed records by reason,
-    values of the licence and source fields, settings.
+    The note: file, records, bytes, sha256, input, read, dropped and changed records by reason, what
+    became of every item of the input (see `Ledger.summary`), values of the licence and source
+    fields, settings.
   """
   source = open_inputs(job)
-  counts: dict[str, Any] = {"read": 0, "dropped": Counter(), "changed": Counter()}
+  ledger, changed, described = Ledger(source.unit), Counter(), source.describe(piece)
   values = {name: Counter() for name in _COUNTED}
 
   def records():
-    for raw in source.read(piece):
-      counts["read"] += 1
+    for outcome in source.read(piece, ledger.find):
+      if isinstance(outcome, NotAskedFor):
+        ledger.leave(outcome)
+        continue
       try:
-        if isinstance(raw, Dropped):
-          raise raw
-        note = ["unreadable JSON"] if raw.pop("unreadable JSON", False) else []
-        record, changes = clean(
-          raw, max_side=job.max_side, quality=job.quality, max_text=job.max_text
-        )
+        if isinstance(outcome, Dropped):
+          raise outcome
+        record, changes = clean(outcome.record, job.cleaning)
         _check_writable(record)
       except Dropped as dropped:
-        counts["dropped"][dropped.reason] += 1
+        ledger.drop(dropped.reason, outcome.items)
         continue
-      counts["changed"].update(note + changes)
+      ledger.take(outcome)
+      changed.update((*outcome.changes, *changes))
       for name in _COUNTED:
         if name in record:
           values[name][str(record[name])] += 1
       yield record
+    ledger.check(described["input"])
 
   path = Path(out) / f"{shard_name(piece, len(source))}.array_record"
   for left in path.parent.glob(f".{path.stem}.*{TEMPORARY}"):  # From a killed run.
@@ -83,10 +103,11 @@ def write_shard(job: Job, piece: int, out: str) -> dict[str, Any]:
     "records": written,
     "bytes": path.stat().st_size,
     "sha256": sha256(str(path)),
-    **source.describe(piece),
-    "read": counts["read"],
-    "dropped": _sorted(counts["dropped"]),
-    "changed": _sorted(counts["changed"]),
+    **described,
+    "read": ledger.records,
+    "dropped": _sorted(ledger.dropped),
+    "changed": _sorted(changed),
+    "items": ledger.summary(),
     "values": {name: _most_frequent(seen) for name, seen in values.items() if seen},
     "settings": job.settings,
   }
@@ -112,11 +133,16 @@ def is_finished(job: Job, piece: int, out: str) -> dict[str, Any] | None:
   try:
     note = read_json(path)
     check_fields(note, _NOTE, str(path))
+    check_fields(note["items"], _ITEMS, str(path))
+    adds_up = note["read"] == note["records"] + sum(note["dropped"].values())
+    whole = note["items"].keys() >= _ITEMS.keys() and note["items"]["unit"] == source.unit
+    if not adds_up or not whole or unaccounted(note["items"]):
+      return None
     shard = Path(out) / f"{shard_name(piece, len(source))}.array_record"
     if not note.keys() >= _NOTE.keys() or note["file"] != shard.name:
       return None
     size = shard.stat().st_size
-  except (OSError, UserError):  # Missing or damaged: write the shard again.
+  except (OSError, UserError, KeyError):  # Missing or damaged: write the shard again.
     return None
   given = job.settings
   different = [name for name in given if note["settings"].get(name) != given[name]]
@@ -169,12 +195,15 @@ def write_manifest(
     changed.update(note["changed"])
     for name in _COUNTED:
       values[name].update(note["values"].get(name, {}))
+  items = total([note["items"] for note in notes])
   read, records = (sum(note[name] for note in notes) for name in ("read", "records"))
   if not records:
     raise UserError(
       f"None of the {read:,} records of {job.where} can be used: "
-      + ", ".join(f"{n:,} {reason}" for reason, n in dropped.most_common())
+      + (", ".join(f"{n:,} {reason}" for reason, n in dropped.most_common()) or "there are none")
+      + (f". Not asked for: {counted(items['not_asked_for'])}" if items["not_asked_for"] else "")
       + ". Check --format, --image and --text."
+      + "".join(f" {hint}" for hint in hints(dropped))
     )
   kept = ("file", "records", "bytes", "sha256", "input", "input_bytes")
   manifest = {
@@ -184,6 +213,7 @@ def write_manifest(
     "read": read,
     "dropped": _sorted(dropped),
     "changed": _sorted(changed),
+    "items": items,
     "licence": licence,
     "source": source,
     "values": {name: _most_frequent(seen) for name, seen in values.items() if seen},
@@ -192,6 +222,16 @@ def write_manifest(
   }
   _write_json(Path(out) / "manifest.json", manifest)
   return manifest
+
+
+def counted(counts: Mapping[str, int]) -> str:
+  """Returns for example "1,024 .cls, 3 hidden", the most frequent first."""
+  return ", ".join(f"{n:,} {why}" for why, n in sorted(counts.items(), key=lambda x: (-x[1], x[0])))
+
+
+def hints(dropped: Iterable[str]) -> list[str]:
+  """Returns advice for the reasons for which records were dropped."""
+  return [hint for reason, hint in _HINTS.items() if reason in dropped]
 
 
 def _note_path(out, piece, pieces):

@@ -1,20 +1,22 @@
 """Streams the samples of a WebDataset tar as img2dataset writes it, without unpacking to disk."""
 
-from collections.abc import Iterator
-import json
+from collections.abc import Callable, Iterator
 import lzma
 import tarfile
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Literal, Self
 import zlib
 
-from clip_jax.data.ingest.clean import Dropped
-from clip_jax.data.sources.folder import IMAGES
+from clip_jax.cli.formatting import printable
+from clip_jax.data.outcomes import Dropped, NotAskedFor, Outcome, Taken
+from clip_jax.data.sample_parts import SampleParts
 
+KeyDot = Literal["first", "last"]
+NOT_ADJACENT = "members not adjacent"
 _LARGEST = 100_000_000  # Bytes; limits memory, as compressed or sparse members can claim any size.
 # Bytes that the headers of one member may have. Pax headers, long names and maps of sparse files
 # come before a member and can have any size.
 _LARGEST_HEADER = 2**20
-_LARGEST_JSON = 2**20
+_MOST_INCOMPLETE = 100_000  # Keys of incomplete samples to remember, to limit memory.
 _TAR_ERRORS = (
   tarfile.TarError,
   OSError,
@@ -26,50 +28,104 @@ _TAR_ERRORS = (
 )
 
 
-def samples(file: BinaryIO, fields: tuple[str, ...]) -> Iterator[dict[str, Any] | Dropped]:
+def samples(
+  file: BinaryIO, parts: SampleParts, find: Callable[[], None], key_dot: KeyDot = "first"
+) -> Iterator[Outcome]:
   """Groups the members of each key into a sample: KEY.jpg (.png, .webp ...), KEY.txt and KEY.json.
 
-  Without a .txt, the text is the "caption" in the .json. Other extensions are ignored.
+  As in webdataset, members of a key are adjacent, the key is the path up to the first dot of the
+  base name, and members whose base name starts with a dot are not part of a sample.
 
   Args:
     file: the tar, compressed or not; read once, sequentially.
-    fields: names of the entries of the .json to keep.
+    parts: endings of the members that hold the parts of a sample.
+    find: called for each member, before it is read.
+    key_dot: the dot that ends the key, "first" or "last", as in 1.5.jpg with the key 1.5.
 
   Yields:
-    {"key": str, "image": bytes, "text": bytes, ...}, without the parts that are missing. A member
-    that cannot be used gives a `Dropped` instead: "unsafe path", "not a file" or "file too large".
-    The last item is "truncated tar" if the tar is damaged, or "tar header too large"; it stands for
-    the incomplete sample and all that may have followed.
+    Outcomes for all members. The record of a `Taken` is {"key": str, "image": bytes, "text": bytes,
+    ...}, without the parts that are missing. Members that cannot be used are dropped: "unsafe
+    path", "not a file", "file too large" or "members not adjacent". The last item is "truncated
+    tar" if the tar is damaged, or "tar header too large"; it stands for the incomplete sample and
+    all that may have followed, which counts as one member.
   """
-  key, members = None, {}
+  group, grouped = None, {}
+  pending = 0  # Members that were found, but not yielded yet.
+  incomplete: set[str] = set()  # Keys of samples that lack a part.
+
+  def finished():
+    if grouped:
+      yield from _sample(group, grouped, parts, incomplete)
+
   try:
     # The caller closes the file.
     archive = tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member)  # noqa: SIM115
     while (member := _next(archive)) is not None:
-      if member.isdir():
+      find()
+      pending += 1
+      key, ending, outcome = _named(member, key_dot)
+      if outcome is None and not parts.wants(ending):
+        outcome = NotAskedFor(printable(f".{ending}"[:20]))
+      if outcome is None and member.size > _LARGEST:
+        outcome = Dropped("file too large")
+      if outcome is not None:
+        pending -= 1
+        yield outcome
         continue
-      rejection = _rejection(member)
-      if rejection:
-        yield Dropped(rejection)
-        continue
-      folder, _, name = member.name.rpartition("/")
-      stem, _, ending = name.partition(".")
-      ending = ending.lower()
-      entry = "image" if f".{ending}" in IMAGES else {"txt": "text", "json": "json"}.get(ending)
-      if (folder, stem) != key or entry in members:
-        if members:
-          yield _sample(key, members, fields)
-        key, members = (folder, stem), {}
-      if entry:
-        members[entry] = archive.extractfile(member).read()
-  except _HeaderTooLarge:
-    yield Dropped("tar header too large")
+      if key != group or ending in grouped:
+        pending = 1
+        yield from finished()
+        group, grouped = key, {}
+      grouped[ending] = archive.extractfile(member).read()
+  except _TAR_ERRORS as error:
+    find()
+    large = isinstance(error, _HeaderTooLarge)
+    yield Dropped("tar header too large" if large else "truncated tar", pending + 1)
     return
-  except _TAR_ERRORS:
-    yield Dropped("truncated tar")
+  yield from finished()
+
+
+def _named(member, key_dot):
+  """Returns (key, ending in lower case, outcome of a member that is no part of a sample)."""
+  if member.isdir():
+    return None, "", NotAskedFor("folders")
+  name = member.name
+  if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/"):
+    return None, "", Dropped("unsafe path")
+  folder, _, base = name.removeprefix("./").rpartition("/")
+  if base.startswith("._") or "__MACOSX" in folder.split("/"):
+    return None, "", NotAskedFor("macOS metadata")
+  if base.startswith(".") or any(
+    part.startswith(".") and part != "." for part in folder.split("/")
+  ):
+    return None, "", NotAskedFor("hidden")
+  stem, dot, ending = base.partition(".") if key_dot == "first" else base.rpartition(".")
+  if not member.isfile():  # A link, device or pipe.
+    return None, "", Dropped("not a file")
+  if not dot:
+    return None, "", NotAskedFor("no ending")
+  return f"{folder}/{stem}" if folder else stem, ending.lower(), None
+
+
+def _sample(key, members, parts, incomplete):
+  record, used, changes = parts.assemble(members)
+  for ending in members:
+    if ending not in used:
+      yield NotAskedFor(printable(f".{ending}"[:20]))
+  if not used:
     return
-  if members:
-    yield _sample(key, members, fields)
+  if "image" not in record or "text" not in record:
+    if key in incomplete:
+      yield Dropped(NOT_ADJACENT, len(used))
+      return
+    if len(incomplete) < _MOST_INCOMPLETE:
+      incomplete.add(key)
+  try:
+    key.encode("utf-8")
+  except UnicodeEncodeError:  # `tarfile` reads bytes that are not UTF-8 as halves of surrogates.
+    key = key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    changes.append("name not UTF-8")
+  yield Taken({"key": key, **record}, len(used), tuple(changes))
 
 
 def _next(archive):
@@ -120,31 +176,3 @@ class _Member(tarfile.TarInfo):
       raise
     except tarfile.HeaderError as error:
       raise tarfile.ReadError(str(error)) from error
-
-
-def _rejection(member):
-  if member.name.startswith(("/", "\\")) or ".." in member.name.replace("\\", "/").split("/"):
-    return "unsafe path"
-  if not member.isfile():
-    return "not a file"  # A link, device or pipe.
-  return "file too large" if member.size > _LARGEST else None
-
-
-def _sample(key, members, fields):
-  sample = {
-    "key": "/".join(filter(None, key)),
-    **{name: members[name] for name in ("image", "text") if name in members},
-  }
-  if "json" in members:
-    try:
-      if len(members["json"]) > _LARGEST_JSON:
-        raise ValueError("too large")
-      notes = json.loads(members["json"])
-      if not isinstance(notes, dict):
-        raise ValueError("not an object")
-    except (ValueError, RecursionError):
-      return sample | {"unreadable JSON": True}
-    sample |= {name: notes[name] for name in fields if notes.get(name) is not None}
-    if "text" not in members and notes.get("caption") is not None:
-      sample["text"] = notes["caption"]
-  return sample

@@ -9,7 +9,8 @@ from PIL import Image
 import pytest
 
 from clip_jax.data.decode import decode
-from clip_jax.data.ingest.clean import Dropped, clean
+from clip_jax.data.ingest.clean import Cleaning, clean
+from clip_jax.data.outcomes import Dropped
 
 
 def scene(height=48, width=64):
@@ -25,7 +26,7 @@ def encoded(image, format, **options):
 
 
 def image_of(data, **settings):
-  record, changes = clean({"image": data, "text": "x"}, **settings)
+  record, changes = clean({"image": data, "text": "x"}, Cleaning(**settings))
   return record["image"], changes
 
 
@@ -160,17 +161,40 @@ def test_images_that_cannot_be_used_are_dropped(data, reason):
 
 
 def text_of(text, **settings):
-  record, changes = clean(
-    {"image": encoded(Image.fromarray(scene()), "PNG"), "text": text}, **settings
-  )
+  picture = encoded(Image.fromarray(scene(8, 8)), "PNG")
+  record, changes = clean({"image": picture, "text": text}, Cleaning(**settings))
   return record["text"], changes
 
 
 def test_texts_are_decoded_and_stripped():
   assert text_of("  a café\n") == ("a café", [])
   assert text_of("a café".encode()) == ("a café", [])
-  assert text_of(["a", b"b ", "", " "]) == (["a", "b"], [])
+  left_out = "one of several texts left out: "
+  assert text_of(["a", b"b ", "", 7]) == (
+    ["a", "b"],
+    [f"{left_out}empty text", f"{left_out}text is a number"],
+  )
   assert text_of("a\0b") == ("ab", [])
+  assert text_of("\ufeffa dog") == ("a dog", ["BOM removed"]) == text_of(b"\xef\xbb\xbfa dog")
+
+
+def test_texts_by_language_are_chosen_by_key():
+  both = {"en": ["a dog", "dog"], "de": "ein Hund"}
+  assert text_of(both, language="de") == ("ein Hund", [])
+  assert text_of(both, language="en") == (["a dog", "dog"], [])
+  with pytest.raises(Dropped, match="no text in this language"):
+    text_of(both, language="fr")
+
+
+def test_html_and_wrong_decoding_are_repaired_on_request():
+  text = "caf\u00c3\u00a9 &amp; bar"
+  assert text_of(text) == (text, [])
+  assert text_of(text, unescape_html=True) == ("caf\u00c3\u00a9 & bar", ["HTML unescaped"])
+  assert text_of(text, fix_encoding=True, unescape_html=True) == (
+    "café & bar",
+    ["text repaired", "HTML unescaped"],
+  )
+  assert text_of("naïve “quotes”", fix_encoding=True) == ("naïve “quotes”", [])
 
 
 def test_long_texts_are_truncated_at_a_word_boundary():
@@ -190,8 +214,16 @@ def test_long_texts_are_truncated_at_a_word_boundary():
     ([], "empty text"),
     (["", " "], "empty text"),
     (b"caf\xe9", "invalid UTF-8"),
-    ("half \ud83d", "invalid UTF-8"),
+    ("half \ud83d", "lone surrogate"),
     (None, "no text"),
+    ([None], "no text"),
+    (float("nan"), "text is NaN"),
+    (np.float32("nan"), "text is NaN"),
+    (1.5, "text is a number"),
+    (7, "text is a number"),
+    (True, "text is a boolean"),
+    ({"en": "a dog"}, "text is a dict"),
+    ([["a"]], "text is a list"),
   ],
 )
 def test_texts_that_cannot_be_used_are_dropped(text, reason):

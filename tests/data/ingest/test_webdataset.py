@@ -10,9 +10,10 @@ import tracemalloc
 
 import pytest
 
+from clip_jax.data.decode import ENDINGS as IMAGES
 from clip_jax.data.ingest import webdataset
-from clip_jax.data.ingest.clean import Dropped
-from clip_jax.data.sources.folder import IMAGES
+from clip_jax.data.outcomes import Dropped, Ledger, NotAskedFor
+from clip_jax.data.sample_parts import SampleParts
 from mutations import damaged_bytes
 
 
@@ -30,10 +31,34 @@ def tar(members):
   return out.getvalue()
 
 
-def read(data, fields=("url",)):
+def outcomes(data, image=None, text=None, fields=("url",), **options):
+  """Returns the outcomes of a tar, after checking that all its members are accounted for."""
+  ledger, parts = Ledger("members"), SampleParts.of(image, text, fields)
+  made = list(webdataset.samples(io.BytesIO(data), parts, lambda: ledger.find(1), **options))
+  for outcome in made:
+    if isinstance(outcome, NotAskedFor):
+      ledger.leave(outcome)
+    elif isinstance(outcome, Dropped):
+      ledger.drop(outcome.reason, outcome.items)
+    else:
+      ledger.take(outcome)
+  ledger.check("the tar")
+  return made
+
+
+def read(data, **options):
+  """Returns the records of a tar, and the reason in place of each that is dropped."""
   return [
-    s.reason if isinstance(s, Dropped) else s for s in webdataset.samples(io.BytesIO(data), fields)
+    o.reason if isinstance(o, Dropped) else o.record
+    for o in outcomes(data, **options)
+    if not isinstance(o, NotAskedFor)
   ]
+
+
+def left_out(data, **options):
+  """Returns the members of a tar that were not asked for, by kind."""
+  kinds = [o.kind for o in outcomes(data, **options) if isinstance(o, NotAskedFor)]
+  return {kind: kinds.count(kind) for kind in kinds}
 
 
 PAIRS = [
@@ -97,9 +122,9 @@ def test_the_text_comes_from_the_json_if_there_is_no_txt():
   ids=lambda x: str(x[:9]),
 )
 def test_a_damaged_json_is_reported(notes):
-  assert read(tar([("1.jpg", b"J"), ("1.txt", b"T"), ("1.json", notes)])) == [
-    {"key": "1", "image": b"J", "text": b"T", "unreadable JSON": True}
-  ]
+  [taken] = outcomes(tar([("1.jpg", b"J"), ("1.txt", b"T"), ("1.json", notes)]))
+  assert taken.record == {"key": "1", "image": b"J", "text": b"T"}
+  assert taken.changes == ("unreadable JSON",) and taken.items == 3
 
 
 def test_a_sample_may_lack_its_image_or_text():
@@ -107,7 +132,7 @@ def test_a_sample_may_lack_its_image_or_text():
     {"key": "1", "text": b"T"},
     {"key": "2", "image": b"J"},
     {"key": "3", "image": b"A"},
-    {"key": "3", "image": b"B"},
+    "members not adjacent",  # Of a key that came before without its text.
   ]
 
 
@@ -199,7 +224,7 @@ class Endless(io.RawIOBase):
 def test_extended_headers_have_a_limited_size(kind):
   for before in (b"", tar(PAIRS[:3]).rstrip(b"\0").ljust(3072, b"\0")):
     file = Endless(before + LARGE_HEADERS[kind])
-    got = list(webdataset.samples(file, ("url",)))
+    got = list(webdataset.samples(file, SampleParts.of(None, None, ("url",)), lambda: None))
     assert isinstance(got[-1], Dropped) and got[-1].reason == "tar header too large"
     assert file.total < 4e6
 

@@ -67,15 +67,29 @@ def test_csv_tables_are_read_and_rows_with_the_same_image_are_merged(folder, nam
 
 
 def test_subfolders_are_classes_if_there_is_no_table(tmp_path):
-  for name in ("dog/2.jpg", "dog/1.PNG", "cat/3.jpg", "cat/notes.txt", ".trash/4.jpg"):
-    (tmp_path / name).parent.mkdir(exist_ok=True)
+  for name in (
+    "dog/2.jpg",
+    "dog/1.PNG",
+    "cat/wild/3.jpg",
+    "cat/notes.txt",
+    ".trash/4.jpg",
+    "5.jpg",
+  ):
+    (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
     (tmp_path / name).write_bytes(name.encode())
   source = Folder(str(tmp_path), captions=None)
   assert source.classes == ("cat", "dog")
   assert list(source) == [
     {"image": key.encode(), "key": key, "label": label}
-    for key, label in (("cat/3.jpg", 0), ("dog/1.PNG", 1), ("dog/2.jpg", 1))
+    for key, label in (("cat/wild/3.jpg", 0), ("dog/1.PNG", 1), ("dog/2.jpg", 1))
   ]
+  # The hidden folder counts as one.
+  assert source.found == 6 and source.items == [1, 1, 1]
+  assert {left.kind: left.items for left in source.left_out} == {
+    "hidden": 1,
+    ".txt": 1,
+    "images outside the class folders": 1,
+  }
 
 
 def test_missing_images_are_counted_and_the_first_five_are_listed(folder):
@@ -101,7 +115,7 @@ def test_a_path_outside_the_folder_is_rejected(folder, path):
 def test_wrong_names_and_malformed_rows_are_reported(folder):
   table(folder, ROWS)
   with pytest.raises(
-    UserError, match="line 1 has no 'captoin', only image, caption, who. Did you mean 'caption'"
+    UserError, match="jsonl has no 'captoin', only image, caption, who. Did you mean 'caption'"
   ):
     Folder(str(folder), text="captoin")
   with pytest.raises(UserError, match="no 'xyz', only .*text=NAME to the source or --text=NAME"):
@@ -115,15 +129,15 @@ def test_wrong_names_and_malformed_rows_are_reported(folder):
   with pytest.raises(UserError, match="There is no folder .*none"):
     Folder(f"{folder}/none")
   for rows, message in (
-    ([ROWS[0], "{"], "captions.jsonl, line 2: .*Expected one JSON object per line"),
-    ([ROWS[0], "7"], "captions.jsonl, line 2: 7 is not an object"),
+    ([ROWS[0], "{"], r"captions.jsonl, line 2: not JSON .*on_error=.skip"),
+    ([ROWS[0], "7"], r"captions.jsonl, line 2: not an object \(it is 7\)"),
     ([{"image": "a.jpg", "caption": None}], "line 1: caption is None; expected a string"),
     ([""], "captions.jsonl has no rows"),
   ):
     with pytest.raises(UserError, match=message):
       Folder(table(folder, rows))
   (folder / "x.csv").write_bytes(b"image,caption\na.jpg,\xff\n")
-  with pytest.raises(UserError, match="x.csv is not UTF-8: .*Convert it to UTF-8"):
+  with pytest.raises(UserError, match=r"x.csv, line 2: invalid UTF-8 \(convert"):
     Folder(str(folder), "x.csv")
   (folder / "deep" / "inner").mkdir()
   with pytest.raises(UserError, match="has no images in subfolders; expected files CLASS/NAME"):

@@ -9,7 +9,7 @@ import pyarrow as pa
 from pyarrow import parquet as pq
 import pytest
 
-from clip_jax.data.sources import parquet
+from clip_jax.data.outcomes import Dropped
 from clip_jax.data.sources.parquet import Parquet
 from clip_jax.errors import UserError
 
@@ -105,7 +105,7 @@ def test_hugging_face_image_structs_and_class_names_are_read(tmp_path):
   pq.write_table(table, tmp_path / "a.parquet")
   source = Parquet(str(tmp_path), text=None, label="label")
   assert source[0] == {"image": b"abc", "label": 1} and source.classes == ("cat", "dog")
-  with pytest.raises(ValueError, match="Record 1 of .*a.parquet has no image bytes"):
+  with pytest.raises(Dropped, match="no image bytes, only a path"):
     source[1]
 
 
@@ -124,7 +124,7 @@ def test_further_columns_are_included_under_their_names(folder):
     "label": 1,
     "url": "u7",
   }
-  assert parquet.columns(str(folder)) == ["image", "caption", "label", "url"]
+  assert Parquet(str(folder), fields=None)[7] == {**expected(7), "url": "u7"}
 
 
 def test_an_empty_file_has_no_records(tmp_path):
@@ -139,7 +139,8 @@ def test_an_empty_file_has_no_records(tmp_path):
     (dict(text="text"), r"0.parquet has no column 'text'; it has image \(binary\), caption \(str"),
     (dict(image="imag"), "no column 'imag'.*Did you mean 'image'"),
     (dict(fields=("licence",)), "no column 'licence'"),
-    (dict(image="url"), "Column 'url' of .* has type string; expected bytes or a struct"),
+    (dict(image="url"), "Column 'url' of .* has paths of images. Set image_root=DIR"),
+    (dict(image="label"), "Column 'label' of .* has type int64; expected bytes, a struct"),
     (dict(text="label"), "Column 'label' of .* has type int64; expected strings or lists of"),
     (dict(label="url"), "Column 'url' of .* has type string; expected integers"),
     (dict(groups=0), "groups is 0; Parquet expects an integer of at least 1"),
