@@ -16,9 +16,10 @@ EXTRAS = {
   "text": ["ftfy>=6.3"],
   "hub": ["huggingface_hub>=1.0"],
   "figures": ["matplotlib>=3.11"],
+  "icons": ["resvg_py>=0.5"],
   "docs": ["mkdocs-material>=9.7", "mkdocstrings-python>=2.0"],
 }
-USED_BY_TESTS = ("tfds", "parquet", "text", "tensorboard", "hub", "figures")
+USED_BY_TESTS = ("tfds", "parquet", "text", "tensorboard", "hub", "figures", "icons")
 
 setuptools.setup(
   name="scaling-clip-jax",

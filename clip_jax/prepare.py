@@ -30,13 +30,15 @@ HELP = """Converts data to ArrayRecord shards for training, or trains a tokenize
                          subfolder per class
                          webdataset: tars as img2dataset writes them; each becomes one shard
                          parquet: a column of images or their paths, and a column of texts
+                         iconify: icons, a folder of Iconify JSON files (npm pack @iconify/json)
                          source: --from is openclipart, ArrayRecord files, or a config file with a
                          get_config() that returns the call of a source
   --out=DIR              folder for the shards; clip_jax.data.ArrayRecord(DIR) reads them
   --processes=N          number of parallel processes (default 1)
   --shard=I/N            process only part I of N, counting from 0, to split the work between N
                          machines that share DIR
-  --max_side=N           downscale images to at most N pixels on the longer side (default: no limit)
+  --max_side=N           downscale images to at most N pixels on the longer side (default: no
+                         limit); for iconify, the side of the drawings (default 64)
   --quality=N            quality of the JPEGs that are written, 1 to 100 (default 92)
   --max_text=N           truncate texts to N characters (default 2000)
   --language=KEY         text to keep where texts are given by language, as {"en": "a dog"}
@@ -67,6 +69,7 @@ Some formats only; with another format they are an error:
   --caption_files        folder: captions are in NAME.txt, NAME.caption or NAME.json (default if
                          there is no table)
   --classes              folder: one subfolder per class instead of captions
+  --licences=L,...       iconify: permissive (the default), all, or SPDX identifiers
   --key_dot=last         webdataset: keys end at the last dot of the name, as in 1.5.jpg (default
                          first, as in webdataset)
 
@@ -87,6 +90,7 @@ _NUMBERS = {
 _STRINGS = (
   *("from", "format", "out", "shard", "image", "text", "fields", "captions", "image_root"),
   *("delimiter", "quotes", "on_error", "key_dot", "language", "licence", "source", "tokenizer"),
+  "licences",
   *_NUMBERS,
 )
 _SWITCHES = ("verify", "classes", "caption_files", "unescape_html", "fix_encoding")
@@ -124,8 +128,14 @@ def main(arguments: list[str]) -> None:
   manifest = shards.write_manifest(job, flags.out, licence=flags.licence, source=flags.source)
   if manifest is None:
     print(f"Part {part} of {parts} is done; the last part to finish writes manifest.json.")
-  else:
-    _report(manifest, flags.out)
+    return
+  _report(manifest, flags.out)
+  if job.format == "iconify":
+    from clip_jax.data.ingest.icon_index import write_index
+
+    index = write_index(flags.out, numbers["processes"])
+    print(f"  {index['drawings']:,} different drawings in {index['groups']:,} groups")
+    print("  splits: " + ", ".join(f"{n:,} {split}" for split, n in index["splits"].items()))
 
 
 def _report(manifest, out):

@@ -13,6 +13,8 @@ from clip_jax.data.resize_then_crop import ResizeThenCrop
 from clip_jax.data.score_file import read_scores, write_scores
 from clip_jax.data.score_filter import ScoreFilter
 from clip_jax.data.sources.folder import Folder
+from clip_jax.data.sources.icon_records import IconRecords
+from clip_jax.data.sources.iconify import Iconify
 from clip_jax.data.sources.mixture import Mixture
 from clip_jax.data.sources.openclipart import OpenClipart
 from clip_jax.data.sources.parquet import Parquet
@@ -34,6 +36,8 @@ PARTS = (
   "Deduplicate",
   "Folder",
   "HorizontalFlip",
+  "IconRecords",
+  "Iconify",
   "ImageView",
   "MissingTokenizer",
   "Mixture",
@@ -62,6 +66,8 @@ __all__ = [
   "Examples",
   "Folder",
   "HorizontalFlip",
+  "IconRecords",
+  "Iconify",
   "ImageView",
   "MissingTokenizer",
   "Mixture",

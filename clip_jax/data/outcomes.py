@@ -22,11 +22,12 @@ class Dropped(ValueError):
   Attributes:
     reason: why, in a few words; drops are counted by it.
     items: number of items.
+    key: which record it is, if it has a name to be listed by.
   """
 
-  def __init__(self, reason: str, items: int = 1):
+  def __init__(self, reason: str, items: int = 1, key: str | None = None):
     super().__init__(reason)
-    self.reason, self.items = reason, items
+    self.reason, self.items, self.key = reason, items, key
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -69,10 +69,12 @@ def read_json(path: str | os.PathLike, kind: type = dict, advice: str = "") -> A
   return parse_json(content, str(path), kind, advice)
 
 
-def parse_json(content: bytes | str, where: str, kind: type = dict, advice: str = "") -> Any:
-  """Parses JSON from `where`; arguments and errors as in `read_json`."""
-  if len(content) > MAX_JSON:
-    raise UserError(f"{where} has more than {MAX_JSON:,} bytes. {advice}".strip())
+def parse_json(
+  content: bytes | str, where: str, kind: type = dict, advice: str = "", most: int = MAX_JSON
+) -> Any:
+  """Parses JSON of at most `most` bytes from `where`; arguments and errors as in `read_json`."""
+  if len(content) > most:
+    raise UserError(f"{where} has more than {most:,} bytes. {advice}".strip())
   try:
     value = json.loads(content)
   except _BROKEN as error:

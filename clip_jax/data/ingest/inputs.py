@@ -11,6 +11,7 @@ from clip_jax.cli.config_files import load_function
 from clip_jax.config import build
 from clip_jax.data.column_names import AUTO, ORIGIN_FIELDS
 from clip_jax.data.folder_walk import warn_skipped
+from clip_jax.data.icons.icon_drawing import BrokenDrawing
 from clip_jax.data.ingest.clean import Cleaning
 from clip_jax.data.ingest.webdataset import KeyDot, samples
 from clip_jax.data.outcomes import Dropped, Outcome, Taken
@@ -20,6 +21,7 @@ from clip_jax.data.sample_parts import SampleParts
 from clip_jax.data.sources.caption_files import CaptionFiles
 from clip_jax.data.sources.caption_table import CaptionTable, OnError
 from clip_jax.data.sources.folder import Folder
+from clip_jax.data.sources.iconify import Iconify
 from clip_jax.data.sources.openclipart import OpenClipart
 from clip_jax.data.sources.parquet import Parquet
 from clip_jax.data.table_rows import Quotes
@@ -28,7 +30,8 @@ from clip_jax.errors import UserError
 from clip_jax.interfaces import Source
 
 # "folder" is one of the last three, see `job_flags`.
-FORMATS = ("webdataset", "parquet", "table", "folder", "source")
+FORMATS = ("webdataset", "parquet", "table", "folder", "source", "iconify")
+ICON_SIDE = 64  # Of drawings in pixels, unless max_side says otherwise.
 TABLE, FILES, CLASSES = "folder with a table", "folder with caption files", "class folders"
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 # Built-in sources by name, with all texts that the vocabulary of a tokenizer should cover.
@@ -49,7 +52,9 @@ class Job:
       becomes one shard.
     image_root, delimiter, quotes, on_error: see `CaptionTable`; `image_root` also for "parquet".
     key_dot: see `webdataset.samples`.
-    max_side, quality, max_text, language, unescape_html, fix_encoding: see `Cleaning`.
+    max_side, quality, max_text, language, unescape_html, fix_encoding: see `Cleaning`; for
+      "iconify", `max_side` is the side of the drawings.
+    licences: for "iconify", see `Iconify`.
   """
 
   where: str
@@ -70,14 +75,16 @@ class Job:
   language: str | None = None
   unescape_html: bool = False
   fix_encoding: bool = False
+  licences: str = "permissive"
 
   @property
   def settings(self) -> dict[str, Any]:
     """All attributes except locations, because the input may move between runs."""
+    left_out = ("where", "image_root", *(() if self.format == "iconify" else ("licences",)))
     return {
       k: list(v) if isinstance(v, tuple) else v
       for k, v in dataclasses.asdict(self).items()
-      if k not in ("where", "image_root")
+      if k not in left_out
     }
 
   @property
@@ -92,10 +99,12 @@ class Input(Protocol):
   Attributes:
     unit: what is counted, in the plural.
     note: a line on how the input is read; "" if there is nothing to say.
+    attribution: author and licence of each part of the input, if it knows them.
   """
 
   unit: str
   note: str
+  attribution: list[dict[str, Any]]
 
   def __len__(self) -> int:
     """Returns the number of pieces."""
@@ -112,6 +121,7 @@ class TarFiles:
 
   unit = "tar members"
   note = ""
+  attribution: list[dict[str, Any]] = []  # noqa: RUF012  Tars do not say who made them.
 
   def __init__(self, where: str, parts: SampleParts, key_dot: KeyDot):
     skipped = Counter()
@@ -147,7 +157,8 @@ class RecordRanges:
   def __init__(self, source: Source, size: int):
     self._source, self._size = source, size
     self.unit = getattr(source, "unit", "records")
-    self.note = source.describe() if isinstance(source, CaptionTable) else ""
+    self.note = source.describe() if isinstance(source, (CaptionTable, Iconify)) else ""
+    self.attribution = source.attribution() if isinstance(source, Iconify) else []
 
   def __len__(self) -> int:
     return (len(self._source) + self._size - 1) // self._size
@@ -171,6 +182,8 @@ class RecordRanges:
         outcomes = [Taken(self._source[i], n)] if read is None else list(read(i))
       except UserError:
         raise
+      except BrokenDrawing as error:
+        outcomes = [Dropped(error.reason, n, error.key)]
       except FileNotFoundError:
         outcomes = [Dropped("no image", n)]
       except NotAFile:
@@ -227,6 +240,8 @@ def _source(job: Job) -> Source:
       language=job.language,
       check=False,
     )
+  if job.format == "iconify":
+    return Iconify(job.where, licences=job.licences, size=job.max_side or ICON_SIDE)
   if job.format == FILES:
     fields = ORIGIN_FIELDS if job.fields is None else job.fields
     return CaptionFiles(job.where, job.image, job.text, fields, job.language, check=False)

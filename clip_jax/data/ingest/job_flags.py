@@ -27,6 +27,7 @@ _USES = {
   "--format=parquet": {*_ANY, *_COLUMNS, "image_root"},
   "--format=table": {*_ANY, *_COLUMNS, *_TABLE, "image_root"},
   "--format=source": {*_ANY, "records_per_shard"},
+  "--format=iconify": {*_ANY, "records_per_shard", "licences"},
   f"a {TABLE}": {*_ANY, *_COLUMNS, *_TABLE, "captions"},
   f"a {FILES}": {*_ANY, *_COLUMNS, "caption_files"},
   CLASSES: {*_ANY, "records_per_shard", "classes"},
@@ -70,6 +71,7 @@ def job_of(flags: SimpleNamespace, numbers: Mapping[str, Any]) -> Job:
   given = {name: getattr(flags, name) for name in ("image", "text", "image_root", "delimiter")}
   given |= {name: getattr(flags, name) or choices[0] for name, choices in _CHOICES.items()}
   given |= {name: getattr(flags, name) for name in ("language", "unescape_html", "fix_encoding")}
+  given["licences"] = flags.licences or "permissive"
   if flags.fields is not None:
     given["fields"] = tuple(filter(None, flags.fields.split(",")))
   for name in ("records_per_shard", "max_side", "quality", "max_text"):

@@ -33,6 +33,7 @@ _NOTE: dict[str, Any] = dict(
   dropped=Mapping[str, _Count],
   changed=Mapping[str, _Count],
   items=Mapping[str, Any],
+  dropped_keys=Mapping[str, tuple[str, ...]],
   values=Mapping[str, Mapping[str, _Count]],
   settings=Mapping[str, Any],
 )
@@ -67,11 +68,12 @@ def write_shard(job: Job, piece: int, out: str) -> dict[str, Any]:
   Returns:
     The note: file, records, bytes, sha256, input, read, dropped and changed records by reason, what
     became of every item of the input (see `Ledger.summary`), values of the licence and source
-    fields, settings.
+    fields, settings, and the keys of dropped records that have one.
   """
   source = open_inputs(job)
   ledger, changed, described = Ledger(source.unit), Counter(), source.describe(piece)
   values = {name: Counter() for name in _COUNTED}
+  named: dict[str, list[str]] = {}
 
   def records():
     for outcome in source.read(piece, ledger.find):
@@ -85,6 +87,8 @@ def write_shard(job: Job, piece: int, out: str) -> dict[str, Any]:
         _check_writable(record)
       except Dropped as dropped:
         ledger.drop(dropped.reason, outcome.items)
+        if dropped.key is not None:
+          named.setdefault(dropped.reason, []).append(dropped.key)
         continue
       ledger.take(outcome)
       changed.update((*outcome.changes, *changes))
@@ -110,6 +114,7 @@ def write_shard(job: Job, piece: int, out: str) -> dict[str, Any]:
     "items": ledger.summary(),
     "values": {name: _most_frequent(seen) for name, seen in values.items() if seen},
     "settings": job.settings,
+    **({"dropped_keys": _sorted(named)} if named else {}),
   }
   _write_json(_note_path(out, piece, len(source)), note)
   return note
@@ -139,7 +144,7 @@ def is_finished(job: Job, piece: int, out: str) -> dict[str, Any] | None:
     if not adds_up or not whole or unaccounted(note["items"]):
       return None
     shard = Path(out) / f"{shard_name(piece, len(source))}.array_record"
-    if not note.keys() >= _NOTE.keys() or note["file"] != shard.name:
+    if not note.keys() >= _NOTE.keys() - {"dropped_keys"} or note["file"] != shard.name:
       return None
     size = shard.stat().st_size
   except (OSError, UserError, KeyError):  # Missing or damaged: write the shard again.
@@ -190,7 +195,10 @@ def write_manifest(
   if not all(notes):
     return None
   dropped, changed, values = Counter(), Counter(), {name: Counter() for name in _COUNTED}
+  named: dict[str, list[str]] = {}
   for note in notes:
+    for reason, keys in note.get("dropped_keys", {}).items():
+      named.setdefault(reason, []).extend(keys)
     dropped.update(note["dropped"])
     changed.update(note["changed"])
     for name in _COUNTED:
@@ -218,6 +226,8 @@ def write_manifest(
     "source": source,
     "values": {name: _most_frequent(seen) for name, seen in values.items() if seen},
     "settings": job.settings,
+    **({"dropped_keys": _sorted(named)} if named else {}),
+    **({"sets": sets} if (sets := open_inputs(job).attribution) else {}),
     "shards": [{name: note[name] for name in kept if name in note} for note in notes],
   }
   _write_json(Path(out) / "manifest.json", manifest)
