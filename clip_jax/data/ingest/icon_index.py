@@ -36,7 +36,7 @@ def write_index(out: str, processes: int = 1) -> dict[str, Any]:
     processes: number of parallel processes.
 
   Returns:
-    The content of `icons.json`: counts, held-out sets, concepts and synonyms.
+    The content of `SUMMARY`: counts, held-out sets, concepts and synonyms.
   """
   known, thumbnails = _read(out, processes)
   n = len(thumbnails)
