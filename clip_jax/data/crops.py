@@ -179,10 +179,21 @@ def _resized(picture, box, size, *, jpeg_draft, inside=False, fast=False):
     down = along = 0
   cut = pixels[y : math.ceil(bottom) + down, x : math.ceil(right) + along]
   return np.asarray(
-    Image.fromarray(cut).resize(
+    _image(cut).resize(
       size[::-1],
       Image.Resampling.BILINEAR if fast else Image.Resampling.BICUBIC,
       (left - x, top - y, right - x, bottom - y),
       reducing_gap=1.0 if fast else None,
     )
   )
+
+
+def _image(cut):
+  """Makes a Pillow image of a part of an array without a copy of it in between."""
+  height, width = cut.shape[:2]
+  whole = cut.base
+  if not (isinstance(whole, np.ndarray) and whole.flags.c_contiguous and cut.strides[1:] == (3, 1)):
+    return Image.fromarray(cut)
+  start = cut.__array_interface__["data"][0] - whole.__array_interface__["data"][0]
+  content: Any = memoryview(whole).cast("B")[start:]  # type: ignore[arg-type]
+  return Image.frombuffer("RGB", (width, height), content, "raw", "RGB", cut.strides[0], 1)

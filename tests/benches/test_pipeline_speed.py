@@ -1,14 +1,18 @@
 """The pipeline benchmarks compare equal work; start-up time and memory stay bounded."""
 
+import io
 import itertools
 import mmap
 import time
 
 import numpy as np
+from PIL import Image
 import pytest
 
 from clip_jax.benches import pipeline_speed
 from clip_jax.data import Examples, ScoreFilter, Subset, batches, write_scores
+from clip_jax.data.crops import RandomResizedCrop, _resized
+from clip_jax.data.decode import Picture
 from clip_jax.data.sources.shapes import Shapes
 
 SOURCE = pipeline_speed.Jpegs(80, 60, 3)
@@ -24,12 +28,16 @@ def test_every_variant_is_measured_at_every_size(numbers):
     "pipeline",
     "plain loop",
     "Pillow only",
+    "fastest Pillow loop",
     "pipeline, jpeg_draft=False",
     'pipeline, interpolation="fast"',
   )
   for size in ("80x60", "200x150"):
     for way in ways:
       assert numbers[f"{size} {way}, images per CPU-second"] > 10
+    rates = [numbers[f"{size} {way}, images per CPU-second"] for way in (ways[0], ways[3])]
+    fraction = numbers[f"{size} pipeline as a fraction of the fastest Pillow loop"]
+    assert fraction == pytest.approx(rates[0] / rates[1])
     assert -90 < numbers[f"{size} Grain's overhead over the plain loop, %"] < 500
 
 
@@ -52,6 +60,22 @@ def test_pillow_makes_the_same_examples():
     assert a.keys() == b.keys()
     for name in a:
       np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_the_fastest_pillow_loop_gives_the_pixels_and_tokens_of_the_pipeline():
+  source, rng = pipeline_speed.Jpegs(200, 150, 3), np.random.default_rng(0)
+  crop = RandomResizedCrop(32)
+  for k in range(12):
+    encoded, box = source.images[k % 3], crop.box(150, 200, rng)
+    if k == 0:
+      box = (37, 50, 200, 150)  # To the last pixel.
+    ours = _resized(Picture(encoded), box, (32, 32), jpeg_draft=True, inside=True)
+    image = Image.open(io.BytesIO(encoded))
+    np.testing.assert_array_equal(pipeline_speed.pillow_crop(image, box, 32), ours)
+  counter = []
+  batch = next(pipeline_speed.pillow_loop(source, 32, counter))
+  assert batch["image"].shape == (16, 32, 32, 3) and len(counter) == 16
+  assert batch["tokens"].dtype == np.int32 and batch["tokens"].shape[0] == 16
 
 
 def test_the_plain_loop_makes_the_same_batches_as_the_pipeline():

@@ -304,3 +304,19 @@ def test_random_damage_gives_pixels_or_one_kind_of_error(format):
       assert decode(damaged).dtype == np.uint8
     with contextlib.suppress(Dropped):
       clean({"image": damaged, "text": "x"}, Cleaning(max_side=16))
+
+
+def test_the_properties_of_a_jpeg_are_found_in_its_header():
+  image, exif = Image.new("RGB", (60, 40), (9, 99, 200)), Image.Exif()
+  exif[0x0112] = 6
+  for progressive in (False, True):
+    for options in ({}, {"exif": exif}, {"icc_profile": bytes(70_000)}, {"comment": b"\xff\xc2"}):
+      out = io.BytesIO()
+      image.save(out, "JPEG", progressive=progressive, **options)
+      encoded = out.getvalue()
+      expected = ("exif" in options, progressive)
+      assert decode_lib._jpeg_properties(encoded) == expected
+      padded = encoded[:2] + b"\xff\xff" + encoded[2:]  # Fill bytes before a marker.
+      assert decode_lib._jpeg_properties(padded) == expected
+  for cut in range(2, 200):
+    decode_lib._jpeg_properties(encoded[:cut])
