@@ -8,6 +8,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from clip_jax.errors import UserError
+from clip_jax.parallel.mesh import BATCH
 from clip_jax.parallel.tree_paths import leaves_by_name, path_name
 
 STACKED = "blocks"  # Parameters below this key have a leading [depth] axis, scanned over.
@@ -25,15 +26,20 @@ TENSOR_RULES = (
 )
 
 
+# Arrays with an entry for each record of the data, which only the rows of a batch read and write.
+PER_EXAMPLE = re.compile(r"(^|/)per_example/")
+
+
 def state_shardings(state: Any, mesh: Mesh, *, min_size: int = 2**14) -> Any:
   """Returns the sharding of each array of a train state.
 
   Tensor parallelism comes first, by name: the axis in `TENSOR_RULES`, where the tensor axis of the
   mesh divides it. FSDP is next, by shape: arrays of at least `min_size` elements are sharded along
   the largest remaining axis that the fsdp axis of the mesh divides. The depth axis of stacked
-  blocks is never sharded, because the scan over blocks reads one slice at a time. Everything else
-  is replicated. Optimizer states contain the names and shapes of their parameters, so they are
-  sharded like them.
+  blocks is never sharded, because the scan over blocks reads one slice at a time. Arrays with one
+  entry per record (`PER_EXAMPLE`) are sharded over the data-parallel and the fsdp axes together.
+  Everything else is replicated. Optimizer states contain the names and shapes of their parameters,
+  so they are sharded like them.
 
   Args:
     state: pytree of arrays or of their shapes.
@@ -51,6 +57,8 @@ def state_shardings(state: Any, mesh: Mesh, *, min_size: int = 2**14) -> Any:
   def one(path, x):
     spec: list[str | None] = [None] * x.ndim
     name = path_name(path)
+    if PER_EXAMPLE.search(name) and x.shape[0] % (mesh.shape["data"] * fsdp) == 0:
+      return NamedSharding(mesh, P(BATCH))
     stacked = STACKED in name.split("/")
     axis = _tensor_axis(name, x.ndim)
     if tensor > 1 and axis is not None and x.shape[axis] % tensor == 0:
@@ -97,8 +105,8 @@ def describe_shardings(state: Any) -> list[tuple[str, str, str, int]]:
   for name, x in leaves_by_name(state).items():
     split = ", ".join(
       f"{n} / {axis} {x.sharding.mesh.shape[axis]}"
-      for n, axis in zip(x.shape, x.sharding.spec)
-      if axis
+      for n, axes in zip(x.shape, x.sharding.spec)
+      for axis in ((axes,) if isinstance(axes, str) else axes or ())
     )
     rows.append(
       (

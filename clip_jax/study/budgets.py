@@ -13,6 +13,7 @@ from clip_jax.data.subset import count as number_of
 from clip_jax.errors import UserError
 from clip_jax.model.learner import abstract_learner
 from clip_jax.planning.chips import CHIPS
+from clip_jax.training.setup import with_examples
 
 # Peak dense bfloat16 FLOP/s of one accelerator, from its data sheet. The planner (CHIPS) does not
 # cover the older ones.
@@ -29,7 +30,7 @@ UTILISATION = 0.4  # Default fraction of the peak that training reaches.
 
 def compute_of(config: ConfigDict) -> ModelCompute:
   """Counts the compute per example of a config, without reading its data."""
-  learner = abstract_learner(config)
+  learner = abstract_learner(with_examples(config, 1))  # Their number changes no FLOPs.
   B, sides = (
     config.data.batch_size,
     {name: tuple(build(view.crop).size) for name, view in config.data.views.images.items()},

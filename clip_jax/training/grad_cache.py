@@ -30,7 +30,9 @@ def grad_cache(embed: Callable, pieces: int) -> Callable:
     def one(mean, i):
       piece = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, axis=1, keepdims=False), rows)
       new, z = embed(params, stats, *piece)
-      return jax.tree.map(lambda m, n, o: m + (n - o) / pieces, mean, new, stats), z
+      # What `embed` only passes on stays as it is, for example the objective's state per record.
+      average = lambda m, n, o: m if n is o else m + (n - o) / pieces
+      return jax.tree.map(average, mean, new, stats), z
 
     stats, z = lax.scan(jax.checkpoint(one, prevent_cse=False), stats, jnp.arange(pieces))
     return stats, jax.tree.map(lambda x: shard_batch(x.swapaxes(0, 1).reshape(-1, *x.shape[2:])), z)

@@ -1,6 +1,7 @@
 """Building and checking a config, before anything runs on a device; and compiling its step."""
 
 from collections.abc import Callable
+import copy
 import dataclasses
 from typing import Any
 
@@ -9,7 +10,7 @@ from ml_collections.config_dict import ConfigDict
 import numpy as np
 
 from clip_jax.cli.formatting import table
-from clip_jax.config import build
+from clip_jax.config import build, calls
 from clip_jax.costs.model_compute import ModelCompute, count_compute
 from clip_jax.data.pipeline import Examples
 from clip_jax.errors import UserError
@@ -74,6 +75,7 @@ def build_setup(config: ConfigDict, *, mesh: jax.sharding.Mesh | None = None) ->
   """
   check_sections(config)
   data, training = build(config.data), build(config.train)
+  config = with_examples(config, len(data.source))
   mesh = build(config.mesh) if mesh is None else mesh
   mesh_lib.check_divisible(
     data.batch_size, devices=mesh_lib.batch_shards(mesh), microbatches=training.microbatches
@@ -115,6 +117,22 @@ def build_setup(config: ConfigDict, *, mesh: jax.sharding.Mesh | None = None) ->
     dtypes=dtypes,
     compute=count_compute(learner, batch),
   )
+
+
+def with_examples(config: ConfigDict, examples: int) -> ConfigDict:
+  """Returns a config whose objectives know the number of records that they train on.
+
+  Objectives that keep state for every record have an argument `examples`. None is replaced in a
+  copy, so that the saved config has the number, and readers of a run need not have its data.
+  """
+  unknown = lambda spec: "examples" in spec and spec.examples is None
+  if not any(unknown(spec) for spec in calls(config.objective)):
+    return config
+  config = copy.deepcopy(config)
+  with config.ignore_type(), config.unlocked():
+    for spec in filter(unknown, calls(config.objective)):
+      spec.examples = examples
+  return config
 
 
 def abstract_state(init_state: Callable[[int], TrainState], mesh: jax.sharding.Mesh) -> TrainState:

@@ -54,7 +54,9 @@ def make_gradients(
       }
     learner = nnx.merge(graphdef, params, stats)
     z = learner.objective.embed(learner.model, batch, train=True, key=model_keys)
-    return lax.stop_gradient(split_state(learner)[2]), jax.tree.map(shard_batch, z)
+    # Arrays that no tower changed stay the same objects, so that `grad_cache` leaves them alone.
+    constant = lambda new, old: old if new is old else lax.stop_gradient(new)
+    return jax.tree.map(constant, split_state(learner)[2], stats), jax.tree.map(shard_batch, z)
 
   def gradients(state, batch):
     def loss_fn(params):

@@ -25,6 +25,7 @@ FOLDER = Path(__file__).parent / "configs"
 # The arguments of each config, given after the colon; configs without an entry take none.
 ARGUMENTS = {
   "benchmark": ("B/16", "resnet50", "convnext-T", "swin-T", "mixer-B/32", "slip-B/16", "B/32@DIR"),
+  "global_clip": ("v0", "v1", "v2", "v3"),
   "clip_augment": ("crop_flip", "randaugment", "stacked"),
   **dict.fromkeys(
     ("slip", "flip", "flip_tuning", "siglip", "clipa", "clipa_tuning"), ("study", "paper")

@@ -14,6 +14,7 @@ from clip_jax.model.two_towers import l2_normalize
 from clip_jax.objectives.caption_groups import row_hashes
 from clip_jax.objectives.clip import Clip
 from clip_jax.objectives.flip import flip
+from clip_jax.objectives.global_clip import GlobalClip
 from clip_jax.objectives.siglip import Siglip
 from clip_jax.objectives.slip import Slip
 from clip_jax.parallel import mesh as mesh_lib, partition, placement
@@ -28,6 +29,10 @@ SMALL = dict(projection_hidden_dim=32, outputs=16, dtype="float32")
 OBJECTIVES = {
   "clip": call(Clip),
   "flip-grouped-blockwise": call(flip, chunk_size=4, same_caption="positive"),
+  "global": call(GlobalClip, version="v3", gamma=0.5, gamma_decay_epochs=1.0, examples=40),
+  "global-own-temperatures-grouped-blockwise": call(
+    GlobalClip, version="v2", chunk_size=4, same_caption="ignore", keep_patches=0.75, examples=40
+  ),
   "siglip": call(Siglip),
   "siglip-masked-grouped-blockwise": call(
     Siglip, keep_patches=0.75, chunk_size=8, same_caption="ignore"
@@ -49,6 +54,7 @@ SCALES = {Clip: dict(temperature=1 / 14.3), Siglip: dict(scale=10.0, bias=-10.0)
 def repeated(K=1, seed=0):
   """A batch in which every caption occurs twice; with K captions per image, [B, K, L]."""
   data = batch(B, seed)
+  data["index"] = np.random.default_rng(seed).integers(0, 40, B)  # Some records occur twice.
   data["tokens"][B // 2 :] = data["tokens"][: B // 2]
   if K > 1:
     more = [batch(B, seed=seed + k)["tokens"] for k in range(1, K)]
@@ -75,7 +81,11 @@ def trained(objective, *, mesh=None, microbatches=1, steps=3, optimizer=None, da
   return jax.device_get(state), losses
 
 
-@pytest.fixture(scope="module", params=OBJECTIVES)
+SLOW = ("global-own-temperatures-grouped-blockwise",)
+NAMES = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in OBJECTIVES]
+
+
+@pytest.fixture(scope="module", params=NAMES)
 def plain(request):
   """An objective, and the result of three plain steps on one device."""
   return OBJECTIVES[request.param], trained(OBJECTIVES[request.param])
@@ -87,7 +97,9 @@ def check_same(one, other):
   np.testing.assert_allclose(their_losses, losses, rtol=1e-5)
   assert largest_difference(their_state.params, state.params) < 2e-6
   if state.stats:
-    assert largest_difference(their_state.stats, state.stats) < 4e-6
+    # Logarithms of normalisers, up to 14, multiply the rounding of a cosine by the scale.
+    limit = 3e-5 if "per_example" in state.stats.get("objective", {}) else 4e-6
+    assert largest_difference(their_state.stats, state.stats) < limit
 
 
 def test_microbatches_match_one_batch(plain):
@@ -125,12 +137,12 @@ def test_microbatches_on_eight_devices_match_one():
   check_same(trained(objective), trained(objective, mesh=mesh_lib.make_mesh(8, 1), microbatches=2))
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", NAMES)
 def test_overfits_one_batch(name):
   made = learner(OBJECTIVES[name])
   optimizer = with_bounds(optax.adam(3e-3), param_bounds(made))
   step = jax.jit(step_lib.make_train_step(split_state(made)[0], optimizer, seed=0))
-  state, data = state_lib.init_train_state(made, optimizer), batch(B)
+  state, data = state_lib.init_train_state(made, optimizer), {**batch(B), "index": np.arange(B)}
   state, first = step(state, data)
   for _ in range(60):
     state, last = step(state, data)
