@@ -1,5 +1,6 @@
 """Evaluates a model, as in `python -m clip_jax.evaluate --model=MODEL --suite=FILE`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from clip_jax.cli.command import run_command
@@ -8,7 +9,7 @@ HELP = """Evaluates a model and records the settings, counts and standard errors
 
   python -m clip_jax.evaluate --model=MODEL --suite=evaluations/openclipart [--out=F.json]
   python -m clip_jax.evaluate --model=MODEL --classification=DIR [--templates=openai_80]
-  python -m clip_jax.evaluate --model=MODEL --retrieval=F.jsonl [--out=F.json]
+  python -m clip_jax.evaluate --model=MODEL --retrieval=F.csv [--image_root=DIR] [--out=F.json]
   python -m clip_jax.evaluate --model=MODEL --retrieval=DIR
 
   --model=MODEL              the workdir of a training run, an exported model, or another
@@ -22,9 +23,12 @@ HELP = """Evaluates a model and records the settings, counts and standard errors
   --templates=NAME           for --classification: none, openai_7, openai_80, a data set that OpenAI
                              published templates for (food101, ...), or a text file with one
                              template per line and {} where the class name goes
-  --retrieval=F.jsonl        your own captions, one {"image": path relative to F.jsonl, "caption":
-                             "..." or ["...", ...]} per line; or a folder of records that
-                             clip_jax.prepare wrote
+  --retrieval=F              your own captions: a table (.csv, .tsv, .jsonl or .json) with paths of
+                             images and their captions, as for clip_jax.prepare --format=table; or a
+                             folder of records that clip_jax.prepare wrote
+  --image_root=DIR           for a table: folder that paths start from (default: that of the table)
+  --image=NAME --text=NAME --delimiter=C --quotes=literal --on_error=skip --language=KEY
+                             for a table: as for clip_jax.prepare
   --resize=MODE              for --classification and --retrieval: squash, crop (resize the shorter
                              side and crop the centre) or central_crop (the same with the central
                              0.875), instead of the model's own preprocessing
@@ -36,6 +40,8 @@ HELP = """Evaluates a model and records the settings, counts and standard errors
 
 Exit codes: 0 done, 2 a mistake in the command, 130 stopped by Ctrl-C, 1 any other error.
 """
+
+_TABLE_FLAGS = ("image_root", "image", "text", "delimiter", "quotes", "on_error", "language")
 
 
 def main(arguments: list[str]) -> int:
@@ -56,6 +62,7 @@ def main(arguments: list[str]) -> int:
       "classification",
       "templates",
       "retrieval",
+      *_TABLE_FLAGS,
       "resize",
       "out",
       "trust",
@@ -128,27 +135,43 @@ def evaluators(flags: Any, has_suite: bool) -> dict[str, Any]:
         f"{' and --retrieval' if flag == 'resize' else ''}; for a suite, set "
         f"--suite.NAME.{flag}=VALUE."
       )
+  table = {name: getattr(flags, name) for name in _TABLE_FLAGS if getattr(flags, name) is not None}
+  if table and not flags.retrieval:
+    raise UserError(f"--{next(iter(table))} applies only to --retrieval=TABLE.")
   if flags.classification:
     source, classes = classification(flags.classification)
     made["classification"] = ZeroShot(
       source, classes, templates=flags.templates or "none", resize=flags.resize
     )
   if flags.retrieval:
-    made["retrieval"] = Retrieval(captioned(flags.retrieval), resize=flags.resize)
+    made["retrieval"] = Retrieval(captioned(flags.retrieval, table), resize=flags.resize)
   return made
 
 
-def captioned(where: str) -> Any:
-  """Returns the source that --retrieval names: a caption table, or records that `prepare` wrote."""
+def captioned(where: str, options: Mapping[str, Any]) -> Any:
+  """Returns the source that --retrieval names: a caption table, or records that `prepare` wrote.
+
+  Args:
+    where: the table, or the folder of the records.
+    options: of `CaptionTable`.
+  """
+  from collections import Counter
   from pathlib import Path
 
   from clip_jax.data.records import ArrayRecord
-  from clip_jax.data.sources.folder import Folder
+  from clip_jax.data.sources.caption_table import CaptionTable
+  from clip_jax.errors import UserError
 
   file = Path(where)
   if file.is_dir() or "://" in where or ".array_record" in file.name:
+    if options:
+      raise UserError(f"--{next(iter(options))} applies only to a table, and {where} is not one.")
     return ArrayRecord(where)
-  return Folder(str(file.parent), captions=file.name)
+  source = CaptionTable(where, **options)
+  print(source.describe())
+  for reason, n in Counter(left.reason for left in source.left_out).items():
+    print(f"  left out: {n:,} {reason}")
+  return source
 
 
 def classification(folder: str) -> tuple[Any, dict[str, Any]]:

@@ -12,6 +12,8 @@ from clip_jax.data.records import ArrayRecord
 from clip_jax.data.resize_then_crop import ResizeThenCrop
 from clip_jax.data.score_file import read_scores, write_scores
 from clip_jax.data.score_filter import ScoreFilter
+from clip_jax.data.sources.caption_files import CaptionFiles
+from clip_jax.data.sources.caption_table import CaptionTable
 from clip_jax.data.sources.folder import Folder
 from clip_jax.data.sources.icon_records import IconRecords
 from clip_jax.data.sources.iconify import Iconify
@@ -30,6 +32,8 @@ Quality = ScoreFilter  # The name until format 1.
 # What a saved config may name, see `clip_jax.config`.
 PARTS = (
   "ArrayRecord",
+  "CaptionFiles",
+  "CaptionTable",
   "CleanedTokenizer",
   "ClipBpe",
   "ColorJitter",
@@ -59,6 +63,8 @@ PARTS = (
 )
 __all__ = [
   "ArrayRecord",
+  "CaptionFiles",
+  "CaptionTable",
   "CleanedTokenizer",
   "ClipBpe",
   "ColorJitter",
