@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 import contextlib
 from pathlib import Path
-import string
 from typing import Annotated, Any
 
 import numpy as np
 import tokenizers
 
 from clip_jax.cli.values import ContextLength, FilePath, NonNegativeInt, OneOf, PositiveInt, checked
+from clip_jax.data.text_cleaning import CLEANERS
 from clip_jax.data.untrusted import MAX_JSON, read_regular
 from clip_jax.errors import UserError
 from clip_jax.interfaces import Tokenizer
@@ -88,21 +88,9 @@ def _one_kind_of_error(message):
     raise UserError(f"{message}: {error!s:.300}") from error
 
 
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
-CLEANERS = {
-  "lower": str.lower,
-  # Collapses white space. The next two also lower-case and remove punctuation: "words" as in
-  # big_vision and open_clip, "letters" as in Hugging Face, which keeps words joined by an
-  # underscore together.
-  "whitespace": lambda text: " ".join(text.split()),
-  "words": lambda text: " ".join(text.replace("_", " ").translate(_NO_PUNCTUATION).lower().split()),
-  "letters": lambda text: " ".join(text.translate(_NO_PUNCTUATION).lower().split()),
-}
-
-
 @checked
 class CleanedTokenizer:
-  """Wraps a tokenizer and cleans texts first; `clean` is a name in `CLEANERS`."""
+  """Wraps a tokenizer and cleans texts first; `clean` is a name in `text_cleaning.CLEANERS`."""
 
   def __init__(self, tokenizer: Tokenizer, clean: Annotated[str, OneOf(CLEANERS)]):
     self.tokenizer, self.clean = tokenizer, clean

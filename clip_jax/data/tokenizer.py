@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterable, Sequence
 import functools
 import gzip
-import html
+import importlib.util
 import io
+import logging
 import pathlib
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ import sentencepiece
 import tokenizers
 
 from clip_jax.cli.values import ContextLength, FilePath, Range, checked
+from clip_jax.data.text_cleaning import CLEANERS
 from clip_jax.data.untrusted import MAX_JSON, read_regular
 from clip_jax.errors import UserError
 from clip_jax.files import write_atomically
@@ -20,6 +22,7 @@ from clip_jax.files import write_atomically
 # (n, max_tokens) -> indices of the pieces to keep, for a text of n > max_tokens pieces.
 Keep = Callable[[int, int], Sequence[int]]
 
+_log = logging.getLogger(__name__)
 _FOLDER = pathlib.Path(__file__).parent / "assets" / "tokenizers"
 SHIPPED = ("openclipart-1k", "openclipart-4k")
 
@@ -191,8 +194,8 @@ class ClipBpe:
   A row is <|startoftext|>, the text's tokens, <|endoftext|>, padding. Truncated texts keep their
   end token. It has the largest id, and CLIP's text tower pools at its position.
 
-  As published, HTML entities are unescaped and white space is collapsed. Unlike the published code,
-  this does not repair wrongly decoded text (`ftfy`).
+  As published, texts are repaired with ftfy, HTML entities are unescaped and white space is
+  collapsed.
 
   Attributes:
     context_length: L.
@@ -204,15 +207,29 @@ class ClipBpe:
   vocab_size = 49_408
   bos_id, eos_id = 49_406, 49_407
 
-  def __init__(self, context_length: Annotated[int, Range(3, 2**20)] = 77):
-    self.context_length = context_length
+  def __init__(self, context_length: Annotated[int, Range(3, 2**20)] = 77, fix_text: bool = True):
+    """Sets the options.
+
+    Args:
+      context_length: L, the context length. Longer texts are truncated but keep their end token.
+      fix_text: whether to repair texts as OpenAI's and open_clip's code does, which needs ftfy, of
+        the [text] extra, for texts with "&" or beyond printable ASCII. If False, only their case
+        and white space are normalised, as in Hugging Face's CLIPTokenizer.
+    """
+    self.context_length, self.fix_text = context_length, fix_text
+    if fix_text and importlib.util.find_spec("ftfy") is None:
+      _log.warning(
+        "ClipBpe needs ftfy for texts with other than ASCII characters, and it is not installed. "
+        "Install it with pip install 'scaling-clip-jax[text]', or set fix_text=False."
+      )
 
   def __call__(self, texts: Sequence[str], keep: Keep | None = None) -> np.ndarray:
     """Texts -> int32 [len(texts), L]; long texts keep the pieces `keep` picks, or the first."""
-    texts = [" ".join(html.unescape(html.unescape(text)).split()) for text in texts]
+    if self.fix_text:
+      texts = [CLEANERS["open_clip_lower"](text) for text in texts]
     tokens = np.zeros((len(texts), self.context_length), np.int32)
     for row, text in zip(tokens, texts):
-      found = _clip_tokenizer().encode(text).ids
+      found = _clip_tokenizer(self.fix_text).encode(text).ids
       found = [self.bos_id, *_truncate(found, self.context_length - 2, keep), self.eos_id]
       row[: len(found)] = found
     return tokens
@@ -241,15 +258,22 @@ def clip_vocabulary() -> dict[str, int]:
 
 
 @functools.cache
-def _clip_tokenizer():
-  """Builds the tokenizer once per process, so that `ClipBpe` is cheap to construct and pickle."""
+def _clip_tokenizer(fixed: bool) -> tokenizers.Tokenizer:
+  """Builds a tokenizer once per process, so that `ClipBpe` is cheap to construct and pickle.
+
+  Args:
+    fixed: whether the texts it receives have been repaired and are in lower case.
+  """
   tokenizer = tokenizers.Tokenizer(
     tokenizers.models.BPE(clip_vocabulary(), clip_merges(), end_of_word_suffix="</w>")
   )
-  tokenizer.normalizer = tokenizers.normalizers.Sequence(
-    [tokenizers.normalizers.NFC(), tokenizers.normalizers.Lowercase()]
-  )
-  words = tokenizers.Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
+  if not fixed:
+    rules = tokenizers.normalizers
+    spaces = rules.Replace(tokenizers.Regex(r"\s+"), " ")
+    tokenizer.normalizer = rules.Sequence([rules.NFC(), spaces, rules.Lowercase()])
+  # The published pattern ignores the case, so that a long s, U+017F, counts as an s.
+  s = r"'[s\x{17f}]" if fixed else "'s"
+  words = tokenizers.Regex(s + r"|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
   tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
     [
       tokenizers.pre_tokenizers.Split(words, behavior="removed", invert=True),

@@ -351,25 +351,26 @@ def _tokenizer(folder, form, text):
   """Returns the directory's tokenizer, or OpenAI's built-in one if the vocabulary is CLIP's."""
   length, vocabulary = text["max_position_embeddings"], text["vocab_size"]
   own = saved_tokenizers.bundled_tokenizer(folder)
-  if own or (form == "clip" and vocabulary == ClipBpe.vocab_size):
-    return own or ClipBpe(length)
+  if own:
+    return own
   settings = saved_tokenizers.settings(folder)
   # SigLIP's tokenizer class cleans texts. SigLIP 2 was trained on lower-cased texts, but its
-  # tokenizer.json does not lower-case them.
+  # tokenizer.json does not lower-case them. Others leave everything to the tokenizer.json.
   clean = {"SiglipTokenizer": "letters", "Siglip2Tokenizer": "lower"}.get(
-    settings.get("tokenizer_class"), "lower" if form == "siglip" else "whitespace"
+    settings.get("tokenizer_class"), "lower" if form == "siglip" else None
   )
   if (folder / "tokenizer.json").is_file():
     default = text.get("pad_token_id") or 0
-    return CleanedTokenizer(
-      TokenizerJson(
-        str(folder / "tokenizer.json"), length, saved_tokenizers.padding(folder, default=default)
-      ),
-      clean,
+    made = TokenizerJson(
+      str(folder / "tokenizer.json"), length, saved_tokenizers.padding(folder, default=default)
     )
+    return CleanedTokenizer(made, clean) if clean else made
+  if form == "clip" and vocabulary == ClipBpe.vocab_size:
+    return ClipBpe(length, fix_text=False)
   if (folder / saved_tokenizers.PIECES).is_file():
     return CleanedTokenizer(
-      SentencePiece(str(folder / saved_tokenizers.PIECES), length, sticky_eos=True), clean
+      SentencePiece(str(folder / saved_tokenizers.PIECES), length, sticky_eos=True),
+      clean or "whitespace",
     )
   return MissingTokenizer(
     f"The checkpoint in {folder} has no tokenizer: neither tokenizer.json nor "

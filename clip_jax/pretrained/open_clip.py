@@ -73,7 +73,7 @@ _PROCESSOR: dict[str, Any] = dict(
   interpolation=str,
   resize_mode=str,
 )
-_CLEAN = {"canonicalize": "words", "lower": "lower", "whitespace": "whitespace"}
+_CLEAN = {name: f"open_clip_{name}" for name in ("canonicalize", "lower", "whitespace")}
 
 # Names of timm's SigLIP ViTs in open_clip's configs.
 TIMM = re.compile(r"vit_(base|large|so400m|giantopt)_patch(\d+)_siglip_(gap_)?(\d+)")
@@ -384,7 +384,7 @@ def _tokenizer(config, folder):
   file = folder / "tokenizer.json"
   if file.is_file() and not config.get("tokenizer_mode") and set(options) <= {"clean"}:
     made = TokenizerJson(str(file), length, saved_tokenizers.padding(folder, default=0))
-    return CleanedTokenizer(made, _CLEAN.get(options.get("clean"), "whitespace"))
+    return CleanedTokenizer(made, _CLEAN.get(options.get("clean"), _CLEAN["whitespace"]))
   return MissingTokenizer(
     f"The checkpoint in {folder} needs the tokenizer {named or 'of its vocabulary'}, but there "
     f"is no {file.name} that can be read. Download it, for example with hf-hub:ORG/NAME.",
@@ -397,7 +397,7 @@ def _tokenizer_options(tokenizer):
   """Returns the tokenizer settings of a text_cfg; OpenAI's tokenizer needs none."""
   if isinstance(tokenizer, ClipBpe):
     return {}
-  clean = getattr(tokenizer, "clean", "whitespace")
+  clean = getattr(tokenizer, "clean", "whitespace").removeprefix("open_clip_")
   return {
     "hf_tokenizer_name": "tokenizer of this directory",
     "tokenizer_kwargs": {
