@@ -272,3 +272,76 @@ def test_random_damage_gives_samples_and_counted_drops_only(compress):
       assert isinstance(got, (str, dict))
       reasons |= {got} if isinstance(got, str) else set()
   assert "truncated tar" in reasons
+
+
+def test_the_key_ends_at_the_first_dot_or_at_the_last():
+  members = [("a/1.5.jpg", b"J"), ("a/1.5.txt", b"T"), ("a/1.6.jpg", b"K"), ("a/1.6.txt", b"U")]
+  # As in webdataset, the endings are 5.jpg, 5.txt ... of the key a/1.
+  assert read(tar(members)) == []
+  assert left_out(tar(members)) == {".5.jpg": 1, ".5.txt": 1, ".6.jpg": 1, ".6.txt": 1}
+  assert read(tar(members[:2]), image="5.jpg", text="5.txt") == [
+    {"key": "a/1", "image": b"J", "text": b"T"}
+  ]
+  assert read(tar(members), key_dot="last") == [
+    {"key": "a/1.5", "image": b"J", "text": b"T"},
+    {"key": "a/1.6", "image": b"K", "text": b"U"},
+  ]
+
+
+def test_members_of_mac_archives_hidden_files_and_variants_are_counted():
+  folder = tarfile.TarInfo("d")
+  folder.type = tarfile.DIRTYPE
+  noise = [
+    folder,
+    ("./._00000.jpg", b"-"),
+    ("__MACOSX/00000.txt", b"-"),
+    ("d/.DS_Store", b"-"),
+    (".git/00000.jpg", b"-"),
+    ("00000.cls", b"7"),
+    ("00000.a.json", b"{}"),
+    ("00000.b.txt", b"-"),
+    ("00000.NPY", b"-"),
+    ("README", b"-"),
+  ]
+  members = [PAIRS[0], *noise[:5], PAIRS[1], *noise[5:], PAIRS[2]]
+  assert read(tar(members)) == SAMPLES[:1]
+  assert left_out(tar(members)) == {
+    "folders": 1,
+    "macOS metadata": 2,
+    "hidden": 2,
+    ".cls": 1,
+    ".a.json": 1,
+    ".b.txt": 1,
+    ".npy": 1,
+    "no ending": 1,
+  }
+
+
+def test_the_image_and_the_text_can_be_chosen():
+  notes = json.dumps({"caption": "c", "title": "t", "long": ["l", "m"]}).encode()
+  members = [
+    *(("1.jpg", b"J"), ("1.png", b"P"), ("1.txt", b"T"), ("1.alt", b"A"), ("1.json", notes)),
+    *(("2.PNG", b"Q"), ("2.json", b"{}")),
+  ]
+
+  def got(**options):
+    return [(r.get("image"), r.get("text")) for r in read(tar(members), fields=(), **options)]
+
+  assert got() == [(b"J", b"T"), (b"Q", None)]
+  assert left_out(tar(members)) == {".png": 1, ".alt": 1}
+  assert got(image="png;jpg") == [(b"P", b"T"), (b"Q", None)]
+  assert got(image="jpg", text="alt")[0] == (b"J", b"A")
+  assert got(text="title")[0] == (b"J", "t")
+  assert got(text="none;long;txt")[0] == (b"J", ["l", "m"])
+  assert got(image="webp") == [(None, b"T"), (None, None)]
+  assert left_out(tar(members), image="jpg", text="alt") == {".png": 2, ".txt": 1}
+
+
+def test_members_out_of_order_are_dropped_by_that_reason():
+  members = [(f"{i}.{ending}", b"x") for ending in ("jpg", "txt") for i in range(3)]
+  assert read(tar(members))[3:] == [webdataset.NOT_ADJACENT] * 3
+
+
+def test_a_name_that_is_not_utf_8_is_escaped():
+  [taken] = outcomes(tar([("\udce9t\udce9.jpg", b"J"), ("\udce9t\udce9.txt", b"T")]))
+  assert taken.record["key"] == "\\xe9t\\xe9" and taken.changes == ("name not UTF-8",)

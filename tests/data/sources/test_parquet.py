@@ -169,3 +169,108 @@ def test_an_index_out_of_range_raises_index_error(folder):
   for i in (-1, 40):
     with pytest.raises(IndexError, match=f"record {i} of 40"):
       Parquet(str(folder))[i]
+
+
+def as_type(values, kind):
+  return (
+    pa.array(values, kind)
+    if not pa.types.is_dictionary(kind)
+    else pa.array(values, kind.value_type).dictionary_encode()
+  )
+
+
+@pytest.mark.parametrize(
+  "kind",
+  [
+    pa.string(),
+    pa.large_string(),
+    pa.string_view(),
+    pa.dictionary(pa.int32(), pa.string()),
+    pa.binary(),
+    pa.binary_view(),
+  ],
+  ids=str,
+)
+def test_every_type_of_text_is_read(tmp_path, kind):
+  texts = ["é", "b", None]
+  if pa.types.is_binary(kind) or pa.types.is_binary_view(kind):
+    texts = [text and text.encode() for text in texts]
+  images = as_type([b"x", b"yy", b"z"], pa.large_binary())
+  pq.write_table(
+    pa.table({"image": images, "caption": as_type(texts, kind)}), tmp_path / "a.parquet"
+  )
+  source = Parquet(str(tmp_path))
+  assert [record["text"] for record in source] == ["é", "b", ""]
+  [taken] = source.outcomes(2)
+  assert taken.record["text"] is None
+
+
+@pytest.mark.parametrize(
+  "kind",
+  [
+    pa.binary(),
+    pa.large_binary(),
+    pa.binary_view(),
+    pa.binary(3),
+    pa.dictionary(pa.int32(), pa.binary()),
+    pa.list_(pa.uint8()),
+    pa.list_(pa.uint8(), 3),
+    pa.struct({"bytes": pa.large_binary(), "path": pa.string()}),
+  ],
+  ids=str,
+)
+def test_every_type_of_image_is_read(tmp_path, kind):
+  images = [b"abc", b"def"]
+  if pa.types.is_struct(kind):
+    images = [{"bytes": image, "path": None} for image in images]
+  elif not any(f(kind) for f in (pa.types.is_dictionary, pa.types.is_fixed_size_binary)):
+    images = [list(image) if hasattr(kind, "value_type") else image for image in images]
+  table = pa.table({"jpg": as_type(images, kind), "text": [["a"], ["b", "c"]]})
+  pq.write_table(table, tmp_path / "a.parquet")
+  assert list(Parquet(str(tmp_path))) == [
+    {"image": b"abc", "text": ["a"]},
+    {"image": b"def", "text": ["b", "c"]},
+  ]
+
+
+def test_fixed_size_lists_of_texts_and_files_of_nulls_are_read(tmp_path):
+  pairs = pa.array([["a", "b"], ["c", "d"]], pa.list_(pa.string(), 2))
+  pq.write_table(pa.table({"image": [b"x", b"y"], "caption": pairs}), tmp_path / "a.parquet")
+  assert [r["text"] for r in Parquet(str(tmp_path))] == [["a", "b"], ["c", "d"]]
+  nulls = pa.table({"image": pa.nulls(2), "caption": pa.nulls(2)})
+  pq.write_table(nulls, tmp_path / "b.parquet")
+  source = Parquet(str(tmp_path))
+  assert len(source) == 4
+  with pytest.raises(Dropped, match="no image"):
+    source[3]
+
+
+def test_images_can_be_files_in_a_folder(tmp_path):
+  (tmp_path / "photos").mkdir()
+  (tmp_path / "photos/1.jpg").write_bytes(b"J")
+  (tmp_path / "private").write_bytes(b"-")
+  rows = pa.table({"file_name": ["1.jpg", "../private", "2.jpg"], "caption": ["a", "b", "c"]})
+  pq.write_table(rows, tmp_path / "a.parquet")
+  with pytest.raises(UserError, match=r"'file_name' of .* has paths of images. Set image_root=DIR"):
+    Parquet(f"{tmp_path}/a.parquet")
+  source = Parquet(f"{tmp_path}/a.parquet", image_root=tmp_path / "photos")
+  assert source[0] == {"image": b"J", "text": "a"}
+  with pytest.raises(OSError, match="'../private' is outside"):
+    source[1]
+  with pytest.raises(FileNotFoundError):
+    source[2]
+
+
+def test_texts_by_language_and_repeated_columns_are_named(tmp_path):
+  images = pa.array([b"x"])
+  by_language = pa.table({"image": images, "caption": [{"en": "dog", "de": "Hund"}]})
+  pq.write_table(by_language, tmp_path / "a.parquet")
+  with pytest.raises(UserError, match="has texts by name: en, de. Choose .*language=NAME"):
+    Parquet(f"{tmp_path}/a.parquet")
+  assert Parquet(f"{tmp_path}/a.parquet", language="de")[0]["text"] == "Hund"
+  twice = pa.Table.from_arrays(
+    [images, pa.array(["a"]), pa.array(["b"])], ["image", "text", "text"]
+  )
+  pq.write_table(twice, tmp_path / "b.parquet")
+  with pytest.raises(UserError, match="b.parquet has several columns named text"):
+    Parquet(f"{tmp_path}/b.parquet")
