@@ -122,12 +122,17 @@ def _image(image, max_side, quality, changes):
   reasons = _reencoding_reasons(image)
   picture = _try(Picture, image)
   longest, shrink = max(picture.height, picture.width), 1
-  if max_side and picture.can_shrink:
+  kept = not reasons and not (max_side and longest > max_side)
+  if kept and picture.can_shrink:
+    shrink = 8  # Reads all of the JPEG, so that damage is found, but computes few of the pixels.
+  elif max_side and picture.can_shrink:
     # Decode to at least 1.5 times the final size, so that the decoder's scaling is not visible.
     shrink = max(k for k in (1, 2, 4, 8) if k == 1 or longest >= 1.5 * k * max_side)
-  pixels = _downscale(_try(picture.pixels, shrink), max_side, reasons)
+  pixels = _try(picture.pixels, shrink)
+  if not kept:
+    pixels = _downscale(pixels, max_side, reasons)
   changes.extend(reasons)
-  if not reasons:
+  if kept:
     if image.startswith(b"\xff\xd8") and b"Exif\0\0" in image:
       changes.append("EXIF removed")
       return _without_exif(image)

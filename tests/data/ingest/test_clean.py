@@ -8,9 +8,10 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from clip_jax.data.decode import decode
+from clip_jax.data.decode import UnreadableImage, decode
 from clip_jax.data.ingest.clean import Cleaning, clean
 from clip_jax.data.outcomes import Dropped
+from mutations import damaged_bytes
 
 
 def scene(height=48, width=64):
@@ -236,3 +237,24 @@ def test_a_labeled_record_needs_no_text_and_keeps_its_other_fields():
   data = encoded(Image.fromarray(scene()), "PNG")
   raw = {"image": data, "label": 0, "url": "u"}
   assert clean(raw) == (raw, [])
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_the_quick_look_at_a_jpeg_finds_all_damage_that_decoding_finds(progressive):
+  noise = np.random.default_rng(0).integers(-20, 20, (48, 64, 3))
+  picture = Image.fromarray((scene() + noise).clip(0, 255).astype(np.uint8))
+  data = encoded(picture, "JPEG", progressive=progressive)
+  found = {True: 0, False: 0}
+  for damaged in damaged_bytes(data, 200):
+    try:
+      decode(damaged)
+      readable = True
+    except UnreadableImage:
+      readable = False
+    found[readable] += 1
+    try:
+      image_of(damaged)
+      assert readable
+    except Dropped:
+      assert not readable
+  assert min(found.values()) > 5
