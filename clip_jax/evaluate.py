@@ -85,7 +85,13 @@ def main(arguments: list[str]) -> int:
   from clip_jax.parallel.jax_private import protect_compiled_programs
 
   protect_compiled_programs()
-  rendezvous.start(flags.coordinator, flags.processes, flags.process)
+  with rendezvous.start(flags.coordinator, flags.processes, flags.process):
+    _evaluate(flags, where, suite)
+  return 0
+
+
+def _evaluate(flags, where, suite):
+  """Loads the model, and prints and writes the results of all evaluators."""
   import jax
 
   from clip_jax.evaluators.embedding_cache import EmbeddingCache
@@ -98,7 +104,6 @@ def main(arguments: list[str]) -> int:
   evaluate_all(suite, context, lambda name: say(f"{name}:"))
   if jax.process_index() == 0:
     report(context, where, flags.out)
-  return 0
 
 
 def evaluators(flags: Any, has_suite: bool) -> dict[str, Any]:

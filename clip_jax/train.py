@@ -20,8 +20,8 @@ Ctrl-C saves after the current step and stops; a second one stops at once. Compi
 cached in ~/.cache/clip_jax, or in JAX_COMPILATION_CACHE_DIR if that is set.
 
 Exit codes: 0 done, 1 any other error, 2 a mistake in the command, 3 trained and saved, but an
-evaluator failed: rerun the command to evaluate what is missing, 75 saved after SIGTERM: rerun the
-command to resume, 130 stopped by Ctrl-C.
+evaluator failed: rerun the command to evaluate what is missing, 75 saved after SIGTERM, or another
+process of the run was lost: rerun the command to resume, 130 stopped by Ctrl-C.
 """
 
 
@@ -59,24 +59,10 @@ def main(arguments: list[str]) -> int:
   from clip_jax.parallel.jax_private import protect_compiled_programs
 
   protect_compiled_programs()
-  rendezvous.start(flags.coordinator, flags.processes, flags.process)
-  from jax.errors import JaxRuntimeError
+  with rendezvous.start(flags.coordinator, flags.processes, flags.process):
+    from clip_jax.training.loop import run
 
-  from clip_jax.training.loop import run
-
-  try:
     return run(flags.config, flags.workdir)
-  except JaxRuntimeError as e:
-    from clip_jax.parallel.agreement import unresponsive
-
-    if others := unresponsive():
-      # If the error is a lost connection, these died; otherwise this process failed by itself.
-      e.add_note(
-        f"{rendezvous.list_processes(others)} did not report a failure. If this error is about "
-        "a connection, they have died: look at the end of their logs. Restart all "
-        "processes to resume from the last checkpoint."
-      )
-    raise
 
 
 if __name__ == "__main__":

@@ -147,28 +147,6 @@ def all_gather_objects(mine: dict[str, Any]) -> list[dict[str, Any]]:
   return reports
 
 
-def unresponsive(seconds: float = 10) -> list[int]:
-  """Returns the processes that do not report a failed step within some seconds.
-
-  When a process dies, a collective fails on all others with an error that names nobody. This
-  finds out which one died. When a process fails by itself, the others are the unresponsive ones,
-  because they are waiting for it.
-  """
-  if jax.process_count() == 1:
-    return []
-  client, me = coordination_client(), jax.process_index()
-  key, deadline = "clip_jax/failed/{}".format, time.monotonic() + seconds
-  try:
-    client.key_value_set(key(me), "true")
-  except jax.errors.JaxRuntimeError:  # Process 0 hosts the key-value store.
-    return [0]
-  return [
-    i
-    for i in range(jax.process_count())
-    if i != me and _value(client, key(i), deadline - time.monotonic()) is None
-  ]
-
-
 def _value(client, key, seconds):
   try:
     return json.loads(client.blocking_key_value_get(key, max(int(1e3 * seconds), 1)))

@@ -21,13 +21,14 @@ import jax
 import clip_jax
 from clip_jax.errors import UserError
 from clip_jax.parallel.jax_private import detect_cluster
+from clip_jax.parallel.peer_watch import Peer, PeerWatch, relay
 
 TIMEOUT = 300  # Seconds to wait for other processes, unless CLIP_JAX_TIMEOUT is set.
 
 
 def start(
   coordinator: str | None = None, processes: str | None = None, process: str | None = None
-) -> None:
+) -> contextlib.AbstractContextManager:
   """Joins a multi-process run, if this process belongs to one; call before JAX looks for devices.
 
   The run is described by the three arguments, or by the environment variables CLIP_JAX_COORDINATOR,
@@ -38,6 +39,9 @@ def start(
     coordinator: HOST:PORT of process 0.
     processes: number of processes.
     process: index of this process, from 0.
+
+  Returns:
+    A context for the run, which ends this process if another one is lost or fails; see `PeerWatch`.
 
   Raises:
     UserError: some of the three are missing or invalid, or processes do not answer or run another
@@ -53,22 +57,29 @@ def start(
   }
   place = _from_arguments(**arguments) if any(arguments.values()) else _from_environment(os.environ)
   if place is None or place[1] == 1:
-    return
+    return contextlib.nullcontext()
   coordinator, n, i, devices = place
   seconds = timeout_seconds()
-  roll_call(
+  peers = roll_call(
     coordinator, n, i, {"code": code_version(), "libraries": library_versions()}, timeout=seconds
   )
-  jax.distributed.initialize(
-    coordinator,
-    n,
-    i,
-    local_device_ids=devices,
-    cluster_detection_method="deactivate",
-    initialization_timeout=seconds,
-    shutdown_timeout_seconds=60,
-  )  # Grace period after one fails.
-  jax.devices()  # Blocks until every process is here, so call it now, while all are known to run.
+  watch = PeerWatch(i, peers)
+  with contextlib.ExitStack() as stack:
+    stack.push(watch)  # Only if joining fails; otherwise the caller enters it.
+    address = relay(coordinator) if i else coordinator
+    with _no_proxy("127.0.0.1"):
+      jax.distributed.initialize(
+        address,
+        n,
+        i,
+        local_device_ids=devices,
+        cluster_detection_method="deactivate",
+        initialization_timeout=seconds,
+        shutdown_timeout_seconds=60,
+      )  # Grace period after one fails.
+    jax.devices()  # Blocks until every process is here, so call it now, while all are known to run.
+    stack.pop_all()
+  return watch
 
 
 def _from_arguments(coordinator, processes, process):
@@ -214,7 +225,7 @@ def timeout_seconds() -> int:
 
 def roll_call(
   coordinator: str, processes: int, process: int, facts: dict[str, str], *, timeout: float
-) -> None:
+) -> dict[int, Peer]:
   """Waits until all processes have reported in, and checks that they agree.
 
   `jax.distributed.initialize` would abort a process that waits in vain, with a C++ stack trace that
@@ -227,21 +238,41 @@ def roll_call(
     facts: values that must be the same on all processes, by name.
     timeout: seconds.
 
+  Returns:
+    The connections, which stay open: to all others in process 0, and to process 0 in the others.
+
   Raises:
     UserError: names the processes that are missing or differ; on every process that reported in.
   """
-  me = {"process": process, "number of processes": processes, "host": socket.gethostname(), **facts}
+  me = {
+    "process": process,
+    "number of processes": processes,
+    "host": socket.gethostname(),
+    "pid": os.getpid(),
+    **facts,
+  }
   deadline = time.monotonic() + timeout
   if process:
-    problem = _send_report(coordinator, me, deadline, timeout)
+    problem, peers = _send_report(coordinator, me, deadline, timeout)
   else:
-    problem = _collect_reports(coordinator, me, deadline, timeout)
+    problem, peers = _collect_reports(coordinator, me, deadline, timeout)
   if problem:
+    for peer in peers.values():
+      peer.connection.close()
     raise UserError(problem)
+  return peers
+
+
+def _peer(connection, report):
+  return Peer(connection, f"process {report['process']} (pid {report['pid']} on {report['host']})")
 
 
 def _collect_reports(coordinator, me, deadline, timeout):
-  """Process 0's side of a roll call: sends the problem, or "" for none, to all, and returns it."""
+  """Process 0's side of a roll call: sends the problem, or "" for none, to all.
+
+  Returns:
+    The problem, and the connected processes by index.
+  """
   port = int(coordinator.rpartition(":")[2])
   both = socket.has_dualstack_ipv6()
   try:
@@ -256,16 +287,16 @@ def _collect_reports(coordinator, me, deadline, timeout):
       f"Process 0 cannot listen on port {port} of --coordinator={coordinator}: "
       f"{e.strerror}. Is another run using it? Choose another port."
     ) from e
-  present, lines, n, problem = {0: me}, [], me["number of processes"], ""
+  present, connections, n, problem = {0: me}, [], me["number of processes"], ""
   with server:
     while len(present) < n and not problem:
       server.settimeout(max(deadline - time.monotonic(), 0.01))
       try:
         connection, _ = server.accept()
         connection.settimeout(10)
-        line = connection.makefile("rw")
-        one = json.loads(line.readline())
+        one = json.loads(_line(connection))
         number, host = one["process"], one["host"]
+        peer = _peer(connection, one)
       except TimeoutError:
         if time.monotonic() > deadline:
           missing = [i for i in range(n) if i not in present]
@@ -277,7 +308,7 @@ def _collect_reports(coordinator, me, deadline, timeout):
         continue
       except (OSError, ValueError, TypeError, KeyError):  # Not our process, e.g. a port scan.
         continue
-      lines.append(line)
+      connections.append((number, peer))
       if number in present:
         problem = (
           f"Two processes claim index {number}, the second one on {host}. Is another run "
@@ -285,39 +316,50 @@ def _collect_reports(coordinator, me, deadline, timeout):
         )
       present[number] = one
       problem = problem or describe_differences(present)
-    for line in lines:
-      try:
-        line.write(json.dumps(problem) + "\n")
-        line.close()
-      except OSError:  # A process that died will be noticed soon enough.
-        pass
-  return problem
+    reply = {"problem": problem, **{name: me[name] for name in ("process", "host", "pid")}}
+    for _, peer in connections:
+      # A process that died will be noticed soon enough.
+      with contextlib.suppress(OSError):
+        peer.connection.sendall((json.dumps(reply) + "\n").encode())
+  return problem, dict(connections)
 
 
 def _send_report(coordinator, me, deadline, timeout):
-  """The other processes' side of a roll call: reports to process 0, and returns its reply."""
+  """The other processes' side of a roll call: reports to process 0.
+
+  Returns:
+    The problem that process 0 replies, and the connection to it.
+  """
   host, _, port = coordinator.rpartition(":")
   while True:
     try:
-      with socket.create_connection(
-        (host.strip("[]"), int(port)), timeout=timeout + 10
-      ) as connection:
-        line = connection.makefile("rw")
-        line.write(json.dumps(me) + "\n")
-        line.flush()
-        return json.loads(line.readline())
+      connection = socket.create_connection((host.strip("[]"), int(port)), timeout=timeout + 10)
+      connection.sendall((json.dumps(me) + "\n").encode())
+      reply = json.loads(_line(connection))
+      return reply["problem"], {0: _peer(connection, reply)}
     except (OSError, ValueError) as e:  # Process 0 is not up yet, or is shutting down.
       if time.monotonic() > deadline:
         return (
           f"Process 0 did not answer at {coordinator} within {timeout:.0f} s ({e}). Is it "
           f"running, and can this host ({me['host']}) reach that port?"
-        )
+        ), {}
       time.sleep(0.2)
+
+
+def _line(connection, most=2**16):
+  """Reads one line from a connection, and nothing after it."""
+  line = bytearray()
+  while not line.endswith(b"\n"):
+    byte = connection.recv(1)
+    if not byte or len(line) > most:
+      raise ValueError("The connection was closed.")
+    line += byte
+  return line.decode()
 
 
 def describe_differences(reports: dict[int, dict[str, Any]]) -> str:
   """Describes the first fact that the processes disagree on; "" if they agree on all."""
-  for name in [name for name in reports[min(reports)] if name not in ("host", "process")]:
+  for name in [name for name in reports[min(reports)] if name not in ("host", "process", "pid")]:
     by_value = {}
     for i, one in sorted(reports.items()):
       by_value.setdefault(one.get(name), []).append(i)

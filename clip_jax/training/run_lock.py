@@ -21,6 +21,7 @@ import time
 import jax
 
 from clip_jax.errors import UserError
+from clip_jax.parallel import peer_watch
 from clip_jax.parallel.agreement import on_all_processes
 
 NAME = "trainer.lock"
@@ -160,11 +161,15 @@ class RunLock:
     """Removes the lock, unless another trainer has taken it over."""
     if self._owner is None:
       return
+    peer_watch.cleanups.remove(self._release)
     self._closing.set()
     self._renewals.join()
+    self._release()
+    self._owner = None
+
+  def _release(self):
     if Owner.of(self.path) == self._owner:
       self.path.unlink(missing_ok=True)
-    self._owner = None
 
   def check(self) -> None:
     """Checks that this run still holds the lock, before something is written.
@@ -197,6 +202,7 @@ class RunLock:
     finally:
       mine.unlink(missing_ok=True)
     self._owner = owner
+    peer_watch.cleanups.append(self._release)
     self._renewals = threading.Thread(target=self._renew_lock, name="run lock", daemon=True)
     self._renewals.start()
 

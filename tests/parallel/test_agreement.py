@@ -7,10 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from clip_jax import train
 from clip_jax.errors import UserError
 from clip_jax.parallel import agreement
-from clip_jax.training import loop as loop_lib
 
 
 class Client:
@@ -79,30 +77,6 @@ def test_processes_that_do_not_answer_are_named(pod):
   pod(4, 1, {})
   with pytest.raises(UserError, match=r"Process 0 did not answer within \d+ s"):
     agreement.all_gather_objects({})
-
-
-def test_process_lost_during_a_run_is_named(pod, monkeypatch):
-  assert agreement.unresponsive() == []  # A single process.
-  pod(4, 1, {"0": {}, "3": {}})
-  assert agreement.unresponsive(0.1) == [2]
-  client = pod(4, 1, {})
-  monkeypatch.setattr(client, "key_value_set", raises)
-  assert agreement.unresponsive(0.1) == [0]
-
-
-def raises(*_):
-  raise jax.errors.JaxRuntimeError("UNAVAILABLE")
-
-
-@pytest.mark.parametrize("gone", [[], [1]])
-def test_error_in_a_pod_names_processes_that_did_not_fail(gone, monkeypatch, tmp_path):
-  monkeypatch.setattr(loop_lib, "run", raises)
-  monkeypatch.setattr(agreement, "unresponsive", lambda: gone)
-  command = ["--config=configs/quickstart.py", f"--workdir={tmp_path}"]
-  with pytest.raises(jax.errors.JaxRuntimeError, match="UNAVAILABLE") as raised:
-    train.main(command)
-  notes = getattr(raised.value, "__notes__", [])
-  assert [note.partition(" did")[0] for note in notes] == ["Process 1"] * len(gone)
 
 
 def test_different_facts_are_named(pod, tmp_path):

@@ -102,6 +102,19 @@ def test_pod_resumes_after_a_process_is_killed(tmp_path):
 
 
 @pytest.mark.slow
+def test_process_that_lost_another_ends_with_its_name(tmp_path):
+  pod = Pod(2, 100_000, tmp_path / "two")
+  other = pod.pid()
+  pod.wait_for("checkpoints/2")
+  begun = time.monotonic()
+  os.kill(other, signal.SIGKILL)
+  printed, _ = pod.process.communicate(timeout=100)
+  assert time.monotonic() - begun < 20
+  assert f"error: Lost process 1 (pid {other} on " in printed and "stack trace" not in printed
+  assert not (tmp_path / "two" / "trainer.lock").exists()
+
+
+@pytest.mark.slow
 def test_all_processes_of_a_pod_leave_out_a_damaged_checkpoint(tmp_path):
   Pod(2, 4, tmp_path / "two").ends()
   shutil.copytree(tmp_path / "two", tmp_path / "one")
