@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import errno
 import itertools
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from clip_jax.parallel.tree_paths import leaves_by_name
 from clip_jax.pretrained import run_checkpoint
 from clip_jax.pretrained.checksums import Checksums, device_checksums
 from clip_jax.pretrained.saved_arrays import DamagedError, os_error_code
+from clip_jax.training import orbax_messages
 from clip_jax.training.state import TrainState
 
 
@@ -54,10 +54,8 @@ class Checkpoints:
     self._max_checkpoints, self._before_save = max_checkpoints, before_save
     self._manager: ocp.CheckpointManager | None = None
     self._saved: int | None = None  # Step of the last save.
-    # Silence Orbax's tracebacks, one per array, when a save fails: they would bury the message of
-    # the exception.
     self._quiet = contextlib.ExitStack()
-    self._quiet.enter_context(_quiet())
+    self._quiet.enter_context(orbax_messages.dropped())
 
   def latest(self) -> int | None:
     """Returns the step of the newest complete checkpoint, or None if there is none."""
@@ -173,20 +171,6 @@ def _verify(checkpoint, restored):
   run_checkpoint.check_finite([name for name, x in leaves_by_name(kept).items() if not x])
   if int(restored["step"]) != checkpoint.step:
     raise DamagedError(f"it is of step {int(restored['step'])}")
-
-
-@contextlib.contextmanager
-def _quiet():
-  """Drops Orbax's log messages within this context: it raises errors as well."""
-  keep = lambda record: "orbax" not in record.pathname and "orbax" not in record.getMessage()
-  loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-  for logger in loggers:
-    logger.addFilter(keep)
-  try:
-    yield
-  finally:
-    for logger in loggers:
-      logger.removeFilter(keep)
 
 
 @contextlib.contextmanager

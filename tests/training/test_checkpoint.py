@@ -1,5 +1,6 @@
 """Saving and restoring checkpoints, on the same mesh and on another."""
 
+import contextlib
 import errno
 import resource
 import time
@@ -48,7 +49,7 @@ def test_restore_from_one_device_to_eight_is_bit_exact(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_full_disk_raises_and_keeps_earlier_checkpoints(tmp_path):
+def test_full_disk_raises_and_keeps_earlier_checkpoints(tmp_path, caplog, capfd):
   state = new_state()
   checkpoints = Checkpoints(tmp_path / "checkpoints", max_checkpoints=1)
   checkpoints.save(1, state, ConfigDict({}))
@@ -66,6 +67,9 @@ def test_full_disk_raises_and_keeps_earlier_checkpoints(tmp_path):
         checkpoints.save(3, new_state(seed=1), ConfigDict({}))
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with contextlib.suppress(Exception):
+      checkpoints.close()
+  assert not caplog.records and capfd.readouterr() == ("", "")
   again = Checkpoints(tmp_path / "checkpoints")
   assert again.latest() == 1
   assert largest_difference(again.restore(abstract(state, mesh_lib.make_mesh())), state) == 0
@@ -88,6 +92,8 @@ def test_check_raises_the_error_of_a_background_save(tmp_path):
         time.sleep(0.1)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with contextlib.suppress(Exception):
+      checkpoints.close()
 
 
 def test_full_disk_before_the_first_save_is_reported(tmp_path):
