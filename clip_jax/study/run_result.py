@@ -122,11 +122,10 @@ class Clock:
     self._path, self._begun = folder / "clock.json", time.time()
     self._before = 0.0
     if self._path.exists():
-      earlier = json.loads(self._path.read_text())
-      self._before = earlier["seconds"]
+      self._before, begun = _clock(self._path)
       log = folder / "metrics.jsonl"
-      if earlier["begun"] and log.exists():  # Killed: count the time until its last metrics.
-        self._before += max(0.0, log.stat().st_mtime - earlier["begun"])
+      if begun and log.exists():  # Killed: count the time until its last metrics.
+        self._before += max(0.0, log.stat().st_mtime - begun)
     self._write(self._before, self._begun)
 
   def stop(self) -> float:
@@ -137,6 +136,19 @@ class Clock:
 
   def _write(self, seconds, begun):
     write_atomically(self._path, json.dumps({"seconds": seconds, "begun": begun}))
+
+
+def _clock(path):
+  """The seconds before the last start and its time, None if it was not killed."""
+  try:
+    found = json.loads(path.read_text("utf-8"))
+    seconds, begun = float(found["seconds"]), found["begun"]
+    return seconds, None if begun is None else float(begun)
+  except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    raise UserError(
+      f"{path} is damaged: {type(error).__name__}: {error}. Remove it to count the time of the run "
+      "from now on."
+    ) from error
 
 
 def commit() -> str:

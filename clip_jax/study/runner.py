@@ -21,6 +21,7 @@ from clip_jax.study.grid import Grid, Run
 
 PREEMPTED = 75  # Exit code: saved after SIGTERM; rerun to resume.
 USER_ERROR = 2  # Exit code: a mistake in the command or config; retrying would not help.
+EVALUATION_FAILED = 3  # Exit code: trained and saved, but an evaluator failed; rerun to evaluate.
 PROGRESS_INTERVAL = 30.0  # Seconds between progress lines.
 
 
@@ -62,6 +63,7 @@ class Runner:
     self.slots = divide_machine(jobs)
     self.active: dict[int, tuple[Run, subprocess.Popen]] = {}  # Slot -> run and its process.
     self.failures: dict[str, list[str]] = {}  # Name of the run -> end of its log at each failure.
+    self.trained: set[str] = set()  # Names of runs that lack an evaluation only.
     self.stopping: int | None = None  # The signal that asked to stop.
 
   def run(self) -> int:
@@ -120,9 +122,18 @@ class Runner:
       if tail:
         self._print(f"\n{name} failed {len(tail)} times; end of its log:\n{tail[-1]}")
     failed = [run.name for run in self.runs if not is_done(self.out, run)]
+    trained = [name for name in failed if name in self.trained]
+    others = [name for name in failed if name not in self.trained]
     self._print(
       f"{self.total - len(failed)} of {self.total} runs are done; results are in "
-      f"{self.out / 'runs.csv'}" + (f"; failed: {', '.join(failed)}" if failed else "")
+      f"{self.out / 'runs.csv'}"
+      + (f"; failed: {', '.join(others)}" if others else "")
+      + (
+        f"; trained, but without all evaluations: {', '.join(trained)}. Rerun the command to "
+        "evaluate them again"
+        if trained
+        else ""
+      )
     )
     return 1 if failed else 0
 
@@ -169,8 +180,14 @@ class Runner:
     attempts = self.failures.setdefault(run.name, [])
     attempts.append(tail)
     again = code != USER_ERROR and len(attempts) <= self.retries
+    if code == EVALUATION_FAILED:
+      self.trained.add(run.name)
     self._print(
-      f"failed  {run.name} (exit code {code})"
+      (
+        f"trained {run.name}, but an evaluator failed"
+        if code == EVALUATION_FAILED
+        else f"failed  {run.name} (exit code {code})"
+      )
       + ("; retrying" if again else f"; see {folder / 'log.txt'}")
     )
     return again
@@ -265,13 +282,30 @@ def collect_results(out: Path, grid: Grid) -> list[dict]:
 
   Returns:
     The rows written.
+
+  Raises:
+    UserError: a row.json is damaged.
   """
   now = {run.name: run.fingerprint for run in grid.runs}
-  rows = [json.loads(path.read_text()) for path in sorted((out / "runs").glob("*/row.json"))]
+  rows = [_row(path) for path in sorted((out / "runs").glob("*/row.json"))]
   rows = [row for row in rows if now.get(row["name"], row["fingerprint"]) == row["fingerprint"]]
   if rows:
     runs_table.write_rows(out / "runs.csv", rows)
   return rows
+
+
+def _row(path):
+  """The row of a finished run."""
+  try:
+    row = json.loads(path.read_text("utf-8"))
+    if not isinstance(row, dict) or not {"name", "fingerprint"} <= row.keys():
+      raise ValueError("it is not an object with a name and a fingerprint")
+  except (OSError, ValueError, RecursionError) as error:
+    raise UserError(
+      f"{path} is damaged: {error}. Remove it and rerun the command, which writes it again "
+      "from the trained run."
+    ) from error
+  return row
 
 
 def samples_of(config: ConfigDict) -> int:

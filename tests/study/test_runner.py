@@ -110,6 +110,28 @@ def test_preemptions_restart_without_limit_and_failures_up_to_retries(grid_file,
   assert "2 of 3 runs are done" in printed
 
 
+def test_runs_that_lack_an_evaluation_only_are_not_called_failed(grid_file, tmp_path, capsys):
+  codes = {"run0": [3, 0], "run1": [3], "run2": [2]}
+  code, starts = started(grid_file, tmp_path / "out", codes, retries=1)
+  assert code == 1 and starts == {"run0": 2, "run1": 2, "run2": 1}
+  printed = capsys.readouterr().out
+  assert "trained run0, but an evaluator failed; retrying" in printed
+  assert "; failed: run2; trained, but without all evaluations: run1. Rerun" in printed
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "[" * 10_000, "\0"])
+def test_damaged_row_or_clock_is_one_message(grid_file, tmp_path, content):
+  for name in ("row.json", "clock.json"):
+    path = tmp_path / "runs" / "a" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    with pytest.raises(UserError, match=f"{name} is damaged: "):
+      if name == "row.json":
+        runner.collect_results(tmp_path, grid_lib.load(str(grid_file)))
+      else:
+        run_result.Clock(path.parent)
+
+
 def test_user_mistakes_are_not_retried(grid_file, tmp_path):
   codes = {"run0": [2], "run1": [0], "run2": [0]}
   assert started(grid_file, tmp_path / "out", codes) == (1, {"run0": 1, "run1": 1, "run2": 1})
