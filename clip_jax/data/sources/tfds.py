@@ -1,5 +1,6 @@
 """Reads data sets prepared by TensorFlow Datasets (TFDS), without TensorFlow."""
 
+import contextlib
 import os
 from typing import Any
 
@@ -10,6 +11,8 @@ from clip_jax.cli.suggest import did_you_mean
 from clip_jax.cli.values import FilePath, checked
 from clip_jax.data.selection import record_number
 from clip_jax.errors import UserError
+
+_FEATURES = "tensorflow_datasets.core.features."  # Where TFDS has its classes of features.
 
 
 @checked
@@ -88,7 +91,10 @@ def _builder(name, data_dir):
 
   if os.path.isfile(os.path.join(name, "dataset_info.json")):
     try:
-      return tfds.builder_from_directory(name)
+      with _without_imports():
+        return tfds.builder_from_directory(name)
+    except UserError:
+      raise
     except Exception as error:  # Several libraries read the files, and raise their own errors.
       raise UserError(
         f"{name} is not a prepared data set: its dataset_info.json, features.json or another file "
@@ -97,7 +103,10 @@ def _builder(name, data_dir):
   try:
     # tfds.builder would import the code of the data set, which may need TensorFlow.
     short, options = naming.parse_builder_name_kwargs(name, data_dir=data_dir)
-    return read_only_builder.builder_from_files(str(short), **options)
+    with _without_imports():
+      return read_only_builder.builder_from_files(str(short), **options)
+  except UserError:
+    raise
   except (tfds.core.DatasetNotFoundError, ValueError) as error:
     folder = os.path.expanduser(
       data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
@@ -109,6 +118,31 @@ def _builder(name, data_dir):
       f"--file_format=array_record --data_dir={folder}. "
       "Or set data_dir to its parent folder, or set name to the folder of its dataset_info.json."
     ) from error
+
+
+@contextlib.contextmanager
+def _without_imports():
+  """In this context, a features.json may only name classes of TFDS and those that are imported.
+
+  TFDS would import any module that the file names, and the file may come from anybody.
+  """
+  from tensorflow_datasets.core.features.feature import FeatureConnector
+
+  before = vars(FeatureConnector)["cls_from_name"]
+
+  def known(cls, name):
+    if name not in cls._registered_features and not str(name).startswith(_FEATURES):
+      raise UserError(
+        f"The features.json of the data set names {name!r:.200}, which is not one of "
+        "the classes of TFDS. If you trust where it comes from, import its module before."
+      )
+    return before.__func__(cls, name)
+
+  FeatureConnector.cls_from_name = classmethod(known)
+  try:
+    yield
+  finally:
+    FeatureConnector.cls_from_name = before
 
 
 def _records(builder, split, image):

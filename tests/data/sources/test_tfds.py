@@ -210,6 +210,25 @@ def test_an_index_out_of_range_raises_index_error(folder):
       Tfds("pairs", data_dir=folder)[i]
 
 
+@pytest.mark.parametrize("by", ["folder", "name"])
+def test_a_description_imports_no_module(folder, tmp_path, monkeypatch, by):
+  (tmp_path / "foreign_features.py").write_text("raise SystemExit('imported')")
+  monkeypatch.syspath_prepend(tmp_path)
+  shutil.copytree(folder, tmp_path / "sets")
+  (path,) = (tmp_path / "sets").glob("pairs/*/features.json")
+  text = path.read_text()
+  assert "tensorflow_datasets.core.features.text_feature.Text" in text
+  path.write_text(
+    text.replace("tensorflow_datasets.core.features.text_feature.Text", "foreign_features.Text")
+  )
+  with pytest.raises(UserError, match="names 'foreign_features.Text', which is not one of the"):
+    if by == "folder":
+      Tfds(str(path.parent))
+    else:
+      Tfds("pairs", data_dir=tmp_path / "sets")
+  assert "foreign_features" not in sys.modules
+
+
 @pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
 def test_random_damage_to_the_description_gives_records_or_one_message(folder, tmp_path, name):
   where = tmp_path / "damaged"
