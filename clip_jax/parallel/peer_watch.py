@@ -7,6 +7,7 @@ the operating system closes it when a process ends, however that happens. A proc
 itself says so first.
 """
 
+import atexit
 from collections.abc import Callable, Mapping
 import contextlib
 import dataclasses
@@ -14,6 +15,7 @@ import json
 import os
 import selectors
 import socket
+import sys
 import threading
 import time
 from types import TracebackType
@@ -92,6 +94,9 @@ class PeerWatch:
     if isinstance(error, JaxRuntimeError):
       time.sleep(_COLLECTIVE)  # If another process is lost, this one ends here, with its name.
     self.leave("" if error is None else _describe(error))
+    if error is not None and self._end is _end:
+      # Runs before JAX's function, which would wait a minute for others that have failed as well.
+      atexit.register(_exit, _exit_code(error))
 
   def leave(self, problem: str) -> None:
     """Tells the others that this process ends, because of `problem` if it is not ""."""
@@ -168,6 +173,18 @@ def _describe(error):
   if isinstance(error, KeyboardInterrupt):
     return "it was stopped by Ctrl-C"
   return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+
+
+def _exit_code(error):
+  """The exit code of a command after this error, see `clip_jax.cli.command`."""
+  return 2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else 1
+
+
+def _exit(code):
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(Exception):
+      stream.flush()
+  os._exit(code)
 
 
 def _end(message, code):
