@@ -109,6 +109,7 @@ def _evaluate(flags, where, suite):
 def evaluators(flags: Any, has_suite: bool) -> dict[str, Any]:
   """Builds the evaluators that the flags select, by name."""
   from clip_jax.errors import UserError
+  from clip_jax.evaluators.results import check_needs
   from clip_jax.evaluators.retrieval import Retrieval
   from clip_jax.evaluators.zero_shot import ZeroShot
 
@@ -132,6 +133,7 @@ def evaluators(flags: Any, has_suite: bool) -> dict[str, Any]:
         )
       made[name] = build(call)
       check_part(made[name], Evaluator, f"suite.{name}")
+    check_needs(made)
   for flag in ("templates", "resize"):
     asking = [n for n in ("classification", "retrieval") if getattr(flags, n)]
     if getattr(flags, flag) and (not asking or (flag == "templates" and not flags.classification)):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from clip_jax.cli.suggest import did_you_mean
 from clip_jax.errors import UserError
 from clip_jax.evaluators.embedding_cache import EmbeddingCache, ImageEmbeddings
 from clip_jax.interfaces import Embedder, Source
@@ -75,6 +76,29 @@ def evaluate_all(
     say(name)
     context.results[name] = evaluator.evaluate(context)
   return {name: context.results[name] for name in evaluators}
+
+
+def check_needs(evaluators: Mapping[str, Any]) -> None:
+  """Checks that evaluators read metrics of others that run before, so that none fails afterwards.
+
+  Args:
+    evaluators: evaluators by name, in the order in which they run. One that reads metrics of others
+      lists them in its attribute `needs`, as "evaluator/metric".
+
+  Raises:
+    UserError: an evaluator needs a metric of one that does not run before it.
+  """
+  before: list[str] = []
+  for name, evaluator in evaluators.items():
+    for metric in getattr(evaluator, "needs", ()):
+      other = metric.partition("/")[0]
+      if other not in before:
+        raise UserError(
+          f"The evaluator {name!r} needs the metric {metric!r}, but no evaluator {other!r} runs "
+          f"before it; {', '.join(before) or 'none'} do.{did_you_mean(other, before)} Evaluators "
+          "run in the order of their names."
+        )
+    before.append(name)
 
 
 def metrics(results: Mapping[str, Result]) -> dict[str, float]:

@@ -12,7 +12,11 @@ from clip_jax.evaluators.results import Context, Evaluator, Result
 
 @checked
 class Robustness(Evaluator):
-  """Average accuracy on variants of a set, and effective robustness relative to other models."""
+  """Average accuracy on variants of a set, and effective robustness relative to other models.
+
+  Attributes:
+    needs: the metrics of other evaluators that it reads.
+  """
 
   def __init__(
     self,
@@ -36,6 +40,7 @@ class Robustness(Evaluator):
     if not variants:
       raise UserError('variants={}; expected at least one, such as {"v2": "imagenet_v2/top1"}.')
     self._standard, self._variants = standard, dict(variants)
+    self.needs = (standard, *variants.values())
     self._lines = {name: (line(points), len(points)) for name, points in (references or {}).items()}
     for name in self._lines:
       self._known(name, self._variants)
@@ -50,7 +55,7 @@ class Robustness(Evaluator):
       UserError: one of the accuracies is not among the results in `context`.
     """
     metrics = context.metrics
-    for name in (self._standard, *self._variants.values()):
+    for name in self.needs:
       self._known(name, metrics)
     standard = metrics[self._standard]
     found = {name: metrics[metric] for name, metric in self._variants.items()}

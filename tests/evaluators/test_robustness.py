@@ -5,7 +5,7 @@ import math
 import pytest
 
 from clip_jax.errors import UserError
-from clip_jax.evaluators.results import Context, Evaluator, Result, evaluate_all
+from clip_jax.evaluators.results import Context, Evaluator, Result, check_needs, evaluate_all
 from clip_jax.evaluators.robustness import Robustness, effective_robustness, line
 
 VARIANTS = {"v2": "imagenet_v2/top1", "a": "imagenet_a/top1"}
@@ -81,3 +81,15 @@ def test_missing_metrics_and_variants_are_errors():
     Robustness("imagenet/top1", VARIANTS, {"v3": ((50.0, 40.0), (60.0, 41.0))})
   with pytest.raises(UserError, match="variants={}; expected at least one"):
     Robustness("imagenet/top1", {})
+
+
+def test_metric_that_no_earlier_evaluator_has_is_found_before_the_work():
+  robustness = Robustness("imagenet/top1", VARIANTS)
+  sets = dict.fromkeys(("imagenet", "imagenet_a", "imagenet_v2"), Fixed(1.0))
+  check_needs({**sets, "robustness": robustness})
+  with pytest.raises(UserError, match="no evaluator 'imagenet' runs before it; none do"):
+    check_needs({"a": robustness, **sets})
+  del sets["imagenet_v2"]
+  message = "'robustness' needs the metric 'imagenet_v2/top1', .*; imagenet, imagenet_a do. Did you"
+  with pytest.raises(UserError, match=message):
+    check_needs({**sets, "robustness": robustness})
