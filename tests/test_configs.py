@@ -5,6 +5,7 @@ import importlib.util
 from pathlib import Path
 
 import jax
+from ml_collections.config_dict import ConfigDict
 import pytest
 
 from clip_jax.config import call, from_json, public_name, to_json
@@ -38,6 +39,8 @@ def with_data(config):
     config.data.source = call(OpenClipart)
     if "model" in config.data.views.tokenizer:
       config.data.views.tokenizer.model = "openclipart-4k"
+    with config.unlocked():  # They read the same data.
+      config.evaluators, config.final_evaluators = ConfigDict(), ConfigDict()
   return config
 
 

@@ -1,7 +1,9 @@
 """Evaluators: each measures a model and returns metrics by name."""
 
+from clip_jax.evaluators.concept_retrieval import ConceptRetrieval
 from clip_jax.evaluators.few_shot import FewShot
 from clip_jax.evaluators.labeled_sets import LabeledSet
+from clip_jax.evaluators.linear_baseline import LinearBaseline
 from clip_jax.evaluators.linear_classifier import Lbfgs, Sgd
 from clip_jax.evaluators.linear_probe import LinearProbe
 from clip_jax.evaluators.results import Context, Evaluator, Result
@@ -11,9 +13,11 @@ from clip_jax.evaluators.zero_shot import ZeroShot
 
 # What a saved config may name, see `clip_jax.config`.
 PARTS = (
+  "ConceptRetrieval",
   "FewShot",
   "LabeledSet",
   "Lbfgs",
+  "LinearBaseline",
   "LinearProbe",
   "Retrieval",
   "Robustness",
@@ -21,11 +25,13 @@ PARTS = (
   "ZeroShot",
 )
 __all__ = [
+  "ConceptRetrieval",
   "Context",
   "Evaluator",
   "FewShot",
   "LabeledSet",
   "Lbfgs",
+  "LinearBaseline",
   "LinearProbe",
   "Result",
   "Retrieval",

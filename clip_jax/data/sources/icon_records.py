@@ -28,8 +28,8 @@ class IconRecords:
 
   A record is that of `Iconify`, with "image" as uint8 [S, S, 3] and further fields: "group" and
   "drawing", numbers of its group and drawing; "seen", whether an icon of a held-out set has a near
-  duplicate in train; "label", number of its name in `classes`, or an empty list if it is not one of
-  them; "labels", those of all names of the drawing, also those that other sets give it; and
+  duplicate in train; "label", a list with the number of its name in `classes`, empty if it is not
+  one of them; "labels", those of all names of the drawing, also those that other sets give it; and
   "concept", all names of the drawing.
 
   Attributes:
@@ -46,6 +46,7 @@ class IconRecords:
     seed: Seed = 0,
     seen: bool = True,
     named: bool = False,
+    categorised: tuple[str, ...] = (),
   ):
     """Opens one split.
 
@@ -57,6 +58,8 @@ class IconRecords:
       caption, coloured, seed: as in `Iconify`.
       seen: whether to include icons of held-out sets with a near duplicate in train.
       named: whether to include only icons whose name is in `classes`.
+      categorised: include only icons that their set sorts into one of these categories, in lower
+        case. The records then have "category", the first of these that the icon is in.
 
     Raises:
       UserError: there are no prepared icons at `path`, or none are selected.
@@ -79,7 +82,11 @@ class IconRecords:
       chosen &= ~index["seen"]
     if named:
       chosen &= index["label"] >= 0
+    self.categorised = tuple(categorised)
     self._places = np.flatnonzero(chosen)
+    if categorised:
+      kept = [bool(self._category(self.records[int(place)])) for place in self._places]
+      self._places = self._places[kept]
     if not len(self._places):
       raise UserError(f"{path} has no icons of split={split!r}. Choose another split or folder.")
     self._index = {name: values[self._places] for name, values in index.items()}
@@ -95,6 +102,11 @@ class IconRecords:
         raise UserError(f"{where} does not belong to the shards next to it. {_ADVICE}")
     return index
 
+  def _category(self, record):
+    """Returns the first of `categorised` that an icon is in, or ""."""
+    own = {category.casefold() for category in record["categories"]}
+    return next((category for category in self.categorised if category in own), "")
+
   def __len__(self) -> int:
     return len(self._places)
 
@@ -108,11 +120,13 @@ class IconRecords:
     drawing = int(self._index["drawing"][i])
     concept = tuple(dict.fromkeys((*record["names"], *self._synonyms.get(drawing, ()))))
     label = int(self._index["label"][i])
+    if self.categorised:
+      record["category"] = self._category(record)
     return record | {
       "group": int(self._index["group"][i]),
       "drawing": drawing,
       "seen": bool(self._index["seen"][i]),
-      "label": label if label >= 0 else [],
+      "label": [label] if label >= 0 else [],
       "labels": [self._numbers[name] for name in concept if name in self._numbers],
       "concept": list(concept),
     }

@@ -90,7 +90,7 @@ def test_concepts_are_the_names_that_most_sets_share(folders):
   source = IconRecords(folders[1], "line", named=True)
   assert source.classes[0] == "star"
   assert [source[i]["key"] for i in range(len(source))] == ["charm:star"]
-  assert source[0]["label"] == 0
+  assert source[0]["label"] == [0]
 
 
 def test_an_index_of_other_shards_is_refused(folders, tmp_path):
