@@ -7,12 +7,13 @@ from typing import Any
 
 from clip_jax.cli.optional import optional
 from clip_jax.data.column_names import shown
+from clip_jax.data.decode import ENDINGS as IMAGES
 from clip_jax.data.folder_walk import survey
 from clip_jax.data.ingest.inputs import CLASSES, FILES, FORMATS, TABLE, Job
-from clip_jax.data.table_rows import ENDINGS
+from clip_jax.data.table_rows import ENDINGS as TABLES
 from clip_jax.errors import UserError
 
-_TABLES = tuple(ending for ending in ENDINGS if ending != ".txt")
+_TABLES = tuple(ending for ending in TABLES if ending != ".txt")
 _ANY = {
   *("from", "format", "out", "processes", "shard", "max_side", "quality", "max_text", "language"),
   *("unescape_html", "fix_encoding", "licence", "source"),
@@ -118,7 +119,15 @@ def _folder_format(
     return TABLE, captions
   if files or classes:
     return (FILES if files else CLASSES), None
-  tables = sorted(n for n in os.listdir(where) if n.lower().endswith(_TABLES) and n[0] != ".")
+  names = set(os.listdir(where))
+  of_images = {os.path.splitext(name)[0] for name in names if name.lower().endswith(IMAGES)}
+  tables = sorted(  # 1.json next to 1.jpg is not a table.
+    name
+    for name in names
+    if name.lower().endswith(_TABLES)
+    and name[0] != "."
+    and os.path.splitext(name)[0] not in of_images
+  )
   if "captions.jsonl" in tables or len(tables) == 1:
     return TABLE, "captions.jsonl" if "captions.jsonl" in tables else tables[0]
   if tables:
@@ -126,8 +135,8 @@ def _folder_format(
       f"{where} has several tables: {shown(tables, 5)}. Set --captions to the name of one, or set "
       "--caption_files or --classes."
     )
-  names = {os.path.splitext(file)[1].lower() for file in survey(where).files}
-  if names & {".txt", ".text", ".caption", ".json"}:
+  endings = {os.path.splitext(file)[1].lower() for file in survey(where).files}
+  if endings & {".txt", ".text", ".caption", ".json"}:
     return FILES, None
   raise UserError(
     f"{where} has no captions: no table such as captions.jsonl or captions.csv, and no files such "
