@@ -18,6 +18,7 @@ HELP = """Looks at your image-text pairs, prepares them, and writes a config tha
   --out=DIR          folder for the prepared records, the tokenizer and config.py
   --image=NAME       column with the image, if its name is not a usual one
   --text=NAME        column with the caption, if its name is not a usual one
+  --image_root=DIR   folder that the paths in a table start from (default: that of the table)
   --max_side=N       downscale images to at most N pixels on the longer side (default 512)
   --processes=N      number of parallel processes that prepare data (default 1)
   --weights=MODEL    start from this model, in any form that clip_jax.load accepts
@@ -28,7 +29,8 @@ interrupted command to resume it. The last line of the output is the command to 
 
 Exit codes: 0 done, 2 a mistake in the command, 130 stopped by Ctrl-C, 1 any other error.
 """
-_FLAGS = ("from", "out", "image", "text", "max_side", "processes", "weights", "seed")
+_FLAGS = ("from", "out", "image", "text", "image_root", "max_side", "processes", "weights", "seed")
+_OF_PREPARE = ("image", "text", "image_root", "max_side", "processes")
 _MOST_TEXTS = 1_000_000  # Captions that a vocabulary is made from.
 
 
@@ -59,10 +61,8 @@ def main(arguments: list[str]) -> None:
   if found.arguments is not None:
     data = str(path.parent / "data")
     _prepare(found.arguments, data, flags)
-  elif flags.image or flags.text or flags.max_side or flags.processes:
-    raise UserError(
-      f"{where} is prepared already: remove --image, --text, --max_side and --processes."
-    )
+  elif unused := [f"--{name}" for name in _OF_PREPARE if getattr(flags, name)]:
+    raise UserError(f"{where} is prepared already. Remove {', '.join(unused)}.")
   path.parent.mkdir(parents=True, exist_ok=True)
   check_output(str(path), "--out")
   _write_config(path, data, seed, bundle, flags.weights)
@@ -92,7 +92,7 @@ def _prepare(arguments, data, flags):
       f"--format={kind}",
       f"--out={data}",
       f"--max_side={flags.max_side or 512}",
-      *([f"--processes={flags.processes}"] if flags.processes else []),
+      *(f"--{n}={v}" for n in ("processes", "image_root") if (v := getattr(flags, n))),
       *options,
     ]
   )

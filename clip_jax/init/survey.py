@@ -1,38 +1,24 @@
 """Finds out what kind of data there is at a path, from names and headers only."""
 
 from collections import Counter
-import csv
 import dataclasses
 import glob
-import json
 import os
 from pathlib import Path
 
 from clip_jax.cli.formatting import printable
+from clip_jax.data.column_names import AUTO, image_column, shown, text_column
+from clip_jax.data.decode import ENDINGS as IMAGES
 from clip_jax.data.folder_walk import walk
-from clip_jax.data.sources.folder import IMAGES
-from clip_jax.data.untrusted import MAX_LINE, open_regular
+from clip_jax.data.table_rows import ENDINGS, open_table
 from clip_jax.errors import UserError
 
-TARS = (".tar", ".tar.gz", ".tgz")
-TABLES = (".jsonl", ".csv", ".tsv")
-# Usual names of columns, in the order of preference.
-IMAGE_COLUMNS = (
-  "image",
-  "file_name",
-  "filename",
-  "filepath",
-  "image_path",
-  "path",
-  "file",
-  "img",
-  "jpg",
-  "png",
-)
-TEXT_COLUMNS = ("caption", "captions", "text", "title", "TEXT", "description", "alt", "txt")
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+TABLES = tuple(ending for ending in ENDINGS if ending != ".txt")
+_CAPTIONS = (".txt", ".caption", ".json")
 _SUPPORTED = (
-  "tars of WebDataset, Parquet files, a folder with images and a .csv, .tsv or .jsonl table, a "
-  "folder with a .txt next to each image, or records that clip-jax prepare wrote"
+  "tars of WebDataset, Parquet files, a table (.csv, .tsv, .jsonl) of images and captions or its "
+  "folder, a folder with a .txt next to each image, or records that clip-jax prepare wrote"
 )
 
 
@@ -65,12 +51,14 @@ def survey(where: str, image: str | None = None, text: str | None = None) -> Fou
   if os.path.isdir(where):
     return _folder(Path(where), image, text, columns)
   files = [where] if os.path.isfile(where) else sorted(glob.glob(where))
+  if not files and ("://" in where or "{" in where):  # `prepare` reads these itself.
+    files = [where]
   if not files:
     raise UserError(f"There is nothing at --from={where}. Expected {_SUPPORTED}.")
   if all(file.endswith(TARS) for file in files):
     return Found(_counted(files, "WebDataset tar"), (where, "webdataset", *columns))
   if all(file.endswith(".parquet") for file in files):
-    return _parquet(where, files, image, text)
+    return Found(_counted(files, "Parquet file"), (where, "parquet", *columns))
   if len(files) == 1 and files[0].endswith(TABLES):
     return _table(Path(files[0]), image, text)
   raise UserError(
@@ -89,14 +77,16 @@ def _folder(folder, image, text, columns):
     files = ending(*TARS)
     return Found(_counted(files, "WebDataset tar"), (str(folder), "webdataset", *columns))
   if files := ending(".parquet"):
-    return _parquet(str(folder), [str(folder / files[0]), *files[1:]], image, text)
-  tables = ending(*TABLES)
+    return Found(_counted(files, "Parquet file"), (str(folder), "parquet", *columns))
+  images = {os.path.splitext(name)[0] for name in ending(*IMAGES)}
+  # 1.json next to 1.jpg describes that image.
+  tables = [n for n in ending(*TABLES) if not (n[-5:] == ".json" and n[:-5] in images)]
   usual = [name for name in tables if Path(name).stem in ("captions", "metadata")]
   if len(tables) == 1 or len(usual) == 1:
     return _table(folder / (usual or tables)[0], image, text)
   if tables:
     raise UserError(
-      f"{folder} has several tables: {', '.join(map(printable, tables[:8]))}. Name one, as in "
+      f"{folder} has several tables: {shown(tables, 8)}. Name one, as in "
       f"--from={folder / tables[0]}."
     )
   return _without_table(folder, columns)
@@ -104,7 +94,7 @@ def _folder(folder, image, text, columns):
 
 def _without_table(folder, columns):
   """Returns images with a caption file each; raises `UserError` for anything else."""
-  files, _ = walk(str(folder), (*IMAGES, ".txt", ".caption"))
+  files, _ = walk(str(folder), (*IMAGES, *_CAPTIONS))
   kinds = Counter("image" if name.lower().endswith(IMAGES) else "text" for name in files)
   if not kinds["image"]:
     raise UserError(f"{folder} has no data that is known here. Expected {_SUPPORTED}.")
@@ -114,7 +104,7 @@ def _without_table(folder, columns):
   both = stems("image") & stems("text")
   if both:
     kind = f"{kinds['image']:,} images, {len(both):,} of them with a caption file"
-    return Found(kind, (str(folder), "folder", *columns), folder)
+    return Found(kind, (str(folder), "folder", "--caption_files", *columns), folder)
   raise UserError(
     f"{folder} has {kinds['image']:,} images but no captions, which CLIP needs. Add a table, for "
     "example captions.csv with the columns image and caption, or a .txt next to each image. Images "
@@ -123,54 +113,15 @@ def _without_table(folder, columns):
 
 
 def _table(file, image, text):
-  header = _header(file)
-  image, text = _column(file, header, "image", image), _column(file, header, "text", text)
-  arguments = (str(file.parent), "folder", f"--captions={file.name}")
-  kind = f"the table {printable(file.name)} with images in the column {image}, captions in {text}"
-  return Found(kind, (*arguments, f"--image={image}", f"--text={text}"), file.parent)
-
-
-def _header(file):
-  """Returns the names of a table's columns."""
-  with open_regular(file) as f:
-    line = f.readline(MAX_LINE).decode("utf-8-sig", "replace")
-  if file.suffix == ".jsonl":
-    try:
-      row = json.loads(line)
-    except (ValueError, RecursionError):
-      row = None
-    if not isinstance(row, dict):
-      raise UserError(f"The first line of {file} is not a JSON object: {printable(line)[:100]}")
-    return list(row)
-  return next(csv.reader([line], delimiter="\t" if file.suffix == ".tsv" else ","), [])
-
-
-def _parquet(where, files, image, text):
-  from clip_jax.data.sources.parquet import columns
-
-  header = columns(where)
-  image, text = _column(where, header, "image", image), _column(where, header, "text", text)
-  kind = _counted(files, "Parquet file") + f" with images in the column {image}, captions in {text}"
-  return Found(kind, (where, "parquet", f"--image={image}", f"--text={text}"))
-
-
-def _column(where, header, what, given):
-  """Returns the name of the column with the image or the text."""
-  if given is not None:
-    return given
-  usual = IMAGE_COLUMNS if what == "image" else TEXT_COLUMNS
-  for name in usual:
-    if name in header:
-      return name
-  listed = ", ".join(map(printable, header[:20])) or "none"
-  if what == "image" and {"url", "URL", "image_url"} & set(header):
-    raise UserError(
-      f"{where} has the addresses of images, not images. Download them first, for example with "
-      "img2dataset, and start from what it writes."
-    )
-  raise UserError(
-    f"It is not clear which column of {where} has the {what}; it has {listed}. Set --{what}=NAME."
+  names = open_table(str(file)).columns
+  image = image_column(names, image or AUTO, str(file))
+  text = text_column(names, text or AUTO, str(file))
+  kind = (
+    f"the table {printable(file.name)} with images in the column {printable(image)}, captions in "
+    f"{printable(text)}"
   )
+  arguments = (str(file), "table", f"--image={image}", f"--text={text}")
+  return Found(kind, arguments, file.parent)
 
 
 def _counted(files, what):

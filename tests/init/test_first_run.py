@@ -81,6 +81,15 @@ def test_the_three_commands_of_the_readme_lead_from_a_folder_to_a_search(photos,
     init.main(lines["init"])
 
 
+def test_images_with_caption_files(photos, capsys):
+  for i in range(PAIRS):
+    Path(f"photos/a/{i}.txt").write_text(f"drawing number {i}")
+  init.main(["--from=photos/a", "--out=mine", "--max_side=48"])
+  assert f"Found {PAIRS} images, {PAIRS} of them with a caption file." in capsys.readouterr().out
+  source = build(load_function("mine/config.py", "get_config")().data.source)
+  assert source[0]["text"].startswith("drawing number") and len(source) == 32
+
+
 def test_prepared_records_and_weights(photos, capsys):
   init.main(["--from=photos", "--out=one"])
   table = Path("photos/captions.csv").read_text().replace("file_name,title", "image,caption")
