@@ -70,6 +70,17 @@ def write_atomically(path: Path | str, content: str | bytes) -> None:
     file.write(content)
 
 
+def is_full_disk(error: BaseException) -> bool:
+  """Whether an error says that a disk is full, or that a quota or the limit of a file is reached.
+
+  Libraries written in C++ raise other exceptions than OSError, with the system's words in them.
+  """
+  codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+  if isinstance(error, OSError):
+    return error.errno in codes
+  return any(os.strerror(code) in str(error) for code in codes)
+
+
 def check_writable(path: Path | str) -> None:
   """Raises the OSError that writing `path` atomically would raise now; `path` does not change."""
   path = Path(path)

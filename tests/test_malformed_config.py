@@ -5,24 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from clip_jax.config import calls, from_json
+from clip_jax.config import from_json
 from clip_jax.errors import UserError
-from mutations import damaged_json
 
 SAVED = sorted((Path(__file__).parent / "golden/clip_jax").glob("*/workdir/config.json"))
-
-
-@pytest.mark.parametrize("path", SAVED, ids=lambda path: path.parts[-3])
-def test_random_damage_to_a_saved_config(path):
-  good, refused = path.read_bytes(), 0
-  assert list(calls(from_json(good.decode())))
-  for damaged in damaged_json(good, 300):
-    try:
-      from_json(damaged.decode(errors="surrogateescape"))
-    except UserError as error:
-      refused += 1
-      assert len(str(error)) < 3000
-  assert 100 < refused < 300
 
 
 @pytest.mark.parametrize("depth", [200, 500, 900, 5000, 10**6])

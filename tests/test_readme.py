@@ -56,8 +56,9 @@ def parse_flags(module, words, monkeypatch):
 
 def check_python(words, monkeypatch):
   """Checks that a command of the package exists and accepts its flags."""
-  assert words[:2] == ["python", "-m"] and words[2].startswith("clip_jax."), words
-  name = words[2] + (".__main__" if words[2] in ("clip_jax.init", "clip_jax.study") else "")
+  assert words[:2] == ["python", "-m"] and words[2].startswith(("clip_jax.", "tests.")), words
+  packages = ("clip_jax.init", "clip_jax.study", "tests.faults")
+  name = words[2].removeprefix("tests.") + (".__main__" if words[2] in packages else "")
   module = importlib.import_module(name)
   values = parse_flags(module, words[3:], monkeypatch)
   if config := getattr(values, "config", None):

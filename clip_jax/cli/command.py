@@ -14,12 +14,14 @@ import warnings
 from clip_jax.cli.cache import compiled_programs
 from clip_jax.cli.formatting import printable
 from clip_jax.errors import UserError
+from clip_jax.files import is_full_disk
 
 
 def run_command(main: Callable[[list[str]], int | None]) -> None:
   """Runs `main(arguments)` and exits: 0 done, 2 user error, 130 Ctrl-C, 1 any other error.
 
-  A UserError is printed as a message without a traceback. `main` may return another exit code.
+  A UserError is printed as a message without a traceback, and so is the error of a full disk, which
+  exits with 2 as well. `main` may return another exit code.
   """
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   # Set this before importing JAX, which reads it once, to cache compiled programs across runs.
@@ -35,9 +37,13 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
     code = _say(f"error: {e}", 2)
   except KeyboardInterrupt:
     code = _say("\nStopped. Saved output is kept; rerun the same command to continue from it.", 130)
-  except Exception:
-    traceback.print_exc()
-    code = 1
+  except Exception as e:
+    if is_full_disk(e):
+      advice = "Free some space or raise the quota, then rerun the command; what it saved is kept."
+      code = _say(f"error: The disk is full: {e}\n{advice}", 2)
+    else:
+      traceback.print_exc()
+      code = 1
   sys.stdout.flush()
   sys.exit(code)
 

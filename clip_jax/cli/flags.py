@@ -60,6 +60,8 @@ def parse(
   if config:
     arguments = _with_config_path(arguments, config)
     arguments, calls = split_calls(arguments, config) if make_call else (arguments, {})
+    # The library runs the file in the module of an earlier call, which would keep its get_config().
+    sys.modules.pop(f"{config}_config", None)
     config_flags.DEFINE_config_file(config, flag_values=values, sys_argv=["clip_jax", *arguments])
   known = (*strings, *switches, *((config,) if config else ()))
   for argument in arguments:

@@ -124,3 +124,14 @@ def test_help_shows_todays_names_only():
     text = importlib.import_module(f"clip_jax.{command}").HELP
     assert "--model=MODEL" in text
     assert not [old for old in ALIASES if f"--{old}" in text]
+
+
+def test_a_config_file_without_get_config_is_an_error_after_another_config(tmp_path):
+  """The functions of an earlier config do not stay."""
+  (tmp_path / "good.py").write_text(
+    "from ml_collections.config_dict import ConfigDict\ndef get_config(): return ConfigDict()"
+  )
+  (tmp_path / "bad.py").write_text("def get_grid(): pass")
+  parse([f"--config={tmp_path}/good.py"], "", config=True)
+  with pytest.raises(UserError, match=r"does not define get_config\(\)"):
+    parse([f"--config={tmp_path}/bad.py"], "", config=True)

@@ -1,12 +1,10 @@
-"""Random damage to data files gives records, a counted drop or one message, never a traceback."""
+"""Damage to data files gives records, a counted drop or one message; see also faults/damage.py."""
 
 import json
 import os
 import zipfile
 
 import numpy as np
-import pyarrow as pa
-from pyarrow import parquet as pq
 import pytest
 import simplejpeg
 
@@ -14,9 +12,8 @@ from clip_jax.data import ArrayRecord, read_scores, write_scores
 from clip_jax.data.ingest import inputs, shards
 from clip_jax.data.records import write
 from clip_jax.data.score_filter import ScoreFilter
-from clip_jax.data.sources.parquet import Parquet
 from clip_jax.errors import UserError
-from mutations import damaged_bytes, damaged_json, damaged_values
+from mutations import damaged_json, damaged_values
 
 JPEG = simplejpeg.encode_jpeg(np.zeros((8, 8, 3), np.uint8))
 RECORDS = [{"image": JPEG, "text": f"caption {i}", "n": i} for i in range(20)]
@@ -30,18 +27,6 @@ def attempt(read):
   except UserError as error:
     assert len(str(error)) < 3000
     return False
-
-
-def read_all(source):
-  """Reads every record as the pipeline and `prepare` do: a broken one is skipped."""
-  assert 0 <= len(source) < 2**63
-  for i in range(min(len(source), 30)):
-    try:
-      source[i]
-    except UserError:
-      raise
-    except Exception as error:  # It is counted.
-      assert str(error) is not None
 
 
 @pytest.fixture
@@ -68,23 +53,6 @@ def folder(tmp_path):
     listed.append({"file": path.name, "records": 10, "bytes": size, "sha256": digest})
   (out / "manifest.json").write_text(json.dumps({"schema": 1, "records": 20, "shards": listed}))
   return out
-
-
-def test_a_damaged_manifest(folder):
-  good = (folder / "manifest.json").read_bytes()
-  source = ArrayRecord(str(folder))
-  assert len(source) == 20 and source.verify() == 2
-  read = 0
-
-  def use():
-    source = ArrayRecord(str(folder))
-    read_all(source)
-    source.verify()
-
-  for damaged in damaged_json(good, 300):
-    (folder / "manifest.json").write_bytes(damaged)
-    read += attempt(use)
-  assert 10 < read < 200
 
 
 @pytest.mark.parametrize(
@@ -145,22 +113,6 @@ def scores(folder):
   return source, path
 
 
-def test_a_damaged_score_file(scores):
-  source, path = scores
-  good, read = path.read_bytes(), 0
-
-  def use():
-    values, header = read_scores(path)
-    assert values.shape == (header["records"],) and values.dtype == np.float32
-    ScoreFilter(source, str(path), keep="top 50%")
-
-  assert attempt(use)
-  for damaged in damaged_bytes(good, 300):
-    path.write_bytes(damaged)
-    read += attempt(use)
-  assert read < 200
-
-
 def test_a_score_file_with_a_damaged_header(scores):
   source, path = scores
   header, values = read_scores(path)[1], np.array(read_scores(path)[0])
@@ -199,36 +151,3 @@ def test_a_fifo_as_score_file_is_one_message(tmp_path):
   os.mkfifo(tmp_path / "s.npz")
   with pytest.raises(UserError, match="not a score file"):
     read_scores(tmp_path / "s.npz")
-
-
-def test_a_damaged_shard(folder):
-  (folder / "manifest.json").unlink()
-  path = next(iter(sorted(folder.glob("*.array_record"))))
-  good = path.read_bytes()
-  for damaged in damaged_bytes(good, 200):
-    path.write_bytes(damaged)
-    attempt(lambda: read_all(ArrayRecord(str(folder))))
-
-
-def test_damaged_parquet(tmp_path):
-  metadata = {"info": {"features": {"label": {"names": ["a", "b"]}}}}
-  table = pa.table(
-    {
-      "image": pa.array([b"\xff\xd8" * 20] * 30),
-      "caption": [f"caption {i}" for i in range(30)],
-      "label": [i % 2 for i in range(30)],
-    }
-  )
-  path = tmp_path / "x.parquet"
-  pq.write_table(
-    table.replace_schema_metadata({"huggingface": json.dumps(metadata)}), path, row_group_size=10
-  )
-  assert Parquet(str(path), label="label").classes == ("a", "b")
-  good, read = path.read_bytes(), 0
-  for damaged in damaged_bytes(good, 200):
-    path.write_bytes(damaged)
-    read += attempt(lambda: read_all(Parquet(str(path), label="label")))
-  assert read < 190
-  for damaged in damaged_values(metadata, 100):
-    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(damaged)}), path)
-    attempt(lambda: read_all(Parquet(str(path), label="label")))

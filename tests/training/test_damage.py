@@ -1,43 +1,31 @@
 """Damaged checkpoints are named, and the newest whole one before them is used."""
 
-import collections
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
-import random
 import shutil
 
 import jax
 import jax.numpy as jnp
-from ml_collections.config_dict import ConfigDict
-import numpy as np
 import optax
 import pytest
 
-from clip_jax.config import call
 from clip_jax.errors import UserError
-from clip_jax.objectives.clip import Clip
-from clip_jax.parallel import mesh as mesh_lib, partition
 from clip_jax.pretrained import run_checkpoint
 from clip_jax.training import state as state_lib
 from clip_jax.training.checkpoint import Checkpoints
+from faults.checkpoints import (
+  CONFIG,
+  STEPS,
+  abstract,
+  check_survived,
+  contents,
+  read_learner,
+  same,
+  save_all,
+  state_at,
+)
 from tiny import learner
-
-CONFIG = ConfigDict({"objective": call(Clip)})
-STEPS = (3, 7)
-
-
-def state_at(step):
-  state = state_lib.init_train_state(learner(seed=step), optax.adam(1e-3))
-  return dataclasses.replace(state, step=jnp.int32(step))
-
-
-def abstract(state):
-  shardings = partition.state_shardings(state, mesh_lib.make_mesh(2, 4), min_size=64)
-  return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings
-  )
 
 
 @pytest.fixture(scope="module")
@@ -49,108 +37,13 @@ def states():
 def saved(states, tmp_path_factory):
   """A folder with two checkpoints, which no test changes."""
   folder = tmp_path_factory.mktemp("saved")
-  checkpoints = Checkpoints(folder)
-  for step, state in states.items():
-    checkpoints.save(step, state, CONFIG)
-  checkpoints.close()
+  save_all(folder, states)
   return folder
 
 
 @pytest.fixture
 def folder(saved, tmp_path):
   return shutil.copytree(saved, tmp_path / "checkpoints")
-
-
-def contents(folder):
-  """How often each content of a file occurs in a folder, whatever the files are called."""
-  files = (path.read_bytes() for path in folder.rglob("*") if path.is_file())
-  return collections.Counter(hashlib.sha256(content).hexdigest() for content in files)
-
-
-def same(a, b):
-  return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
-
-
-def read_learner(folder, state):
-  """Reads the parameters as `clip_jax.load` does."""
-  mesh = mesh_lib.make_mesh()
-  everywhere = jax.sharding.NamedSharding(mesh, jax.P())
-  params, stats = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
-    (state.params, state.stats),
-  )
-  return run_checkpoint.read_newest(
-    folder, lambda checkpoint: (checkpoint.config(), checkpoint.learner(params, stats)[0])
-  )
-
-
-def check_survived(folder, states):
-  """Checks that readers and the trainer use a whole checkpoint; returns the trainer's lines."""
-  before = contents(folder)
-  found = read_learner(folder, states[7])
-  assert same(found.value[1], states[found.checkpoint.step].params)
-  assert found.value[0].to_dict() == CONFIG.to_dict()
-  assert contents(folder) == before
-  checkpoints = Checkpoints(folder)
-  restored = checkpoints.restore(abstract(states[7]))
-  step = int(restored.step)
-  assert same(restored, states[step])
-  assert len(checkpoints.damage) == (step != 7)
-  assert all(str(folder / "7") in line and "\n" not in line for line in checkpoints.damage)
-  assert contents(folder) == before  # Nothing is deleted or changed.
-  assert run_checkpoint.steps_in(folder) == ([3, 7] if step == 7 else [3])
-  return checkpoints.damage
-
-
-def flip(content, rng):
-  i = rng.randrange(len(content))
-  return content[:i] + bytes([content[i] ^ 1 << rng.randrange(8)]) + content[i + 1 :]
-
-
-def truncate(content, rng):
-  return content[: rng.randrange(len(content))]
-
-
-def zeros(content, rng):
-  i, n = rng.randrange(len(content)), rng.randrange(1, 513)
-  return content[:i] + bytes(len(content[i : i + n])) + content[i + n :]
-
-
-def nothing(content, rng):
-  return b""
-
-
-def damage_at_random(folder, rng):
-  files = sorted(path for path in (folder / "7").rglob("*") if path.is_file())
-  path, kind = rng.choice(files), rng.choice((flip, flip, flip, truncate, zeros, nothing, None))
-  if kind is None:
-    path.unlink()
-  else:
-    path.write_bytes(kind(path.read_bytes(), rng))
-  return f"{kind.__name__ if kind else 'unlink'} {path.relative_to(folder)}"
-
-
-def survive_at_random(saved, states, tmp_path, rounds, seed):
-  rng, noticed = random.Random(seed), 0
-  for i in range(rounds):
-    folder = shutil.copytree(saved, tmp_path / str(i))
-    what = damage_at_random(folder, rng)
-    try:
-      noticed += bool(check_survived(folder, states))
-    except Exception as error:
-      raise AssertionError(f"round {i}: {what}") from error
-    shutil.rmtree(folder)
-  return noticed
-
-
-def test_sixty_random_damages_are_survived(saved, states, tmp_path):
-  # Some change files that nothing reads, or bytes that no array uses.
-  assert survive_at_random(saved, states, tmp_path, 60, seed=0) >= 15
-
-
-@pytest.mark.slow
-def test_two_hundred_random_damages_are_survived(saved, states, tmp_path):
-  assert survive_at_random(saved, states, tmp_path, 200, seed=1) >= 50
 
 
 def test_every_bit_of_some_bytes_of_the_arrays_is_covered(folder, states):

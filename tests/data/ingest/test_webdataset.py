@@ -1,10 +1,8 @@
 """Tests of WebDataset tars: grouping by key, and handling of damaged or unsafe members."""
 
-import bz2
 import gzip
 import io
 import json
-import lzma
 import tarfile
 import tracemalloc
 
@@ -14,7 +12,6 @@ from clip_jax.data.decode import ENDINGS as IMAGES
 from clip_jax.data.ingest import webdataset
 from clip_jax.data.outcomes import Dropped, Ledger, NotAskedFor
 from clip_jax.data.sample_parts import SampleParts
-from mutations import damaged_bytes
 
 
 def tar(members):
@@ -256,22 +253,6 @@ def test_ordinary_extended_headers_are_read():
         info.size, info.pax_headers = 1, {"comment": "c" * 10_000}
         archive.addfile(info, io.BytesIO(content))
     assert read(out.getvalue()) == [{"key": name, "image": b"J", "text": b"T"}]
-
-
-@pytest.mark.parametrize("compress", [bytes, gzip.compress, bz2.compress, lzma.compress])
-def test_random_damage_gives_samples_and_counted_drops_only(compress):
-  out = io.BytesIO()
-  with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
-    for name, content in PAIRS:
-      info = tarfile.TarInfo("long/" * 40 + name)
-      info.size = len(content)
-      archive.addfile(info, io.BytesIO(content))
-  reasons = set()
-  for damaged in damaged_bytes(compress(out.getvalue()), 200):
-    for got in read(damaged):
-      assert isinstance(got, (str, dict))
-      reasons |= {got} if isinstance(got, str) else set()
-  assert "truncated tar" in reasons
 
 
 def test_the_key_ends_at_the_first_dot_or_at_the_last():
