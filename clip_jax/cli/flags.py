@@ -96,8 +96,20 @@ class _OrNone(absl_flags.ArgumentParser):
     return self.parser.flag_type()
 
 
+class _Counts(absl_flags.IntegerParser):
+  """Accepts counts such as 10k and 1e6 in addition to integers."""
+
+  def convert(self, argument):
+    try:
+      return super().convert(argument)
+    except ValueError:
+      with contextlib.suppress(ValueError):
+        return quantity(argument)
+      raise
+
+
 _PARSERS = {
-  int: _OrNone(absl_flags.IntegerParser()),
+  int: _OrNone(_Counts()),
   float: _OrNone(absl_flags.FloatParser()),
   str: _OrNone(absl_flags.ArgumentParser()),
 }

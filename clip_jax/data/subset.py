@@ -12,7 +12,7 @@ from clip_jax.errors import UserError
 from clip_jax.interfaces import Source
 
 
-def is_count(size: int | str) -> bool:
+def is_count(size: int | float | str) -> bool:
   """Whether a value is a number of records, as `count` understands it."""
   try:
     return 0 < count(size, 2**62) < 2**63
@@ -22,7 +22,7 @@ def is_count(size: int | str) -> bool:
 
 # Ints and strings are written as in `count`.
 Count = Annotated[
-  int | str, Where(is_count, 'a number of records, such as 10_000_000, "10M" or "10%"')
+  int | float | str, Where(is_count, 'a number of records, such as 10_000_000, "10M" or "10%"')
 ]
 
 
@@ -74,7 +74,7 @@ class Subset:
     return f"Subset: {self.size:,} of {len(self.source):,} records at random, seed {self.seed}"
 
 
-def count(size: int | str, total: int) -> int:
+def count(size: int | float | str, total: int) -> int:
   """Parses a size to a number of records, for a source of `total` records.
 
   Args:

@@ -210,11 +210,12 @@ def _machine(flags):
 
 
 def _number(flags, name, kind, default):
+  from clip_jax.cli.quantities import quantity
   from clip_jax.errors import UserError
 
   text = getattr(flags, name)
   try:
-    return default if text is None else kind(text)
+    return default if text is None else quantity(text) if kind is int else kind(text)
   except ValueError:
     raise UserError(f"--{name}={text} is not a number, as in --{name}=2.") from None
 
