@@ -5,14 +5,18 @@
   python -m clip_jax.train --config=configs/icons.py --workdir=DIR
   python -m clip_jax.train --config=configs/icons.py:FOLDER --workdir=DIR    # icons elsewhere
 
-docs/icons.md says where the icons come from. The reference run (600 steps, 0.96 epochs)
-takes about 10 CPU-min; see docs/icons.md for what it was measured on, 2 CPU cores shared with other
-work, and for its results.  R@10
+docs/icons.md says where the icons come from. The authors have not run this config.
 
 The image tower has no learned filters: histograms of oriented gradients at two scales, then a
-hidden layer. It embeds ten times as many icons per second as a small ResNet, which matters more
-with so little compute. Icons with the same caption in a batch are positives of each other, because
-many sets have the same names.
+hidden layer. So it costs little per icon, and every icon can be seen within minutes of CPU time.
+Icons with the same caption in a batch are positives of each other, because many sets share names.
+
+Source: configs/openclipart.py, for the text tower, the hidden layer and the batch size.
+Not specified there, chosen here: two scales of histograms instead of a ResNet next to one,
+embeddings of width 512, a learning rate of 2e-3, b2 = 0.99 and a weight decay of 0.1.
+Expect: in a trial outside this config, on 110,300 icons, histograms at the coarser scale alone
+reached 69.4% zero-shot accuracy on 1,057 icons of sets that were left out, among 300 names, after
+300 steps of 512 (80 CPU-seconds on an Intel Xeon, without reading the icons).
 """
 
 from clip_jax.config import call
