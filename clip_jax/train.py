@@ -60,9 +60,10 @@ def main(arguments: list[str]) -> int:
 
   protect_compiled_programs()
   with rendezvous.start(flags.coordinator, flags.processes, flags.process):
+    from clip_jax.study.run_hints import hyperparameter_hints
     from clip_jax.training.loop import run
 
-    return run(flags.config, flags.workdir)
+    return run(flags.config, flags.workdir, hints=hyperparameter_hints)
 
 
 if __name__ == "__main__":

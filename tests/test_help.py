@@ -7,6 +7,7 @@ import pytest
 
 from clip_jax.errors import UserError
 
+STUDY = ("run", "table", "figures", "fit", "laws", "calibrate", "predict", "advise", "verdicts")
 CONFIG = "--config=configs/quickstart.py"
 COMMANDS = [
   ("train", CONFIG),
@@ -18,7 +19,7 @@ COMMANDS = [
   ("bench", "step"),
   ("search",),
   ("init.__main__",),
-  *(("study.__main__", what) for what in ("run", "table", "figures", "fit", "advise", "verdicts")),
+  *(("study.__main__", what) for what in STUDY),
 ]
 
 

@@ -20,8 +20,9 @@ from clip_jax.files import is_full_disk
 def run_command(main: Callable[[list[str]], int | None]) -> None:
   """Runs `main(arguments)` and exits: 0 done, 2 user error, 130 Ctrl-C, 1 any other error.
 
-  A UserError is printed as a message without a traceback, and so is the error of a full disk, which
-  exits with 2 as well. `main` may return another exit code.
+  A UserError is printed as a message without a traceback, and may have an exit code of its own, as
+  `exit_code`. So is the error of a full disk, which exits with 2. `main` may return another exit
+  code.
   """
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   # Set this before importing JAX, which reads it once, to cache compiled programs across runs.
@@ -34,7 +35,7 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
   try:
     code = main(sys.argv[1:]) or 0
   except UserError as e:
-    code = _say(f"error: {e}", 2)
+    code = _say(f"error: {e}", getattr(e, "exit_code", 2))
   except KeyboardInterrupt:
     code = _say("\nStopped. Saved output is kept; rerun the same command to continue from it.", 130)
   except Exception as e:

@@ -76,7 +76,7 @@ def parse(
   if config and make_call:
     for field, call in calls.items():
       set_call(values[config].value, field, call, make_call, config)
-  for name in set(OUTPUTS).intersection(known):
+  for name in set(OUTPUTS).intersection(strings):
     if values[name].value:
       local_path(values[name].value, f"--{name}")
   return SimpleNamespace(**{name: values[name].value for name in known})

@@ -1,8 +1,10 @@
-"""The command line of the study: python -m clip_jax.study run|table|figures|fit|advise|verdicts."""
+"""The command line of the study: python -m clip_jax.study run, advise, predict and more."""
 
+import json
 from pathlib import Path
 
 from clip_jax.cli.command import run_command
+from clip_jax.errors import UserError
 
 HELP = """Trains grids of runs, and analyses your runs and the paper's numbers.
 
@@ -10,11 +12,19 @@ HELP = """Trains grids of runs, and analyses your runs and the paper's numbers.
                                [--shard=I/N] [--dry-run] [--accelerator=h200] [--utilisation=0.4]
   python -m clip_jax.study table --runs=CSV,... [--metric=i2t_r10,zero_shot]
   python -m clip_jax.study figures --out=DIR [--runs=CSV,...]
-  python -m clip_jax.study fit [--runs=CSV,...] [--out=FILE.csv]
-  python -m clip_jax.study advise --pairs=50M --compute=1e20 | --samples=3.4B | --hours=100
-                               [--accelerator=h200] [--utilisation=0.4] [--metric=zero_shot]
-                               [--runs=CSV,...] [--top=10]
-  python -m clip_jax.study verdicts --runs=CSV,... [--out=FILE.csv]
+  python -m clip_jax.study fit [--out=FILE.json]
+  python -m clip_jax.study laws [--runs=CSV,...] [--out=FILE.csv]
+  python -m clip_jax.study calibrate [--metric=zero_shot,...] [--out=FILE.csv] [--figure=FILE.png]
+  python -m clip_jax.study predict --arch=ViT-B/32 | --parameters=150M --forward_gflops=15
+                               --pairs=50M --samples=400M [--corpus=datacomp|laion|webli|...]
+                               [--objective=clip|siglip|captioning|coca|slip|flip|da]
+                               [--quality=100] [--metric=zero_shot,...] [--batch=4096]
+                               [--learning_rate=1e-3] [--warmup=2000] [--runs=CSV,...] [--json]
+  python -m clip_jax.study advise --pairs=50M --compute=1e20 | --samples=3.4B | --hours=24
+                               [--chips=8] [--accelerator=h100] [--mfu=0.3] [--corpus=laion]
+                               [--metric=zero_shot] [--runs=CSV,...] [--top=3] [--out=recipe.py]
+                               [--json]
+  python -m clip_jax.study verdicts --runs=CSV,... [--public] [--out=FILE.csv]
 
   run        trains the runs of a grid that are not done yet; rerun the command to resume. Writes
              one row per finished run to DIR/runs.csv.
@@ -26,22 +36,35 @@ HELP = """Trains grids of runs, and analyses your runs and the paper's numbers.
              over seeds
   figures    draws the paper's figures from your runs, with the paper's points in grey; open
              DIR/index.html
-  fit        fits scaling laws of error against data, compute and model size, and reports how well
-             they predict the largest run
-  advise     ranks recipes for a number of pairs and a training budget, with 90% intervals
-  verdicts   checks which of the paper's claims hold in your runs
+  fit        fits the pooled law, one law of error for all public runs and the paper's, to every
+             metric; --out stores its parameters, which predict and advise read
+  laws       fits separate laws of error against data, compute and model size to each series of
+             your runs, or of the paper without --runs, and reports how well they predict the
+             largest run
+  calibrate  predicts public runs from fits without their corpus, size or model, and prints how
+             many are inside their 90% interval, the mean error in points, and the rank correlation
+             among models at one budget
+  predict    predicts the accuracy of a model, with a 90% interval. --pairs are distinct, --samples
+             count repetitions. Without --corpus the data is of another kind, and the interval
+             wider; without --batch, --learning_rate and --warmup they are tuned, or those of the
+             corpus' published runs. --quality: percent of the pool that is kept, best first
+  advise     recommends a recipe for a number of pairs and a training budget, with the two next,
+             their 90% intervals and the run that would decide between them. --out writes the
+             recipe as a config for train and plan; --runs adds runs of yours to the evidence
+  verdicts   checks which of the paper's claims hold in your runs; --public: in public runs
 
---accelerator and --utilisation (of its peak FLOP/s) convert between hours and FLOPs.
+--accelerator and --utilisation or --mfu (of its peak FLOP/s) convert between hours and FLOPs.
+--hours are those of each of --chips accelerators.
 
-Exit codes: 0 done, 2 a mistake in the command, 130 stopped by Ctrl-C, 1 any other error, including
-failed runs, 75 saved after SIGTERM: rerun the command to resume.
+Exit codes: 0 done, 2 a mistake in the command, 3 the evidence says nothing about the question,
+130 stopped by Ctrl-C, 1 any other error, including failed runs, 75 saved after SIGTERM: rerun the
+command to resume.
 """
 
 
 def main(arguments: list[str]) -> int | None:
   """Runs the command; returns its exit code."""
   from clip_jax.cli.flags import parse
-  from clip_jax.errors import UserError
 
   commands = {
     "run": _run,
@@ -49,6 +72,9 @@ def main(arguments: list[str]) -> int | None:
     "table": _table,
     "figures": _figures,
     "fit": _fit,
+    "laws": _laws,
+    "calibrate": _calibrate,
+    "predict": _predict,
     "advise": _advise,
     "verdicts": _verdicts,
   }
@@ -69,7 +95,27 @@ def main(arguments: list[str]) -> int | None:
     "one": (("grid", "out", "name", "fingerprint"), ()),
     "table": (("runs", "metric"), ()),
     "figures": (("runs", "out"), ()),
-    "fit": (("runs", "out"), ()),
+    "fit": (("out",), ()),
+    "laws": (("runs", "out"), ()),
+    "calibrate": (("metric", "out", "figure"), ()),
+    "predict": (
+      (
+        "arch",
+        "parameters",
+        "forward_gflops",
+        "pairs",
+        "samples",
+        "corpus",
+        "objective",
+        "quality",
+        "metric",
+        "batch",
+        "learning_rate",
+        "warmup",
+        "runs",
+      ),
+      ("json",),
+    ),
     "advise": (
       (
         "pairs",
@@ -81,10 +127,14 @@ def main(arguments: list[str]) -> int | None:
         "metric",
         "runs",
         "top",
+        "chips",
+        "mfu",
+        "corpus",
+        "out",
       ),
-      (),
+      ("json",),
     ),
-    "verdicts": (("runs", "out"), ()),
+    "verdicts": (("runs", "out"), ("public",)),
   }[what]
   return commands[what](parse(rest, HELP, strings=strings, switches=switches))
 
@@ -133,48 +183,95 @@ def _figures(flags):
 
 
 def _fit(flags):
+  from clip_jax.study import law_store
+
+  found = law_store.fit_laws()
+  print(law_store.format_laws(found))
+  if flags.out:
+    law_store.write_laws(found, Path(flags.out))
+
+
+def _laws(flags):
   from clip_jax.study import law_fits, runs_table
 
-  found = law_fits.fit_all(runs_table.paper_results() + _results(flags))
+  found = law_fits.fit_all(_results(flags) or runs_table.paper_results())
   print(law_fits.format_laws(found))
   if flags.out:
     law_fits.write_csv(found, Path(flags.out))
 
 
-def _advise(flags):
-  from clip_jax.data.subset import count
-  from clip_jax.errors import UserError
-  from clip_jax.study import advice, budgets
+def _calibrate(flags):
+  from clip_jax.study import calibration, law_store
 
-  budgets_given = [name for name in ("compute", "samples", "hours") if getattr(flags, name)]
-  if not flags.pairs or len(budgets_given) != 1:
+  metrics = (flags.metric or ",".join(calibration.METRICS)).split(",")
+  found = []
+  for number, metric in enumerate(metrics):
+    schemes = calibration.METRICS.get(metric, calibration.OTHER_SCHEMES)
+    held = calibration.held_out_runs(law_store.stored_law(metric), schemes)
+    found += calibration.summarize(metric, held)
+    if flags.figure and number == 0:
+      from clip_jax.study import calibration_plot
+
+      calibration_plot.draw(metric, held, Path(flags.figure))
+  print(calibration.format_calibration(found))
+  if flags.out:
+    calibration.write_csv(found, Path(flags.out))
+
+
+def _predict(flags):
+  from clip_jax.study import forecasts
+
+  print(forecasts.run_command(flags))
+
+
+def _advise(flags):
+  from clip_jax.study import accelerators, advice, advice_report, own_runs
+  from clip_jax.study.forecasts import count_flag
+
+  given = [name for name in ("compute", "samples", "hours") if getattr(flags, name)]
+  if not flags.pairs or len(given) != 1:
     raise UserError(
-      "advise needs --pairs and exactly one of --compute (FLOPs), --samples and "
-      "--hours (of one accelerator), as in --pairs=50M --compute=1e20."
+      "advise needs --pairs and exactly one of --compute (FLOPs), --samples and --hours (of each "
+      "of --chips accelerators), as in --pairs=50M --compute=1e20."
     )
-  compute = _number(flags, "compute", float, None)
+  if flags.mfu and flags.utilisation:
+    raise UserError("--mfu and --utilisation are the same; give one of them.")
+  flags.utilisation = flags.mfu or flags.utilisation
+  machine = _machine(flags)
+  compute = count_flag("compute", flags.compute)
   if flags.hours:
-    compute = _number(flags, "hours", float, None) * budgets.flops_per_hour(**_machine(flags))
-  samples = count(flags.samples, 0) if flags.samples else None
-  print(
-    advice.format_advice(
-      advice.advise(
-        count(flags.pairs, 0),
-        compute=compute,
-        samples=samples,
-        runs=_results(flags),
-        metric=flags.metric or "zero_shot",
-      ),
-      top=_number(flags, "top", int, 10),
-    )
+    hours = count_flag("hours", flags.hours) * _number(flags, "chips", int, 1)
+    compute = hours * accelerators.flops_per_hour(**machine)
+  metric = flags.metric or "zero_shot"
+  found = advice.advise(
+    count_flag("pairs", flags.pairs),
+    compute=compute,
+    samples=count_flag("samples", flags.samples),
+    metric=metric,
+    corpus=flags.corpus or "",
+    runs=own_runs.read_own_runs(flags.runs)(metric),
   )
+  if flags.json:
+    print(json.dumps(advice_report.as_json(found, **machine), indent=2))
+  else:
+    print(advice_report.format_advice(found, **machine, top=_number(flags, "top", int, 3)))
+  if flags.out:
+    recipe = advice_report.write_recipe(found, Path(flags.out))
+    if not flags.json:
+      print(f"Wrote {flags.out}, which trains {recipe.name}")
 
 
 def _verdicts(flags):
   from clip_jax.study import claim_checks
 
-  _required(flags, "runs", "DIR/runs.csv")
-  found = claim_checks.check_claims(_results(flags))
+  found = []
+  if flags.runs or not flags.public:
+    _required(flags, "runs", "DIR/runs.csv")
+    found = claim_checks.check_claims(_results(flags))
+  if flags.public:
+    from clip_jax.study import public_claims
+
+    found += public_claims.check_public_claims()
   print(claim_checks.format_checks(found))
   if flags.out:
     claim_checks.write_csv(found, Path(flags.out))
@@ -192,7 +289,6 @@ def _results(flags):
 
 
 def _required(flags, name, example):
-  from clip_jax.errors import UserError
 
   value = getattr(flags, name)
   if not value:
@@ -201,7 +297,7 @@ def _required(flags, name, example):
 
 
 def _machine(flags):
-  from clip_jax.study.budgets import UTILISATION
+  from clip_jax.study.accelerators import UTILISATION
 
   return {
     "accelerator": flags.accelerator or "h200",
@@ -211,7 +307,6 @@ def _machine(flags):
 
 def _number(flags, name, kind, default):
   from clip_jax.cli.quantities import quantity
-  from clip_jax.errors import UserError
 
   text = getattr(flags, name)
   try:

@@ -3,29 +3,22 @@
 import copy
 from typing import Any
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 from ml_collections.config_dict import ConfigDict
 
-from clip_jax.config import build
+from clip_jax.config import build, call
+from clip_jax.costs.flops import count_parameters
 from clip_jax.costs.model_compute import ModelCompute, count_compute
 from clip_jax.data.subset import count as number_of
 from clip_jax.errors import UserError
 from clip_jax.model.learner import abstract_learner
-from clip_jax.planning.chips import CHIPS
+from clip_jax.study.accelerators import UTILISATION, flops_per_hour
+from clip_jax.study.hyperparameters import recommend
+from clip_jax.training.optim import adamw
+from clip_jax.training.schedules import warmup_cosine
 from clip_jax.training.setup import with_examples
-
-# Peak dense bfloat16 FLOP/s of one accelerator, from its data sheet. The planner (CHIPS) does not
-# cover the older ones.
-PEAKS = {
-  "t4": 65e12,
-  "v100": 125e12,
-  "l4": 121e12,
-  "v2": 45e12,
-  "v3": 123e12,
-  **{name: chip.flops for name, chip in CHIPS.items()},
-}
-UTILISATION = 0.4  # Default fraction of the peak that training reaches.
 
 
 def compute_of(config: ConfigDict) -> ModelCompute:
@@ -57,6 +50,7 @@ def at_budget(
   hours: float | None = None,
   accelerator: str = "h200",
   utilisation: float = UTILISATION,
+  tuned: bool = False,
 ) -> ConfigDict:
   """Returns a copy of the config that trains for as long as a budget allows.
 
@@ -66,12 +60,15 @@ def at_budget(
     epochs: number of passes over the training records.
     flops: training FLOPs, 6 per forward multiply-add (see `clip_jax.costs.model_compute`).
     hours: accelerator-hours; one hour on eight accelerators is 8.
-    accelerator: a name in `PEAKS`; used with `hours`.
+    accelerator: a name in `accelerators.PEAKS`; used with `hours`.
     utilisation: fraction of the peak that training reaches; used with `hours`. Measure it with
       `python -m clip_jax.bench step`.
+    tuned: whether to set the batch and the optimizer to what public sweeps found best for this
+      number of samples and size of model, see `clip_jax.study.hyperparameters`.
 
   Raises:
-    UserError: not exactly one of the four budgets is given, or a value is out of range.
+    UserError: not exactly one of the four budgets is given, a value is out of range, or a budget in
+      epochs is to be tuned.
   """
   given = {
     name: value
@@ -94,9 +91,14 @@ def at_budget(
     raise UserError(f"The budget {kind}={given[kind]} must be above 0.")
   if kind == "hours":
     value *= flops_per_hour(accelerator, utilisation)
+  if tuned and kind == "epochs":
+    raise UserError(
+      f"tuned=True needs the number of samples, which epochs={amount} does not give without "
+      "reading the data. Give the budget as samples."
+    )
   if kind in ("flops", "hours"):
     value = int(value / compute_of(config).flops)
-    if value < config.data.batch_size:
+    if value < (1 if tuned else config.data.batch_size):
       raise UserError(
         f"The budget {kind}={given[kind]} buys {value} samples, less than one batch "
         f"of {config.data.batch_size}. Raise it or choose a smaller model."
@@ -105,22 +107,20 @@ def at_budget(
   config = copy.deepcopy(config)
   with config.unlocked():
     config.train.update({"steps": None, "samples": None, "epochs": None} | {kind: value})
+    if tuned:
+      _tune(config, value)
   return config
 
 
-def flops_per_hour(accelerator: str = "h200", utilisation: float = UTILISATION) -> float:
-  """FLOPs that one accelerator computes in an hour.
-
-  Raises:
-    UserError: the accelerator is unknown, or the utilisation is outside (0, 1].
-  """
-  if accelerator not in PEAKS:
-    raise UserError(
-      f"The peak FLOP/s of accelerator {accelerator!r} is unknown; known are "
-      f"{', '.join(PEAKS)}. Choose one of them, or give the budget in FLOPs."
-    )
-  if not 0 < utilisation <= 1:
-    raise UserError(
-      f"utilisation={utilisation} must be a fraction of the peak, above 0 and at most 1."
-    )
-  return 3600 * PEAKS[accelerator] * utilisation
+def _tune(config, samples):
+  """Sets batch, learning rate and warm-up by the rule."""
+  best = recommend(samples, count_parameters(nnx.state(abstract_learner(config), nnx.Param)))
+  config.data.batch_size = best.batch
+  config.optimizer = call(
+    adamw,
+    learning_rate=best.learning_rate,
+    schedule=call(warmup_cosine, warmup=best.warmup),
+    b2=best.beta2,
+    weight_decay=best.weight_decay,
+    grad_clip_norm=1.0,
+  )

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import html
 from pathlib import Path
 import re
+from typing import Any
 
 from clip_jax.errors import UserError
 from clip_jax.files import atomic_write, write_atomically
@@ -47,7 +48,7 @@ def draw_all(points: Sequence[runs_table.RunResult], out: Path) -> int:
   Raises:
     UserError: matplotlib is not installed, or there is nothing to draw.
   """
-  matplotlib = _matplotlib()
+  matplotlib = import_matplotlib()
   paper = runs_table.paper_results()
   out.mkdir(parents=True, exist_ok=True)
   sections, left_out = [], {}
@@ -88,7 +89,12 @@ def _has_comparison(own, paper, *, alone):
   return bool(paper) if alone else len(own) > 1 or bool(own and paper)
 
 
-def _matplotlib():
+def import_matplotlib() -> Any:
+  """Imports matplotlib, which is optional.
+
+  Raises:
+    UserError: it is not installed.
+  """
   try:
     import matplotlib.figure
   except ImportError as error:

@@ -335,7 +335,7 @@ def format_plan(
   Args:
     runs: the runs.
     out: folder of the results, whose runs.csv gives the measured speed; None before any run.
-    accelerator: a name in `budgets.PEAKS`; its hours are used while there is no measured speed.
+    accelerator: a name in `accelerators.PEAKS`; its hours are used without a measured speed.
     utilisation: fraction of its peak that training reaches.
   """
   flops_per_hour = budgets.flops_per_hour(accelerator, utilisation)

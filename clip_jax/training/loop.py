@@ -1,5 +1,6 @@
 """The training loop: steps, logging, evaluation and checkpoints."""
 
+from collections.abc import Callable, Iterable
 import contextlib
 import json
 import math
@@ -40,10 +41,20 @@ PREEMPTED = 75  # Exit code after SIGTERM: the state was saved; restart to resum
 EVALUATION_FAILED = 3  # Exit code of a run that is trained and saved, but some evaluator failed.
 
 
-def run(config: ConfigDict, workdir: Path | str) -> int:
+def run(
+  config: ConfigDict,
+  workdir: Path | str,
+  *,
+  hints: Callable[[TrainSetup], Iterable[str]] = lambda setup: (),
+) -> int:
   """Trains `config` in `workdir`, resuming from the newest checkpoint there if any.
 
   Ctrl-C, or a notebook's stop button, saves after the current step; a second one stops at once.
+
+  Args:
+    config: config of a training run.
+    workdir: output folder, created if missing.
+    hints: function from the setup to lines that are printed before the first step.
 
   Returns:
     Exit code: 0; `PREEMPTED` if SIGTERM arrived and the state was saved; or `EVALUATION_FAILED` if
@@ -90,7 +101,7 @@ def run(config: ConfigDict, workdir: Path | str) -> int:
       writes=jax.process_index() == 0,
       wandb=setup.training.wandb,
     ) as report:
-      for line in (*summary(setup, workdir, start), *agreed, *checkpoints.damage):
+      for line in (*summary(setup, workdir, start), *hints(setup), *agreed, *checkpoints.damage):
         report.note(line)
       evaluations = Evaluations(setup, workdir, report)
       if start < setup.total_steps:

@@ -2,15 +2,19 @@
 
 from pathlib import Path
 import runpy
+from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from clip_jax.errors import UserError
-from clip_jax.study import predictor, recipes
+from clip_jax.study import hyperparameters, recipes, run_hints, tables
 from clip_jax.study.budgets import at_budget, compute_of, flops_per_hour
 from clip_jax.training import setup as setup_lib
 from run_config import get_config
 
+WEIGHTS = jax.ShapeDtypeStruct((150_000_000,), jnp.float32)
 CLIP = Path(__file__).parents[2] / "configs" / "clip.py"
 
 
@@ -36,9 +40,14 @@ def test_compute_scales_with_views_and_patches():
 
 
 def test_stored_costs_match_counted_compute():
+  parts = ("image_gmacs", "text_gmacs", "loss_gmacs")
+  costs = {
+    (row["arch"], row["method"]): sum(float(row[part]) for part in parts)
+    for row in tables.read_table("costs.csv")
+  }
   for arch, method in (("ViT-B/32", "CLIP"), ("ViT-B/32", "SLIP"), ("ResNet-50", "CLIP")):
     counted = compute_of(recipe(arch=arch, method=method)).forward / 1e9
-    assert predictor._costs()[arch, method] == pytest.approx(counted, rel=1e-3)
+    assert costs[arch, method] == pytest.approx(counted, rel=1e-3)
 
 
 def test_compute_from_the_config_alone_matches_the_run():
@@ -78,3 +87,27 @@ def test_budgets_are_interchangeable():
 def test_invalid_budgets_are_rejected(budget, message):
   with pytest.raises(UserError, match=message):
     at_budget(get_config(), **budget)
+
+
+def test_a_tuned_budget_sets_batch_and_optimizer():
+  config = at_budget(recipe(arch="ViT-B/32"), samples="12.8M", tuned=True)
+  best = hyperparameters.recommend(12.8e6, 1.98e8)
+  assert config.data.batch_size == best.batch == 2048
+  assert config.optimizer.learning_rate == pytest.approx(best.learning_rate, rel=0.05)
+  assert config.optimizer.schedule.warmup == best.warmup and config.train.samples == 12_800_000
+  with pytest.raises(UserError, match="tuned=True needs the number of samples"):
+    at_budget(recipe(), epochs=2, tuned=True)
+
+
+def test_train_hints_at_few_steps():
+  config = at_budget(recipe(arch="ViT-B/32"), samples="12.8M")
+  setup = SimpleNamespace(
+    config=config, total_steps=781, state=SimpleNamespace(params={"w": WEIGHTS})
+  )
+  (few, warmup) = run_hints.hyperparameter_hints(setup)
+  assert "781 steps of batch 16384" in few and "39 steps" in warmup
+  tuned = at_budget(config, samples="12.8M", tuned=True)
+  setup.config, setup.total_steps = tuned, 6250
+  assert run_hints.hyperparameter_hints(setup) == []
+  setup.config, setup.total_steps = get_config(), 3  # Too small for the sweeps to say anything.
+  assert run_hints.hyperparameter_hints(setup) == []

@@ -24,8 +24,11 @@ def test_a_dry_run_lists_the_runs(capsys):
 @pytest.mark.parametrize(
   "arguments, message",
   [
-    (("figurs", "--runs=x"), "command 'figurs'; .* run, table, figures, fit, advise"),
-    ((), "command ''; .* run, table, figures, fit, advise, verdicts"),
+    (
+      ("figurs", "--runs=x"),
+      "command 'figurs'; .* run, table, figures, fit, laws, calibrate, predict, advise",
+    ),
+    ((), "command ''; .* predict, advise, verdicts"),
     (("think",), "command 'think'"),
     (("run",), "--grid is required, as in --grid=configs/study/openclipart.py"),
     (("run", "--grid=configs/study/shapes.py"), "--out is required"),
