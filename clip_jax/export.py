@@ -12,6 +12,7 @@ HELP = """Exports a model to a format that other libraries load.
           =huggingface transformers.CLIPModel (or SiglipModel) .from_pretrained("DIR")
           =big_vision  a two-tower .npz; --out=FILE.npz
           =stablehlo   jax.export.deserialize(...).call(images); needs no model code
+          =onnx        onnxruntime.InferenceSession("DIR/encode_image.onnx"); needs no JAX
   --out=DIR            created if it does not exist
   --trust=MODULE,...   modules outside clip_jax that the model's config may call
 
@@ -20,7 +21,7 @@ precision if the original computes in bfloat16.
 
 Exit codes: 0 done, 2 a mistake in the command, 130 stopped by Ctrl-C, 1 any other error.
 """
-FORMATS = ("open_clip", "huggingface", "big_vision", "stablehlo")
+FORMATS = ("open_clip", "huggingface", "big_vision", "stablehlo", "onnx")
 
 
 def main(arguments: list[str]) -> int:
@@ -44,13 +45,14 @@ def main(arguments: list[str]) -> int:
       "write a directory."
     )
   from clip_jax.inference.loading import load_bundle
-  from clip_jax.pretrained import big_vision, hugging_face, open_clip, stablehlo
+  from clip_jax.pretrained import big_vision, hugging_face, onnx_models, open_clip, stablehlo
 
   write = {
     "open_clip": open_clip.write,
     "huggingface": hugging_face.write,
     "big_vision": big_vision.write,
     "stablehlo": stablehlo.write,
+    "onnx": onnx_models.write,
   }[flags.format]
   trust = tuple(filter(None, (flags.trust or "").split(",")))
   write(load_bundle(where, trust=trust), Path(flags.out))
