@@ -1,7 +1,7 @@
 """An ONNX graph while it is built: named tensors, constants, and broadcasts that are put off.
 
-JAX broadcasts explicitly, `broadcast_in_dim` before every elementwise operation, and ONNX operators
-broadcast by themselves. So a broadcast only inserts dimensions of size 1 here, and is carried out
+JAX broadcasts explicitly before every elementwise operation, and ONNX operators broadcast by
+themselves. So a broadcast only inserts dimensions of size 1 here, and is carried out
 when an operator needs the whole tensor.
 """
 
