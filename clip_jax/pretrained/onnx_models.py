@@ -45,7 +45,7 @@ def write(saved: ModelBundle, folder: Path) -> None:
 
 
 def encoder(saved: ModelBundle, method: str) -> Any:
-  """Returns one encoder of a model as an ONNX model, `onnx.ModelProto`.
+  """Returns one encoder of a model as an ONNX model (a ModelProto).
 
   It takes "image", uint8 [B, H, W, 3], or "tokens", int32 [B, L], for any B, and returns
   "embedding", unit vectors, float32 [B, E]. It computes in float32, and normalises pixels, but does
