@@ -24,7 +24,7 @@ from clip_jax.evaluators.linear_probe import LinearProbe
 from clip_jax.evaluators.zero_shot import ZeroShot
 
 # Categories that several sets have, and that look different.
-CATEGORIES = ("animals", "arrows", "flags", "food", "hands", "health", "maps", "music", "weather")
+CATEGORIES = ("arrows", "flags", "food", "hands", "health", "maps", "music", "weather")
 
 
 def get_config(path="icons"):
@@ -54,7 +54,7 @@ def get_config(path="icons"):
       "category_probe": call(LinearProbe, train=labeled("train"), test=labeled("test")),
       "category_few_shot": call(
         FewShot,
-        train=icons("val", categorised=CATEGORIES),
+        train=icons("train", categorised=CATEGORIES),
         test=icons("test", categorised=CATEGORIES),
         label="category",
         classes=CATEGORIES,

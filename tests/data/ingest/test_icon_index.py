@@ -119,3 +119,12 @@ def test_drawings_are_stored_as_grey_or_rgba_pngs(folders):
   assert all(image[:4] == b"\x89PNG" for image in sizes.values())
   assert np.frombuffer(sizes["one:star"][25:26], np.uint8)[0] == 0  # Colour type: grey.
   assert np.frombuffer(sizes["charm:red-square"][25:26], np.uint8)[0] == 6  # RGBA.
+
+
+def test_categorised_icons_have_their_first_category(folders):
+  source = IconRecords(folders[1], "all", categorised=("arrows", "shapes"))
+  assert [(source[i]["key"], source[i]["category"]) for i in range(len(source))] == [
+    ("two:star", "shapes")
+  ]
+  with pytest.raises(UserError, match="no icons"):
+    IconRecords(folders[1], "all", categorised=("food",))
