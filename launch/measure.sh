@@ -4,12 +4,14 @@
 #
 #   launch/measure.sh [--dry-run] OUT [flags of clip_jax.bench]
 #
+# BUDGET=480       seconds for everything; what does not fit is stopped or skipped, and named
 # RECORDS=DIR      output of `prepare --max_side=256`; also trains a ViT-B/32 on it, to measure how
 #                  long training waits for data
 # PYTHON=python    the Python to run
 #
-# The batch sizes suit one GPU with 141 GB, on which everything takes about 15 minutes. The flags
-# given here override them: for a GPU with 80 GB, use --config.data.batch_size=256.
+# The most important benchmarks come first, and each writes its numbers when it ends. The batch sizes
+# suit one GPU with 141 GB. The flags given here override them: for a GPU with 80 GB, use
+# --config.data.batch_size=256.
 set -euo pipefail
 
 dry=
@@ -22,19 +24,25 @@ out=$1
 shift
 config=configs/benchmark.py
 failed=
+budget=${BUDGET:-480}
 
 run() {
-  local name=$1
+  local name=$1 left=$((budget - SECONDS))
   shift
   local command=("${PYTHON:-python}" -m "$@")
   if [ -n "$dry" ]; then
     printf '%q ' "${command[@]}" | sed 's/ $/\n/'
     return
   fi
+  if [ "$left" -lt 20 ]; then
+    echo "== $name: skipped, because BUDGET=$budget seconds are over"
+    failed="$failed $name"
+    return
+  fi
   mkdir -p "$out"
-  echo "== $name"
+  echo "== $name, $SECONDS s"
   # Continue after a failure: if one runs out of memory, the others may still fit.
-  "${command[@]}" | tee "$out/$name.txt" || failed="$failed $name"
+  timeout "$left" "${command[@]}" | tee "$out/$name.txt" || failed="$failed $name"
 }
 
 step() {
@@ -45,12 +53,16 @@ step() {
 
 b16=("--config=$config:B/16" --config.data.batch_size=1024)
 l16=("--config=$config:L/16" --config.data.batch_size=512)
-step clip-b16 "${b16[@]}" "--profile=$out/trace" "$@"
+step clip-b16 "${b16[@]}" "$@"
 step clip-l16 "${l16[@]}" "$@"
+step clip-b16-xla "${b16[@]}" --config.model.image.attention=xla "$@"
 step flip-l16 "${l16[@]}" --config.objective.keep_patches=0.5 "$@"
 step slip-b16 "--config=$config:slip-B/16" --config.data.batch_size=256 "$@"
+step clip-s32 "--config=$config:S/32" --config.data.batch_size=4096 "$@"
+step resnet50 "--config=$config:resnet50" --config.data.batch_size=512 "$@"
+run loss clip_jax.bench loss "--json=$out/loss.json"
 step clip-b32 "--config=$config:B/32" --config.data.batch_size=2048 "$@"
-step clip-b16-xla "${b16[@]}" --config.model.image.attention=xla "$@"
+step clip-b16-trace "${b16[@]}" "--profile=$out/trace" "$@"
 step clip-b16-loop "${b16[@]}" --config.model.image.unroll=1 --config.model.text.unroll=1 "$@"
 if [ -n "${RECORDS:-}" ]; then  # train/data_wait_fraction in its log is the fraction of time spent waiting.
   run data-b32 clip_jax.train "--config=$config:B/32@$RECORDS" "--workdir=$out/data-b32" \

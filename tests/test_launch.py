@@ -584,13 +584,21 @@ def test_measure_commands_parse_and_extra_flags_come_last(tmp_path):
   )
   assert "failed: clip-l16 flip-l16\n" in said
   calls = [shlex.split(line) for line in (tmp_path / "calls").read_text().splitlines()]
-  assert [call[1] for call in calls] == ["clip_jax.bench"] * 7 + ["clip_jax.train"]
-  assert all(call[-1] == "--config.data.batch_size=8" for call in calls)
+  assert [call[1] for call in calls] == ["clip_jax.bench"] * 11 + ["clip_jax.train"]
+  steps = [call for call in calls if call[2] != "loss"]
+  assert all(call[-1] == "--config.data.batch_size=8" for call in steps)
   written = [flag for call in calls for flag in call if flag.startswith("--json=")]
-  assert len(set(written)) == 7
-  for call in calls:
+  assert len(set(written)) == 11
+  for call in steps:
     if call[1] == "clip_jax.train":
       assert f"--config=configs/benchmark.py:B/32@{tmp_path}" in call
       continue
     flags = parse(call[3:], "", config=True, strings=("json", "profile"))
     assert flags.config.data.batch_size == 8
+
+
+def test_measure_skips_what_does_not_fit_into_its_budget(tmp_path):
+  calls = tmp_path / "calls"
+  said = script("measure.sh", str(tmp_path / "out"), code=1, PYTHON="false", BUDGET="19")
+  assert "== clip-b16: skipped, because BUDGET=19 seconds are over" in said
+  assert "failed: clip-b16 clip-l16" in said and not calls.exists()
