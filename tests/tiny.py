@@ -2,6 +2,7 @@
 
 from flax import nnx
 import jax
+from jax.sharding import AbstractDevice, AbstractMesh
 import numpy as np
 
 from clip_jax.config import build, call
@@ -12,6 +13,13 @@ from clip_jax.towers.text import TextTransformer
 from clip_jax.towers.vit import Vit
 
 LENGTH, VOCABULARY, SIZE = 8, 64, 16
+
+
+def chips(kind):
+  """An abstract mesh of four devices of a platform that need not be here."""
+  return AbstractMesh(
+    (4,), ("data",), abstract_device=AbstractDevice(device_kind=kind, num_cores=None, platform=kind)
+  )
 
 
 def image_tower(tower=Vit, **changes):

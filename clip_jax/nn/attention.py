@@ -17,7 +17,8 @@ import numpy as np
 from clip_jax.cli.values import OneOf
 from clip_jax.errors import UserError
 from clip_jax.nn.remat import remat
-from clip_jax.nn.target import target_platform
+from clip_jax.nn.rounded_attention import MASKED, rounded_attention
+from clip_jax.nn.target import rounds_products_only, target_platform
 
 KINDS = {
   "auto": "cuDNN's kernel on a GPU where it applies, XLA operations elsewhere",
@@ -25,7 +26,6 @@ KINDS = {
   "cudnn": "cuDNN's kernel",
 }
 AttentionKind = Annotated[str, OneOf(KINDS)]
-MASKED = -1e30  # Logit of a masked key. Finite, because differences of infinities are NaN.
 
 
 def attention(
@@ -36,6 +36,7 @@ def attention(
   bias: jax.Array | None = None,
   *,
   kind: str = "auto",
+  dtype: str = "float32",
 ) -> jax.Array:
   """Computes multi-head scaled dot-product attention.
 
@@ -45,6 +46,7 @@ def attention(
       True.
     bias: float [B or 1, heads, N, N], added to the logits.
     kind: the implementation, a name in `KINDS`.
+    dtype: dtype that the tower computes in, to which a CPU rounds the inputs of products.
 
   Returns:
     [B, N, heads, D/h], in the dtype of q.
@@ -61,6 +63,8 @@ def attention(
     # `softmax_attention` takes no bias, and a GPU's XLA would keep copies of q, k and v for its
     # backward pass.
     return remat(jax.nn.dot_product_attention)(q, k, v, bias, mask)
+  if rounds_products_only(dtype):
+    return rounded_attention(q, k, v, mask, dtype)
   return softmax_attention(q, k, v, mask)
 
 

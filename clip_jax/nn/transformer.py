@@ -21,8 +21,8 @@ from clip_jax.nn.layers import (
   broadcast_param,
   glorot,
   lookup,
-  matmul_f32_grad,
 )
+from clip_jax.nn.matmul import activation_dtype, matmul_f32_grad
 from clip_jax.nn.remat import REMAT_POLICIES, remat
 from clip_jax.nn.target import target_platform
 from clip_jax.parallel.placement import shard_batch
@@ -68,7 +68,7 @@ class Attention(nnx.Module):
       bias: float [B or 1, heads, N, N], added to the logits.
     """
     q, k, v = self._project_qkv(x)  # [B, N, heads, D/h]
-    attend = functools.partial(attention, kind=self.attention)
+    attend = functools.partial(attention, kind=self.attention, dtype=self.qkv.dtype)
     if x.ndim == 4:  # vmap keeps the batch axis separate, so its sharding does not change.
       attend = jax.vmap(attend, (1, 1, 1, None if mask is None else 0, None), 1)
     return self.out(attend(q, k, v, mask, bias))
@@ -80,9 +80,10 @@ class Attention(nnx.Module):
       return tuple(qkv[..., i, :, :] for i in range(3))
     # Slicing one fused product on a TPU copies each slice into its own layout, which costs more
     # than three separate products do.
-    x, kernel, bias = x.astype(self.qkv.dtype), self.qkv.kernel[...], self.qkv.bias[...]
+    kernel, bias = self.qkv.kernel[...], self.qkv.bias[...]
     return tuple(
-      shard_batch(add_bias(matmul_f32_grad(x, kernel[:, i], 1), bias[i])) for i in range(3)
+      shard_batch(add_bias(matmul_f32_grad(x, kernel[:, i], 1, self.qkv.dtype), bias[i]))
+      for i in range(3)
     )
 
 
@@ -229,7 +230,7 @@ class MapHead(nnx.Module):
     """[B, N, D] -> [B, D]; `mask`, bool [B, N], is True at the tokens to attend to."""
     B = x.shape[0]
     query = self.query(self.probe[...]).astype(jnp.float32)  # [heads, D/h]
-    query = broadcast_param(query, (B, 1, *query.shape), self.query.dtype)
+    query = broadcast_param(query, (B, 1, *query.shape), activation_dtype(self.query.dtype))
     key_value = self.key_value(x)  # [B, N, 2, heads, D/h]
     mask = None if mask is None else mask[:, None, None, :]
     x = self.out(

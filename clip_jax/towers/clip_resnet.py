@@ -63,7 +63,7 @@ class ClipResnet(nnx.Module):
     remat: RematPolicy = "none",
     rngs: nnx.Rngs,
   ):
-    dtype = resolve_dtype(dtype)
+    dtype = resolve_dtype(dtype, convolutional=True)
     named = SIZES[size]
     stages = named[0] if stages is None else stages
     width = named[1] if width is None else width

@@ -57,7 +57,7 @@ class ConvNext(nnx.Module):
     unroll: NonNegativeInt = 0,
     rngs: nnx.Rngs,
   ):
-    dtype = resolve_dtype(dtype)
+    self.dtype = dtype = resolve_dtype(dtype)
     named = SIZES[size]
     stages, width = tuple(stages or named[0]), width or named[1]
     self.image_size, self.width = both_sides(image_size), width * 2 ** (len(stages) - 1)

@@ -43,7 +43,7 @@ class Hog(nnx.Module):
     orientations: Width = 9,
     dtype: Dtype = "auto",
   ):
-    dtype = resolve_dtype(dtype)
+    dtype = resolve_dtype(dtype, convolutional=True)
     self.image_size, self.cell, self.orientations = both_sides(image_size), cell, orientations
     self.dtype = dtype
     self.width = math.prod(patch_grid(self.image_size, cell)) * (orientations + 3)

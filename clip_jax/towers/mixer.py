@@ -63,6 +63,7 @@ class MlpMixer(nnx.Module):
     named = SIZES[size]
     width, depth = width or named[0], depth or named[1]
     self.image_size, self.patch, self.width = both_sides(image_size), patch, width
+    self.dtype = dtype
     N = math.prod(patch_grid(self.image_size, patch))
     init = jax.nn.initializers.lecun_normal()
     self.embedding = layers.Linear(patch * patch * 3, width, init=init, dtype=dtype, rngs=rngs)

@@ -67,7 +67,7 @@ class BitResnet(nnx.Module):
     unroll: NonNegativeInt = 0,
     rngs: nnx.Rngs,
   ):
-    dtype = resolve_dtype(dtype)
+    dtype = resolve_dtype(dtype, convolutional=True)
     if stages is None and layers is None:
       raise UserError(
         f"BitResnet needs layers, one of {', '.join(map(str, DEPTHS))}, or stages, as in "

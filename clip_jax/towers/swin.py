@@ -77,7 +77,7 @@ class Swin(nnx.Module):
     unroll: NonNegativeInt = 0,
     rngs: nnx.Rngs,
   ):
-    dtype = resolve_dtype(dtype)
+    self.dtype = dtype = resolve_dtype(dtype)
     named = SIZES[size]
     stages, width = tuple(stages or named[0]), width or named[1]
     if any(depth % 2 for depth in stages):

@@ -5,6 +5,7 @@ from typing import Literal
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from clip_jax.cli.values import (
   ContextLength,
@@ -17,6 +18,7 @@ from clip_jax.cli.values import (
 from clip_jax.errors import UserError
 from clip_jax.nn import layers, transformer
 from clip_jax.nn.attention import AttentionKind
+from clip_jax.nn.matmul import activation_dtype
 from clip_jax.nn.remat import RematPolicy
 from clip_jax.nn.target import Dtype, resolve_dtype
 from clip_jax.parallel.placement import all_gather_param, shard_batch
@@ -98,12 +100,14 @@ class TextTransformer(nnx.Module):
       )
 
   def __call__(self, tokens: jax.Array, *, train: bool = False) -> jax.Array:
-    """Token ids, int32 [B, L], padded with 0 -> [B, D]."""
-    check_context_length(self.context_length, tokens)
+    """Token ids, int32 [B, L], padded with 0 -> [B, D]; or fewer columns, from `cut_padding`."""
+    if not (self.ignores_padding and tokens.shape[1] < self.context_length):
+      check_context_length(self.context_length, tokens)
     real, end = real_tokens(tokens)
     # Look up in float32, because the gradient of a common token is a sum of very many terms.
-    x = all_gather_param(self.embedding[...])[tokens] + self.positions[...]  # [B, L, D]
-    x = self.stack(x.astype(self.dtype), self._mask(real))
+    positions = self.positions[: tokens.shape[1]]
+    x = all_gather_param(self.embedding[...])[tokens] + positions  # [B, L, D]
+    x = self.stack(x.astype(activation_dtype(self.dtype)), self._mask(real))
     if self.pool == "map":
       return shard_batch(self.head(self.norm(x), real))
     if self.pool == "last":
@@ -117,20 +121,35 @@ class TextTransformer(nnx.Module):
       x = (x * real[:, :, None]).sum(axis=1) / real.sum(axis=1)[:, None].astype(x.dtype)
     return shard_batch(self.norm(x))
 
+  @property
+  def ignores_padding(self) -> bool:
+    """Whether the features do not depend on padding after the end of a text."""
+    return self.pool != "last" and (self.causal or self.mask_padding)
+
+  def cut_padding(self, tokens: np.ndarray) -> np.ndarray:
+    """Cuts columns that are padding in every text, if that does not change the features.
+
+    Args:
+      tokens: int32 [B, L], padded with 0.
+
+    Returns:
+      int32 [B, l], where l is the smallest of 16, 32, 64, ... and L that is enough, so that few
+      programs are compiled.
+    """
+    if not self.ignores_padding or not tokens.size:
+      return tokens
+    used = (np.arange(tokens.shape[1]) * (tokens != 0)).max() + 1
+    if self.causal and self.pool == "eot" and self.eos_id is not None:
+      used = (tokens == self.eos_id).argmax(1).max() + 1
+    return tokens[:, : min(tokens.shape[1], max(16, 1 << int(used - 1).bit_length()))]
+
   def _mask(self, real):
     """Attention mask, bool [B or 1, 1, L, L], True where a query may attend; None for no mask."""
-    mask = (
-      jnp.tril(jnp.ones((1, 1, self.context_length, self.context_length), bool))
-      if self.causal
-      else None
-    )
+    B, L = real.shape
+    mask = jnp.tril(jnp.ones((1, 1, L, L), bool)) if self.causal else None
     if self.mask_padding:
       keys = real[:, None, None, :]
-      mask = (
-        jnp.broadcast_to(keys, (real.shape[0], 1, self.context_length, self.context_length))
-        if mask is None
-        else mask & keys
-      )
+      mask = jnp.broadcast_to(keys, (B, 1, L, L)) if mask is None else mask & keys
     return mask
 
 

@@ -153,7 +153,7 @@ class Vit(nnx.Module):
     if self.pool == "tok":
       token = self.class_token[...]
       token = token + positions[0] if self.class_position else token
-      token = layers.broadcast_param(token, (x.shape[0], 1, self.width), self.dtype)
+      token = layers.broadcast_param(token, (x.shape[0], 1, self.width), x.dtype)
       x = jnp.concatenate([token, x], axis=1)  # [B, K + 1, D]
     if self.pre_norm is not None:
       x = self.pre_norm(x)

@@ -86,7 +86,8 @@ def build_setup(config: ConfigDict, *, mesh: jax.sharding.Mesh | None = None) ->
   with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
     learner = abstract_learner(config)
     dtypes = {
-      name: resolve_dtype(getattr(config.model[name], "dtype", "float32"))
+      name: getattr(getattr(learner.model, name), "dtype", None)
+      or resolve_dtype(getattr(config.model[name], "dtype", "float32"))
       for name in ("image", "text")
     }
   check_inputs(learner.objective, data.views.outputs, config.augment)

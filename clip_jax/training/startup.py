@@ -13,6 +13,7 @@ from clip_jax.costs.flops import count_parameters
 from clip_jax.data.selection import selection_chain
 from clip_jax.errors import UserError
 from clip_jax.files import check_writable
+from clip_jax.nn.processor import processor_dtype
 from clip_jax.parallel.agreement import data_version
 from clip_jax.training.setup import TrainSetup
 
@@ -35,16 +36,23 @@ def writable_folder(workdir: Path) -> Path:
 
 
 def precision(setup: TrainSetup) -> list[str]:
-  """Returns lines about the towers' compute dtypes, with a hint if a CPU is to use bfloat16."""
+  """Returns lines about the towers' compute dtypes: why, and a hint if a CPU could be faster."""
   of = setup.dtypes
   same = of["image"] == of["text"]
-  lines = [f"computes   in {of['image']}" + ("" if same else f" (image) and {of['text']} (text)")]
-  flags = [f"--config.model.{name}.dtype=auto" for name, dtype in of.items() if dtype == "bfloat16"]
-  if jax.default_backend() == "cpu" and flags:
-    lines.append(
-      "           bfloat16 is slower than float32 on a CPU (docs/speed.md): " + " ".join(flags)
-    )
-  return lines
+  line = f"computes   in {of['image']}" + ("" if same else f" (image) and {of['text']} (text)")
+  if jax.default_backend() != "cpu":
+    return [line]
+  asked = {name: getattr(setup.config.model[name], "dtype", None) for name in of}
+  fastest, reason = processor_dtype()
+  if "auto" in asked.values():
+    line += f', by dtype="auto": {reason}'
+  flags = [
+    f"--config.model.{name}.dtype=auto"
+    for name, dtype in of.items()
+    if dtype == "bfloat16" != fastest and asked[name] != "auto"
+  ]
+  hint = "           bfloat16 is slower than float32 on this processor (docs/speed.md): "
+  return [line, *([hint + " ".join(flags)] if flags else [])]
 
 
 def huge_pages(setting: Path = Path("/sys/kernel/mm/transparent_hugepage/enabled")) -> list[str]:
@@ -103,5 +111,6 @@ def agreement_facts(setup: TrainSetup) -> dict[str, str | dict[str, str]]:
   return {
     "config": config_lib.entries(setup.config),
     "data": data_version(setup.data.source),
+    "dtypes": setup.dtypes,
     "devices": f"{jax.local_device_count()} x {', '.join(sorted(kinds))}",
   }

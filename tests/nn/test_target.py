@@ -1,17 +1,11 @@
 """The target platform of a trace, and the dtype to compute in."""
 
 import jax
-from jax.sharding import AbstractDevice, AbstractMesh
 import pytest
 
 from clip_jax.errors import UserError
 from clip_jax.nn.target import any_platform, resolve_dtype, target_platform
-
-
-def chips(kind):
-  return AbstractMesh(
-    (4,), ("data",), abstract_device=AbstractDevice(device_kind=kind, num_cores=None, platform=kind)
-  )
+from tiny import chips
 
 
 def test_platform_follows_the_mesh_and_else_the_default_backend(monkeypatch):

@@ -330,13 +330,17 @@ def test_summary_says_how_often_each_example_is_seen(tmp_path):
   ]
 
 
-def test_summary_warns_that_bfloat16_is_slower_on_a_cpu(tmp_path):
+def test_summary_says_the_dtype_and_that_bfloat16_is_slower_on_a_cpu(tmp_path):
   config = small()
   assert startup.precision(setup_lib.build_setup(config)) == ["computes   in float32"]
   config.model.text.dtype = "bfloat16"
   lines = startup.summary(setup_lib.build_setup(config), tmp_path, 0)
   assert "computes   in float32 (image) and bfloat16 (text)" in lines
   assert [line for line in lines if line.endswith(": --config.model.text.dtype=auto")]
+  config.model.text.dtype = "auto"
+  assert startup.precision(setup_lib.build_setup(config)) == [
+    'computes   in float32, by dtype="auto": CLIP_JAX_CPU_DTYPE is set'
+  ]
 
 
 def test_summary_suggests_huge_pages_where_they_are_opt_in(tmp_path, monkeypatch):
