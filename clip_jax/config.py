@@ -55,7 +55,7 @@ def call(fn: Callable, **kwargs: Any) -> ConfigDict:
     UserError: `fn` has no argument of that name, in which case the message lists its arguments; or
       a config cannot name it, see `public_name`.
   """
-  public, parameters, hints = public_name(fn), _parameters(fn), _hints(fn)
+  public, parameters, hints = public_name(fn), parameters_of(fn), _hints(fn)
   for name in kwargs:
     if name not in parameters:
       raise UserError(_no_argument(public, name, parameters))
@@ -86,7 +86,7 @@ def call_part(name: str, arguments: Sequence[Any], keywords: Mapping[str, Any]) 
       f"clip_jax exports.{did_you_mean(name, [short_name(part) for part in parts])}"
     )
   fn = function(found[0])
-  parameters = list(_parameters(fn))
+  parameters = list(parameters_of(fn))
   if len(arguments) > len(parameters):
     raise UserError(
       f"{name} has {len(parameters)} arguments, not {len(arguments)}: {', '.join(parameters)}."
@@ -168,7 +168,7 @@ def _known(value):
 def _build(spec, context):
   fn = function(spec.fn)
   arguments = {name: _built(value, context) for name, value in spec.items() if name != "fn"}
-  parameters = _parameters(fn)
+  parameters = parameters_of(fn)
   for name in arguments:
     if name not in parameters:
       raise UserError(_no_argument(spec.fn, name, parameters))
@@ -282,7 +282,8 @@ def _built(value, context):
   return value
 
 
-def _parameters(fn):
+def parameters_of(fn: Callable) -> dict[str, inspect.Parameter]:
+  """Returns the arguments that a call of a function or a class takes, by name."""
   target = _target(fn)
   return {
     n: p
@@ -440,7 +441,7 @@ def _check_call(spec, trust, writer):
         f"The config calls {name}, which is not part of clip_jax. If you trust where the config "
         f"comes from, name the module: trust=({module!r},), or --trust={module} in a command."
       )
-  parameters = _parameters(function(name))
+  parameters = parameters_of(function(name))
   for argument in spec:
     if argument != "fn" and argument not in parameters:
       raise UserError(

@@ -78,7 +78,13 @@ class Embedder:
     """
     if isinstance(texts, str):
       raise UserError(f"encode_text takes a list of texts: use encode_text([{texts!r}]).")
-    return self._encoded(_texts, map(self.tokenize, batched(texts, self.batch_size)))
+    return self._encoded(_texts, map(self._tokens, batched(texts, self.batch_size)))
+
+  def _tokens(self, texts):
+    """Tokenizes texts and cuts padding that the text tower ignores."""
+    cut = getattr(self.model.text, "cut_padding", None)
+    tokens = self.tokenize(texts)
+    return cut(tokens) if cut else tokens
 
   def similarity(self, images: Iterable[Any], texts: Sequence[str]) -> np.ndarray:
     """Returns the cosine similarity of every image with every text, float32 [images, texts].

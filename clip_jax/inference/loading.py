@@ -8,10 +8,11 @@ from pathlib import Path
 
 from flax import nnx
 import jax
+from ml_collections.config_dict import ConfigDict
 import numpy as np
 
 from clip_jax.cli.local_paths import local_path
-from clip_jax.config import build
+from clip_jax.config import build, function, parameters_of
 from clip_jax.data.crops import Resize
 from clip_jax.data.resize_then_crop import ResizeThenCrop
 from clip_jax.errors import UserError
@@ -20,6 +21,7 @@ from clip_jax.interfaces import Tokenizer
 from clip_jax.model import learner as learner_lib
 from clip_jax.model.learner import abstract_learner
 from clip_jax.model.transfer import adapt_params
+from clip_jax.nn.target import resolve_dtype
 from clip_jax.parallel.mesh import make_mesh
 from clip_jax.parallel.placement import replicated_sharding
 from clip_jax.parallel.tree_paths import leaves_by_name, path_name
@@ -37,12 +39,16 @@ _KNOWN = """
 
 
 def load(
-  where: str | Path, *, image_size: int | tuple[int, int] | None = None, trust: tuple[str, ...] = ()
+  where: str | Path,
+  *,
+  image_size: int | tuple[int, int] | None = None,
+  dtype: str | None = None,
+  trust: tuple[str, ...] = (),
 ) -> Embedder:
   """Loads a model with its preprocessing and tokenizer.
 
-  Checkpoints of other libraries compute in float32, runs in the dtype that their config sets. TPUs
-  round the inputs of float32 matrix products to bfloat16, unless
+  By default, checkpoints of other libraries compute in float32, and runs in the dtype that their
+  config sets. TPUs round the inputs of float32 matrix products to bfloat16, unless
   `jax.default_matmul_precision("highest")` is set.
 
   Args:
@@ -50,6 +56,9 @@ def load(
       "hf-hub:ORG/NAME" for a repository on the Hugging Face Hub that has one of these.
     image_size: side length in pixels, or (height, width), if different from the size that the model
       was trained at; position embeddings are resampled.
+    dtype: dtype the towers compute in: "float32", "bfloat16", or "auto", the fastest one here
+      (bfloat16 on TPUs, GPUs and processors with AMX). In bfloat16, cosine similarities change by
+      up to about 0.01.
     trust: modules outside this package that a run's config may call; see `config.from_json`.
 
   Returns:
@@ -62,6 +71,9 @@ def load(
   mesh, saved = make_mesh(), load_bundle(where, trust=trust)
   if image_size is not None:
     saved = _resized(saved, image_size, f"{where}, at image_size={image_size},")
+  if dtype is not None:
+    resolve_dtype(dtype)  # An error, if it is unknown.
+    saved = dataclasses.replace(saved, model=_in_dtype(saved.model, dtype))
   return _embedder(saved, mesh=mesh)
 
 
@@ -212,6 +224,14 @@ def _resized(saved: ModelBundle, image_size: int | tuple[int, int], what: str) -
   if isinstance(preprocess, ResizeThenCrop) and preprocess.side:
     preprocess.side = round(preprocess.side * preprocess.size[0] / saved.preprocess.size[0])
   return dataclasses.replace(saved, model=config, params=params, stats=stats, preprocess=preprocess)
+
+
+def _in_dtype(spec: ConfigDict, dtype: str) -> ConfigDict:
+  """Returns a call with another value of `dtype` in every part of it that has this argument."""
+  parts = {n: _in_dtype(x, dtype) if isinstance(x, ConfigDict) else x for n, x in spec.items()}
+  if "dtype" in parameters_of(function(spec.fn)):
+    parts["dtype"] = dtype
+  return ConfigDict(parts)
 
 
 def _squash(model):

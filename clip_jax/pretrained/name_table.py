@@ -7,6 +7,7 @@ sliced. A view copies nothing, so export reads from the views and import writes 
 from collections.abc import Callable, Iterable
 import fnmatch
 import math
+import mmap
 from typing import NamedTuple
 
 import numpy as np
@@ -171,8 +172,32 @@ def read(
   for name, parts in views.items():
     x, at = arrays[name], 0
     for part in parts:
-      part[...] = x.reshape(part.shape) if len(parts) == 1 else x[at : at + len(part)]
+      _copy(part, x.reshape(part.shape) if len(parts) == 1 else x[at : at + len(part)])
       at += len(part) if part.ndim else 0
+    release(x)
+
+
+def _copy(target, source, *, rows=64):
+  """Copies an array in blocks of rows: four times as fast as at once, if one is transposed."""
+  if not target.ndim:
+    target[...] = source
+  for i in range(0, len(target) if target.ndim else 0, rows):
+    target[i : i + rows] = source[i : i + rows]
+
+
+def release(x: np.ndarray) -> None:
+  """Returns the memory of an array that is a view of a mapped file; it is read again if needed."""
+  whole = x
+  while isinstance(whole.base, np.ndarray):
+    whole = whole.base
+  mapped = whole.base
+  if not isinstance(mapped, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+    return
+  offset = x.ctypes.data - whole.ctypes.data
+  start = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
+  length = (offset + x.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - start
+  if length > 0:
+    mapped.madvise(mmap.MADV_DONTNEED, start, length)
 
 
 def written(table: list[Name], tree: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -152,3 +152,18 @@ def test_a_model_is_adapted_to_another_image_size(name):
   )
   again = load(FOLDER / name, image_size=small.model.image.image_size)
   np.testing.assert_array_equal(again.encode_image(list(image)), small.encode_image(list(image)))
+
+
+def test_a_model_can_be_loaded_in_another_dtype():
+  pixels = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3)).astype(np.uint8)
+  where = FOLDER / "huggingface_clip"
+  texts = ["a dog", "two cats and a dog"]
+  both = lambda embedder: np.concatenate(
+    [embedder.encode_image(pixels), embedder.encode_text(texts)]
+  )
+  exact, rounded = both(load(where)), both(load(where, dtype="bfloat16"))
+  assert 1e-5 < np.abs(exact - rounded).max() < 0.02
+  # On the processors that tests run as, "auto" is float32.
+  np.testing.assert_array_equal(both(load(where, dtype="auto")), exact)
+  with pytest.raises(UserError, match="Unknown dtype='bf16'; choose from auto, bfloat16"):
+    load(where, dtype="bf16")
