@@ -195,7 +195,15 @@ def index_dtype(records: int) -> np.dtype:
 def initial_state(setup: TrainSetup) -> TrainState:
   """Initialises the train state on the devices of `setup.mesh`, which must be the current mesh."""
   shardings = jax.tree.map(lambda x: x.sharding, setup.state)
-  init = jax.jit(setup.init_state, static_argnums=0, out_shardings=shardings)
+  # On a CPU, level 1 compiles in half the time of the default, 3, and gives the same numbers.
+  plain = getattr(jax.config, "jax_disable_most_optimizations", False)
+  quick = jax.default_backend() == "cpu" and not plain
+  init = jax.jit(
+    setup.init_state,
+    static_argnums=0,
+    out_shardings=shardings,
+    compiler_options={"xla_backend_optimization_level": 1} if quick else None,
+  )
   return init(setup.config.seed)
 
 
