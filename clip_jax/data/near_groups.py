@@ -12,8 +12,6 @@ Source: multi-index hashing, Norouzi, Punjani, Fleet 2012.
 """
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 _SHORT = 32  # Rows with an equal part that are compared in one go for all parts.
 _COSTLY = 2**17  # Comparisons within one part above which it is divided again.
@@ -136,6 +134,9 @@ class _Search:
 
   def _join(self, a, b):
     """Joins the groups of rows a[k] and b[k], int [m] each."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     edges = np.stack([self.roots(a), self.roots(b)])
     edges = edges[:, edges[0] != edges[1]]
     if not edges.size:

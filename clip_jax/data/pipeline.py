@@ -9,7 +9,6 @@ import functools
 import sys
 from typing import Any
 
-import grain
 import numpy as np
 
 from clip_jax.data.permutation import feistel_permute, splitmix64
@@ -155,6 +154,8 @@ def batches(
 
 def _read_batches(examples, batch_size, start, rows, threads, worker, workers):
   """Iterator over every `workers`-th batch from `start + worker` on, read ahead in threads."""
+  import grain  # Here, because it takes a second that only training needs.
+
   dataset = grain.MapDataset.source(_SortedBatches(examples, batch_size, rows))
   dataset = dataset.batch(len(rows))[start + worker :: workers]
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, 1))

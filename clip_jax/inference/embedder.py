@@ -11,7 +11,6 @@ from jax.experimental import multihost_utils
 import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
-from scipy import special
 
 from clip_jax.data.read_ahead import batched, map_ahead
 from clip_jax.errors import UserError
@@ -118,6 +117,8 @@ class Embedder:
     Raises:
       UserError: no images or labels, `labels` is a single string, or a template is invalid.
     """
+    from scipy import special  # Here, because its import is slow.
+
     if isinstance(labels, str):
       raise UserError(f"classify takes a list of labels: use classify(images, [{labels!r}, ...]).")
     forms = prompts.templates(templates if isinstance(templates, str) else tuple(templates))
