@@ -15,6 +15,7 @@ from clip_jax.errors import UserError
 from clip_jax.evaluators.retrieval import Retrieval
 from clip_jax.model.two_towers import TwoTowers
 from clip_jax.objectives.clip import Clip
+from clip_jax.study import hyperparameters
 from clip_jax.towers.bag_of_tokens import BagOfTokens
 from clip_jax.towers.concat import ConcatTowers
 from clip_jax.towers.hog import Hog
@@ -127,7 +128,7 @@ def starting_config(
       adamw,
       learning_rate=plan.learning_rate,
       b2=plan.b2,
-      schedule=call(warmup_cosine, warmup=0.1),
+      schedule=call(warmup_cosine, warmup=plan.warmup),
       weight_decay=plan.weight_decay,
       grad_clip_norm=1.0,
     ),
@@ -157,6 +158,7 @@ class _Plan:
   temperature: float
   scale: tuple[float, float]
   reasons: tuple[str, ...]
+  warmup: int | float = 0.1
 
 
 def _power_of_two(x):
@@ -208,7 +210,9 @@ def _many_pairs(train, context_length, vocab_size):
   """The study's models, the larger the more pairs there are."""
   size, patch = ("S", 16) if train < 10**6 else ("B", 32) if train < 10**7 else ("B", 16)
   epochs = 30 if train < 10**6 else 16 if train < 10**7 else 8
-  batch = 1024 if train < 10**6 else 4096
+  # Of both towers, in the order of the sizes above; the rule needs no more.
+  parameters = {("S", 16): 62e6, ("B", 32): 151e6, ("B", 16): 150e6}[size, patch]
+  best = hyperparameters.recommend(epochs * train, parameters)
   model = call(
     TwoTowers,
     image=call(Vit, size=size, patch=patch, image_size=224),
@@ -218,16 +222,20 @@ def _many_pairs(train, context_length, vocab_size):
   return _Plan(
     model=model,
     image_size=224,
-    batch_size=batch,
-    steps=max(1, epochs * train // batch),
-    learning_rate=1e-3,
-    weight_decay=0.2,
-    b2=0.98,
+    batch_size=best.batch,
+    steps=best.steps,
+    learning_rate=best.learning_rate,
+    weight_decay=best.weight_decay,
+    b2=best.beta2,
+    warmup=best.warmup,
     temperature=0.07,
     scale=(0.4, 1.0),
     reasons=(
       f"A ViT-{size}/{patch} for {train:,} pairs, {epochs} times each. Ask clip-jax study advise "
       "for other models, methods and budgets.",
+      f"Batch {best.batch}, learning rate {best.learning_rate:g} and {best.warmup} steps of "
+      f"warm-up are what public sweeps found best for {epochs * train:.3g} samples "
+      "(docs/evidence.md).",
       "It needs an accelerator; clip-jax plan says how long it takes on which.",
     ),
   )
