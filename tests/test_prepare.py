@@ -557,7 +557,7 @@ def test_links_out_of_a_folder_and_fifos_are_dropped_and_counted(tmp_path, proce
     "--records_per_shard=2",
   )
   assert ran.returncode == 0, ran.stderr
-  assert "dropped: 1 no image, 2 not a file" in ran.stdout
+  assert "dropped: 2 not a file, 1 no image" in ran.stdout
   assert [record["text"] for record in ArrayRecord(f"{tmp_path}/out")] == ["good"]
 
 
