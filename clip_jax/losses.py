@@ -48,9 +48,11 @@ def info_nce(
     scale: inverse temperature, > 0 (in CLIP, it starts at 1/0.07 and is bounded by 100).
     chunk_size: rows per chunk, a divisor of B; all rows by default.
     groups: int [B] or [B, n], the group of each row; None if each row is a group of its own.
-    same_group: "positive" makes the target of a row uniform over the rows of its group, so that
-      the loss of a group of n rows with the same embedding is at least log n. "ignore" leaves the
-      other rows of the group out of the softmax. "negative" does not use the groups.
+    same_group: "positive" makes the target of a row uniform over the rows of its group. "ignore"
+      leaves the other rows of the group out of the softmax. "negative" does not use the groups.
+      Where the embeddings of a group are equal on one side, as those of equal texts are, "positive"
+      gives exactly the loss of "negative": a softmax over equal candidates shares its probability
+      among them anyway, and what the other side gains for one row it loses for another.
 
   Returns:
     float32 [], mean of both directions, in nats; log B when scale is 0 and nothing is ignored.

@@ -187,6 +187,23 @@ def test_groups_of_one_row_and_negative_groups_change_nothing(name):
     )
 
 
+def test_positives_with_equal_texts_change_sigmoid_pairs_but_not_info_nce():
+  """With equal texts, the targets of InfoNCE are met by the plain loss already."""
+  z_image, z_text = embeddings(12)
+  _, first, group = np.unique(GROUPS, return_index=True, return_inverse=True)
+  arguments = float32(z_image, z_text[first][group])
+  for name, changes in (("info_nce", False), ("sigmoid_pairs", True)):
+    f, scalars = GROUPED[name]
+    plain, positive, ignored = (
+      f(*arguments, *scalars, groups=GROUPS, same_group=option)
+      for option in ("negative", "positive", "ignore")
+    )
+    assert (abs(plain - positive) > 0.1) == changes
+    if not changes:
+      np.testing.assert_allclose(positive, plain, rtol=1e-6)
+    assert abs(plain - ignored) > 0.01
+
+
 def test_a_batch_of_one_group_has_no_negatives():
   arguments = (*float32(*embeddings(8)), 14.3)
   grad = jax.jit(jax.value_and_grad(losses.info_nce), static_argnames="same_group")

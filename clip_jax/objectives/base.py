@@ -25,7 +25,9 @@ class PairObjective(nnx.Module):
       random subset of each image (FLIP).
     chunk_size: chunk size of the loss, in rows of the B x B similarity matrix; all rows by default.
     same_caption: what an image and the caption of another row are if the captions are the same: a
-      "negative" pair as any other, a "positive" pair, or left out of the loss ("ignore").
+      "negative" pair as any other, a "positive" pair, or left out of the loss ("ignore"). With
+      InfoNCE and group="tokens", "positive" is the same as "negative", see `losses.info_nce`; it
+      matters for SigLIP, and for groups of different texts.
     group: entry of the batch that decides which captions are the same. "tokens" compares what the
       text tower sees. Another entry has an int or a row of ints per example, such as "group" of
       `Views(group="FIELD")`, or "index".

@@ -3,9 +3,10 @@
   python -m clip_jax.study run --grid=configs/study/same_caption.py --out=DIR --jobs=2
   python -m clip_jax.study table --runs=DIR
 
-The grid's argument is the number of seeds, 3 by default. 28% of the short captions of the drawings
-occur more than once. The batch has 512 rows, so that many rows find their own caption in another
-row; 76,800 samples are then 150 steps.
+The grid's argument is the number of seeds, 3 by default. 25% of the short captions of the drawings
+occur more than once, and in a batch of 512, 10% of the rows have their caption in another row.
+76,800 samples are 150 steps. For CLIP, positives are the same as negatives if their texts are
+equal, so that this option runs as a check.
 """
 
 from clip_jax.config import call

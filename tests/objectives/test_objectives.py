@@ -28,14 +28,14 @@ from tiny import LENGTH, SIZE, VOCABULARY, batch, image_tower, largest_differenc
 SMALL = dict(projection_hidden_dim=32, outputs=16, dtype="float32")
 OBJECTIVES = {
   "clip": call(Clip),
-  "flip-grouped-blockwise": call(flip, chunk_size=4, same_caption="positive"),
+  "flip-grouped-blockwise": call(flip, chunk_size=4, same_caption="ignore"),
   "global": call(GlobalClip, version="v3", gamma=0.5, gamma_decay_epochs=1.0, examples=40),
   "global-own-temperatures-grouped-blockwise": call(
     GlobalClip, version="v2", chunk_size=4, same_caption="ignore", keep_patches=0.75, examples=40
   ),
   "siglip": call(Siglip),
   "siglip-masked-grouped-blockwise": call(
-    Siglip, keep_patches=0.75, chunk_size=8, same_caption="ignore"
+    Siglip, keep_patches=0.75, chunk_size=8, same_caption="positive"
   ),
   "slip": call(Slip, **SMALL),
   "slip-masked-blockwise": call(
