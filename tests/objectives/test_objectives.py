@@ -35,7 +35,7 @@ OBJECTIVES = {
   ),
   "siglip": call(Siglip),
   "siglip-masked-grouped-blockwise": call(
-    Siglip, keep_patches=0.75, chunk_size=8, same_caption="positive"
+    Siglip, keep_patches=0.75, chunk_size=8, same_caption="ignore"
   ),
   "slip": call(Slip, **SMALL),
   "slip-masked-blockwise": call(
