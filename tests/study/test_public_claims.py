@@ -17,6 +17,15 @@ def test_verdicts_rest_on_the_published_numbers():
   assert "V2: r2 1.00" in found["S15"].numbers and found["S15"].verdict == HOLDS
 
 
+def test_batch_and_captioning_are_judged_too():
+  found = {c.name: c for c in public_claims.check_public_claims()}
+  # 57.8 and 51.8% with L/14 after 128M samples.
+  assert "MaMMUT minus CLIP, L-14 at 128M: -6.0" in found["captioning"].numbers
+  assert found["captioning"].verdict == HOLDS
+  # S/32: 53.12% with batch 16,384 and 51.61% with 90,624.
+  assert "63M parameters: +1.5" in found["batch"].numbers
+
+
 def test_the_command_prints_them_without_runs(capsys):
   main(["verdicts", "--public"])
   assert "LAION-80M/400M/2B" in capsys.readouterr().out
