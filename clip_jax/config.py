@@ -350,15 +350,47 @@ def to_saved(config: ConfigDict) -> str:
 
 def entries(config: ConfigDict) -> dict[str, str]:
   """Every value of the config as JSON, by its command-line name, such as `data.batch_size`."""
+  return _entries(json.loads(to_json(config)))
 
+
+def saved_entries(text: str) -> dict[str, str]:
+  """Every value of a saved config, as `entries`, with today's names and missing defaults.
+
+  Calls nothing, and imports no module that the config names.
+
+  Raises:
+    UserError: it is not JSON, or was written in a way that no version understands.
+  """
+  plain = _parsed(text)
+  for name in ("format", "clip_jax_version"):
+    plain.pop(name, None)
+  return _entries(_with_defaults(old_names.modernise(plain)))
+
+
+def _entries(plain):
   def walk(prefix, value):
     if isinstance(value, dict) and value:
       for name, inner in value.items():
         yield from walk(f"{prefix}.{name}", inner)
     else:
-      yield prefix.removeprefix("."), json.dumps(value)
+      yield prefix.removeprefix("."), json.dumps(value, sort_keys=True)
 
-  return dict(walk("", json.loads(to_json(config))))
+  return dict(walk("", plain))
+
+
+def _with_defaults(value):
+  """Adds the defaults of arguments that calls of parts lack, in plain JSON values."""
+  if isinstance(value, list):
+    return [_with_defaults(v) for v in value]
+  if not isinstance(value, dict):
+    return value
+  value = {name: _with_defaults(v) for name, v in value.items()}
+  fn = value.get("fn")
+  if isinstance(fn, str) and is_part(fn):
+    for name, parameter in parameters_of(function(fn)).items():
+      if name not in value and parameter.default is not parameter.empty:
+        value[name] = _plain(parameter.default, f".{name}")
+  return value
 
 
 def from_json(text: str, *, trust: tuple[str, ...] | str = ()) -> ConfigDict:

@@ -1,7 +1,8 @@
 """Shuffles records and batches examples, identically for any number of hosts, threads and workers.
 
 The example at a position is a function of (seed, position), and the batch of a step consists of
-positions step * B to (step + 1) * B. The step number is therefore the pipeline's only state.
+positions step * B to (step + 1) * B. The step number is therefore the pipeline's only state, unless
+the batch size changes during a run: then it is the number of examples seen.
 """
 
 from collections.abc import Iterator
@@ -110,6 +111,7 @@ def batches(
   *,
   batch_size: int,
   start: int = 0,
+  seen: int | None = None,
   host: int = 0,
   hosts: int = 1,
   rows: np.ndarray | None = None,
@@ -126,6 +128,8 @@ def batches(
     examples: the infinite sequence of examples.
     batch_size: B, the global batch size.
     start: step of the first batch.
+    seen: number of examples before it; start * batch_size by default, and another number for a run
+      whose batch size has changed.
     host: index of this host.
     hosts: number of hosts.
     rows: int [b], the rows of this host, when its devices do not hold one contiguous equal share.
@@ -143,30 +147,40 @@ def batches(
       f"batch_size {batch_size} cannot be split over {hosts} hosts; nearest valid: "
       f"{', '.join(map(str, near))}. Set --config.data.batch_size."
     )
-  for name, value in (("start", start), ("threads", threads), ("workers", workers)):
+  seen = start * batch_size if seen is None else seen
+  for name, value in (
+    ("start", start),
+    ("seen", seen),
+    ("threads", threads),
+    ("workers", workers),
+  ):
     if value < 0:
       raise UserError(f"{name} {value} is negative; it must be at least 0.")
   if rows is None:
     rows = np.arange(batch_size).reshape(hosts, -1)[host]
-  make = functools.partial(_read_batches, examples, batch_size, start, rows, threads)
+  rows_of_batches = _SortedBatches(examples, batch_size, rows, seen - start * batch_size)
+  make = functools.partial(_read_batches, rows_of_batches, start, len(rows), threads)
   return WorkerBatches(make, workers) if workers else make(0, 1)
 
 
-def _read_batches(examples, batch_size, start, rows, threads, worker, workers):
+def _read_batches(source, start, rows, threads, worker, workers):
   """Iterator over every `workers`-th batch from `start + worker` on, read ahead in threads."""
   import grain  # Here, because it takes a second that only training needs.
 
-  dataset = grain.MapDataset.source(_SortedBatches(examples, batch_size, rows))
-  dataset = dataset.batch(len(rows))[start + worker :: workers]
+  dataset = grain.MapDataset.source(source).batch(rows)[start + worker :: workers]
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, 1))
   return iter(dataset.to_iter_dataset(options))
 
 
 class _SortedBatches:
-  """Examples of the given rows of every batch, after sorting each batch by record location."""
+  """Examples of the given rows of every batch, after sorting each batch by record location.
 
-  def __init__(self, examples: Examples, batch_size: int, rows: np.ndarray):
-    self._examples, self._batch_size, self._rows, self._steps = examples, batch_size, rows, {}
+  The batch of a step begins at position step * batch_size + offset.
+  """
+
+  def __init__(self, examples: Examples, batch_size: int, rows: np.ndarray, offset: int):
+    self._examples, self._batch_size, self._rows = examples, batch_size, rows
+    self._offset, self._steps = offset, {}
 
   def __len__(self) -> int:
     return sys.maxsize // 2  # Leaves room for Grain to add a batch when it rounds up.
@@ -175,7 +189,8 @@ class _SortedBatches:
     step, row = divmod(int(row), len(self._rows))
     positions = self._steps.get(step)
     if positions is None:
-      positions = np.arange(step * self._batch_size, (step + 1) * self._batch_size)
+      begin = step * self._batch_size + self._offset
+      positions = np.arange(begin, begin + self._batch_size)
       locations = base_indices_of(self._examples.source, self._examples.indices(positions))
       positions = positions[np.argsort(locations, kind="stable")]
       # Safe without a lock: other threads recompute lost entries.

@@ -38,11 +38,16 @@ def fingerprint(source: Source) -> str:
       raise
     except Exception:  # Unreadable records fail every time, so the hash stays stable.
       record = {}
-    text = record.get("text", "")
-    for part in (record.get("image", b""), *(text if isinstance(text, (list, tuple)) else [text])):
-      part = _bytes(part)
-      seen.update(len(part).to_bytes(8, "little") + part)
+    hash_record(seen, record)
   return seen.hexdigest()[:16]
+
+
+def hash_record(seen: Any, record: dict[str, Any]) -> None:
+  """Adds the image and the texts of a record to a hash of hashlib."""
+  text = record.get("text", "")
+  for part in (record.get("image", b""), *(text if isinstance(text, (list, tuple)) else [text])):
+    part = _bytes(part)
+    seen.update(len(part).to_bytes(8, "little") + part)
 
 
 def _bytes(part):

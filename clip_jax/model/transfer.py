@@ -121,8 +121,9 @@ def check_same_arrays(
   where: str,
   *,
   most: int = 5,
-  hint: str = "Use the config it was trained with (config.json in its workdir), or "
-  "another --workdir.",
+  hint: str = "Use the config it was trained with (config.json in its workdir), or another "
+  "--workdir, where --config.train.init_from starts from its parameters if only image size and "
+  "context length differ.",
 ) -> None:
   """Raises UserError unless two sets of arrays have the same names and shapes.
 

@@ -74,10 +74,15 @@ class RunCheckpoint:
     Raises:
       DamagedError: the config is missing, or has changed since it was saved.
     """
-    return config_lib.from_json(self._config_text, trust=trust)
+    return config_lib.from_json(self.config_text, trust=trust)
 
   @functools.cached_property
-  def _config_text(self) -> str:
+  def config_text(self) -> str:
+    """The config as it was saved.
+
+    Raises:
+      DamagedError: see `config`.
+    """
     checksums, text = self.checksums, read_json(self.path / "config/metadata")
     if not isinstance(text, str):
       raise DamagedError("its config/metadata is not a text")
@@ -95,7 +100,7 @@ class RunCheckpoint:
       DamagedError: arrays cannot be read, or are not those that were saved.
       UserError: the checkpoint is of a different model; the message lists arrays that differ.
     """
-    checksums, _ = self.checksums, self._config_text  # All of the checkpoint must be whole.
+    checksums, _ = self.checksums, self.config_text  # All of the checkpoint must be whole.
     saved = SavedArrays(self.path / "state")
     if checksums and saved.names != checksums.arrays.keys():
       raise DamagedError("its _METADATA does not match its checksums")

@@ -140,6 +140,10 @@ class Checkpoints:
     step = self.latest() if step is None else step
     return run_checkpoint.RunCheckpoint(self.folder, step).config(trust=trust)
 
+  def config_text(self, step: int) -> str:
+    """Returns the config of a checkpoint as it was saved, see `config.saved_entries`."""
+    return run_checkpoint.RunCheckpoint(self.folder, step).config_text
+
   def check(self) -> None:
     """Raises the error of the last save if it has failed; does not wait for one in progress."""
     if self._manager and not self._manager.is_saving_in_progress():

@@ -98,16 +98,20 @@ class Training:
         f"{', '.join(f'{n}={v}' for n, v in given.items()) or 'none'}. Set exactly one, as in "
         "--config.train.steps=1000, and the others to None, as in --config.train.epochs=None."
       )
-    samples = (self.epochs or 0) * examples
-    if self.samples is not None:
-      samples = count(self.samples, examples)
-    steps = self.steps if self.steps is not None else -int(-samples // batch_size)
+    samples = self.total_samples(examples)
+    steps = self.steps if samples is None else -int(-samples // batch_size)
     if not 1 <= steps < 2**31:  # Steps are counted in int32 on the devices.
       raise UserError(
         f"{next(iter(given))}={next(iter(given.values()))} makes a run of {steps:,} steps of "
         f"{batch_size:,} examples; expected 1 to {2**31 - 1:,}."
       )
     return steps
+
+  def total_samples(self, examples: int) -> float | None:
+    """Returns the length of the run in samples; None if it is given in steps."""
+    if self.samples is not None:
+      return count(self.samples, examples)
+    return None if self.epochs is None else self.epochs * examples
 
 
 def is_call(value: Any) -> bool:

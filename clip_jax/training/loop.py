@@ -26,6 +26,7 @@ from clip_jax.training.evaluations import Evaluations
 from clip_jax.training.initialise import init_from
 from clip_jax.training.metrics import MetricWriter, WindowMeans
 from clip_jax.training.prefetch import Prefetcher
+from clip_jax.training.resume import new_record, resume
 from clip_jax.training.run_lock import RunLock
 from clip_jax.training.setup import (
   TrainSetup,
@@ -83,17 +84,18 @@ def run(
     ) as checkpoints,
   ):
     start = 0
+    record, changes = new_record(setup), []
     # Restore before writing anything, so that a run of a different model here stays untouched.
     if checkpoints.latest() is not None:
-      state = checkpoints.restore(setup.state)
+      setup, record, state, changes = resume(setup, record, checkpoints, workdir)
       start = int(state.step)
-      check_skipped(int(state.skipped), setup.training.skip_nonfinite)
     else:
       state = initial_state(setup)
       if setup.training.init_from:
         state = init_from(setup, state)
     if jax.process_index() == 0:
-      write_atomically(workdir / "config.json", config_lib.to_saved(config) + "\n")
+      record.write(workdir)
+      write_atomically(workdir / "config.json", config_lib.to_saved(setup.config) + "\n")
     with MetricWriter(
       workdir,
       total_steps=setup.total_steps,
@@ -101,7 +103,8 @@ def run(
       writes=jax.process_index() == 0,
       wandb=setup.training.wandb,
     ) as report:
-      for line in (*summary(setup, workdir, start), *hints(setup), *agreed, *checkpoints.damage):
+      start_lines = (*summary(setup, workdir, start), *hints(setup), *changes, *agreed)
+      for line in (*start_lines, *checkpoints.damage):
         report.note(line)
       evaluations = Evaluations(setup, workdir, report)
       if start < setup.total_steps:
@@ -226,16 +229,6 @@ def draw_curves(workdir: Path, report: MetricWriter) -> None:
     report.note(f"The curves of the run could not be drawn: {type(e).__name__}: {e}")
 
 
-def check_skipped(skipped: int, allowed: int) -> None:
-  """Raises UserError if a resumed run has already skipped more steps than are now allowed."""
-  if skipped > allowed:
-    raise UserError(
-      f"This run has skipped {skipped} steps that were not finite, but "
-      f"train.skip_nonfinite={allowed}. Set --config.train.skip_nonfinite to "
-      f"{skipped} or more, or start over in another --workdir."
-    )
-
-
 def nonfinite(setup: TrainSetup, state: Any, checkpoints: Checkpoints) -> UserError:
   """Returns the error for a step that was not finite, with its gradient norms and records.
 
@@ -315,9 +308,8 @@ class StepLogger:
     images = (step - self.step) * self.setup.data.batch_size
     values["train/images_per_second"] = images / elapsed
     values["train/data_wait_fraction"] = min(1.0, (self.feed.waited - self.waited) / elapsed)
-    samples = step * self.setup.data.batch_size
-    values["train/epoch"] = samples / len(self.setup.data.source)
-    values["train/flops"] = samples * self.setup.compute.flops
+    values["train/epoch"] = self.setup.history.samples(step) / len(self.setup.data.source)
+    values["train/flops"] = self.setup.history.flops(step)
     self.report.log(step, values)
     self.step = step
     self.window = WindowMeans()

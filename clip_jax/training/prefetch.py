@@ -35,6 +35,7 @@ class Prefetcher:
       Examples(data.source, data.views, seed=setup.config.seed),
       batch_size=data.batch_size,
       start=start,
+      seen=setup.history.samples(start),
       rows=self.rows,
       threads=data.threads,
       workers=data.workers,

@@ -14,6 +14,7 @@ from clip_jax.config import build, calls
 from clip_jax.costs.model_compute import ModelCompute, count_compute
 from clip_jax.data.pipeline import Examples
 from clip_jax.errors import UserError
+from clip_jax.evaluators.results import check_needs
 from clip_jax.interfaces import DeviceAugment, Evaluator, Optimizer, check_part
 from clip_jax.model import learner as learner_lib
 from clip_jax.model.learner import abstract_learner, make_learner
@@ -21,6 +22,7 @@ from clip_jax.nn.target import resolve_dtype
 from clip_jax.parallel import mesh as mesh_lib, partition, placement
 from clip_jax.training import state as state_lib, step as step_lib
 from clip_jax.training.experiment import Data, Training, build_all, check_inputs, check_sections
+from clip_jax.training.history import History
 from clip_jax.training.optim import with_bounds
 from clip_jax.training.state import TrainState
 
@@ -40,6 +42,7 @@ class TrainSetup:
     state: the abstract train state: shapes, dtypes and shardings.
     batch: the batch entries that the step reads: shapes, dtypes and shardings.
     total_steps: length of the run in steps.
+    history: batch sizes of the run; one until it resumes with another one.
     dtypes: compute dtype of each tower; "float32" if the tower has no `dtype` argument.
     compute: compute cost of one example.
   """
@@ -58,6 +61,7 @@ class TrainSetup:
   state: TrainState
   batch: dict[str, jax.ShapeDtypeStruct]
   total_steps: int
+  history: History
   dtypes: dict[str, str]
   compute: ModelCompute
 
@@ -92,20 +96,20 @@ def build_setup(config: ConfigDict, *, mesh: jax.sharding.Mesh | None = None) ->
     }
   check_inputs(learner.objective, data.views.outputs, config.augment)
   learner_lib.check_tokens(learner.model.text, data.views.tokenizer)
-  optimizer = build(config.optimizer, total_steps=total_steps)
-  check_part(optimizer, Optimizer, "config.optimizer")
-  optimizer = with_bounds(optimizer, learner_lib.param_bounds(learner))
+  optimizer = make_optimizer(config, learner, total_steps)
 
   def init_state(seed):
     return state_lib.init_train_state(make_learner(config, jax.random.key(seed)), optimizer)
 
+  evaluators, final_evaluators = _build_evaluators(config)
   batch = abstract_batch(data, learner.objective.inputs, mesh, config.seed)
+  compute = count_compute(learner, batch)
   return TrainSetup(
     config=config,
     data=data,
     training=training,
-    evaluators=build_all(config.evaluators, Evaluator, "config.evaluators"),
-    final_evaluators=build_all(config.final_evaluators, Evaluator, "config.final_evaluators"),
+    evaluators=evaluators,
+    final_evaluators=final_evaluators,
     augment=build_all(config.augment, DeviceAugment, "config.augment"),
     mesh=mesh,
     graphdef=learner_lib.split_state(learner)[0],
@@ -115,8 +119,9 @@ def build_setup(config: ConfigDict, *, mesh: jax.sharding.Mesh | None = None) ->
     state=abstract_state(init_state, mesh),
     batch=batch,
     total_steps=total_steps,
+    history=History.new(data.batch_size, compute.flops),
     dtypes=dtypes,
-    compute=count_compute(learner, batch),
+    compute=compute,
   )
 
 
@@ -134,6 +139,37 @@ def with_examples(config: ConfigDict, examples: int) -> ConfigDict:
     for spec in filter(unknown, calls(config.objective)):
       spec.examples = examples
   return config
+
+
+def _build_evaluators(config):
+  """Builds the evaluators and the final ones, and checks that they read metrics that exist."""
+  evaluators, final_evaluators = (
+    build_all(config[section], Evaluator, f"config.{section}")
+    for section in ("evaluators", "final_evaluators")
+  )
+  check_needs(evaluators)
+  check_needs({**evaluators, **final_evaluators})
+  return evaluators, final_evaluators
+
+
+def make_optimizer(config: ConfigDict, learner: learner_lib.Learner, total_steps: int) -> Any:
+  """Builds the optimizer for a run of this length, which also keeps scalars within their bounds."""
+  optimizer = build(config.optimizer, total_steps=total_steps)
+  check_part(optimizer, Optimizer, "config.optimizer")
+  return with_bounds(optimizer, learner_lib.param_bounds(learner))
+
+
+def with_history(setup: TrainSetup, history: History) -> TrainSetup:
+  """Returns the setup of a run that resumes, whose length in samples counts those of its history.
+
+  The schedule of the learning rate is that of a run of the resulting number of steps.
+  """
+  samples = setup.training.total_samples(len(setup.data.source))
+  total_steps = setup.total_steps if samples is None else history.steps_for(samples)
+  optimizer = setup.optimizer
+  if total_steps != setup.total_steps:
+    optimizer = make_optimizer(setup.config, setup.learner, total_steps)
+  return dataclasses.replace(setup, history=history, total_steps=total_steps, optimizer=optimizer)
 
 
 def abstract_state(init_state: Callable[[int], TrainState], mesh: jax.sharding.Mesh) -> TrainState:

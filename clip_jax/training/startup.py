@@ -76,7 +76,7 @@ def huge_pages(setting: Path = Path("/sys/kernel/mm/transparent_hugepage/enabled
 def summary(setup: TrainSetup, workdir: Path, start: int) -> list[str]:
   """Returns the lines that describe the run, printed before it starts."""
   data, config, model = setup.data, setup.config, setup.learner.model
-  samples = setup.total_steps * data.batch_size
+  samples = setup.history.samples(setup.total_steps)
   selections = [one.describe() for one in selection_chain(data.source) if hasattr(one, "describe")]
   compute = setup.compute
   devices = jax.devices()

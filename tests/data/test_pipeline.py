@@ -90,6 +90,18 @@ def test_starting_at_a_later_step_gives_the_remaining_batches(straight, k):
   assert_equal(first(EXAMPLES, 8 - k, batch_size=8, start=k), straight[k:])
 
 
+def test_another_batch_size_continues_after_what_was_seen():
+  """Three steps of 8 and then batches of 6 consist of the same examples as one batch of 36."""
+  (all_at_once,) = first(EXAMPLES, 1, batch_size=36)
+  made = first(EXAMPLES, 3, batch_size=8) + first(EXAMPLES, 2, batch_size=6, start=3, seen=24)
+  indices = np.concatenate([batch["index"] for batch in made])
+  assert sorted(indices) == sorted(all_at_once["index"])
+  rows = {int(i): row for i, row in zip(all_at_once["index"], all_at_once["tokens"])}
+  for batch in made:
+    for i, row in zip(batch["index"], batch["tokens"]):
+      np.testing.assert_array_equal(row, rows[int(i)])
+
+
 def test_starting_at_a_late_step_is_fast():
   examples = Examples(Shapes(10**9), VIEWS)
   begin = time.process_time()
@@ -219,6 +231,7 @@ class Empty:
     (lambda: batches(EXAMPLES, batch_size=0), "batch_size 0 cannot be split"),
     (lambda: batches(EXAMPLES, batch_size=8, host=2, hosts=2), "host 2 is out of range"),
     (lambda: batches(EXAMPLES, batch_size=8, start=-1), "start -1 is negative"),
+    (lambda: batches(EXAMPLES, batch_size=8, seen=-1), "seen -1 is negative"),
     (lambda: batches(EXAMPLES, batch_size=8, workers=-1), "workers -1 is negative"),
     (lambda: batches(EXAMPLES, batch_size=8, threads=-1), "threads -1 is negative"),
   ],

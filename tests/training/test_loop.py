@@ -25,7 +25,7 @@ from clip_jax.model.transfer import resample_positions
 from clip_jax.objectives.clip import Clip
 from clip_jax.objectives.siglip import Siglip
 from clip_jax.study.budgets import compute_of
-from clip_jax.training import initialise, loop as loop_lib, setup as setup_lib, startup
+from clip_jax.training import initialise, loop as loop_lib, resume, setup as setup_lib, startup
 from clip_jax.training.checkpoint import Checkpoints
 from clip_jax.training.experiment import Training
 from clip_jax.training.schedules import warmup_constant
@@ -270,9 +270,9 @@ def test_nonfinite_steps_are_skipped_up_to_the_allowance(tmp_path):
 
 
 def test_resuming_checks_the_number_of_skipped_steps():
-  loop_lib.check_skipped(3, 3)
+  resume.check_skipped(3, 3)
   with pytest.raises(UserError, match="skipped 3 steps .*skip_nonfinite=0. Set .* to 3 or more"):
-    loop_lib.check_skipped(3, 0)
+    resume.check_skipped(3, 0)
 
 
 def test_step_that_is_finite_when_recomputed_suggests_faulty_hardware(tmp_path):
