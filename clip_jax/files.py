@@ -73,12 +73,14 @@ def write_atomically(path: Path | str, content: str | bytes) -> None:
 def is_full_disk(error: BaseException) -> bool:
   """Whether an error says that a disk is full, or that a quota or the limit of a file is reached.
 
-  Libraries written in C++ raise other exceptions than OSError, with the system's words in them.
+  Libraries written in C++ raise other exceptions than OSError, with the system's words in them, and
+  NumPy an OSError that has no number.
   """
   codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-  if isinstance(error, OSError):
+  if isinstance(error, OSError) and error.errno is not None:
     return error.errno in codes
-  return any(os.strerror(code) in str(error) for code in codes)
+  words = (*map(os.strerror, codes), "requested and")  # "1024 requested and 992 written"
+  return any(one in str(error) for one in words)
 
 
 def check_writable(path: Path | str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_jax.errors import UserError
-from clip_jax.files import write_atomically
+from clip_jax.files import is_full_disk, write_atomically
 
 
 def coordination_client() -> Any:
@@ -93,7 +93,11 @@ def protect_compiled_programs() -> None:
     if cache.eviction_enabled or file is None:
       put(cache, key, value)
     elif not file.exists():
-      write_atomically(file, value)
+      try:
+        write_atomically(file, value)
+      except OSError as error:  # JAX would warn about each program.
+        if not is_full_disk(error):
+          raise
 
   @functools.wraps(read)
   def read_or_delete(cache_key, *args, **kwargs):
