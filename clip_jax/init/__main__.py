@@ -184,7 +184,7 @@ def _saved_tokenizer(folder, tokenizer):
     inner, _ = _saved_tokenizer(folder, tokenizer.tokenizer)
     made = call(CleanedTokenizer, tokenizer=inner, clean=tokenizer.clean)
   elif isinstance(tokenizer, ClipBpe):
-    made = call(ClipBpe, context_length=length)
+    made = call(ClipBpe, context_length=length, fix_text=tokenizer.fix_text)
   elif isinstance(tokenizer, TokenizerJson):
     file = folder / "tokenizer.json"
     write_atomically(file, tokenizer.json)

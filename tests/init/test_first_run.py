@@ -98,7 +98,7 @@ def test_prepared_records_and_weights(photos, capsys):
   init.main(["--from=one/data", "--out=two", f"--weights={weights}"])
   config = load_function("two/config.py", "get_config")()
   assert config.train.init_from == str(weights) and not Path("two/data").exists()
-  assert len(captioned("one/data")) == PAIRS and len(captioned("photos/pairs.csv")) == PAIRS
+  assert len(captioned("one/data", {})) == PAIRS and len(captioned("photos/pairs.csv", {})) == PAIRS
   tokenizer, text = build(config.data.views.tokenizer), config.model.text
   assert tokenizer.context_length == text.context_length
   assert tokenizer.vocab_size <= text.vocab_size
