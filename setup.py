@@ -13,14 +13,13 @@ EXTRAS = {
   "parquet": ["pyarrow>=26.0"],
   "tensorboard": ["tensorboardX>=2.6.5"],
   "wandb": ["wandb>=0.20"],
-  "text": ["ftfy>=6.3"],
   "hub": ["huggingface_hub>=1.0"],
   "onnx": ["onnx>=1.20"],
   "figures": ["matplotlib>=3.11"],
   "icons": ["resvg_py>=0.5"],
   "docs": ["mkdocs-material>=9.7", "mkdocstrings-python>=2.0"],
 }
-USED_BY_TESTS = ("tfds", "parquet", "text", "tensorboard", "hub", "figures", "icons")
+USED_BY_TESTS = ("tfds", "parquet", "tensorboard", "hub", "onnx", "figures", "icons")
 
 setuptools.setup(
   name="scaling-clip-jax",
@@ -77,6 +76,7 @@ setuptools.setup(
     "flatbuffers>=25.12.19",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
+    "ftfy>=6.3",
     "grain>=0.2.18",
     "array_record>=0.8.6",
     "ml_collections>=1.1.0",

@@ -7,10 +7,8 @@ import string
 
 import tokenizers
 
-from clip_jax.cli.optional import optional
-
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
-# ftfy leaves such texts as they are: printable ASCII without entities.
+# ftfy leaves printable ASCII without entities as it is, and need not be imported to do so.
 _PLAIN = re.compile(r"[ -%'-~\t\n]*")
 
 
@@ -19,12 +17,11 @@ def fix_text(text: str) -> str:
 
   Args:
     text: a caption, possibly decoded wrongly ("cafÃ©") or escaped ("&amp;amp;").
-
-  Raises:
-    UserError: ftfy is needed, but not installed; printable ASCII without "&" does not need it.
   """
   if not _PLAIN.fullmatch(text):
-    text = optional("ftfy", "text").fix_text(text)
+    import ftfy
+
+    text = ftfy.fix_text(text)
     text = html.unescape(html.unescape(text))
   return text.strip()
 

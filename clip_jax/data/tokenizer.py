@@ -3,9 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 import functools
 import gzip
-import importlib.util
 import io
-import logging
 import pathlib
 from typing import Annotated, Any
 
@@ -22,7 +20,6 @@ from clip_jax.files import write_atomically
 # (n, max_tokens) -> indices of the pieces to keep, for a text of n > max_tokens pieces.
 Keep = Callable[[int, int], Sequence[int]]
 
-_log = logging.getLogger(__name__)
 _FOLDER = pathlib.Path(__file__).parent / "assets" / "tokenizers"
 SHIPPED = ("openclipart-1k", "openclipart-4k")
 
@@ -212,16 +209,10 @@ class ClipBpe:
 
     Args:
       context_length: L, the context length. Longer texts are truncated but keep their end token.
-      fix_text: whether to repair texts as OpenAI's and open_clip's code does, which needs ftfy, of
-        the [text] extra, for texts with "&" or beyond printable ASCII. If False, only their case
-        and white space are normalised, as in Hugging Face's CLIPTokenizer.
+      fix_text: whether to repair texts as OpenAI's and open_clip's code does. If False, only their
+        case and white space are normalised, as in Hugging Face's CLIPTokenizer.
     """
     self.context_length, self.fix_text = context_length, fix_text
-    if fix_text and importlib.util.find_spec("ftfy") is None:
-      _log.warning(
-        "ClipBpe needs ftfy for texts with other than ASCII characters, and it is not installed. "
-        "Install it with pip install 'scaling-clip-jax[text]', or set fix_text=False."
-      )
 
   def __call__(self, texts: Sequence[str], keep: Keep | None = None) -> np.ndarray:
     """Texts -> int32 [len(texts), L]; long texts keep the pieces `keep` picks, or the first."""

@@ -10,7 +10,6 @@ import numpy as np
 from PIL import Image
 import simplejpeg
 
-from clip_jax.cli.optional import optional
 from clip_jax.data.captions import caption_texts
 from clip_jax.data.decode import MAX_PIXELS, Picture, UnreadableImage, open_image
 from clip_jax.data.outcomes import Dropped
@@ -97,7 +96,9 @@ def _contains(given, mark):
 
 def _text(text, how, changes):
   if how.fix_encoding and not text.isascii():
-    repaired = optional("ftfy", "text").fix_encoding(text).strip()
+    import ftfy
+
+    repaired = ftfy.fix_encoding(text).strip()
     changes += ["text repaired"] * (repaired != text)
     text = repaired
   if how.unescape_html and "&" in text:

@@ -5,7 +5,6 @@ import os
 from types import SimpleNamespace
 from typing import Any
 
-from clip_jax.cli.optional import optional
 from clip_jax.data.column_names import shown
 from clip_jax.data.decode import ENDINGS as IMAGES
 from clip_jax.data.folder_walk import survey
@@ -77,8 +76,6 @@ def job_of(flags: SimpleNamespace, numbers: Mapping[str, Any]) -> Job:
     given["fields"] = tuple(filter(None, flags.fields.split(",")))
   for name in ("records_per_shard", "max_side", "quality", "max_text"):
     given[name] = numbers[name]
-  if flags.fix_encoding:
-    optional("ftfy", "text")
   return Job(where, form, captions=captions, **given)
 
 
