@@ -12,6 +12,7 @@ from PIL import Image
 
 from clip_jax.cli.values import ImageSize, PositiveFloat, PositiveFraction, checked
 from clip_jax.data.decode import Picture
+from clip_jax.data.resize_then_crop import INTERPOLATIONS
 from clip_jax.errors import UserError
 
 
@@ -33,7 +34,7 @@ class RandomResizedCrop:
     ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3),
     resize_mode: Literal["keep_aspect", "squash"] = "keep_aspect",
     jpeg_draft: bool = True,
-    interpolation: Literal["bicubic", "fast"] = "bicubic",
+    interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest", "fast"] = "bicubic",
   ):
     """Checks and stores the settings.
 
@@ -49,7 +50,8 @@ class RandomResizedCrop:
       jpeg_draft: whether to decode a JPEG at 1/2, 1/4 or 1/8 when the box is at least twice the
         output size. This is 1.1 to 1.8 times as fast and changes pixels by 0.2 to 1.1 of 255 on
         average. False gives exactly the pixels of decoding, cropping and resizing in Pillow.
-      interpolation: "bicubic", or "fast" for hosts that cannot feed the accelerator. "fast" may
+      interpolation: Pillow's filter, antialiased; or "fast" for hosts that cannot feed the
+        accelerator. "fast" may
         decode a JPEG at down to 3/4 of the output size, box-averages other images first, and
         finishes with a bilinear filter. `python -m clip_jax.bench data` measures the speedup on
         this machine and the difference in pixels.
@@ -74,7 +76,7 @@ class RandomResizedCrop:
       self.size,
       jpeg_draft=self.jpeg_draft,
       inside=True,
-      fast=self.interpolation == "fast",
+      interpolation=self.interpolation,
     )
 
   def box(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
@@ -160,10 +162,10 @@ def _size(size):
   return tuple(size) if isinstance(size, (tuple, list)) else (size, size)
 
 
-def _resized(picture, box, size, *, jpeg_draft, inside=False, fast=False):
+def _resized(picture, box, size, *, jpeg_draft, inside=False, interpolation="bicubic"):
   """Resizes the box to uint8 [H, W, 3]; with `inside`, ignores all pixels outside the box."""
   left, top, right, bottom = box
-  k = 1
+  k, fast = 1, interpolation == "fast"
   if jpeg_draft and picture.can_shrink:
     zoom = min((bottom - top) / size[0], (right - left) / size[1])
     k = max(k for k in (1, 2, 4, 8) if k <= max(zoom * (4 / 3 if fast else 1), 1))
@@ -181,7 +183,7 @@ def _resized(picture, box, size, *, jpeg_draft, inside=False, fast=False):
   return np.asarray(
     _image(cut).resize(
       size[::-1],
-      Image.Resampling.BILINEAR if fast else Image.Resampling.BICUBIC,
+      INTERPOLATIONS["bilinear" if fast else interpolation],
       (left - x, top - y, right - x, bottom - y),
       reducing_gap=1.0 if fast else None,
     )

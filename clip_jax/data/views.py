@@ -42,6 +42,7 @@ class Views:
   Attributes:
     images: the image views by name.
     tokenizer: converts the text to "tokens".
+    preprocess: how images are prepared when the model is used; None for squashed.
     outputs: names of the entries of an example.
   """
 
@@ -53,6 +54,7 @@ class Views:
     shorten: Annotated[str, OneOf(TRUNCATIONS)] = "first",
     captions_per_image: PositiveInt = 1,
     group: str | None = None,
+    preprocess: Callable | None = None,
   ):
     """Checks and stores the settings.
 
@@ -71,6 +73,9 @@ class Views:
       group: field of the records whose equal values make a group, for the `same_caption` of an
         objective; a record where it is None is a group of its own. Adds the entry "group". None
         for no such entry.
+      preprocess: how images are prepared when the model is used, `preprocess(image)` -> uint8
+        [H, W, 3]: in evaluations, by `load` and in exports. By default they are squashed to the
+        model's size.
 
     Raises:
       UserError: no image view, a reserved name, or no positive weight in `captions`.
@@ -91,6 +96,7 @@ class Views:
     self.images, self.tokenizer, self.captions = dict(images), tokenizer, captions
     self.shorten, self.captions_per_image, self.group = shorten, captions_per_image, group
     self._weights = np.array(weights, np.float64)
+    self.preprocess = preprocess
     self._cumulative = np.cumsum(weights) / np.sum(weights) if weights else None
 
   @property

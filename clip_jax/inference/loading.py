@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import logging
 from pathlib import Path
+from typing import NamedTuple
 
 from flax import nnx
 import jax
@@ -12,12 +13,12 @@ from ml_collections.config_dict import ConfigDict
 import numpy as np
 
 from clip_jax.cli.local_paths import local_path
-from clip_jax.config import build, function, parameters_of
+from clip_jax.config import build, calls, function, parameters_of, short_name
 from clip_jax.data.crops import Resize
 from clip_jax.data.resize_then_crop import ResizeThenCrop
 from clip_jax.errors import UserError
 from clip_jax.inference.embedder import Embedder
-from clip_jax.interfaces import Tokenizer
+from clip_jax.interfaces import Model, Views
 from clip_jax.model import learner as learner_lib
 from clip_jax.model.learner import abstract_learner
 from clip_jax.model.transfer import adapt_params
@@ -26,7 +27,8 @@ from clip_jax.parallel.mesh import make_mesh
 from clip_jax.parallel.placement import replicated_sharding
 from clip_jax.parallel.tree_paths import leaves_by_name, path_name
 from clip_jax.pretrained import big_vision, hugging_face, open_clip, run_checkpoint
-from clip_jax.pretrained.model_bundle import ModelBundle, abstract_model
+from clip_jax.pretrained.model_bundle import Description, ModelBundle, abstract_model
+from clip_jax.pretrained.saved_arrays import DamagedError
 
 HUB = "hf-hub:"
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -85,22 +87,44 @@ def load_bundle(where: str | Path, *, trust: tuple[str, ...] = ()) -> ModelBundl
   if str(where).startswith(HUB):
     where = download(str(where).removeprefix(HUB))
   where = local_path(where, "--model")
-  return _reader(where)(where, trust)
+  return _format(where).read(where, trust)
 
 
-def _reader(where: Path) -> Callable[[Path, tuple[str, ...]], ModelBundle]:
-  """Returns the function that reads the format found at `where`."""
+def describe(where: str | Path, *, trust: tuple[str, ...] = ()) -> Description:
+  """Describes a model without touching a device, so that a config can continue from it.
+
+  The arguments and errors are those of `load`.
+  """
+  if str(where).startswith(HUB):
+    where = download(str(where).removeprefix(HUB))
+  where = local_path(where, "--model")
+  return _format(where).describe(where, trust)
+
+
+class _Format(NamedTuple):
+  """How to describe and how to read the models of one format, both (path, trust) -> result."""
+
+  describe: Callable[[Path, tuple[str, ...]], Description]
+  read: Callable[[Path, tuple[str, ...]], ModelBundle]
+
+
+def _foreign(module):
+  return _Format(lambda where, _: module.describe(where), lambda where, _: module.read(where))
+
+
+def _format(where: Path) -> _Format:
+  """Returns the format found at `where`."""
   if where.suffix in PICKLED and where.is_file():
     raise UserError(_refusal([where.name], where.parent))
   if where.suffix == ".npz" and where.is_file():
-    return lambda where, _: big_vision.read(where)
+    return _foreign(big_vision)
   has = lambda name: (where / name).is_file()
   if (where / "checkpoints").is_dir() and has("config.json"):
-    return _run
+    return _Format(_describe_run, _run)
   if has(open_clip.CONFIG) and has(open_clip.WEIGHTS):
-    return lambda where, _: open_clip.read(where)
+    return _foreign(open_clip)
   if has(hugging_face.CONFIG) and (has(hugging_face.WEIGHTS) or has(hugging_face.INDEX)):
-    return lambda where, _: hugging_face.read(where)
+    return _foreign(hugging_face)
   pickled = sorted(p.name for p in where.iterdir() if p.suffix in PICKLED) if where.is_dir() else []
   if pickled:
     raise UserError(_refusal(pickled, where))
@@ -167,15 +191,42 @@ def download(repository: str) -> Path:
     ) from error
 
 
+def _describe_run(workdir: Path, trust: tuple[str, ...]) -> Description:
+  """Describes the model of a training run by the config of its newest checkpoint."""
+  folder = workdir.absolute() / "checkpoints"
+  steps = run_checkpoint.steps_in(folder)
+  if not steps:
+    raise UserError(_NOT_SAVED.format(workdir))
+  try:
+    config = run_checkpoint.RunCheckpoint(folder, max(steps)).config(trust=trust)
+  except DamagedError as error:
+    raise UserError(
+      f"The checkpoint {folder / str(max(steps))} is damaged: {error}. Restore it from a copy, or "
+      "remove it to use an older one."
+    ) from error
+  views = config.data.views
+  return Description(
+    config.model,
+    views.get("preprocess"),
+    views.tokenizer,
+    any(short_name(one.fn) == "Siglip" for one in calls(config.objective)),
+    "bilinear",
+    config,
+  )
+
+
+_NOT_SAVED = (
+  "The run in {} has not saved a checkpoint yet. Wait for one, or set --config.train.save_every to "
+  "fewer steps."
+)
+
+
 def _run(workdir: Path, trust: tuple[str, ...]) -> ModelBundle:
   """Reads the newest checkpoint of a training run that is whole."""
   folder = workdir.absolute() / "checkpoints"
   found = run_checkpoint.read_newest(folder, lambda checkpoint: _checkpoint(checkpoint, trust))
   if found is None:
-    raise UserError(
-      f"The run in {workdir} has not saved a checkpoint yet. Wait for one, or set "
-      "--config.train.save_every to fewer steps."
-    )
+    raise UserError(_NOT_SAVED.format(workdir))
   for line in found.report() if jax.process_index() == 0 else ():
     logging.getLogger("clip_jax").warning(line)
   return found.value
@@ -191,14 +242,16 @@ def _checkpoint(checkpoint: run_checkpoint.RunCheckpoint, trust: tuple[str, ...]
   learner = nnx.merge(graphdef, *checkpoint.learner(everywhere(params), everywhere(stats)))
   scale, bias = (float(x) for x in learner.objective.logit())
   _, params, stats = learner_lib.split_state(learner.model)
+  views = config.data.views
+  preprocess = views.get("preprocess")
   return ModelBundle(
     config.model,
     params,
     stats,
     scale,
     bias,
-    _squash(learner.model),
-    build(config.data.views.tokenizer),
+    build(preprocess) if preprocess else squash(learner.model),
+    build(views.tokenizer),
   )
 
 
@@ -210,7 +263,7 @@ def _resized(saved: ModelBundle, image_size: int | tuple[int, int], what: str) -
   new = abstract_model(config)
   empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), learner_lib.split_state(new)[1])
   grids = (getattr(model.image, "grid", None) for model in (old, new))
-  params = adapt_params(saved.params, empty, *grids, what=what)
+  params = adapt_params(saved.params, empty, *grids, what=what, method=saved.position_method)
   # Keep the BatchNorm running averages, but recompute fixed position embeddings for the new size.
   make = lambda key: learner_lib.split_state(build(config, rngs=nnx.Rngs(key)))[2]
   averages = leaves_by_name(nnx.to_pure_dict(nnx.state(old, nnx.BatchStat)))
@@ -234,8 +287,8 @@ def _in_dtype(spec: ConfigDict, dtype: str) -> ConfigDict:
   return ConfigDict(parts)
 
 
-def _squash(model):
-  """Returns the preprocessing of a run: it squashes images to the model's size."""
+def squash(model: Model) -> Resize:
+  """Returns the preprocessing of a run whose views have none: squashes to the model's size."""
   return Resize(model.image.image_size)
 
 
@@ -252,14 +305,12 @@ def _embedder(saved: ModelBundle, *, mesh: jax.sharding.Mesh) -> Embedder:
   )
 
 
-def embedder_of(
-  learner: learner_lib.Learner, tokenizer: Tokenizer, *, mesh: jax.sharding.Mesh
-) -> Embedder:
-  """Makes the embedder of a learner's model.
+def embedder_of(learner: learner_lib.Learner, views: Views, *, mesh: jax.sharding.Mesh) -> Embedder:
+  """Makes the embedder of a learner's model, with the preprocessing and tokenizer of its views.
 
-  Images are squashed to the model's size, and the objective provides the logit scale and bias.
+  Without preprocessing, images are squashed to the model's size. The objective provides the logit
+  scale and bias.
   """
   scale, bias = (float(x) for x in learner.objective.logit())
-  return Embedder(
-    learner.model, _squash(learner.model), tokenizer, scale=scale, bias=bias, mesh=mesh
-  )
+  preprocess = getattr(views, "preprocess", None) or squash(learner.model)
+  return Embedder(learner.model, preprocess, views.tokenizer, scale=scale, bias=bias, mesh=mesh)

@@ -12,6 +12,11 @@ import numpy as np
 from clip_jax.errors import UserError
 from clip_jax.parallel.tree_paths import leaves_by_name, path_name
 
+# How libraries resample position embeddings. "bilinear" is CLIPA's and this package's, with
+# antialiasing; "bicubic" open_clip's, also with antialiasing; "torch_bicubic" that of Hugging
+# Face, which has none; "corner_bilinear" that of big_vision, whose corner patches stay in place.
+METHODS = ("bilinear", "bicubic", "torch_bicubic", "corner_bilinear")
+
 
 def resample_positions(
   positions: np.ndarray,
@@ -22,12 +27,12 @@ def resample_positions(
 ) -> np.ndarray:
   """Resamples position embeddings from one grid of patches to another.
 
-  Both grids cover the whole image. Downsampling is antialiased.
+  Both grids cover the whole image.
 
   Args:
     positions: [N, D], row by row.
     old_grid, new_grid: (rows, columns).
-    method: "bilinear", as in big_vision and CLIPA, or "bicubic", as in open_clip.
+    method: a name in `METHODS`.
 
   Returns:
     float32 [N', D].
@@ -35,15 +40,39 @@ def resample_positions(
   Raises:
     UserError: the method is unknown, or the old grid does not have N cells.
   """
-  if method not in ("bilinear", "bicubic"):
-    raise UserError(f'method {method!r} is not "bilinear" or "bicubic".')
+  if method not in METHODS:
+    raise UserError(f"method {method!r} is not one of {', '.join(METHODS)}.")
   if math.prod(old_grid) != len(positions):
     raise UserError(
       f"{len(positions)} position embeddings do not form a grid of {old_grid[0]} x {old_grid[1]}."
     )
   grid = jnp.asarray(positions, jnp.float32).reshape(*old_grid, -1)
-  grid = jax.image.resize(grid, (*new_grid, grid.shape[-1]), method, antialias=True)
-  return np.asarray(grid).reshape(math.prod(new_grid), -1)
+  if method in ("bilinear", "bicubic"):
+    grid = jax.image.resize(grid, (*new_grid, grid.shape[-1]), method, antialias=True)
+  else:
+    weights = _corner_linear if method == "corner_bilinear" else _sharp_cubic
+    down, along = (weights(a, b) for a, b in zip(old_grid, new_grid))
+    grid = np.einsum("yY,xX,YXd->yxd", down, along, np.asarray(grid))
+  return np.asarray(grid, np.float32).reshape(math.prod(new_grid), -1)
+
+
+def _corner_linear(old, new):
+  """Weights [new, old] of linear interpolation in which the first and last cells stay in place."""
+  at = np.linspace(0, old - 1, new) if new > 1 else np.zeros(1)
+  return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(old)))
+
+
+def _sharp_cubic(old, new, a=-0.75):
+  """Weights [new, old] of cubic interpolation without antialiasing (Keys 1981, with this `a`)."""
+  at = (np.arange(new) + 0.5) * old / new - 0.5
+  weights = np.zeros((new, old))
+  for tap in range(-1, 3):
+    x = np.abs(at - (np.floor(at) + tap))
+    near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+    far = a * (x**3 - 5 * x**2 + 8 * x - 4)
+    cell = np.clip(np.floor(at) + tap, 0, old - 1).astype(int)  # Cells outside repeat the border.
+    np.add.at(weights, (np.arange(new), cell), np.where(x <= 1, near, np.where(x < 2, far, 0)))
+  return weights
 
 
 def adapt_params(
@@ -53,6 +82,7 @@ def adapt_params(
   new_grid: tuple[int, int] | None,
   *,
   what: str = "train.init_from",
+  method: str = "bilinear",
 ) -> dict:
   """Adapts a trained model's parameters to another image size or context length.
 
@@ -65,6 +95,7 @@ def adapt_params(
     old_grid, new_grid: (rows, columns) of the position embeddings of the trained and this model's
       image towers; None for a tower without such a grid.
     what: names the trained model in the error message.
+    method: how to resample, a name in `METHODS`.
 
   Raises:
     UserError: arrays other than position embeddings differ; the message lists them.
@@ -79,9 +110,8 @@ def adapt_params(
       adapted[name] = jnp.concatenate([old[: len(new)], new[len(old) :]])
     elif old_grid and new_grid and old_grid != new_grid:
       first = len(old) - math.prod(old_grid)
-      adapted[name] = np.concatenate(
-        [old[:first], resample_positions(np.asarray(old[first:]), old_grid, new_grid)]
-      )
+      patches = resample_positions(np.asarray(old[first:]), old_grid, new_grid, method=method)
+      adapted[name] = np.concatenate([old[:first], patches])
   _check_same(
     {name: x.shape for name, x in adapted.items()},
     {name: x.shape for name, x in ours.items()},

@@ -1,11 +1,13 @@
 """The base of objectives on image-text pairs: how a batch is embedded."""
 
 from collections.abc import Callable
+from typing import Any
 
 from flax import nnx
 import jax
 
 from clip_jax.cli.values import PositiveFraction, PositiveInt, checked
+from clip_jax.errors import UserError
 from clip_jax.interfaces import Batch
 from clip_jax.losses import SameGroup
 from clip_jax.model.two_towers import TwoTowers
@@ -89,3 +91,17 @@ class PairObjective(nnx.Module):
     own = lambda k: groups if groups is None or groups.ndim == 2 else groups[:, k]
     found = [pair_loss(z_image, z_text[:, k], own(k)) for k in range(K)]
     return tuple(sum(values) / K for values in zip(*found))
+
+
+def set_logit(objective: Any, scale: float, bias: float) -> None:
+  """Starts an objective's learned scale and bias from those of a trained model.
+
+  Raises:
+    UserError: the objective has no `set_logit` method, or cannot take these values.
+  """
+  if not hasattr(objective, "set_logit"):
+    raise UserError(
+      f"{type(objective).__name__} cannot start from a trained logit scale, because it has no "
+      "method set_logit(scale, bias). Write one, or set --config.train.init_logit=False."
+    )
+  objective.set_logit(scale, bias)

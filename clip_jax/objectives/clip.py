@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from clip_jax import losses
 from clip_jax.cli.values import PositiveFloat, PositiveFraction, PositiveInt, Range, checked
+from clip_jax.errors import UserError
 from clip_jax.interfaces import Metrics
 from clip_jax.losses import SameGroup
 from clip_jax.objectives.base import PairObjective
@@ -42,6 +43,7 @@ class Clip(PairObjective):
     super().__init__(
       keep_patches=keep_patches, chunk_size=chunk_size, same_caption=same_caption, group=group
     )
+    self.max_scale = max_scale
     self.log_scale = nnx.Param(
       jnp.float32(-math.log(temperature)), at_least=0.0, at_most=math.log(max_scale)
     )
@@ -65,3 +67,25 @@ class Clip(PairObjective):
   def logit(self) -> tuple[jax.Array, jax.Array]:
     """(scale, bias) that turn a cosine similarity into a logit, float32 [] each."""
     return jnp.exp(self.log_scale[...]), jnp.float32(0)
+
+  def set_logit(self, scale: float, bias: float) -> None:
+    """Starts from the scale of a trained model; this loss has no bias, which is ignored.
+
+    Raises:
+      UserError: the scale is above `max_scale`.
+    """
+    self.log_scale[...] = log_scale(scale, self.max_scale)
+
+
+def log_scale(scale: float, max_scale: float | None) -> jax.Array:
+  """Returns the logarithm of a trained model's scale, float32 [].
+
+  Raises:
+    UserError: the scale is above `max_scale` by more than rounding.
+  """
+  if max_scale is not None and scale > 1.001 * max_scale:
+    raise UserError(
+      f"The trained model's logit scale is {scale:.4g}, above max_scale={max_scale:.4g}. Set "
+      f"--config.objective.max_scale to at least {scale:.4g}, or --config.train.init_logit=False."
+    )
+  return jnp.float32(math.log(scale if max_scale is None else min(scale, max_scale)))

@@ -12,6 +12,7 @@ from clip_jax.cli.values import PositiveFloat, PositiveFraction, PositiveInt, Ra
 from clip_jax.interfaces import Metrics
 from clip_jax.losses import SameGroup
 from clip_jax.objectives.base import PairObjective
+from clip_jax.objectives.clip import log_scale
 
 
 @checked
@@ -50,6 +51,7 @@ class Siglip(PairObjective):
     )
     self.log_scale = nnx.Param(jnp.float32(math.log(scale)), **bounds)
     self.bias = nnx.Param(jnp.float32(bias))
+    self.max_scale = max_scale
 
   def loss(self, embeddings: dict[str, jax.Array], *, train: bool) -> tuple[jax.Array, Metrics]:
     """Returns the loss, float32 [] in nats per image, and retrieval accuracies both ways."""
@@ -73,3 +75,15 @@ class Siglip(PairObjective):
   def logit(self) -> tuple[jax.Array, jax.Array]:
     """(scale, bias) that turn a cosine similarity into a logit, float32 [] each."""
     return jnp.exp(self.log_scale[...]), self.bias[...]
+
+  def set_logit(self, scale: float, bias: float) -> None:
+    """Starts from the scale and bias of a trained model.
+
+    A bias of 0 is that of a model without one, in which case this loss keeps its own.
+
+    Raises:
+      UserError: the scale is above `max_scale`.
+    """
+    self.log_scale[...] = log_scale(scale, self.max_scale)
+    if bias:
+      self.bias[...] = jnp.float32(bias)

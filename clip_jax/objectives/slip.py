@@ -19,6 +19,7 @@ from clip_jax.interfaces import Batch, Metrics, Objective
 from clip_jax.model.two_towers import TwoTowers, l2_normalize
 from clip_jax.nn.layers import BatchNorm, Linear
 from clip_jax.nn.target import Dtype, resolve_dtype
+from clip_jax.objectives.base import set_logit
 from clip_jax.objectives.clip import Clip
 
 
@@ -102,6 +103,10 @@ class Slip(nnx.Module):
   def logit(self) -> tuple[jax.Array, jax.Array]:
     """(scale, bias) that turn a cosine similarity into a logit, float32 [] each."""
     return self.pairs.logit()
+
+  def set_logit(self, scale: float, bias: float) -> None:
+    """Starts from the scale and bias of a trained model, see `Clip`."""
+    set_logit(self.pairs, scale, bias)
 
 
 class Head(nnx.Module):

@@ -17,7 +17,13 @@ from clip_jax.errors import UserError
 from clip_jax.files import atomic_write
 from clip_jax.model.two_towers import TwoTowers
 from clip_jax.pretrained import model_bundle
-from clip_jax.pretrained.model_bundle import ModelBundle, complete_spec, part_name, require
+from clip_jax.pretrained.model_bundle import (
+  Description,
+  ModelBundle,
+  complete_spec,
+  part_name,
+  require,
+)
 from clip_jax.pretrained.name_table import Name, of, prefixed, square_patch
 from clip_jax.towers.text import TextTransformer
 from clip_jax.towers.vit import Vit
@@ -84,6 +90,11 @@ TABLE = [
 BIAS = [Name("b", "bias", lambda x: x[None])]
 
 
+def describe(path: Path) -> Description:
+  """Describes the model in a .npz file; the errors are those of `read`."""
+  return _described(path, _arrays(path))
+
+
 def read(path: Path) -> ModelBundle:
   """Reads a model from a .npz file and infers its architecture from the array shapes.
 
@@ -96,29 +107,34 @@ def read(path: Path) -> ModelBundle:
     UserError: the file is not such a .npz, or arrays are missing, unexpected or misshapen.
   """
   arrays = _arrays(path)
+  table = TABLE + (BIAS if "b" in arrays else [])
+  return model_bundle.read(_described(path, arrays), table, arrays, str(path))
+
+
+def _described(path, arrays):
+  """Returns the description of a model."""
   model = _model(arrays, str(path))
   text = model.text
   files = sorted(path.parent.glob("*.model"))
-  tokenizer = (
-    SentencePiece(str(files[0]), text.context_length, sticky_eos=True)
-    if len(files) == 1
-    else (
-      MissingTokenizer(
-        f"{path} does not include its tokenizer. Put its SentencePiece model, and no "
-        f"other *.model file, into {path.parent}.",
-        text.context_length,
-        text.vocab_size,
-      )
+  if len(files) == 1:
+    tokenizer = call(
+      SentencePiece,
+      model=str(files[0].absolute()),
+      context_length=text.context_length,
+      sticky_eos=True,
     )
+  else:
+    tokenizer = call(
+      MissingTokenizer,
+      why=f"{path} does not include its tokenizer. Put its SentencePiece model, and no "
+      f"other *.model file, into {path.parent}.",
+      context_length=text.context_length,
+      vocab_size=text.vocab_size,
+    )
+  preprocess = call(
+    ResizeThenCrop, size=model.image.image_size, resize_mode="squash", interpolation="bilinear"
   )
-  return model_bundle.read(
-    model,
-    TABLE + (BIAS if "b" in arrays else []),
-    arrays,
-    str(path),
-    preprocess=ResizeThenCrop(model.image.image_size, "squash", "bilinear"),
-    tokenizer=tokenizer,
-  )
+  return Description(model, preprocess, tokenizer, "b" in arrays, "corner_bilinear")
 
 
 def _arrays(path):

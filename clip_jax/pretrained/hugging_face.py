@@ -17,7 +17,13 @@ from clip_jax.data.tokenizer import ClipBpe, SentencePiece
 from clip_jax.errors import UserError
 from clip_jax.model.two_towers import TwoTowers
 from clip_jax.pretrained import model_bundle, safetensors_file, saved_tokenizers
-from clip_jax.pretrained.model_bundle import ModelBundle, complete_spec, part_name, require
+from clip_jax.pretrained.model_bundle import (
+  Description,
+  ModelBundle,
+  complete_spec,
+  part_name,
+  require,
+)
 from clip_jax.pretrained.name_table import (
   Name,
   layer_norm,
@@ -183,12 +189,24 @@ TABLES = {
 }
 
 
+def describe(folder: Path) -> Description:
+  """Describes the model in a directory; the errors are those of `read`."""
+  return _described(folder)[0]
+
+
 def read(folder: Path) -> ModelBundle:
   """Reads a model from a directory written by CLIPModel or SiglipModel.
 
   Raises:
     UserError: the model is of another type, or the weights do not match the config.
   """
+  description, form = _described(folder)
+  where = folder / (INDEX if (folder / INDEX).is_file() else WEIGHTS)
+  return model_bundle.read(description, TABLES[form], _arrays(where), str(where), ignored=IGNORED)
+
+
+def _described(folder):
+  """Returns the description of a model, and its form, "clip" or "siglip"."""
   config = model_bundle.load_json(folder / CONFIG)
   values.check_fields(config, _TOP, str(folder / CONFIG))
   form = config.get("model_type")
@@ -203,16 +221,14 @@ def read(folder: Path) -> ModelBundle:
   )
   settings = _preprocessing(folder, form, image)
   model = (_clip if form == "clip" else _siglip)(config, image, text, settings)
-  where = folder / (INDEX if (folder / INDEX).is_file() else WEIGHTS)
-  return model_bundle.read(
+  description = Description(
     model,
-    TABLES[form],
-    _arrays(where),
-    str(where),
-    ignored=IGNORED,
-    preprocess=_transform(settings, model.image.image_size),
-    tokenizer=_tokenizer(folder, form, text),
+    _transform(settings, model.image.image_size),
+    _tokenizer(folder, form, text),
+    form == "siglip",
+    "torch_bicubic",
   )
+  return description, form
 
 
 def _section(config, name, hints, defaults, where):
@@ -338,17 +354,21 @@ def _preprocessing(folder, form, image):
 
 
 def _transform(settings, image_size):
-  """Returns the transform that the settings describe; its output always has the model's size."""
+  """Returns the call of the transform in the settings; its output always has the model's size."""
   interpolation = INTERPOLATIONS.get(settings["resample"], "bicubic")
   size = settings["size"]
   shortest = size if isinstance(size, int) else size.get("shortest_edge")
   if settings["do_center_crop"] and shortest:
-    return ResizeThenCrop(image_size, "shortest", interpolation, side=shortest)
-  return ResizeThenCrop(image_size, "squash", interpolation)
+    kind, side = "shortest", shortest
+  else:
+    kind, side = "squash", None
+  return call(
+    ResizeThenCrop, size=image_size, resize_mode=kind, interpolation=interpolation, side=side
+  )
 
 
 def _tokenizer(folder, form, text):
-  """Returns the directory's tokenizer, or OpenAI's built-in one if the vocabulary is CLIP's."""
+  """Returns the call of the directory's tokenizer, or of OpenAI's for CLIP's vocabulary."""
   length, vocabulary = text["max_position_embeddings"], text["vocab_size"]
   own = saved_tokenizers.bundled_tokenizer(folder)
   if own:
@@ -361,22 +381,25 @@ def _tokenizer(folder, form, text):
   )
   if (folder / "tokenizer.json").is_file():
     default = text.get("pad_token_id") or 0
-    made = TokenizerJson(
-      str(folder / "tokenizer.json"), length, saved_tokenizers.padding(folder, default=default)
+    made = call(
+      TokenizerJson,
+      path=str((folder / "tokenizer.json").absolute()),
+      context_length=length,
+      padding=saved_tokenizers.padding(folder, default=default),
     )
-    return CleanedTokenizer(made, clean) if clean else made
+    return call(CleanedTokenizer, tokenizer=made, clean=clean) if clean else made
   if form == "clip" and vocabulary == ClipBpe.vocab_size:
-    return ClipBpe(length, fix_text=False)
-  if (folder / saved_tokenizers.PIECES).is_file():
-    return CleanedTokenizer(
-      SentencePiece(str(folder / saved_tokenizers.PIECES), length, sticky_eos=True),
-      clean or "whitespace",
-    )
-  return MissingTokenizer(
-    f"The checkpoint in {folder} has no tokenizer: neither tokenizer.json nor "
+    return call(ClipBpe, context_length=length, fix_text=False)
+  pieces = folder / saved_tokenizers.PIECES
+  if pieces.is_file():
+    made = call(SentencePiece, model=str(pieces.absolute()), context_length=length, sticky_eos=True)
+    return call(CleanedTokenizer, tokenizer=made, clean=clean or "whitespace")
+  return call(
+    MissingTokenizer,
+    why=f"The checkpoint in {folder} has no tokenizer: neither tokenizer.json nor "
     f"{saved_tokenizers.PIECES} is there. Download them too, for example with hf-hub:ORG/NAME.",
-    length,
-    vocabulary,
+    context_length=length,
+    vocab_size=vocabulary,
   )
 
 

@@ -25,6 +25,29 @@ from clip_jax.pretrained import name_table
 from clip_jax.towers.sizes import transformer_size
 
 
+@dataclasses.dataclass(frozen=True)
+class Description:
+  """A checkpoint without its arrays, as calls that a config can hold.
+
+  Attributes:
+    model: a call of `TwoTowers`.
+    preprocess: a call of `Resize` or `ResizeThenCrop`; None for the default of a run of this
+      package, which squashes images to the model's size.
+    tokenizer: a call of a tokenizer.
+    biased: whether the logit has a bias, as SigLIP's.
+    position_method: how the library that the checkpoint comes from resamples position embeddings,
+      a name in `model.transfer.METHODS`.
+    config: the whole config, for a run of this package.
+  """
+
+  model: ConfigDict
+  preprocess: ConfigDict | None
+  tokenizer: ConfigDict
+  biased: bool
+  position_method: str
+  config: ConfigDict | None = None
+
+
 @dataclasses.dataclass
 class ModelBundle:
   """A model with its weights, preprocessing and tokenizer: the common form of all formats.
@@ -34,6 +57,7 @@ class ModelBundle:
     params, stats: the model's arrays, as `split_state` returns them.
     scale, bias: logit = scale * z_image @ z_text + bias, for unit vectors.
     preprocess, tokenizer: arguments of `Embedder`.
+    position_method: as in `Description`.
   """
 
   model: ConfigDict
@@ -43,33 +67,31 @@ class ModelBundle:
   bias: float
   preprocess: Resize | ResizeThenCrop
   tokenizer: Tokenizer
+  position_method: str = "bilinear"
 
 
 def read(
-  model: ConfigDict,
+  description: Description,
   table: list[name_table.Name],
   arrays: dict[str, np.ndarray],
   where: str,
   *,
   ignored: tuple[str, ...] = (),
-  preprocess: Resize | ResizeThenCrop,
-  tokenizer: Tokenizer,
 ) -> ModelBundle:
   """Fills a model with another library's arrays.
 
   Args:
-    model: a call of `TwoTowers`.
+    description: the model, its preprocessing and its tokenizer.
     table: the name table. The logarithm of the logit scale has the path "log_scale" in it, the
       logit bias "bias".
     arrays: the other library's arrays by name.
     where: the origin of `arrays`, for error messages.
     ignored: glob patterns of array names to skip.
-    preprocess, tokenizer: stored in the result.
 
   Raises:
     UserError: arrays are missing, unexpected or misshapen.
   """
-  _, params, stats = split_state(abstract_model(model))
+  _, params, stats = split_state(abstract_model(description.model))
   needed = sum(x.size for x in jax.tree.leaves((params, stats)))
   if needed > 2 * sum(x.size for x in arrays.values()) + 2**20:
     raise UserError(
@@ -91,13 +113,14 @@ def read(
   if not -80 < scalars["log_scale"] < 80:
     raise UserError(f"{where}: the logarithm of the logit scale is {scalars['log_scale']}.")
   return ModelBundle(
-    model,
+    description.model,
     params,
     stats,
     math.exp(scalars["log_scale"]),
     float(scalars.get("bias", 0.0)),
-    preprocess,
-    tokenizer,
+    build(description.preprocess),
+    build(description.tokenizer),
+    description.position_method,
   )
 
 

@@ -21,7 +21,13 @@ from clip_jax.data.tokenizer import ClipBpe
 from clip_jax.errors import UserError
 from clip_jax.model.two_towers import TwoTowers
 from clip_jax.pretrained import model_bundle, safetensors_file, saved_tokenizers
-from clip_jax.pretrained.model_bundle import ModelBundle, complete_spec, part_name, require
+from clip_jax.pretrained.model_bundle import (
+  Description,
+  ModelBundle,
+  complete_spec,
+  part_name,
+  require,
+)
 from clip_jax.pretrained.name_table import Name
 from clip_jax.pretrained.open_clip_names import BIAS, SCALARS, TRUNK, VIT, resnet_table, text_table
 from clip_jax.towers import clip_resnet, sizes
@@ -123,6 +129,11 @@ def _numbers(image):
   )
 
 
+def describe(folder: Path) -> Description:
+  """Describes the model in a directory; the errors are those of `read`."""
+  return _opened(folder)[0]
+
+
 def read(folder: Path) -> ModelBundle:
   """Reads a model from a directory that open_clip wrote or that was downloaded from the hub.
 
@@ -130,6 +141,12 @@ def read(folder: Path) -> ModelBundle:
     UserError: the weights are missing or do not match the config, or the config has a setting that
       is not supported.
   """
+  description, names, arrays = _opened(folder)
+  return model_bundle.read(description, names, arrays, str(folder / WEIGHTS), ignored=IGNORED)
+
+
+def _opened(folder):
+  """Returns the description of a model, its name table, and the arrays of its file."""
   config = model_bundle.load_json(folder / CONFIG)
   described = config.get("model_cfg")
   if described is None:
@@ -145,23 +162,21 @@ def read(folder: Path) -> ModelBundle:
   }
   model = _model(described, arrays, settings, str(folder / CONFIG))
   interpolation = settings["interpolation"]
-  return model_bundle.read(
+  biased = "logit_bias" in arrays
+  description = Description(
     model,
-    table(
-      complete_spec(model),
-      biased="logit_bias" in arrays,
-      custom="text.positional_embedding" in arrays,
+    call(
+      ResizeThenCrop,
+      size=model.image.image_size,
+      resize_mode=settings["resize_mode"],
+      interpolation="bicubic" if interpolation == "random" else interpolation,
     ),
-    arrays,
-    str(folder / WEIGHTS),
-    ignored=IGNORED,
-    preprocess=ResizeThenCrop(
-      model.image.image_size,
-      settings["resize_mode"],
-      "bicubic" if interpolation == "random" else interpolation,
-    ),
-    tokenizer=_tokenizer(described["text_cfg"], folder),
+    _tokenizer(described["text_cfg"], folder),
+    biased,
+    "bicubic",
   )
+  names = table(complete_spec(model), biased=biased, custom="text.positional_embedding" in arrays)
+  return description, names, arrays
 
 
 def _check(config, where):
@@ -374,22 +389,25 @@ def _text(config, quick, where):
 
 
 def _tokenizer(config, folder):
-  """Returns the tokenizer that a text_cfg describes, or OpenAI's if it names none."""
+  """Returns the call of the tokenizer that a text_cfg describes, OpenAI's if it names none."""
   length, vocabulary = config.get("context_length", 77), config.get("vocab_size", 49_408)
   named = config.get("hf_tokenizer_name")
   options = config.get("tokenizer_kwargs") or {}
   own = saved_tokenizers.bundled_tokenizer(folder)
   if own or (not named and vocabulary == ClipBpe.vocab_size):
-    return own or ClipBpe(length)
+    return own or call(ClipBpe, context_length=length)
   file = folder / "tokenizer.json"
   if file.is_file() and not config.get("tokenizer_mode") and set(options) <= {"clean"}:
-    made = TokenizerJson(str(file), length, saved_tokenizers.padding(folder, default=0))
-    return CleanedTokenizer(made, _CLEAN.get(options.get("clean"), _CLEAN["whitespace"]))
-  return MissingTokenizer(
-    f"The checkpoint in {folder} needs the tokenizer {named or 'of its vocabulary'}, but there "
+    padding = saved_tokenizers.padding(folder, default=0)
+    made = call(TokenizerJson, path=str(file.absolute()), context_length=length, padding=padding)
+    clean = _CLEAN.get(options.get("clean"), _CLEAN["whitespace"])
+    return call(CleanedTokenizer, tokenizer=made, clean=clean)
+  return call(
+    MissingTokenizer,
+    why=f"The checkpoint in {folder} needs the tokenizer {named or 'of its vocabulary'}, but there "
     f"is no {file.name} that can be read. Download it, for example with hf-hub:ORG/NAME.",
-    length,
-    vocabulary,
+    context_length=length,
+    vocab_size=vocabulary,
   )
 
 

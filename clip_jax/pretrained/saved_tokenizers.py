@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections.config_dict import ConfigDict
 
 from clip_jax.cli import values
+from clip_jax.config import call
 from clip_jax.data import tokenizer as shipped
 from clip_jax.data.checkpoint_tokenizer import CleanedTokenizer, TokenizerJson
 from clip_jax.data.untrusted import read_json
@@ -90,8 +91,8 @@ def end_token(text: ConfigDict, tokenizer: Tokenizer, there: str) -> int:
   )
 
 
-def bundled_tokenizer(folder: Path) -> Tokenizer | None:
-  """Returns the SentencePiece tokenizer that `write` saved in a directory, with all its options.
+def bundled_tokenizer(folder: Path) -> ConfigDict | None:
+  """Returns the call of the SentencePiece tokenizer that `write` saved in a directory.
 
   Returns None if `write` saved none there.
   """
@@ -104,8 +105,8 @@ def bundled_tokenizer(folder: Path) -> Tokenizer | None:
   if unknown := sorted(options.keys() - _OPTIONS.keys()):
     raise UserError(f"{folder / SETTINGS}: clip_jax has unknown options: {', '.join(unknown)}.")
   clean = options.pop("clean", None)
-  made = shipped.SentencePiece(str(folder / PIECES), **options)
-  return CleanedTokenizer(made, clean) if clean else made
+  made = call(shipped.SentencePiece, model=str((folder / PIECES).absolute()), **options)
+  return call(CleanedTokenizer, tokenizer=made, clean=clean) if clean else made
 
 
 def write(tokenizer: Tokenizer, folder: Path, *, clean: str | None = None) -> None:

@@ -133,4 +133,4 @@ def describe(error: Exception) -> str:
 def embedder(setup: TrainSetup, state: Any) -> Embedder:
   """Returns the model of a train state with the preprocessing and tokenizer of its config."""
   learner = nnx.merge(setup.graphdef, state.params, state.stats)
-  return embedder_of(learner, setup.data.views.tokenizer, mesh=setup.mesh)
+  return embedder_of(learner, setup.data.views, mesh=setup.mesh)

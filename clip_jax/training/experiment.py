@@ -64,6 +64,7 @@ class Training:
     init_from: trained model to initialise the parameters from, in any form that `clip_jax.load`
       accepts; the optimizer and the objective start afresh. Its image size and context length may
       differ. Ignored when the run resumes from its own checkpoint.
+    init_logit: whether the objective also starts from the logit scale and bias of that model.
     microbatches: number of pieces that the batch is embedded in, one after the other; the gradient
       stays the same and less memory is used.
     log_every, eval_every, save_every: intervals in steps; 0 disables (the end of the run always
@@ -79,6 +80,7 @@ class Training:
   samples: Count | None = None
   epochs: PositiveFloat | None = None
   init_from: FilePath | None = None
+  init_logit: bool = False
   microbatches: PositiveInt = 1
   log_every: NonNegativeInt = 50
   eval_every: NonNegativeInt = 0

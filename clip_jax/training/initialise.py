@@ -7,27 +7,39 @@ from flax import nnx
 import jax
 
 from clip_jax import config as config_lib
-from clip_jax.inference.loading import load
+from clip_jax.inference.loading import load_bundle
 from clip_jax.model.learner import split_state
 from clip_jax.model.transfer import adapt_params, overlay
+from clip_jax.objectives.base import set_logit
+from clip_jax.parallel.tree_paths import leaves_by_name
+from clip_jax.pretrained.model_bundle import abstract_model
 from clip_jax.training.setup import TrainSetup
 
 
 def init_from(setup: TrainSetup, state: Any) -> Any:
   """Returns the initial train state with the parameters of the model at `train.init_from`.
 
+  With `train.init_logit`, the objective starts from that model's logit scale and bias.
+
   Raises:
     UserError: there is no such model, or it differs in more than image size and context length.
   """
   # The user starts this config, so the modules that it names are trusted.
-  trained = load(setup.training.init_from, trust=config_lib.modules(setup.config)).model
+  saved = load_bundle(setup.training.init_from, trust=config_lib.modules(setup.config))
+  trained = abstract_model(saved.model)
   grids = (getattr(model.image, "grid", None) for model in (trained, setup.learner.model))
-  params = adapt_params(split_state(trained)[1], state.params["model"], *grids)
+  params = adapt_params(saved.params, state.params["model"], *grids, method=saved.position_method)
   # Take over BatchNorm averages, but not fixed position embeddings, which fit one image size only.
-  averages = nnx.to_pure_dict(nnx.state(trained, nnx.BatchStat))
+  averages = leaves_by_name(nnx.to_pure_dict(nnx.state(trained, nnx.BatchStat)))
+  stats = {f"model/{n}": x for n, x in leaves_by_name(saved.stats).items() if n in averages}
+  own = state.params
+  if setup.training.init_logit:
+    learner = nnx.merge(setup.graphdef, state.params, state.stats)
+    set_logit(learner.objective, saved.scale, saved.bias)
+    own = split_state(learner)[1]
   on_device = lambda x, like: jax.device_put(x, like.sharding)
   return dataclasses.replace(
     state,
-    params=jax.tree.map(on_device, {**state.params, "model": params}, state.params),
-    stats=jax.tree.map(on_device, overlay(state.stats, {"model": averages}), state.stats),
+    params=jax.tree.map(on_device, {**own, "model": params}, state.params),
+    stats=jax.tree.map(on_device, overlay(state.stats, stats), state.stats),
   )

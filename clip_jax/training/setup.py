@@ -15,7 +15,7 @@ from clip_jax.costs.model_compute import ModelCompute, count_compute
 from clip_jax.data.pipeline import Examples
 from clip_jax.errors import UserError
 from clip_jax.evaluators.results import check_needs
-from clip_jax.interfaces import DeviceAugment, Evaluator, Optimizer, check_part
+from clip_jax.interfaces import DeviceAugment, Evaluator, Model, Optimizer, Views, check_part
 from clip_jax.model import learner as learner_lib
 from clip_jax.model.learner import abstract_learner, make_learner
 from clip_jax.nn.target import resolve_dtype
@@ -96,6 +96,9 @@ def build_setup(config: ConfigDict, *, mesh: jax.sharding.Mesh | None = None) ->
     }
   check_inputs(learner.objective, data.views.outputs, config.augment)
   learner_lib.check_tokens(learner.model.text, data.views.tokenizer)
+  check_preprocess(data.views, learner.model)
+  if training.init_logit and not training.init_from:
+    raise UserError("train.init_logit needs a trained model. Set --config.train.init_from=MODEL.")
   optimizer = make_optimizer(config, learner, total_steps)
 
   def init_state(seed):
@@ -170,6 +173,18 @@ def with_history(setup: TrainSetup, history: History) -> TrainSetup:
   if total_steps != setup.total_steps:
     optimizer = make_optimizer(setup.config, setup.learner, total_steps)
   return dataclasses.replace(setup, history=history, total_steps=total_steps, optimizer=optimizer)
+
+
+def check_preprocess(views: Views, model: Model) -> None:
+  """Raises `UserError` unless the views' preprocessing makes images of the model's size."""
+  size = getattr(getattr(views, "preprocess", None), "size", None)
+  if size is not None and tuple(size) != tuple(model.image.image_size):
+    height, width = model.image.image_size
+    raise UserError(
+      f"config.data.views.preprocess makes images of {size[0]} x {size[1]}, but the image tower "
+      f"takes {height} x {width}. Set --config.data.views.preprocess.size, the size of the crop in "
+      "config.data.views.images and --config.model.image.image_size to the same value."
+    )
 
 
 def abstract_state(init_state: Callable[[int], TrainState], mesh: jax.sharding.Mesh) -> TrainState:

@@ -26,6 +26,7 @@ FOLDER = Path(__file__).parent / "configs"
 ARGUMENTS = {
   "benchmark": ("B/16", "resnet50", "convnext-T", "swin-T", "mixer-B/32", "slip-B/16", "B/32@DIR"),
   "global_clip": ("v0", "v1", "v2", "v3"),
+  "finetune": (str(Path(__file__).parent / "huggingface_clip"),),
   "clip_augment": ("crop_flip", "randaugment", "stacked"),
   **dict.fromkeys(
     ("slip", "flip", "flip_tuning", "siglip", "clipa", "clipa_tuning"), ("study", "paper")
@@ -71,7 +72,7 @@ def resolved(name: str) -> dict[str, Any]:
 
 
 def text(name: str) -> str:
-  return json.dumps(resolved(name), indent=1) + "\n"
+  return json.dumps(resolved(name), indent=1).replace(str(CONFIGS.parent), "CLONE") + "\n"
 
 
 def main() -> None:

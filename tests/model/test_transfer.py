@@ -3,9 +3,13 @@
 import numpy as np
 from PIL import Image
 import pytest
+from scipy import ndimage
 
 from clip_jax.errors import UserError
 from clip_jax.model.transfer import adapt_params, overlay, resample_positions
+
+TORCH_5 = (-0.06075, -0.050748, 2.8125, 14.072747, 28.154249)
+TORCH_2 = (-0.15625, 18.15625)
 
 
 def positions(N, D=3, seed=0):
@@ -23,6 +27,22 @@ def test_resampling_matches_pillow(method, filter, old, new):
     image = Image.fromarray(x[:, d].reshape(old))  # Mode F; Pillow's filters are antialiased too.
     expected = np.asarray(image.resize(new[::-1], filter))
     np.testing.assert_allclose(got[:, d], expected.reshape(-1), atol=1e-5)
+
+
+@pytest.mark.parametrize("new", [(7, 9), (3, 2), (1, 4)])
+def test_corner_aligned_resampling_matches_scipys_zoom_as_in_big_vision(new):
+  x = positions(20).reshape(4, 5, 3)
+  expected = ndimage.zoom(x, (new[0] / 4, new[1] / 5, 1), order=1)
+  got = resample_positions(x.reshape(20, 3), (4, 5), new, method="corner_bilinear")
+  np.testing.assert_allclose(got, expected.reshape(-1, 3), atol=1e-6)
+
+
+def test_resampling_as_torch_does_without_antialiasing():
+  """torch.nn.functional.interpolate(mode="bicubic") of 0, 1, 8, 27 to five and to two cells."""
+  x = np.array([[0.0], [1.0], [8.0], [27.0]], np.float32)
+  for n, expected in ((5, TORCH_5), (2, TORCH_2)):
+    got = resample_positions(x, (1, 4), (1, n), method="torch_bicubic")
+    np.testing.assert_allclose(got[:, 0], expected, atol=1e-5)
 
 
 def test_resampling_to_the_same_grid_changes_nothing():
