@@ -6,7 +6,8 @@ Conventions used throughout this package:
     as in training: all of SLIP's views, the patches that FLIP keeps, CLIPA's images at reduced
     size. Augmentation on the device is not counted.
   - One multiply-add is two FLOPs, and training costs three forward passes, because the backward
-    pass costs twice the forward pass: 6 FLOPs for each forward multiply-add. Recomputation by
+    pass costs twice the forward pass: 6 FLOPs for each forward multiply-add, less for parts whose
+    parameters are frozen. Recomputation by
     rematerialisation and microbatches is not counted, so the figure describes the model and not
     the hardware.
 
@@ -22,6 +23,7 @@ import jax
 from clip_jax.costs.flops import count_multiply_adds, count_parameters
 from clip_jax.interfaces import batch_size_of
 from clip_jax.model import learner as learner_lib
+from clip_jax.model.frozen import Frozen, join_frozen, split_frozen
 
 FLOPS = 6  # Training FLOPs for each forward multiply-add.
 
@@ -35,12 +37,16 @@ class ModelCompute:
     text: multiply-adds of the text tower and its projection.
     loss: multiply-adds of the loss on embeddings: similarities, and heads that couple examples.
     parameters: number of parameters of the learner.
+    trained_parameters: number of those that are not frozen.
+    backward: share of the backward pass that is computed, below 1 if parameters are frozen.
   """
 
   image: float
   text: float
   loss: float
   parameters: int
+  trained_parameters: int
+  backward: float = 1.0
 
   @property
   def forward(self) -> float:
@@ -50,17 +56,18 @@ class ModelCompute:
   @property
   def flops(self) -> float:
     """FLOPs of one training step per example."""
-    return FLOPS * self.forward
+    return (2 + (FLOPS - 2) * self.backward) * self.forward
 
 
 def count_compute(
-  learner: learner_lib.Learner, batch: dict[str, jax.ShapeDtypeStruct]
+  learner: learner_lib.Learner, batch: dict[str, jax.ShapeDtypeStruct], frozen: Frozen | None = None
 ) -> ModelCompute:
   """Counts the compute of a learner by tracing it; nothing is executed.
 
   Args:
     learner: with arrays or their shapes.
     batch: shapes of the entries that the objective reads.
+    frozen: the parameters that are not trained.
   """
   graphdef, params, stats = learner_lib.split_state(learner)
   B = batch_size_of(batch)
@@ -84,6 +91,24 @@ def count_compute(
     count_multiply_adds(text, params, stats, batch["tokens"]) if "tokens" in batch else 0.0
   )
   loss_cost = count_multiply_adds(loss, params, stats, jax.eval_shape(embed, params, stats, batch))
+  trained, held = split_frozen(params, frozen or {})
+
+  def gradient(trained, held, stats, batch):
+    of = lambda trained: loss(
+      (params := join_frozen(trained, held)), stats, embed(params, stats, batch)
+    )
+    return jax.grad(of)(trained)
+
+  backward = 1.0
+  if frozen:
+    everything = count_multiply_adds(gradient, params, {}, stats, batch)
+    there = count_multiply_adds(gradient, trained, held, stats, batch)
+    backward = 1 - (everything - there) / (everything - towers - loss_cost)
   return ModelCompute(
-    (towers - text_tower) / B, text_tower / B, loss_cost / B, count_parameters(params)
+    image=(towers - text_tower) / B,
+    text=text_tower / B,
+    loss=loss_cost / B,
+    parameters=count_parameters(params),
+    trained_parameters=count_parameters(trained),
+    backward=backward,
   )

@@ -4,6 +4,7 @@ from typing import Literal
 
 from flax import nnx
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 import numpy as np
 
@@ -12,6 +13,7 @@ from clip_jax.errors import UserError
 from clip_jax.interfaces import ImageTower, TextTower
 from clip_jax.nn.layers import LayerNorm, Linear, normal
 
+FEATURES = "features"  # Name of the towers' outputs, for rematerialisation policies.
 Projection = Literal["linear", "affine", "mlp", "none"]
 
 
@@ -53,13 +55,16 @@ class TwoTowers(nnx.Module):
       "text", text_projection, text.width, embed_dim, projection_hidden_dim, rngs
     )
     self.mean, self.std = tuple(mean), tuple(std)
+    self.frozen_towers: tuple[str, ...] = ()  # Run as in inference; see `model.frozen`.
 
   def image_features(
     self, image: jax.Array, *, train: bool = False, keep: float = 1.0, key: jax.Array | None = None
   ) -> jax.Array:
     """Pixels [B, H, W, 3], uint8 or float in [0, 1] -> features [B, D], before the projection."""
     with jax.named_scope("image_tower"):
-      return self.image(self.normalise_pixels(image), train=train, keep=keep, key=key)
+      train = train and "image" not in self.frozen_towers
+      x = self.image(self.normalise_pixels(image), train=train, keep=keep, key=key)
+      return checkpoint_name(x, FEATURES)
 
   def normalise_pixels(self, image: jax.Array) -> jax.Array:
     """Normalises pixels, uint8 or float in [0, 1], to float32 with the model's mean and std."""
@@ -81,7 +86,9 @@ class TwoTowers(nnx.Module):
   def encode_text(self, tokens: jax.Array, *, train: bool = False) -> jax.Array:
     """Token ids, int32 [B, L], padded with 0 -> float32 [B, E], unit length."""
     with jax.named_scope("text_tower"):
-      return l2_normalize(_project(self.text_projection, self.text(tokens, train=train)))
+      train = train and "text" not in self.frozen_towers
+      x = checkpoint_name(self.text(tokens, train=train), FEATURES)
+      return l2_normalize(_project(self.text_projection, x))
 
 
 class MlpProjection(nnx.Module):

@@ -151,11 +151,21 @@ class Stack(nnx.Module):
         "number from 1 up."
       )
     self.remat, self.unroll, self.depth = remat, unroll, depth
+    self.frozen_blocks = 0  # The first blocks that have no backward pass; see `model.frozen`.
 
   def __call__(self, x: jax.Array, *shared: Any) -> jax.Array:
     """[B, ..., D] -> [B, ..., D]; every block also receives `shared`, such as a mask."""
-    unroll = self.unroll or (self.depth if target_platform() == "gpu" else 1)
-    loops = unroll < self.depth
+    frozen = self.frozen_blocks
+    if not frozen:
+      return self._apply(x, self.blocks, self.depth, shared)
+    part = lambda cut: jax.tree.map(lambda p: p[cut], self.blocks)
+    x = self._apply(x, lax.stop_gradient(part(slice(frozen))), frozen, shared)
+    return self._apply(x, part(slice(frozen, None)), self.depth - frozen, shared)
+
+  def _apply(self, x, blocks, depth, shared):
+    """Applies `depth` stacked blocks in order."""
+    unroll = self.unroll or (depth if target_platform() == "gpu" else 1)
+    loops = unroll < depth
 
     def apply(x, block):
       return block(x, *shared), None
@@ -165,9 +175,9 @@ class Stack(nnx.Module):
       apply = jax.checkpoint(apply, policy=REMAT_POLICIES[self.remat], prevent_cse=not loops)
     x = shard_batch(x)
     if loops:
-      return lax.scan(apply, x, self.blocks, unroll=unroll)[0]
-    for i in range(self.depth):
-      x, _ = apply(x, jax.tree.map(lambda p: p[i], self.blocks))
+      return lax.scan(apply, x, blocks, unroll=unroll)[0]
+    for i in range(depth):
+      x, _ = apply(x, jax.tree.map(lambda p: p[i], blocks))
     return x
 
 

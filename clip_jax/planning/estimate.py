@@ -42,6 +42,7 @@ class Estimate:
     batch_size: global batch size.
     total_steps: steps of the run; None if that depends on data that is not here.
     parameters: number of parameters of the model and the objective.
+    trained_parameters: number of those that are not frozen.
     model_flops: FLOPs per step, 6 for each forward multiply-add.
     flops: FLOPs per step that are executed, including rematerialisation.
     traffic: bytes per step that each chip moves to and from its memory.
@@ -64,6 +65,7 @@ class Estimate:
   batch_size: int
   total_steps: int | None
   parameters: int
+  trained_parameters: int
   model_flops: float
   flops: float
   traffic: float | None
@@ -124,6 +126,7 @@ def estimate(
     batch_size=setup.data.batch_size,
     total_steps=setup.total_steps if known_length else None,
     parameters=count_parameters(setup.state.params),
+    trained_parameters=setup.compute.trained_parameters,
     model_flops=setup.data.batch_size * setup.compute.flops,
     flops=executed,
     traffic=traffic,
@@ -293,6 +296,7 @@ def as_json(plan: Estimate) -> dict[str, Any]:
     },
     "batch_size": plan.batch_size,
     "parameters": plan.parameters,
+    "trained_parameters": plan.trained_parameters,
     "model_flops_per_step": plan.model_flops,
     "flops_per_step": plan.flops,
     "memory_traffic_bytes_per_chip": plan.traffic,

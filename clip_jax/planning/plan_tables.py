@@ -12,6 +12,8 @@ _MISSING = "-"
 def describe_plan(plan: Estimate) -> str:
   """Formats one estimate, one line per quantity."""
   topology, roof = plan.topology, plan.roofline
+  some = plan.trained_parameters < plan.parameters
+  trained = f", {plan.trained_parameters / 1e6:.1f} M of them trained" if some else ""
   rows = [
     (
       "chips",
@@ -24,7 +26,7 @@ def describe_plan(plan: Estimate) -> str:
       f"arguments {gigabytes(plan.arguments)}, temporaries "
       f"{gigabytes(plan.temporaries)}, peak {gigabytes(plan.peak)}",
     ),
-    ("model", f"{plan.parameters / 1e6:.1f} M parameters, batch {plan.batch_size:,}"),
+    ("model", f"{plan.parameters / 1e6:.1f} M parameters{trained}, batch {plan.batch_size:,}"),
     ("FLOPs per step", f"{plan.model_flops:.3g} of the model, {plan.flops:.3g} executed"),
     ("memory traffic", f"{gigabytes(plan.traffic)} per chip and step"),
     *_collective_rows(plan),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from clip_jax.parallel.placement import shard_batch
 
 
-def grad_cache(embed: Callable, pieces: int) -> Callable:
+def grad_cache(embed: Callable, pieces: int, policy: Callable | None = None) -> Callable:
   """Wraps `embed` to process the rows in pieces: same gradients, 1/pieces of the memory.
 
   The loss sees the embeddings of all rows, and the backward pass recomputes those of each piece.
@@ -20,6 +20,7 @@ def grad_cache(embed: Callable, pieces: int) -> Callable:
     embed: (params, stats, batch, keys) -> (stats, embeddings).
     pieces: number of pieces. Piece i holds the rows i, i + pieces, ..., so that each device keeps
       its own rows and the pieces are the same on any mesh.
+    policy: what the backward pass does not recompute, as for `jax.checkpoint`.
   """
   if pieces == 1:
     return embed
@@ -34,7 +35,8 @@ def grad_cache(embed: Callable, pieces: int) -> Callable:
       average = lambda m, n, o: m if n is o else m + (n - o) / pieces
       return jax.tree.map(average, mean, new, stats), z
 
-    stats, z = lax.scan(jax.checkpoint(one, prevent_cse=False), stats, jnp.arange(pieces))
+    recomputed = jax.checkpoint(one, prevent_cse=False, policy=policy)
+    stats, z = lax.scan(recomputed, stats, jnp.arange(pieces))
     return stats, jax.tree.map(lambda x: shard_batch(x.swapaxes(0, 1).reshape(-1, *x.shape[2:])), z)
 
   return pieced

@@ -21,15 +21,24 @@ import optax
 from clip_jax.cli.values import (
   Fraction,
   NonNegativeFloat,
+  NonNegativeInt,
   PositiveFloat,
+  PositiveFraction,
   PositiveInt,
   Range,
   Where,
   checked,
 )
 from clip_jax.errors import UserError
+from clip_jax.model.frozen import Frozen, split_frozen
 from clip_jax.parallel.partition import STACKED
 from clip_jax.parallel.tree_paths import leaves_by_name, path_name
+from clip_jax.training.parameter_groups import (
+  examples,
+  frozen_params,
+  rate_multipliers,
+  scale_by_name,
+)
 from clip_jax.training.schedules import Schedule
 
 
@@ -49,15 +58,18 @@ class Optimizer(NamedTuple):
   """An `optax.GradientTransformation` that also exposes its learning rate.
 
   Attributes:
-    init: params -> state.
-    update: (gradients, state, params) -> (updates to be added, next state).
+    init: params -> state of the trained parameters.
+    update: (gradients, state, params) -> (updates to be added, next state), of the trained
+      parameters, see `model.frozen.split_frozen`.
     learning_rate: updates made so far -> learning rate of the next update, float32 []; None if
       unknown.
+    frozen: params, or their shapes -> the parameters that are frozen; None if it freezes none.
   """
 
   init: Callable
   update: Callable
   learning_rate: Callable[[Any], jax.Array] | None
+  frozen: Callable[[Any], Frozen] | None = None
 
 
 @checked
@@ -72,6 +84,9 @@ def adamw(
   decay_params: Sequence[Pattern] = (".*/kernel", ".*/embedding"),
   grad_clip_norm: PositiveFloat | None = None,
   freeze_params: Sequence[Pattern] = (),
+  unlock_blocks: NonNegativeInt = 0,
+  lr_multipliers: Sequence[tuple[Pattern, PositiveFloat]] = (),
+  layer_decay: PositiveFraction | None = None,
   momentum_dtype: MomentumDtype = "float32",
 ) -> Optimizer:
   """Adam with decoupled weight decay:  p <- p - schedule(t) learning_rate (adam + weight_decay p).
@@ -88,8 +103,14 @@ def adamw(
     decay_params: patterns of the parameters to decay; by default kernels and token embeddings, as
       in open_clip (big_vision and CLIPA decay kernels only).
     grad_clip_norm: maximum global gradient norm; None (default) disables clipping.
-    freeze_params: patterns of the parameters to freeze; these get no optimizer state (LiT:
-      "model/image/.*").
+    freeze_params: patterns of the parameters to freeze; these cost no backward pass and no
+      optimizer state (LiT: "model/image/.*").
+    unlock_blocks: number of last blocks, with the final norm and head, that are trained
+      nevertheless in towers that freeze_params matches.
+    lr_multipliers: pairs of a pattern and a factor of the learning rate; the first pattern that
+      matches a parameter counts. They apply in addition to `layer_decay`.
+    layer_decay: factor of the learning rate from each block to the one before it, as in BEiT; None
+      (default) for equal rates.
     momentum_dtype: dtype of the first moment.
 
   Raises:
@@ -100,11 +121,11 @@ def adamw(
   return _optimizer(
     optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=momentum_dtype),
     _decay(weight_decay, decay_params),
-    optax.scale(learning_rate),
+    None,
     learning_rate=learning_rate,
     schedule=schedule,
     grad_clip_norm=grad_clip_norm,
-    freeze_params=freeze_params,
+    groups=_Groups(freeze_params, unlock_blocks, lr_multipliers, layer_decay),
     decay_params=decay_params if weight_decay else (),
   )
 
@@ -123,6 +144,9 @@ def scaling_vit_adafactor(
   decay_params: Sequence[Pattern] = (".*/kernel",),
   grad_clip_norm: PositiveFloat | None = None,
   freeze_params: Sequence[Pattern] = (),
+  unlock_blocks: NonNegativeInt = 0,
+  lr_multipliers: Sequence[tuple[Pattern, PositiveFloat]] = (),
+  layer_decay: PositiveFraction | None = None,
   momentum_dtype: MomentumDtype = "bfloat16",
 ) -> Optimizer:
   """Adafactor as modified for Scaling ViT; its state takes half the memory of the parameters.
@@ -153,8 +177,14 @@ def scaling_vit_adafactor(
     decay_params: patterns of the parameters to decay.
     grad_clip_norm: maximum global gradient norm (SigLIP and LiT: 1.0); None (default) disables
       clipping.
-    freeze_params: patterns of the parameters to freeze; these get no optimizer state (LiT:
-      "model/image/.*").
+    freeze_params: patterns of the parameters to freeze; these cost no backward pass and no
+      optimizer state (LiT: "model/image/.*").
+    unlock_blocks: number of last blocks, with the final norm and head, that are trained
+      nevertheless in towers that freeze_params matches.
+    lr_multipliers: pairs of a pattern and a factor of the learning rate; the first pattern that
+      matches a parameter counts. They apply in addition to `layer_decay`.
+    layer_decay: factor of the learning rate from each block to the one before it, as in BEiT; None
+      (default) for equal rates.
     momentum_dtype: dtype of the momentum.
 
   Raises:
@@ -165,12 +195,12 @@ def scaling_vit_adafactor(
   return _optimizer(
     _scale_by_factored_rms(decay_rate, b2_cap, eps, min_factored),
     optax.ema(momentum, debias=False, accumulator_dtype=momentum_dtype),
-    optax.scale(learning_rate),
+    None,
     _decay(weight_decay, decay_params),
     learning_rate=learning_rate,
     schedule=schedule,
     grad_clip_norm=grad_clip_norm,
-    freeze_params=freeze_params,
+    groups=_Groups(freeze_params, unlock_blocks, lr_multipliers, layer_decay),
     decay_params=decay_params if weight_decay else (),
   )
 
@@ -183,16 +213,19 @@ def with_bounds(optimizer: Optimizer | optax.GradientTransformation, bounds: Any
 
   Args:
     optimizer: the optimizer to wrap.
-    bounds: tree like params of (low, high) for every parameter, infinite where there is no bound.
+    bounds: tree like params of (low, high) for every parameter, infinite where there is no bound;
+      updates may be of some of the parameters.
 
   Raises:
     UserError: a lower bound is above the upper one.
   """
   is_pair = lambda x: isinstance(x, tuple)
-  for path, (low, high) in jax.tree_util.tree_leaves_with_path(bounds, is_leaf=is_pair):
+  pairs = jax.tree_util.tree_leaves_with_path(bounds, is_leaf=is_pair)
+  by_name = {path_name(path): pair for path, pair in pairs}
+  for name, (low, high) in by_name.items():
     if not low <= high:
       raise UserError(
-        f"{path_name(path)} has at_least={low} above at_most={high}. Swap them, or leave one out."
+        f"{name} has at_least={low} above at_most={high}. Swap them, or leave one out."
       )
 
   def one(update, parameter, bound):
@@ -205,59 +238,73 @@ def with_bounds(optimizer: Optimizer | optax.GradientTransformation, bounds: Any
 
   def update(gradients, state, params):
     updates, state = optimizer.update(gradients, state, params)
-    return jax.tree.map(one, updates, params, bounds), state
+    bounded = lambda path, update, p: one(update, p, by_name[path_name(path)])
+    return jax.tree_util.tree_map_with_path(bounded, updates, params), state
 
-  return Optimizer(optimizer.init, update, getattr(optimizer, "learning_rate", None))
+  return Optimizer(
+    optimizer.init,
+    update,
+    getattr(optimizer, "learning_rate", None),
+    getattr(optimizer, "frozen", None),
+  )
 
 
-def _optimizer(*steps, learning_rate, schedule, grad_clip_norm, freeze_params, decay_params):
-  """Chains gradient clipping, `steps` and the schedule for the parameters that are not frozen."""
+class _Groups(NamedTuple):
+  """How an optimizer treats groups of parameters; see the arguments of `adamw`."""
+
+  freeze_params: Sequence[str]
+  unlock_blocks: int
+  lr_multipliers: Sequence[tuple[str, float]]
+  layer_decay: float | None
+
+
+def _optimizer(*steps, learning_rate, schedule, grad_clip_norm, groups, decay_params):
+  """Chains gradient clipping, `steps`, the learning rate and the schedule.
+
+  The entry None of `steps` stands for the learning rate.
+  """
+  if groups.unlock_blocks and not groups.freeze_params:
+    raise UserError(
+      f"unlock_blocks={groups.unlock_blocks} needs freeze_params, such as ('model/image/.*',)."
+    )
+  factors: dict[str, Any] = {}
+
+  def frozen(params):
+    return frozen_params(params, groups.freeze_params, groups.unlock_blocks)
+
+  rates = [optax.scale(learning_rate)]
+  if groups.lr_multipliers or groups.layer_decay is not None:
+    rates.append(scale_by_name(factors))
   chain = optax.chain(
     *([optax.clip_by_global_norm(grad_clip_norm)] if grad_clip_norm is not None else []),
-    *steps,
+    *(one for step in steps for one in (rates if step is None else [step])),
     optax.scale_by_schedule(schedule),
     optax.scale(-1),
   )
-  if freeze_params:
+  if groups.freeze_params:
+    # Nothing is masked: frozen parameters are left out before. States have always had these names.
     chain = optax.chain(
-      optax.masked(
-        chain, lambda tree: jax.tree.map(lambda x: not x, _matching(freeze_params, tree))
-      ),
-      optax.masked(optax.set_to_zero(), lambda tree: _matching(freeze_params, tree)),
+      optax.masked(chain, lambda tree: jax.tree.map(lambda _: True, tree)),
+      optax.masked(optax.set_to_zero(), lambda tree: jax.tree.map(lambda _: False, tree)),
     )
 
   def init(params):
-    _check(params, decay_params=decay_params, freeze_params=freeze_params)
-    return chain.init(params)
+    _check_decay(params, decay_params)
+    factors.update(rate_multipliers(params, groups.lr_multipliers, groups.layer_decay))
+    return chain.init(split_frozen(params, frozen(params))[0])
 
-  return Optimizer(init, chain.update, lambda step: learning_rate * schedule(step))
+  return Optimizer(init, chain.update, lambda step: learning_rate * schedule(step), frozen)
 
 
-def _check(params, *, decay_params, freeze_params):
-  """Raises UserError if patterns match no parameter, or if all parameters are frozen."""
+def _check_decay(params, decay_params):
+  """Raises UserError if there are patterns and none matches a parameter."""
   names = list(leaves_by_name(params))
-  matches = lambda patterns: {n for n in names for p in patterns if re.fullmatch(p, n)}
-  for pattern in freeze_params:
-    if not matches([pattern]):
-      raise UserError(
-        f"freeze_params pattern {pattern!r} matches no parameter. It must match a whole "
-        f"name, such as: {_examples(names)}."
-      )
-  if freeze_params and len(matches(freeze_params)) == len(names):
-    raise UserError(
-      f"The freeze_params patterns {tuple(freeze_params)} match every parameter, so nothing is "
-      "left to train. Exclude the parameters that should be trained."
-    )
-  if decay_params and not matches(decay_params):
+  if decay_params and not any(re.fullmatch(p, name) for p in decay_params for name in names):
     raise UserError(
       f"None of the decay_params patterns {tuple(decay_params)} matches a parameter. One must "
-      f"match a whole name, such as: {_examples(names)}. To disable weight decay, set "
+      f"match a whole name, such as: {examples(names)}. To disable weight decay, set "
       "weight_decay=0."
     )
-
-
-def _examples(names):
-  return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
 def _matching(patterns, tree):

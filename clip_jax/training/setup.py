@@ -17,6 +17,7 @@ from clip_jax.errors import UserError
 from clip_jax.evaluators.results import check_needs
 from clip_jax.interfaces import DeviceAugment, Evaluator, Model, Optimizer, Views, check_part
 from clip_jax.model import learner as learner_lib
+from clip_jax.model.frozen import Frozen, mark_frozen
 from clip_jax.model.learner import abstract_learner, make_learner
 from clip_jax.nn.target import resolve_dtype
 from clip_jax.parallel import mesh as mesh_lib, partition, placement
@@ -41,6 +42,7 @@ class TrainSetup:
     init_state: (seed) -> initial train state; traceable.
     state: the abstract train state: shapes, dtypes and shardings.
     batch: the batch entries that the step reads: shapes, dtypes and shardings.
+    frozen: the parameters that are not trained.
     total_steps: length of the run in steps.
     history: batch sizes of the run; one until it resumes with another one.
     dtypes: compute dtype of each tower; "float32" if the tower has no `dtype` argument.
@@ -60,6 +62,7 @@ class TrainSetup:
   init_state: Callable[[int], TrainState]
   state: TrainState
   batch: dict[str, jax.ShapeDtypeStruct]
+  frozen: Frozen
   total_steps: int
   history: History
   dtypes: dict[str, str]
@@ -100,13 +103,17 @@ def build_setup(config: ConfigDict, *, mesh: jax.sharding.Mesh | None = None) ->
   if training.init_logit and not training.init_from:
     raise UserError("train.init_logit needs a trained model. Set --config.train.init_from=MODEL.")
   optimizer = make_optimizer(config, learner, total_steps)
+  params = learner_lib.split_state(learner)[1]
+  frozen = optimizer.frozen(params) if optimizer.frozen else {}
+  within = {n.removeprefix("model/"): k for n, k in frozen.items() if n.startswith("model/")}
+  mark_frozen(learner.model, params["model"], within)
 
   def init_state(seed):
     return state_lib.init_train_state(make_learner(config, jax.random.key(seed)), optimizer)
 
   evaluators, final_evaluators = _build_evaluators(config)
   batch = abstract_batch(data, learner.objective.inputs, mesh, config.seed)
-  compute = count_compute(learner, batch)
+  compute = count_compute(learner, batch, frozen)
   return TrainSetup(
     config=config,
     data=data,
@@ -121,6 +128,7 @@ def build_setup(config: ConfigDict, *, mesh: jax.sharding.Mesh | None = None) ->
     init_state=init_state,
     state=abstract_state(init_state, mesh),
     batch=batch,
+    frozen=frozen,
     total_steps=total_steps,
     history=History.new(data.batch_size, compute.flops),
     dtypes=dtypes,
@@ -159,6 +167,8 @@ def make_optimizer(config: ConfigDict, learner: learner_lib.Learner, total_steps
   """Builds the optimizer for a run of this length, which also keeps scalars within their bounds."""
   optimizer = build(config.optimizer, total_steps=total_steps)
   check_part(optimizer, Optimizer, "config.optimizer")
+  # Patterns are checked, and become factors of the learning rate, when a state is made.
+  jax.eval_shape(optimizer.init, learner_lib.split_state(learner)[1])
   return with_bounds(optimizer, learner_lib.param_bounds(learner))
 
 
@@ -296,7 +306,10 @@ def jit_diagnosis(setup: TrainSetup) -> Callable:
 
 def _gradient_options(setup):
   return dict(
-    seed=setup.config.seed, augment=setup.augment, microbatches=setup.training.microbatches
+    seed=setup.config.seed,
+    augment=setup.augment,
+    microbatches=setup.training.microbatches,
+    frozen=setup.frozen,
   )
 
 

@@ -86,7 +86,8 @@ def summary(setup: TrainSetup, workdir: Path, start: int) -> list[str]:
     *(f"           {line}" for line in selections),
     f"model      {count_parameters(setup.state.params) / 1e6:.1f} M parameters: image "
     f"{count_parameters(nnx.state(model.image)) / 1e6:.1f} M, text "
-    f"{count_parameters(nnx.state(model.text)) / 1e6:.1f} M",
+    f"{count_parameters(nnx.state(model.text)) / 1e6:.1f} M"
+    + (f"; trained {compute.trained_parameters / 1e6:.1f} M" if setup.frozen else ""),
     *(
       [f"           from {setup.training.init_from}"]
       if setup.training.init_from and not start

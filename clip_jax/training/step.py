@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import optax
 
 from clip_jax.interfaces import Batch, DeviceAugment, Metrics, batch_size_of
+from clip_jax.model.frozen import Frozen, join_frozen, replace_trained, split_frozen
 from clip_jax.model.learner import split_state
+from clip_jax.model.two_towers import FEATURES
 from clip_jax.parallel.placement import shard_batch
 from clip_jax.training.grad_cache import grad_cache
 from clip_jax.training.state import TrainState
@@ -35,13 +37,18 @@ def make_gradients(
   seed: int,
   augment: dict[str, DeviceAugment] | None = None,
   microbatches: int = 1,
+  frozen: Frozen | None = None,
 ) -> Callable[[TrainState, Batch], tuple]:
   """Returns the function (state, batch) -> (loss, metrics, next stats, gradients) of a step.
 
+  The gradients are those of the trained parameters.
+
   Args:
-    graphdef, seed, augment, microbatches: see `make_train_step`.
+    graphdef, seed, augment, microbatches, frozen: see `make_train_step`.
   """
-  augment = augment or {}
+  augment, frozen = augment or {}, frozen or {}
+  # With a frozen tower, keep its features instead of running it again in the backward pass.
+  policy = jax.checkpoint_policies.save_only_these_names(FEATURES) if frozen else None
 
   def embed(params, stats, batch, keys):
     pairs = jax.vmap(jax.random.split)(keys)  # [B, 2]
@@ -59,15 +66,18 @@ def make_gradients(
     return jax.tree.map(constant, split_state(learner)[2], stats), jax.tree.map(shard_batch, z)
 
   def gradients(state, batch):
-    def loss_fn(params):
+    trained, held = split_frozen(state.params, frozen)
+
+    def loss_fn(trained):
+      params = join_frozen(trained, held)
       keys = example_keys(seed, state.step, batch_size_of(batch))
-      stats, z = grad_cache(embed, microbatches)(params, state.stats, batch, keys)
+      stats, z = grad_cache(embed, microbatches, policy)(params, state.stats, batch, keys)
       learner = nnx.merge(graphdef, params, stats)
       with jax.named_scope("loss"):
         loss, metrics = learner.objective.loss(z, train=True)
       return loss, (metrics, lax.stop_gradient(split_state(learner)[2]))
 
-    (loss, (metrics, stats)), of_params = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    (loss, (metrics, stats)), of_params = jax.value_and_grad(loss_fn, has_aux=True)(trained)
     return loss, metrics, stats, of_params
 
   return gradients
@@ -81,6 +91,7 @@ def make_train_step(
   augment: dict[str, DeviceAugment] | None = None,
   microbatches: int = 1,
   skip_nonfinite: int = 0,
+  frozen: Frozen | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """Returns the function (state, batch) -> (next state, metrics), to be jitted once.
 
@@ -93,7 +104,8 @@ def make_train_step(
 
   The metrics are the `loss`, those of the objective, the global norms of the gradient (`grad_norm`,
   before any clipping), of the update (`update_norm`) and of the parameters after it (`param_norm`),
-  the number of `skipped_steps` so far, and the `learning_rate` if the optimizer gives it.
+  the number of `skipped_steps` so far, and the `learning_rate` if the optimizer gives it. Norms are
+  of the trained parameters.
 
   Args:
     graphdef: structure of the learner, from `split`.
@@ -103,14 +115,20 @@ def make_train_step(
     microbatches: number of pieces that the batch is embedded in; the loss is that of the whole
       batch.
     skip_nonfinite: number of steps that may be skipped in total.
+    frozen: the parameters that are not trained; `graphdef` must be of a model that
+      `model.frozen.mark_frozen` has marked.
   """
-  gradients = make_gradients(graphdef, seed=seed, augment=augment, microbatches=microbatches)
+  frozen = frozen or {}
+  gradients = make_gradients(
+    graphdef, seed=seed, augment=augment, microbatches=microbatches, frozen=frozen
+  )
 
   def train_step(state, batch):
     loss, metrics, stats, of_params = gradients(state, batch)
     with jax.named_scope("optimizer"):
-      updates, opt_state = optimizer.update(of_params, state.opt_state, state.params)
-      params = optax.apply_updates(state.params, updates)
+      trained = split_frozen(state.params, frozen)[0]
+      updates, opt_state = optimizer.update(of_params, state.opt_state, trained)
+      params = optax.apply_updates(trained, updates)
       norm, update_norm = optax.global_norm(of_params), optax.global_norm(updates)
     metrics = {"loss": loss, **metrics, "grad_norm": norm, "update_norm": update_norm}
     if getattr(optimizer, "learning_rate", None):
@@ -123,9 +141,10 @@ def make_train_step(
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(running & finite, n, o), new, old)
     with jax.named_scope("optimizer"):
       params, stats, opt_state = keep(
-        (params, stats, opt_state), (state.params, state.stats, state.opt_state)
+        (params, stats, opt_state), (trained, state.stats, state.opt_state)
       )
       metrics |= {"param_norm": optax.global_norm(params), "skipped_steps": skipped}
+      params = replace_trained(state.params, params)
     step = state.step + (skipped <= skip_nonfinite)
     return TrainState(step, params, stats, opt_state, skipped), metrics
 
@@ -140,13 +159,13 @@ def make_diagnosis(graphdef: Any, **options: Any) -> Callable[[TrainState, Batch
 
   Args:
     graphdef: structure of the learner.
-    **options: `seed`, `augment` and `microbatches`, as for `make_train_step`.
+    **options: `seed`, `augment`, `microbatches` and `frozen`, as for `make_train_step`.
   """
   gradients = make_gradients(graphdef, **options)
 
   def diagnosis(state, batch):
     loss, _, _, of_params = gradients(state, batch)
-    parts = of_params.pop("model") | of_params
+    parts = of_params.pop("model", {}) | of_params
     return {"loss": loss, **{name: optax.global_norm(part) for name, part in parts.items()}}
 
   return diagnosis

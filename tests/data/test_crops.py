@@ -195,7 +195,7 @@ def test_resize_with_shrink_barely_changes_pixels():
     (lambda: RandomResizedCrop(8, scale=(0.5, 1.5)), "at most 1"),
     (
       lambda: RandomResizedCrop(8, interpolation="slow"),
-      "interpolation is 'slow'; RandomResizedCrop expects 'bicubic' or 'fast'",
+      "interpolation is 'slow'; RandomResizedCrop expects 'bicubic', 'bilinear'",
     ),
     (lambda: RandomResizedCrop(8, ratio=(2, 1)), r"ratio \(2, 1\) is not a range"),
     (lambda: Resize((0, 3)), r"size is \(0, 3\); Resize expects"),

@@ -11,6 +11,7 @@ import pytest
 
 from clip_jax.config import build, call, from_json, to_json
 from clip_jax.errors import UserError
+from clip_jax.model.frozen import split_frozen
 from clip_jax.training.optim import adamw, scaling_vit_adafactor, with_bounds
 from clip_jax.training.schedules import warmup_constant, warmup_cosine, warmup_rsqrt
 
@@ -220,13 +221,10 @@ def test_only_parameters_that_match_a_pattern_decay(name):
 
 @every_optimizer
 def test_frozen_parameters_do_not_change_and_have_no_state(name, trajectory):
-  params, gradients = trajectory
+  params, _gradients = trajectory
   optimizer = OPTIMIZERS[name](learning_rate=0.1, schedule=flat, freeze_params=("model/image/.*",))
-  after = updated(optimizer, params, gradients)
-  assert_close(after["model"]["image"], params["model"]["image"], rtol=0)
-  assert not np.array_equal(
-    after["model"]["text"]["embedding"], params["model"]["text"]["embedding"]
-  )
+  image = {name for name in by_name(params) if name.startswith("model/image")}
+  assert set(optimizer.frozen(params)) == image
   names = by_name(optimizer.init(params))
   assert any("text/embedding" in n for n in names) and not any("image" in n for n in names)
 
@@ -239,8 +237,78 @@ def test_frozen_parameters_do_not_affect_the_others(name, trajectory):
   make = functools.partial(
     OPTIMIZERS[name], learning_rate=0.1, schedule=halving, grad_clip_norm=1.0
   )
-  after = updated(make(freeze_params=("model/image/.*", "objective/.*")), params, gradients)
+  optimizer, after = make(freeze_params=("model/image/.*", "objective/.*")), params
+  state, update = optimizer.init(params), jax.jit(optimizer.update)
+  for gradient in gradients:
+    trained = text(after)
+    updates, state = update(text(gradient), state, trained)
+    after = {"model": optax.apply_updates(trained, updates)["model"]}
   assert_close(text(after), updated(make(), text(params), [text(g) for g in gradients]), rtol=1e-6)
+
+
+def first_update(**changes):
+  """One update of all parameters by gradients of 1, by name."""
+  params = parameters()
+  optimizer = adamw(learning_rate=0.5, schedule=flat, weight_decay=0.0, **changes)
+  ones = jax.tree.map(jnp.ones_like, split_frozen(params, optimizer.frozen(params))[0])
+  return by_name(optimizer.update(ones, optimizer.init(params), ones)[0])
+
+
+def test_the_learning_rate_decays_from_layer_to_layer():
+  """Block i of three has decay^(3 - i), what comes before decay^4, and the rest 1 (BEiT)."""
+  params = parameters()
+  params["model"] = {"image": params["model"]["image"], "image_projection": jnp.ones(2)}
+  make = functools.partial(adamw, learning_rate=0.5, schedule=flat, weight_decay=0.0)
+  ones = jax.tree.map(jnp.ones_like, params)
+
+  def update(**changes):
+    optimizer = make(**changes)
+    return by_name(optimizer.update(ones, optimizer.init(params), ones)[0])
+
+  plain, decayed = update(), update(layer_decay=0.5)
+  for name, x in decayed.items():
+    ratio = np.asarray(x / plain[name])
+    if "blocks" in name:
+      assert [float(r.max()) for r in ratio] == [0.125, 0.25, 0.5] and np.ptp(ratio[0]) == 0
+    else:
+      assert float(ratio.max()) == (0.0625 if "positions" in name else 1), name
+
+
+def test_multipliers_of_the_learning_rate_go_by_the_first_pattern_that_matches():
+  plain = first_update()
+  changed = first_update(lr_multipliers=(("model/image/stack/.*", 0.5), ("model/.*", 4.0)))
+  for name, x in changed.items():
+    ratio = float((x / plain[name]).max())
+    image = name.startswith("model/image/stack")
+    assert ratio == (0.5 if image else 4 if name.startswith("model/") else 1), name
+
+
+def test_the_last_blocks_and_what_follows_stay_trained():
+  params = parameters()
+  optimizer = adamw(
+    learning_rate=1.0, schedule=flat, freeze_params=("model/image/.*",), unlock_blocks=1
+  )
+  frozen = optimizer.frozen(params)
+  assert frozen["model/image/positions"] is None
+  assert {k for n, k in frozen.items() if "blocks" in n} == {2}
+  updates = first_update(freeze_params=("model/image/.*",), unlock_blocks=1)
+  assert {len(x) for n, x in updates.items() if "blocks" in n} == {1}
+  assert "model/image/positions" not in updates and "model/text/embedding" in updates
+
+
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    (dict(unlock_blocks=1), "unlock_blocks=1 needs freeze_params"),
+    (dict(unlock_blocks=4, freeze_params=("model/image/.*",)), "image has only 3 blocks"),
+    (dict(unlock_blocks=1, freeze_params=("model/text/.*",)), "needs a tower with a stack"),
+    (dict(layer_decay=0.5), "model/text has none. Use lr_multipliers"),
+    (dict(lr_multipliers=(("image", 2.0),)), "pattern 'image' matches no parameter.*model/image/p"),
+  ],
+)
+def test_groups_that_do_not_fit_the_model_are_errors(changes, message):
+  with pytest.raises(UserError, match=message):
+    first_update(**changes)
 
 
 @every_optimizer
