@@ -15,6 +15,7 @@ import numpy as np
 from clip_jax.data.read_ahead import batched, map_ahead
 from clip_jax.errors import UserError
 from clip_jax.inference import templates as prompts
+from clip_jax.inference.picture_inputs import pictures
 from clip_jax.interfaces import Tokenizer
 from clip_jax.model.two_towers import TwoTowers
 from clip_jax.parallel.mesh import make_mesh
@@ -56,15 +57,17 @@ class Embedder:
     self.batch_size = -(-batch_size // self.mesh.size) * self.mesh.size
     self.threads = threads
 
-  def encode_image(self, images: np.ndarray | Iterable[Any]) -> np.ndarray:
+  def encode_image(self, images: Any) -> np.ndarray:
     """Encodes images as unit vectors, float32 [n, E].
 
     Args:
-      images: uint8 [n, H, W, 3], or an iterable of encoded bytes, PIL images or uint8 arrays.
+      images: one image, n = 1, or an iterable of images, each a path, encoded bytes, an open binary
+        file, a PIL image or uint8 [H, W, 3]; or uint8 [n, H, W, 3].
 
     Raises:
-      UserError: there are no images.
+      UserError: there are no images, or something else is among them.
     """
+    images = pictures(images)
     made = map_ahead(self.preprocess, images, threads=self.threads, ahead=self.batch_size)
     with closing(made):
       return self._encoded(_images, map(np.stack, batched(made, self.batch_size)))

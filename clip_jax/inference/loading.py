@@ -45,6 +45,7 @@ def load(
   *,
   image_size: int | tuple[int, int] | None = None,
   dtype: str | None = None,
+  text_pool: str | None = None,
   trust: tuple[str, ...] = (),
 ) -> Embedder:
   """Loads a model with its preprocessing and tokenizer.
@@ -61,6 +62,8 @@ def load(
     dtype: dtype the towers compute in: "float32", "bfloat16", or "auto", the fastest one here
       (bfloat16 on TPUs, GPUs and processors with AMX). In bfloat16, cosine similarities change by
       up to about 0.01.
+    text_pool: how a .npz of big_vision pools texts, which the file does not say: "last", "mean" or
+      "max".
     trust: modules outside this package that a run's config may call; see `config.from_json`.
 
   Returns:
@@ -70,7 +73,7 @@ def load(
     UserError: there is no model at `where`, its format or architecture is not supported, or the
       model cannot be adapted to `image_size`.
   """
-  mesh, saved = make_mesh(), load_bundle(where, trust=trust)
+  mesh, saved = make_mesh(), load_bundle(where, text_pool=text_pool, trust=trust)
   if image_size is not None:
     saved = _resized(saved, image_size, f"{where}, at image_size={image_size},")
   if dtype is not None:
@@ -79,7 +82,9 @@ def load(
   return _embedder(saved, mesh=mesh)
 
 
-def load_bundle(where: str | Path, *, trust: tuple[str, ...] = ()) -> ModelBundle:
+def load_bundle(
+  where: str | Path, *, text_pool: str | None = None, trust: tuple[str, ...] = ()
+) -> ModelBundle:
   """Reads a model as a `ModelBundle`, for conversion to another format.
 
   The arguments and errors are those of `load`.
@@ -87,7 +92,13 @@ def load_bundle(where: str | Path, *, trust: tuple[str, ...] = ()) -> ModelBundl
   if str(where).startswith(HUB):
     where = download(str(where).removeprefix(HUB))
   where = local_path(where, "--model")
-  return _format(where).read(where, trust)
+  if text_pool is not None and where.suffix != ".npz":
+    raise UserError(
+      f"text_pool={text_pool!r} is for a .npz of big_vision; {where} says itself how texts are "
+      "pooled. Leave text_pool out."
+    )
+  form = _format(where)
+  return form.read(where, trust) if text_pool is None else big_vision.read(where, text_pool)
 
 
 def describe(where: str | Path, *, trust: tuple[str, ...] = ()) -> Description:

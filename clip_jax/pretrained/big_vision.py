@@ -3,6 +3,7 @@
 Source: models/vit.py and models/proj/image_text/{text_transformer,two_towers}.py in big_vision.
 """
 
+import logging
 import math
 from pathlib import Path
 
@@ -84,6 +85,7 @@ TABLE = [
   Name("txt/pos_embedding", "text/positions", lambda x: x[None]),
   *prefixed("txt/Encoder_0/encoderblock_{}/", "text/stack/blocks/", BLOCK),
   *_norm("txt/Encoder_0/encoder_norm", "text/norm"),
+  *prefixed("txt/MAPHead_0/", "text/head/", HEAD),
   *_pair("txt/head", "text_projection"),
   Name("t", "log_scale", lambda x: x[None]),
 ]
@@ -95,25 +97,30 @@ def describe(path: Path) -> Description:
   return _described(path, _arrays(path))
 
 
-def read(path: Path) -> ModelBundle:
+def read(path: Path, text_pool: str | None = None) -> ModelBundle:
   """Reads a model from a .npz file and infers its architecture from the array shapes.
 
   The file does not record how images were preprocessed. As for SigLIP, they are squashed to the
   size implied by the position embeddings, with pixels in [-1, 1]. The tokenizer is not in the file
   either; it is read from the SentencePiece model (*.model) in the same folder, if there is exactly
-  one.
+  one. How texts are pooled can only be seen for "map".
+
+  Args:
+    path: the file.
+    text_pool: "last", "mean" or "max", as the config of the model said. By default "last", as in
+      SigLIP and LiT, with a warning.
 
   Raises:
     UserError: the file is not such a .npz, or arrays are missing, unexpected or misshapen.
   """
   arrays = _arrays(path)
   table = TABLE + (BIAS if "b" in arrays else [])
-  return model_bundle.read(_described(path, arrays), table, arrays, str(path))
+  return model_bundle.read(_described(path, arrays, text_pool), table, arrays, str(path))
 
 
-def _described(path, arrays):
+def _described(path, arrays, text_pool=None):
   """Returns the description of a model."""
-  model = _model(arrays, str(path))
+  model = _model(arrays, str(path), text_pool)
   text = model.text
   files = sorted(path.parent.glob("*.model"))
   if len(files) == 1:
@@ -156,7 +163,27 @@ def _arrays(path):
   return out
 
 
-def _model(arrays, where):
+# big_vision's names of ways to pool texts, and ours.
+TEXT_POOLS = {"last": "last", "mean": "gap", "gap": "gap", "max": "max", "gmp": "max"}
+
+
+def _text_pool(arrays, where, given):
+  """Returns our name of how texts are pooled."""
+  if given is not None and given not in TEXT_POOLS:
+    raise UserError(f"text_pool={given!r} is not one of {', '.join(map(repr, TEXT_POOLS))}.")
+  if "txt/MAPHead_0/probe" in arrays:
+    if given is not None:
+      raise UserError(f"{where} pools texts with a MAPHead, not by {given!r}. Leave text_pool out.")
+    return "map"
+  if given is None:
+    logging.getLogger("clip_jax").warning(
+      f"{where} does not say how texts are pooled. Assuming the last token, as in SigLIP and LiT; "
+      'pass text_pool="mean" or "max" to load otherwise.'
+    )
+  return TEXT_POOLS[given or "last"]
+
+
+def _model(arrays, where, text_pool):
   """Returns the call of the model, inferred from its arrays."""
   wanted = (
     "img/embedding/kernel",
@@ -204,6 +231,7 @@ def _model(arrays, where):
       TextTransformer,
       vocab_size=shape("txt/Embed_0/embedding"),
       context_length=shape("txt/pos_embedding", 1),
+      pool=_text_pool(arrays, where, text_pool),
       mask_padding=False,
       **sizes("txt/Encoder_0/"),
     ),
@@ -239,7 +267,8 @@ def write(saved: ModelBundle, path: Path) -> None:
     pre_norm=False,
     patch_bias=True,
   )
-  require(model.text, "TextTransformer", there, causal=False, pool="last", mask_padding=False)
+  pools = ("last", "gap", "max", "map")
+  require(model.text, "TextTransformer", there, causal=False, pool=pools, mask_padding=False)
   require(model, "the model", there, mean=((0.5,) * 3,), std=((0.5,) * 3,))
   arrays = model_bundle.written(saved, TABLE + (BIAS if saved.bias else []))
   for name, tower in (("image", "img"), ("text", "txt")):

@@ -4,6 +4,7 @@ Source: the directory layout and the config defaults of transformers 5.23.
 """
 
 from collections.abc import Mapping
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from clip_jax.data.resize_then_crop import ResizeThenCrop
 from clip_jax.data.tokenizer import ClipBpe, SentencePiece
 from clip_jax.errors import UserError
 from clip_jax.model.two_towers import TwoTowers
-from clip_jax.pretrained import model_bundle, safetensors_file, saved_tokenizers
+from clip_jax.pretrained import model_bundle, name_table, safetensors_file, saved_tokenizers
 from clip_jax.pretrained.model_bundle import (
   Description,
   ModelBundle,
@@ -40,7 +41,7 @@ from clip_jax.towers.text import TextTransformer
 from clip_jax.towers.vit import Vit
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-PREPROCESSING = "preprocessor_config.json"
+PREPROCESSING, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 IGNORED = ("*.position_ids",)  # A constant buffer: 0, 1, 2, ...
 ACTIVATIONS = {
   "quick_gelu": "quick_gelu",
@@ -77,6 +78,11 @@ _PROCESSOR: dict[str, Any] = dict(
   image_std=tuple[values.PositiveFloat, values.PositiveFloat, values.PositiveFloat],
   resample=int | None,
   do_center_crop=bool | None,
+  do_resize=bool | None,
+  do_rescale=bool | None,
+  do_normalize=bool | None,
+  rescale_factor=values.PositiveFloat | None,
+  crop_size=values.Pixels | Mapping[str, values.Pixels | None] | None,
   size=values.Pixels | Mapping[str, values.Pixels | None],
 )
 
@@ -233,22 +239,30 @@ def _described(folder):
 
 def _section(config, name, hints, defaults, where):
   """Returns a checked section of a config.json, completed with the defaults."""
-  values.check_fields(config.get(name) or {}, hints, f"{where}, {name}")
-  return {**defaults, **(config.get(name) or {})}
+  # Configs of 2022 may have a second section, which replaces the first in Hugging Face's library.
+  section = f"{name}_dict" if config.get(f"{name}_dict") is not None else name
+  given = config.get(section) or {}
+  values.check_fields(given, hints, f"{where}, {section}")
+  return {**defaults, **given}
 
 
 def _arrays(where):
   """Returns the arrays of a .safetensors file, or of all files that an index lists."""
   if where.name != INDEX:
-    return safetensors_file.read(where)
+    return name_table.without_wrappers(safetensors_file.read(where))
   index = model_bundle.load_json(where)
+  if not index.get("weight_map"):
+    raise UserError(f"{where} has no weight_map, which lists the files. Download it again.")
   values.check_fields(index, {"weight_map": Mapping[str, str]}, str(where))
   arrays = {}
-  for name in sorted(set(index.get("weight_map", {}).values())):
+  for name in sorted(set(index["weight_map"].values())):
     if Path(name).name != name or not (where.parent / name).is_file():
-      raise UserError(f"{where} lists {name!r}, which is not a file next to it.")
+      raise UserError(
+        f"{where} lists {name!r}, which is not a file next to it. Download it too; all of the "
+        "model's files must be in one folder."
+      )
     arrays |= safetensors_file.read(where.parent / name)
-  return arrays
+  return name_table.without_wrappers(arrays)
 
 
 def _shape(config):
@@ -293,10 +307,10 @@ def _clip(config, image, text, settings):
       vocab_size=vocabulary,
       context_length=text["max_position_embeddings"],
       causal=True,
-      pool="eot",
+      # Configs from before 2023 say 2 where they mean the largest id of the text.
+      pool="argmax" if end == 2 else "eot",
       mask_padding=False,
-      # Configs from before 2023 say 2 where they mean the largest id.
-      eos_id=vocabulary - 1 if end == 2 else end,
+      eos_id=None if end == 2 else end,
       **_shape(text),
     ),
     embed_dim=config.get("projection_dim", 512),
@@ -338,8 +352,12 @@ def _siglip(config, image, text, settings):
 
 
 def _preprocessing(folder, form, image):
-  """Returns the settings of preprocessor_config.json, completed with the usual values."""
-  file, side = folder / PREPROCESSING, image["image_size"]
+  """Returns the settings of the image processor, completed with the usual values.
+
+  They are in preprocessor_config.json, or from transformers 5 on in processor_config.json. The mean
+  and the standard deviation include what is not done, or done with another factor.
+  """
+  side = image["image_size"]
   half = (0.5, 0.5, 0.5)
   usual = {
     "image_mean": OPENAI_MEAN if form == "clip" else half,
@@ -348,9 +366,49 @@ def _preprocessing(folder, form, image):
     "do_center_crop": form == "clip",
     "size": {"shortest_edge": side} if form == "clip" else {"height": side, "width": side},
   }
-  given = model_bundle.load_json(file) if file.is_file() else {}
+  file, given = folder / PREPROCESSING, {}
+  if (folder / PROCESSOR).is_file():
+    given = model_bundle.load_json(folder / PROCESSOR).get("image_processor") or {}
+  if given:
+    file = folder / PROCESSOR
+  elif file.is_file():
+    given = model_bundle.load_json(file)
   values.check_fields(given, _PROCESSOR, str(file))
-  return {**usual, **given}
+  settings = {**usual, **{name: x for name, x in given.items() if x is not None}}
+  _check_geometry(settings, side, str(file))
+  if settings.get("do_normalize") is False:
+    settings.update(image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
+  # The model divides pixels by 255 before it normalises them.
+  factor = settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1.0
+  if not math.isclose(255 * factor, 1):
+    for name in ("image_mean", "image_std"):
+      settings[name] = tuple(x / (255 * factor) for x in settings[name])
+  return settings
+
+
+def _check_geometry(settings, side, where):
+  """Raises `UserError` if images are resized or cropped to another size than the model's."""
+  height, width = (side, side) if isinstance(side, int) else side
+  form = lambda size: {"height": size, "width": size} if isinstance(size, int) else size
+  size, crops = settings["size"], settings["do_center_crop"]
+  crop = form(settings.get("crop_size") or {"height": height, "width": width})
+  wrong = ""
+  if settings.get("do_resize") is False:
+    wrong = "do_resize=false"
+  elif crops and (crop.get("height", height), crop.get("width", width)) != (height, width):
+    wrong = f"crop_size={crop}"
+  elif not isinstance(size, int) and not crops and size.get("shortest_edge"):
+    wrong = f"size={size} without a crop"
+  elif not isinstance(size, int) and not size.get("shortest_edge"):
+    if (size.get("height"), size.get("width")) != (height, width):
+      wrong = f"size={size}"
+  elif isinstance(size, int) and not crops and (size, size) != (height, width):
+    wrong = f"size={size}"
+  if wrong:
+    raise UserError(
+      f"{where} has {wrong}, which does not make images of the model's size, {height} x {width}. "
+      "Correct the file, or the image_size in config.json."
+    )
 
 
 def _transform(settings, image_size):
@@ -450,13 +508,14 @@ def _clip_config(model, saved):
     positions="learned",
     drop_rest=False,
   )
-  require(text, "TextTransformer", there, causal=True, pool="eot")
+  require(text, "TextTransformer", there, causal=True, pool=("eot", "argmax"))
   require(model, "the model", there, image_projection="linear", text_projection="linear")
   if saved.bias:
     raise UserError(
       f"{there} has no logit bias, but this model's is {saved.bias:.3g}. " + model_bundle.EXPORTABLE
     )
-  end = saved_tokenizers.end_token(text, saved.tokenizer, there)
+  # 2 has the meaning of "argmax" there.
+  end = 2 if text.pool == "argmax" else saved_tokenizers.end_token(text, saved.tokenizer, there)
   return {
     "architectures": ["CLIPModel"],
     "projection_dim": model.embed_dim,

@@ -99,6 +99,18 @@ def prefixed(theirs: str, ours: str, rows: Iterable[Name]) -> list[Name]:
   return [Name(theirs + row.theirs, ours + row.ours, row.view) for row in rows]
 
 
+# Prefixes that PyTorch's wrappers put before the names of all arrays: DataParallel, compile, FSDP.
+WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")
+
+
+def without_wrappers(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Removes prefixes from names if all names have them."""
+  common = lambda prefix: bool(arrays) and all(name.startswith(prefix) for name in arrays)
+  while prefix := next(filter(common, WRAPPERS), ""):
+    arrays = {name.removeprefix(prefix): x for name, x in arrays.items()}
+  return arrays
+
+
 def theirs(table: list[Name], tree: dict[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
   """Returns views of our arrays by the other library's names.
 

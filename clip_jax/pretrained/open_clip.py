@@ -20,7 +20,7 @@ from clip_jax.data.resize_then_crop import ResizeThenCrop
 from clip_jax.data.tokenizer import ClipBpe
 from clip_jax.errors import UserError
 from clip_jax.model.two_towers import TwoTowers
-from clip_jax.pretrained import model_bundle, safetensors_file, saved_tokenizers
+from clip_jax.pretrained import model_bundle, name_table, safetensors_file, saved_tokenizers
 from clip_jax.pretrained.model_bundle import (
   Description,
   ModelBundle,
@@ -35,7 +35,15 @@ from clip_jax.towers.text import TextTransformer
 from clip_jax.towers.vit import Vit
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
-IGNORED = ("*num_batches_tracked",)  # BatchNorm's step count, unused with a fixed momentum.
+# BatchNorm's step count, unused with a fixed momentum, and constants that older versions saved.
+IGNORED = (
+  "*num_batches_tracked",
+  "*attn_mask",
+  "*relative_position_index",
+  "input_resolution",
+  "context_length",
+  "vocab_size",
+)
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 # Type hints of the fields that are read.
@@ -152,7 +160,7 @@ def _opened(folder):
   if described is None:
     raise UserError(f"{folder / CONFIG} has no model_cfg, so it is not an open_clip config.")
   _check(config, str(folder / CONFIG))
-  arrays = safetensors_file.read(folder / WEIGHTS)
+  arrays = name_table.without_wrappers(safetensors_file.read(folder / WEIGHTS))
   settings = {
     "mean": OPENAI_MEAN,
     "std": OPENAI_STD,
@@ -358,9 +366,8 @@ def _text(config, quick, where):
     vocab_size=vocabulary,
     context_length=config.pop("context_length", 77),
     causal=not config.pop("no_causal_mask", False),
-    pool="last" if pool == "last" else "eot",
-    # open_clip's "argmax" pools at the largest id, which is the end token.
-    eos_id={"argmax": vocabulary - 1, "eos": end}.get(pool),
+    pool={"last": "last", "argmax": "argmax"}.get(pool, "eot"),
+    eos_id=end if pool == "eos" else None,
     mask_padding=False,
     norm_eps=_epsilon(config),
     width=width,
@@ -567,7 +574,7 @@ def _text_config(model, tokenizer):
   spec = model.text
   if part_name(spec) != "TextTransformer":
     raise UserError(f"open_clip has no equivalent of {part_name(spec)}. {model_bundle.EXPORTABLE}")
-  require(spec, "TextTransformer", "open_clip's text transformer", pool=("last", "eot"))
+  require(spec, "TextTransformer", "open_clip's text transformer", pool=("last", "eot", "argmax"))
   require(model, "the model", "open_clip", text_projection=("linear", "affine"))
   if not spec.causal:
     require(spec, "TextTransformer", "open_clip's text transformer", mask_padding=False)
@@ -580,8 +587,8 @@ def _text_config(model, tokenizer):
     **_shape(spec),
     **_tokenizer_options(tokenizer),
   }
-  if spec.pool == "last":
-    return {**config, "pool_type": "last"}
+  if spec.pool in ("last", "argmax"):
+    return {**config, "pool_type": spec.pool}
   end = saved_tokenizers.end_token(spec, tokenizer, "open_clip")
   if end == spec.vocab_size - 1:
     return {**config, "pool_type": "argmax"}

@@ -36,7 +36,10 @@ class TextTransformer(nnx.Module):
     causal: whether tokens attend only to themselves and earlier tokens, as in OpenAI's CLIP.
     pool: "last", position L - 1 even if it is padding, as in SigLIP; "eot", the last token that is
       not padding (the end token, if the tokenizer writes one); "mean", the mean of the tokens that
-      are not padding; "map", a learned query that attends to them.
+      are not padding; "map", a learned query that attends to them, or to all tokens without
+      `mask_padding`; "argmax", the largest token id, which is the end token in OpenAI's vocabulary;
+      "gap" and "max", the mean and the maximum over all positions after the norm, as big_vision's
+      "mean" and "max".
     eos_id: id of the end token. If set, "eot" uses its first occurrence, so texts may be padded
       with any token, even the end token itself, as Hugging Face does.
     norm_eps: epsilon of the norms.
@@ -58,7 +61,7 @@ class TextTransformer(nnx.Module):
     context_length: ContextLength = 16,
     size: TransformerSize = "B",
     causal: bool = False,
-    pool: Literal["last", "eot", "mean", "map"] = "last",
+    pool: Literal["last", "eot", "argmax", "mean", "map", "gap", "max"] = "last",
     mask_padding: bool = True,
     eos_id: NonNegativeInt | None = None,
     norm_eps: layers.NormEps = 1e-6,
@@ -109,11 +112,16 @@ class TextTransformer(nnx.Module):
     x = all_gather_param(self.embedding[...])[tokens] + positions  # [B, L, D]
     x = self.stack(x.astype(activation_dtype(self.dtype)), self._mask(real))
     if self.pool == "map":
-      return shard_batch(self.head(self.norm(x), real))
+      return shard_batch(self.head(self.norm(x), real if self.mask_padding else None))
+    if self.pool in ("gap", "max"):
+      x = self.norm(x)
+      return shard_batch(x.mean(axis=1) if self.pool == "gap" else x.max(axis=1))
     if self.pool == "last":
       x = x[:, -1]
-    elif self.pool == "eot":
-      if self.eos_id is not None:
+    elif self.pool in ("eot", "argmax"):
+      if self.pool == "argmax":
+        end = jnp.argmax(tokens, axis=1)
+      elif self.eos_id is not None:
         end = jnp.argmax(tokens == self.eos_id, axis=1)
       x = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
     else:

@@ -100,8 +100,9 @@ def adamw(
     b1, b2, eps: Adam's hyperparameters; the defaults are CLIP's for ViTs (for ResNets it used 0.9,
       0.999 and 1e-8).
     weight_decay: decoupled weight decay; CLIP's by default.
-    decay_params: patterns of the parameters to decay; by default kernels and token embeddings, as
-      in open_clip (big_vision and CLIPA decay kernels only).
+    decay_params: patterns of the parameters to decay; by default kernels and token embeddings.
+      open_clip also decays what else has two axes: add ".*/positions", and ".*/probe" for a MAP
+      head. big_vision and CLIPA decay kernels only.
     grad_clip_norm: maximum global gradient norm; None (default) disables clipping.
     freeze_params: patterns of the parameters to freeze; these cost no backward pass and no
       optimizer state (LiT: "model/image/.*").
