@@ -29,6 +29,7 @@ LAYERS = (
     "bench",
     "search",
     "init",
+    "mix",
     "__main__",
   ),
 )

@@ -19,6 +19,7 @@ COMMANDS = (
   "bench",
   "search",
   "init",
+  "mix",
   "study",
 )
 IMPORT_ALL = """

@@ -20,6 +20,8 @@ COMMANDS = [
   ("search",),
   ("init.__main__",),
   *(("study.__main__", what) for what in STUDY),
+  ("mix.__main__",),
+  *(("study.__main__", what) for what in ("run", "table", "figures", "fit", "advise", "verdicts")),
 ]
 
 

@@ -20,6 +20,7 @@ from clip_jax.errors import UserError
 from clip_jax.inference.embedder import Embedder
 from clip_jax.interfaces import Model, Views
 from clip_jax.model import learner as learner_lib
+from clip_jax.model.frozen import frozen_params, split_frozen
 from clip_jax.model.learner import abstract_learner
 from clip_jax.model.transfer import adapt_params
 from clip_jax.nn.target import resolve_dtype
@@ -79,7 +80,7 @@ def load(
   if dtype is not None:
     resolve_dtype(dtype)  # An error, if it is unknown.
     saved = dataclasses.replace(saved, model=_in_dtype(saved.model, dtype))
-  return _embedder(saved, mesh=mesh)
+  return embedder_of_bundle(saved, mesh=mesh)
 
 
 def load_bundle(
@@ -250,7 +251,13 @@ def _checkpoint(checkpoint: run_checkpoint.RunCheckpoint, trust: tuple[str, ...]
   everywhere = lambda tree: jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated_sharding(mesh)), tree
   )
-  learner = nnx.merge(graphdef, *checkpoint.learner(everywhere(params), everywhere(stats)))
+  average = None
+  if config.train.get("evaluate_ema"):
+    get = config.optimizer.get
+    frozen = frozen_params(params, get("freeze_params", ()), get("unlock_blocks", 0))
+    average = everywhere(split_frozen(params, frozen)[0])
+  arrays = checkpoint.learner(everywhere(params), everywhere(stats), average)
+  learner = nnx.merge(graphdef, *arrays)
   scale, bias = (float(x) for x in learner.objective.logit())
   _, params, stats = learner_lib.split_state(learner.model)
   views = config.data.views
@@ -303,7 +310,9 @@ def squash(model: Model) -> Resize:
   return Resize(model.image.image_size)
 
 
-def _embedder(saved: ModelBundle, *, mesh: jax.sharding.Mesh) -> Embedder:
+def embedder_of_bundle(saved: ModelBundle, *, mesh: jax.sharding.Mesh | None = None) -> Embedder:
+  """Makes the embedder of a model on the devices of `mesh`, by default all of them."""
+  mesh = make_mesh() if mesh is None else mesh
   graphdef, _, _ = learner_lib.split_state(abstract_model(saved.model))
   params, stats = jax.device_put((saved.params, saved.stats), replicated_sharding(mesh))
   return Embedder(

@@ -4,17 +4,72 @@ Only the trained ones are differentiated, so frozen ones have no gradient, no op
 backward pass.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+import re
 from typing import Any
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from clip_jax.errors import UserError
 from clip_jax.parallel.partition import STACKED
+from clip_jax.parallel.tree_paths import leaves_by_name
 
 # Name of a frozen array -> how many of its first blocks are frozen; None for the whole array.
 Frozen = Mapping[str, int | None]
+
+
+_STACK = f"/stack/{STACKED}/"
+_AFTER = ("norm", "head")  # Parts of a tower that follow its blocks.
+
+
+def frozen_params(params: Any, patterns: Sequence[str], unlock_blocks: int) -> Frozen:
+  """Returns the parameters that are frozen.
+
+  Args:
+    params: all parameters, or their shapes.
+    patterns: regular expressions for whole names.
+    unlock_blocks: number of last blocks that stay trained in each tower that the patterns match,
+      with what follows these blocks: the final norm and the pooling head.
+
+  Raises:
+    UserError: a pattern matches nothing, all parameters are frozen, or a tower does not have so
+      many blocks.
+  """
+  names = leaves_by_name(params)
+  for pattern in patterns:
+    if not any(re.fullmatch(pattern, name) for name in names):
+      raise UserError(
+        f"freeze_params pattern {pattern!r} matches no parameter. It must match a whole "
+        f"name, such as: {examples([*names])}."
+      )
+  matched = [name for name in names if any(re.fullmatch(p, name) for p in patterns)]
+  if patterns and len(matched) == len(names):
+    raise UserError(
+      f"The freeze_params patterns {tuple(patterns)} match every parameter, so nothing is "
+      "left to train. Exclude the parameters that should be trained."
+    )
+  if not unlock_blocks:
+    return dict.fromkeys(matched)
+  depths = block_depths({name: names[name] for name in matched})
+  if not depths:
+    raise UserError(
+      f"unlock_blocks={unlock_blocks} needs a tower with a stack of blocks, such as Vit or "
+      f"TextTransformer, that freeze_params matches; the patterns are {tuple(patterns)}."
+    )
+  for tower, depth in depths.items():
+    if unlock_blocks > depth:
+      raise UserError(f"unlock_blocks={unlock_blocks}, but {tower} has only {depth} blocks.")
+  frozen: dict[str, int | None] = {}
+  for name in matched:
+    tower = tower_of(name, depths)
+    rest = name.removeprefix(f"{tower}/")
+    if tower is None or not (is_block(rest) or is_after(rest)):
+      frozen[name] = None
+    elif is_block(rest) and depths[tower] > unlock_blocks:
+      frozen[name] = depths[tower] - unlock_blocks
+  return frozen
 
 
 def split_frozen(params: dict, frozen: Frozen) -> tuple[dict, dict]:
@@ -107,3 +162,30 @@ def mark_frozen(model: nnx.Module, params: dict, frozen: Frozen) -> None:
 def _names(tree, prefix=""):
   for key, x in tree.items():
     yield from _names(x, f"{prefix}{key}/") if isinstance(x, dict) else (f"{prefix}{key}",)
+
+
+def examples(names: list[str]) -> str:
+  """Lists the first names for a message."""
+  return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+
+
+def block_depths(names: Mapping[str, Any]) -> dict[str, int]:
+  """Returns the number of blocks of each tower that has one stack of them."""
+  return {
+    name.partition(_STACK)[0]: x.shape[0] for name, x in names.items() if _STACK in f"/{name}"
+  }
+
+
+def tower_of(name: str, depths: Mapping[str, int]) -> str | None:
+  """Returns the tower that a parameter belongs to, or None."""
+  return next((tower for tower in depths if name.startswith(f"{tower}/")), None)
+
+
+def is_block(rest: str) -> bool:
+  """Whether a parameter of a tower, named within the tower, belongs to its blocks."""
+  return rest.startswith(_STACK[1:])
+
+
+def is_after(rest: str) -> bool:
+  """Whether a parameter of a tower, named within the tower, is used after its blocks."""
+  return rest.split("/", maxsplit=1)[0] in _AFTER

@@ -19,6 +19,7 @@ import numpy as np
 
 from clip_jax import config as config_lib
 from clip_jax.errors import UserError
+from clip_jax.model.frozen import replace_trained
 from clip_jax.model.transfer import check_same_arrays
 from clip_jax.parallel.agreement import all_gather_objects
 from clip_jax.parallel.tree_paths import leaves_by_name
@@ -116,16 +117,17 @@ class RunCheckpoint:
     )
     return read_into(stored, wanted)
 
-  def learner(self, params: dict, stats: dict) -> tuple[dict, dict]:
+  def learner(self, params: dict, stats: dict, ema: dict | None = None) -> tuple[dict, dict]:
     """Returns the learner's `params` and `stats`, verified, without the optimizer state.
 
     Args:
       params, stats: shapes, dtypes and replicated shardings to restore to.
+      ema: the same of the moving average, which then replaces the parameters that it is of.
 
     Raises:
       DamagedError, UserError: see `arrays`.
     """
-    wanted = {"params": params, "stats": stats}
+    wanted = {"params": params, "stats": stats, **({"ema": ema} if ema else {})}
     restored = self.arrays(wanted)
     on_host = {n: np.asarray(x.addressable_data(0)) for n, x in leaves_by_name(restored).items()}
     if self.checksums:
@@ -133,7 +135,8 @@ class RunCheckpoint:
     else:
       check_finite([n for n, x in on_host.items() if _is_float(x) and not np.isfinite(x).all()])
     restored = cast_like(restored, wanted)
-    return restored["params"], restored["stats"]
+    params = restored["params"]
+    return replace_trained(params, restored["ema"]) if ema else params, restored["stats"]
 
 
 @dataclasses.dataclass(frozen=True)

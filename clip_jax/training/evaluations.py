@@ -18,6 +18,7 @@ from clip_jax.files import atomic_write
 from clip_jax.inference.embedder import Embedder
 from clip_jax.inference.loading import embedder_of
 from clip_jax.interfaces import Evaluator
+from clip_jax.model.frozen import replace_trained
 from clip_jax.parallel.agreement import all_gather_objects
 from clip_jax.training.metrics import MetricWriter, evaluation_metrics
 from clip_jax.training.setup import TrainSetup
@@ -132,5 +133,7 @@ def describe(error: Exception) -> str:
 
 def embedder(setup: TrainSetup, state: Any) -> Embedder:
   """Returns the model of a train state with the preprocessing and tokenizer of its config."""
-  learner = nnx.merge(setup.graphdef, state.params, state.stats)
+  average = setup.training.evaluate_ema
+  params = replace_trained(state.params, state.ema) if average else state.params
+  learner = nnx.merge(setup.graphdef, params, state.stats)
   return embedder_of(learner, setup.data.views, mesh=setup.mesh)

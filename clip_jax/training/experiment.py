@@ -72,6 +72,9 @@ class Training:
       line, but for the learning rate and the number of skipped steps.
     max_checkpoints: number of checkpoints to keep; older ones are deleted.
     wandb: Weights & Biases project to log to in addition.
+    ema_decay: decay of an exponential moving average of the parameters, such as 0.999; None for no
+      average.
+    evaluate_ema: whether evaluations, `load` and exports use the average instead of the parameters.
     skip_nonfinite: number of steps that may be skipped over the whole run because their loss or
       gradient is not finite; the next such step stops the run.
   """
@@ -88,6 +91,8 @@ class Training:
   max_checkpoints: PositiveInt = 2
   wandb: str | None = None
   skip_nonfinite: NonNegativeInt = 0
+  ema_decay: Annotated[float, Range(0, below=1)] | None = None
+  evaluate_ema: bool = False
 
   def total_steps(self, *, batch_size: int, examples: int) -> int:
     """Returns the length of the run in steps, rounded up so that it covers every sample."""

@@ -5,9 +5,11 @@ from typing import Any
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 
 from clip_jax import config as config_lib
 from clip_jax.inference.loading import load_bundle
+from clip_jax.model.frozen import split_frozen
 from clip_jax.model.learner import split_state
 from clip_jax.model.transfer import adapt_params, overlay
 from clip_jax.objectives.base import set_logit
@@ -38,8 +40,11 @@ def init_from(setup: TrainSetup, state: Any) -> Any:
     set_logit(learner.objective, saved.scale, saved.bias)
     own = split_state(learner)[1]
   on_device = lambda x, like: jax.device_put(x, like.sharding)
+  params = jax.tree.map(on_device, {**own, "model": params}, state.params)
+  average = split_frozen(params, setup.frozen)[0] if state.ema else {}
   return dataclasses.replace(
     state,
-    params=jax.tree.map(on_device, {**own, "model": params}, state.params),
+    params=params,
+    ema=jax.tree.map(jnp.copy, average),  # The step donates both.
     stats=jax.tree.map(on_device, overlay(state.stats, stats), state.stats),
   )

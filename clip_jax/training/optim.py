@@ -30,15 +30,10 @@ from clip_jax.cli.values import (
   checked,
 )
 from clip_jax.errors import UserError
-from clip_jax.model.frozen import Frozen, split_frozen
+from clip_jax.model.frozen import Frozen, examples, frozen_params, split_frozen
 from clip_jax.parallel.partition import STACKED
 from clip_jax.parallel.tree_paths import leaves_by_name, path_name
-from clip_jax.training.parameter_groups import (
-  examples,
-  frozen_params,
-  rate_multipliers,
-  scale_by_name,
-)
+from clip_jax.training.rate_multipliers import rate_multipliers, scale_by_name
 from clip_jax.training.schedules import Schedule
 
 

@@ -102,6 +102,10 @@ def build_setup(config: ConfigDict, *, mesh: jax.sharding.Mesh | None = None) ->
   check_preprocess(data.views, learner.model)
   if training.init_logit and not training.init_from:
     raise UserError("train.init_logit needs a trained model. Set --config.train.init_from=MODEL.")
+  if training.evaluate_ema and training.ema_decay is None:
+    raise UserError(
+      "train.evaluate_ema needs a moving average. Set --config.train.ema_decay=0.999."
+    )
   optimizer = make_optimizer(config, learner, total_steps)
   params = learner_lib.split_state(learner)[1]
   frozen = optimizer.frozen(params) if optimizer.frozen else {}
@@ -109,7 +113,8 @@ def build_setup(config: ConfigDict, *, mesh: jax.sharding.Mesh | None = None) ->
   mark_frozen(learner.model, params["model"], within)
 
   def init_state(seed):
-    return state_lib.init_train_state(make_learner(config, jax.random.key(seed)), optimizer)
+    learner, ema = make_learner(config, jax.random.key(seed)), training.ema_decay is not None
+    return state_lib.init_train_state(learner, optimizer, ema=ema, frozen=frozen)
 
   evaluators, final_evaluators = _build_evaluators(config)
   batch = abstract_batch(data, learner.objective.inputs, mesh, config.seed)
@@ -277,6 +282,7 @@ def jit_train_step(setup: TrainSetup) -> jax.stages.Wrapped:
     setup.graphdef,
     setup.optimizer,
     skip_nonfinite=setup.training.skip_nonfinite,
+    ema_decay=setup.training.ema_decay,
     **_gradient_options(setup),
   )
   shardings = jax.tree.map(lambda x: x.sharding, setup.state)

@@ -92,6 +92,7 @@ def make_train_step(
   microbatches: int = 1,
   skip_nonfinite: int = 0,
   frozen: Frozen | None = None,
+  ema_decay: float | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """Returns the function (state, batch) -> (next state, metrics), to be jitted once.
 
@@ -117,6 +118,7 @@ def make_train_step(
     skip_nonfinite: number of steps that may be skipped in total.
     frozen: the parameters that are not trained; `graphdef` must be of a model that
       `model.frozen.mark_frozen` has marked.
+    ema_decay: decay of the moving average of the parameters, `state.ema`; None for no average.
   """
   frozen = frozen or {}
   gradients = make_gradients(
@@ -129,6 +131,7 @@ def make_train_step(
       trained = split_frozen(state.params, frozen)[0]
       updates, opt_state = optimizer.update(of_params, state.opt_state, trained)
       params = optax.apply_updates(trained, updates)
+      average = moving_average(state.ema, params, ema_decay, state.step - state.skipped)
       norm, update_norm = optax.global_norm(of_params), optax.global_norm(updates)
     metrics = {"loss": loss, **metrics, "grad_norm": norm, "update_norm": update_norm}
     if getattr(optimizer, "learning_rate", None):
@@ -140,15 +143,28 @@ def make_train_step(
     # jnp.where rather than lax.cond, so that XLA fuses the selection into the update.
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(running & finite, n, o), new, old)
     with jax.named_scope("optimizer"):
-      params, stats, opt_state = keep(
-        (params, stats, opt_state), (trained, state.stats, state.opt_state)
+      params, stats, opt_state, average = keep(
+        (params, stats, opt_state, average), (trained, state.stats, state.opt_state, state.ema)
       )
       metrics |= {"param_norm": optax.global_norm(params), "skipped_steps": skipped}
       params = replace_trained(state.params, params)
     step = state.step + (skipped <= skip_nonfinite)
-    return TrainState(step, params, stats, opt_state, skipped), metrics
+    return TrainState(step, params, stats, opt_state, skipped, average), metrics
 
   return train_step
+
+
+def moving_average(average: dict, params: dict, decay: float | None, updates: jax.Array) -> dict:
+  """Returns the exponential moving average of parameters after one more update.
+
+  The decay after t updates is min(decay, (1 + t) / (10 + t)), so that the average forgets the
+  initial parameters soon, as in TensorFlow's ExponentialMovingAverage.
+  """
+  if decay is None:
+    return average
+  t = updates.astype(jnp.float32)
+  kept = jnp.minimum(decay, (1 + t) / (10 + t))
+  return jax.tree.map(lambda a, p: a + (1 - kept) * (p - a), average, params)
 
 
 def make_diagnosis(graphdef: Any, **options: Any) -> Callable[[TrainState, Batch], Metrics]:

@@ -1,0 +1,1 @@
+"""Mixes of models in the space of their parameters: WiSE-FT and soups."""
