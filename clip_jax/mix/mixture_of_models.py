@@ -35,8 +35,8 @@ def check_mixable(bundles: Sequence[ModelBundle], names: Sequence[str]) -> None:
     )
   texts = ["a photo of a cat", "two red flags"]
   tokens = [one.tokenizer(texts) for one in bundles]
-  for other, name in zip(tokens[1:], names[1:]):
-    if not np.array_equal(tokens[0], other):
+  for ids, name in zip(tokens[1:], names[1:]):
+    if not np.array_equal(tokens[0], ids):
       raise UserError(f"{name} and {names[0]} have different tokenizers, so a mix has no meaning.")
 
 
@@ -80,7 +80,10 @@ def write_run(saved: ModelBundle, config: ConfigDict, folder: Path) -> None:
   set_logit(learner.objective, saved.scale, saved.bias)
   _, params, stats = split_state(learner)
   params, stats = {**params, "model": saved.params}, {**stats, "model": saved.stats}
-  state = TrainState(jnp.int32(0), *jax.tree.map(jnp.asarray, (params, stats)), (), jnp.int32(0))
+  params, stats = jax.tree.map(jnp.asarray, (params, stats))
+  state = TrainState(
+    step=jnp.int32(0), params=params, stats=stats, opt_state=(), skipped=jnp.int32(0)
+  )
   checkpoints = Checkpoints(folder / "checkpoints")
   if checkpoints.latest() is not None:
     raise UserError(f"--out={folder} has checkpoints already. Choose another folder.")
