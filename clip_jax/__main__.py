@@ -17,6 +17,7 @@ COMMANDS = {
   "export": "write a model for open_clip, Hugging Face or StableHLO",
   "plan": "memory, time and cost of a config on chips that are not there",
   "bench": "measure steps, losses, data and checkpoints on this machine",
+  "embed": "store what a model's towers make of a data set, to train on it",
   "mix": "mix a model with one tuned from it (WiSE-FT), or average several",
   "study": "run grids, fit laws, ask what to train",
 }
@@ -47,7 +48,8 @@ def main(arguments: list[str]) -> int | None:
       f"There is no command {name!r}; there are {', '.join(COMMANDS)}."
       f"{did_you_mean(name, COMMANDS)}"
     )
-  module = f"clip_jax.{name}.__main__" if name in ("init", "mix", "study") else f"clip_jax.{name}"
+  packages = ("embed", "init", "mix", "study")
+  module = f"clip_jax.{name}.__main__" if name in packages else f"clip_jax.{name}"
   return importlib.import_module(module).main(rest)
 
 

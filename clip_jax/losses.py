@@ -240,6 +240,53 @@ def nt_xent(
   return (softplus(a).mean() + softplus(b).mean()) / 2
 
 
+def relation_kl(
+  z_a: jax.Array,
+  z_b: jax.Array,
+  scale: jax.Array | float,
+  teacher_a: jax.Array,
+  teacher_b: jax.Array,
+  teacher_scale: jax.Array | float,
+  *,
+  chunk_size: int | None = None,
+  include_own: bool = True,
+) -> jax.Array:
+  """KL divergence of a student's distribution over all rows from a teacher's.
+
+  The distribution of row i of `z_a` over the rows j of `z_b` is the softmax of scale z_a[i] z_b[j].
+
+  Args:
+    z_a, z_b: the student's embeddings, [B, E], unit length.
+    scale: the student's inverse temperature.
+    teacher_a, teacher_b: the teacher's embeddings of the same rows, [B, E'], unit length; no
+      gradient flows to them.
+    teacher_scale: the teacher's inverse temperature.
+    chunk_size: rows per chunk, a divisor of B; all rows by default.
+    include_own: whether j = i is included.
+
+  Returns:
+    float32 [], the mean over the rows, in nats; 0 if both distributions are equal.
+
+  Raises:
+    UserError: `chunk_size` does not divide B, or the shapes differ.
+
+  Source: Yang et al. 2024 (CLIP-KD), eq. 7 and 8.
+  """
+  z_a, z_b, scale = _checked(z_a, z_b, chunk_size), _float32(z_b), _float32(scale)
+  teacher_a, teacher_b = lax.stop_gradient(
+    (_checked(teacher_a, teacher_b, chunk_size), _float32(teacher_b))
+  )
+
+  def one(a, t, row):
+    keep = True if include_own else _others(row, len(z_b))
+    student = jnp.where(keep, scale * _product(a, z_b), _NEVER)
+    teacher = jnp.where(keep, teacher_scale * _product(t, teacher_b), _NEVER)
+    student, teacher = jax.nn.log_softmax(student, 1), jax.nn.log_softmax(teacher, 1)
+    return jnp.where(keep, jnp.exp(teacher) * (teacher - student), 0).sum(1)
+
+  return _by_chunk(one, chunk_size, z_a, teacher_a, _indices(z_a)).sum() / len(z_a)
+
+
 def accuracies(
   z_a: jax.Array,
   z_b: jax.Array,

@@ -21,6 +21,7 @@ TRAINED = [path for path in CONFIGS if path.stem != "benchmark"]
 CASES = [
   pytest.param(path, argument, id=":".join([path.stem, *argument]))
   for path in CONFIGS
+  if path.stem not in make_configs.NEED_DATA
   for argument in ([(a,) for a in ARGUMENTS[path.stem]] if path.stem in ARGUMENTS else [()])
 ]
 

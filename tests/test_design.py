@@ -30,6 +30,7 @@ LAYERS = (
     "search",
     "init",
     "mix",
+    "embed",
     "__main__",
   ),
 )

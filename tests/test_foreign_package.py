@@ -20,6 +20,7 @@ COMMANDS = (
   "search",
   "init",
   "mix",
+  "embed",
   "study",
 )
 IMPORT_ALL = """

@@ -21,6 +21,7 @@ COMMANDS = [
   ("init.__main__",),
   *(("study.__main__", what) for what in STUDY),
   ("mix.__main__",),
+  ("embed.__main__",),
   *(("study.__main__", what) for what in ("run", "table", "figures", "fit", "advise", "verdicts")),
 ]
 

@@ -22,7 +22,9 @@ from clip_jax.data.sources.openclipart import OpenClipart
 from clip_jax.data.sources.parquet import Parquet
 from clip_jax.data.sources.shapes import Shapes
 from clip_jax.data.sources.tfds import Tfds
+from clip_jax.data.sources.with_embeddings import WithEmbeddings
 from clip_jax.data.split import Split
+from clip_jax.data.stored_views import StoredViews
 from clip_jax.data.subset import Subset
 from clip_jax.data.tokenizer import ClipBpe, SentencePiece
 from clip_jax.data.views import ImageView, Views
@@ -56,10 +58,12 @@ PARTS = (
   "Shapes",
   "SimclrColors",
   "Split",
+  "StoredViews",
   "Subset",
   "Tfds",
   "TokenizerJson",
   "Views",
+  "WithEmbeddings",
 )
 __all__ = [
   "ArrayRecord",
@@ -89,10 +93,12 @@ __all__ = [
   "Shapes",
   "SimclrColors",
   "Split",
+  "StoredViews",
   "Subset",
   "Tfds",
   "TokenizerJson",
   "Views",
+  "WithEmbeddings",
   "batches",
   "read_scores",
   "write_scores",

@@ -4,6 +4,7 @@ The crop box is resized directly with Pillow's antialiased bicubic filter. `Rand
 has a faster, less exact mode for hosts that cannot keep up.
 """
 
+import copy
 import math
 from typing import Any, Literal
 
@@ -78,6 +79,12 @@ class RandomResizedCrop:
       inside=True,
       interpolation=self.interpolation,
     )
+
+  def with_scale(self, scale: tuple[float, float]) -> "RandomResizedCrop":
+    """Returns a copy with another range of areas."""
+    other = copy.copy(self)
+    other.scale = scale
+    return other
 
   def box(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
     """Draws the crop box (left, top, right, bottom), in pixels."""

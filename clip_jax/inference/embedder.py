@@ -145,10 +145,23 @@ class Embedder:
     """
     # Gather all pixels on every host, so that any mesh works, whatever its order of devices.
     batch = multihost_utils.process_allgather(share) if jax.process_count() > 1 else share
-    batch = np.asarray(batch).reshape(-1, *share.shape[1:])
+    return self.encode_pixels(np.asarray(batch).reshape(-1, *share.shape[1:]))
+
+  def encode_pixels(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Preprocessed images, uint8 [n, H, W, 3], in one batch -> features [n, D] and vectors [n, E].
+
+    Both are float32: the output of the image tower, and unit vectors in the shared space.
+    """
+    return self._both(_features_too, pixels)
+
+  def encode_tokens(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens, int32 [n, L], in one batch -> text features [n, D] and unit vectors [n, E]."""
+    return self._both(_text_features_too, tokens)
+
+  def _both(self, method, batch):
     graphdef, arrays = nnx.split(self.model)
     with jax.set_mesh(self.mesh):
-      made = _program(_features_too, graphdef, self.mesh)(arrays, self._padded(batch))
+      made = _program(method, graphdef, self.mesh)(arrays, self._padded(batch))
     features, z = (np.asarray(x)[: len(batch)] for x in made)
     return features, z
 
@@ -198,6 +211,11 @@ def _images(model, image):
 
 def _texts(model, tokens):
   return model.encode_text(tokens)
+
+
+def _text_features_too(model, tokens):
+  features = model.text(tokens)
+  return features.astype(jnp.float32), model.project_text(features)
 
 
 def _features_too(model, image):

@@ -60,7 +60,12 @@ class TwoTowers(nnx.Module):
   def image_features(
     self, image: jax.Array, *, train: bool = False, keep: float = 1.0, key: jax.Array | None = None
   ) -> jax.Array:
-    """Pixels [B, H, W, 3], uint8 or float in [0, 1] -> features [B, D], before the projection."""
+    """Pixels [B, H, W, 3], uint8 or float in [0, 1] -> features [B, D], before the projection.
+
+    Stored features, float [B, D], are returned as they are.
+    """
+    if image.ndim == 2:
+      return _stored(image, self.image.width, "image")
     with jax.named_scope("image_tower"):
       train = train and "image" not in self.frozen_towers
       x = self.image(self.normalise_pixels(image), train=train, keep=keep, key=key)
@@ -84,11 +89,21 @@ class TwoTowers(nnx.Module):
     return self.project_image(self.image_features(image, train=train, keep=keep, key=key))
 
   def encode_text(self, tokens: jax.Array, *, train: bool = False) -> jax.Array:
-    """Token ids, int32 [B, L], padded with 0 -> float32 [B, E], unit length."""
+    """Token ids, int32 [B, L], padded with 0 -> float32 [B, E], unit length.
+
+    Stored features, float [B, D], can take the place of the tokens.
+    """
+    if jnp.issubdtype(tokens.dtype, jnp.floating):
+      return self.project_text(_stored(tokens, self.text.width, "text"))
     with jax.named_scope("text_tower"):
       train = train and "text" not in self.frozen_towers
       x = checkpoint_name(self.text(tokens, train=train), FEATURES)
-      return l2_normalize(_project(self.text_projection, x))
+      return self.project_text(x)
+
+  def project_text(self, features: jax.Array) -> jax.Array:
+    """Features of texts, [B, D] -> float32 [B, E], unit length."""
+    with jax.named_scope("text_tower"):
+      return l2_normalize(_project(self.text_projection, features))
 
 
 class MlpProjection(nnx.Module):
@@ -120,6 +135,15 @@ def _projection(name, kind, width, embed_dim, hidden_dim, rngs):
   if kind == "mlp":
     return MlpProjection(width, hidden_dim, embed_dim, rngs=rngs)
   return Linear(width, embed_dim, bias=kind == "affine", init=normal(width**-0.5), rngs=rngs)
+
+
+def _stored(features, width, tower):
+  if features.shape[-1] != width:
+    raise UserError(
+      f"The stored {tower} features have {features.shape[-1]} entries, but the {tower} tower's "
+      f"width is {width}. Store those of the model that is trained, with clip-jax embed."
+    )
+  return features.astype(jnp.float32)
 
 
 def _project(projection, features):

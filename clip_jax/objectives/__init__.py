@@ -2,11 +2,12 @@
 
 from clip_jax.objectives.base import PairObjective
 from clip_jax.objectives.clip import Clip
+from clip_jax.objectives.distill import Distill
 from clip_jax.objectives.flip import flip
 from clip_jax.objectives.global_clip import GlobalClip
 from clip_jax.objectives.siglip import Siglip
 from clip_jax.objectives.slip import Slip
 
 # What a saved config may name, see `clip_jax.config`.
-PARTS = ("Clip", "GlobalClip", "Siglip", "Slip", "flip")
-__all__ = ["Clip", "GlobalClip", "PairObjective", "Siglip", "Slip", "flip"]
+PARTS = ("Clip", "Distill", "GlobalClip", "Siglip", "Slip", "flip")
+__all__ = ["Clip", "Distill", "GlobalClip", "PairObjective", "Siglip", "Slip", "flip"]

@@ -21,6 +21,7 @@ from clip_jax.model.frozen import Frozen, mark_frozen
 from clip_jax.model.learner import abstract_learner, make_learner
 from clip_jax.nn.target import resolve_dtype
 from clip_jax.parallel import mesh as mesh_lib, partition, placement
+from clip_jax.parallel.tree_paths import leaves_by_name
 from clip_jax.training import state as state_lib, step as step_lib
 from clip_jax.training.experiment import Data, Training, build_all, check_inputs, check_sections
 from clip_jax.training.history import History
@@ -118,6 +119,7 @@ def build_setup(config: ConfigDict, *, mesh: jax.sharding.Mesh | None = None) ->
 
   evaluators, final_evaluators = _build_evaluators(config)
   batch = abstract_batch(data, learner.objective.inputs, mesh, config.seed)
+  check_stored_features(batch, params, frozen, training)
   compute = count_compute(learner, batch, frozen)
   return TrainSetup(
     config=config,
@@ -200,6 +202,35 @@ def check_preprocess(views: Views, model: Model) -> None:
       f"takes {height} x {width}. Set --config.data.views.preprocess.size, the size of the crop in "
       "config.data.views.images and --config.model.image.image_size to the same value."
     )
+
+
+def check_stored_features(
+  batch: dict[str, jax.ShapeDtypeStruct], params: dict, frozen: Frozen, training: Training
+) -> None:
+  """Raises `UserError` unless a tower whose stored features are read is frozen and trained.
+
+  Args:
+    batch: shapes and dtypes of the batch entries.
+    params: the learner's parameters, or their shapes.
+    frozen: the parameters that are not trained.
+    training: settings of the run.
+  """
+  for entry, tower in (("image", "image"), ("tokens", "text")):
+    if entry not in batch or not np.issubdtype(batch[entry].dtype, np.floating):
+      continue
+    if batch[entry].ndim != 2:
+      continue
+    names = [n for n in leaves_by_name(params) if n.startswith(f"model/{tower}/")]
+    if any(frozen.get(name, 0) is not None for name in names):
+      raise UserError(
+        f"The run reads stored features of the {tower} tower, which it cannot train. Freeze the "
+        f"tower with freeze_params=('model/{tower}/.*',) in the optimizer."
+      )
+    if not training.init_from:
+      raise UserError(
+        f"The run reads stored features of the {tower} tower, but has no trained tower. Set "
+        "--config.train.init_from to the model that made them."
+      )
 
 
 def abstract_state(init_state: Callable[[int], TrainState], mesh: jax.sharding.Mesh) -> TrainState:
