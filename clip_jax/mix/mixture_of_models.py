@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from ml_collections.config_dict import ConfigDict
 import numpy as np
 
+from clip_jax.config import to_saved
 from clip_jax.errors import UserError
+from clip_jax.files import write_atomically
 from clip_jax.model.learner import make_learner, split_state
 from clip_jax.model.transfer import check_same_arrays
 from clip_jax.objectives.base import set_logit
@@ -88,5 +90,6 @@ def write_run(saved: ModelBundle, config: ConfigDict, folder: Path) -> None:
   if checkpoints.latest() is not None:
     raise UserError(f"--out={folder} has checkpoints already. Choose another folder.")
   folder.mkdir(parents=True, exist_ok=True)
+  write_atomically(folder / "config.json", to_saved(config) + "\n")
   checkpoints.save(0, state, config)
   checkpoints.close()

@@ -70,11 +70,10 @@ class Distill(nnx.Module):
     self.pairs_weight, self.feature_weight = pairs_weight, feature_weight
     self.logit_weight, self.affinity_weight = logit_weight, affinity_weight
     self.teacher_dim, self.teacher_scale, self.chunk_size = teacher_dim, teacher_scale, chunk_size
-    self.to_teacher = None
-    if feature_weight:
-      E = jax.eval_shape(model.project_image, jnp.zeros((1, model.image.width))).shape[1]
-      make = lambda: Linear(E, teacher_dim, bias=False, rngs=rngs)
-      self.to_teacher = nnx.List([make(), make()])
+    E = jax.eval_shape(model.project_image, jnp.zeros((1, model.image.width))).shape[1]
+    make = lambda: Linear(E, teacher_dim, bias=False, rngs=rngs)
+    # For images and texts.
+    self.to_teacher = nnx.List([make(), make()] if feature_weight else [])
 
   def embed(
     self, model: TwoTowers, batch: Batch, *, train: bool, key: jax.Array | None

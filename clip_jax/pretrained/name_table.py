@@ -160,6 +160,23 @@ def read(
     UserError: arrays are missing, unexpected or misshapen; the message lists the first few and
       counts the rest.
   """
+  for name, parts in checked_views(table, tree, arrays, where, ignored=ignored).items():
+    x, at = arrays[name], 0
+    for part in parts:
+      _copy(part, x.reshape(part.shape) if len(parts) == 1 else x[at : at + len(part)])
+      at += len(part) if part.ndim else 0
+    release(x)
+
+
+def checked_views(
+  table: list[Name],
+  tree: dict[str, np.ndarray],
+  arrays: dict[str, np.ndarray],
+  where: str,
+  *,
+  ignored: tuple[str, ...] = (),
+) -> dict[str, list[np.ndarray]]:
+  """Returns the views of `theirs`, with shapes checked; arguments and errors as for `read`."""
   views = theirs(table, tree)
   # Some libraries store a scalar as an array of one element.
   shape = lambda x: () if x.size == 1 else x.shape
@@ -181,12 +198,7 @@ def read(
     hint="The config does not match the weights: is it from another "
     "checkpoint, or was one of the two files downloaded only partly?",
   )
-  for name, parts in views.items():
-    x, at = arrays[name], 0
-    for part in parts:
-      _copy(part, x.reshape(part.shape) if len(parts) == 1 else x[at : at + len(part)])
-      at += len(part) if part.ndim else 0
-    release(x)
+  return views
 
 
 def _copy(target, source, *, rows=64):

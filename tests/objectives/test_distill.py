@@ -76,7 +76,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms():
 
 
 def test_microbatches_and_chunks_leave_the_gradient_unchanged():
-  """Also with augmentation, of which the stored embeddings know nothing."""
+  """The gradient, by the parameters of the towers and of the maps to the teacher's space."""
   data = {**batch(B), "teacher_image": unit(2, 5), "teacher_text": unit(3, 5)}
   found = []
   for microbatches, chunk_size in ((1, None), (4, 2)):
@@ -87,7 +87,8 @@ def test_microbatches_and_chunks_leave_the_gradient_unchanged():
     state = state_lib.TrainState(jnp.int32(0), params, stats, (), jnp.int32(0))
     gradients = step_lib.make_gradients(graphdef, seed=0, microbatches=microbatches)
     found.append(jax.jit(gradients)(state, data)[-1])
-  assert largest_difference(*found) < 2e-6
+  largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(found[0]))
+  assert largest_difference(*found) < 1e-5 * largest
 
 
 def test_mistakes_are_explained():

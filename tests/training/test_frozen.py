@@ -75,13 +75,13 @@ def test_the_others_have_the_gradients_that_they_have_if_nothing_is_frozen():
   assert lit_loss == pytest.approx(loss, rel=1e-6)
   image = full["model"].pop("image")
   assert "image" not in lit["model"]
-  assert largest_difference(lit, full) < 1e-6
+  assert largest_difference(lit, full) < 3e-5  # Of up to 4.4.
   unlocked = last["model"].pop("image")
-  assert largest_difference(last, full) < 1e-6
+  assert largest_difference(last, full) < 3e-5
   assert unlocked.keys() == {"stack", "norm"}
-  assert largest_difference(unlocked["norm"], image["norm"]) < 1e-6
+  assert largest_difference(unlocked["norm"], image["norm"]) < 3e-5
   blocks = jax.tree.map(lambda x: x[1:], image["stack"])
-  assert largest_difference(unlocked["stack"], blocks) < 1e-6
+  assert largest_difference(unlocked["stack"], blocks) < 3e-5
 
 
 def frozen_names(params):
