@@ -22,7 +22,6 @@ COMMANDS = [
   *(("study.__main__", what) for what in STUDY),
   ("mix.__main__",),
   ("embed.__main__",),
-  *(("study.__main__", what) for what in ("run", "table", "figures", "fit", "advise", "verdicts")),
 ]
 
 
