@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import threading
+import time
 import traceback
 from typing import Any
 
@@ -29,11 +30,20 @@ def dropped() -> Iterator[None]:
   try:
     yield
   finally:
+    _join_threads()
     with _lock:
       _contexts.remove(context)
       if not _contexts:
         while _restore:
           _restore.pop()()
+
+
+def _join_threads(seconds: float = 10.0) -> None:
+  """Waits for Orbax's threads: after a failed save, one may still be about to log its error."""
+  ends = time.monotonic() + seconds
+  for thread in threading.enumerate():
+    if type(thread).__module__.startswith("orbax.") and thread is not threading.current_thread():
+      threading.Thread.join(thread, max(0.0, ends - time.monotonic()))
 
 
 def _install():

@@ -42,7 +42,8 @@ ADAMW = dict(learning_rate=1e-3, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.2)
 TURN = 1.0  # Minimum CPU time of a turn, in seconds.
 
 
-def main(arguments):
+def parse_arguments(arguments):
+  """Returns the options."""
   parser = argparse.ArgumentParser(
     description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -59,6 +60,11 @@ def main(arguments):
   unknown = [name for name in options.works if name not in WORKS]
   if unknown:
     parser.error(f"unknown work {', '.join(unknown)}; choose from {', '.join(WORKS)}")
+  return options
+
+
+def main(arguments):
+  options = parse_arguments(arguments)
   if options.serve:
     serve(options)
     return 0

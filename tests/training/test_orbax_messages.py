@@ -2,6 +2,8 @@
 
 import logging
 import sys
+import threading
+import time
 
 from clip_jax.training.orbax_messages import dropped
 
@@ -34,3 +36,18 @@ def test_late_callbacks_of_tensorstore_are_dropped(monkeypatch):
     for text in ("Event loop is closed", "a bug"):
       sys.excepthook(RuntimeError, RuntimeError(text), None)
   assert seen == ["a bug"]
+
+
+def test_an_error_that_a_thread_of_orbax_logs_late_is_dropped(caplog):
+  code = compile("log('no space left')", "/site-packages/orbax/checkpoint/save.py", "exec")
+
+  class Late(threading.Thread):
+    __module__ = "orbax.checkpoint.futures"
+
+    def run(self):
+      time.sleep(0.2)
+      exec(code, {"log": logging.getLogger("absl").error})
+
+  with dropped():
+    Late().start()
+  assert caplog.records == []
