@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 
-from clip_jax.cli.values import NonNegativeFloat, OneOf, PositiveInt, checked
+from clip_jax.cli.values import NonNegativeFloat, OneOf, Range, checked
 from clip_jax.data.caption_truncation import TRUNCATIONS
 from clip_jax.data.decode import Picture
 from clip_jax.errors import UserError
@@ -52,7 +52,7 @@ class Views:
     tokenizer: Tokenizer,
     captions: Literal["random", "first"] | tuple[NonNegativeFloat, ...] = "random",
     shorten: Annotated[str, OneOf(TRUNCATIONS)] = "first",
-    captions_per_image: PositiveInt = 1,
+    captions_per_image: Annotated[int, Range(1, 64)] = 1,
     group: str | None = None,
     preprocess: Callable | None = None,
   ):

@@ -61,7 +61,7 @@ class GlobalClip(PairObjective):
     rho: weight of the temperature in v2 and v3 (6.5 to 16 in FastCLIP for v3, 7 for v2).
     temperature_learning_rate: step size of the individual temperatures of v2.
     eps: added to each normaliser.
-    examples: number of records of the training data; a run fills it in.
+    examples: number of records of the training data, less than 2^31; a run fills it in.
     keep_patches: fraction of the patches that the image tower sees in training (FLIP).
     chunk_size: chunk size of the loss, in rows of the B x B similarity matrix; all rows by default.
     same_caption, group: whether rows with the same caption are negatives or left out ("ignore");
@@ -82,7 +82,7 @@ class GlobalClip(PairObjective):
     rho: Annotated[float, Range(0, 1e3)] = 8.5,
     temperature_learning_rate: PositiveFloat = 0.001,
     eps: Annotated[float, Range(0, 1)] = 1e-14,
-    examples: PositiveInt | None = None,
+    examples: Annotated[int, Range(1, 2**31 - 2**12)] | None = None,
     keep_patches: PositiveFraction = 1.0,
     chunk_size: PositiveInt | None = None,
     same_caption: SameGroup = "negative",
