@@ -206,7 +206,7 @@ def test_wrong_flags_are_errors(tmp_path):
   for arguments, message in (
     ([], "Which model"),
     (["--model=x"], "--format=None is not one of open_clip, huggingface"),
-    (["--model=x", "--format=onnx"], "--format=onnx is not one of"),
+    (["--model=x", "--format=pdf"], "--format=pdf is not one of"),
     (["--model=x", "--format=open_clip"], "Set --out=DIR"),
     (["--model=x", "--format=open_clip", "--out=y.npz"], "--format=big_vision writes a FILE.npz"),
     ([f"--model={tmp_path}/x", "--format=open_clip", "--out=y"], "No model found in"),

@@ -70,9 +70,10 @@ def read_json(path: str | os.PathLike, kind: type = dict, advice: str = "") -> A
 
 
 def parse_json(
-  content: bytes | str, where: str, kind: type = dict, advice: str = "", most: int = MAX_JSON
+  content: bytes | str, where: str, kind: type = dict, advice: str = "", most: int | None = None
 ) -> Any:
-  """Parses JSON of at most `most` bytes from `where`; arguments and errors as in `read_json`."""
+  """Parses JSON from `where`, of at most `most` bytes, `MAX_JSON` by default; see `read_json`."""
+  most = MAX_JSON if most is None else most
   if len(content) > most:
     raise UserError(f"{where} has more than {most:,} bytes. {advice}".strip())
   try:

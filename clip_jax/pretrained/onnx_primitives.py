@@ -20,6 +20,7 @@ _ELEMENTWISE = dict(
   **dict(eq="Equal", lt="Less", le="LessOrEqual", gt="Greater", ge="GreaterOrEqual"),
   **dict(logistic="Sigmoid", copy="Identity", stop_gradient="Identity"),
   reduce_precision="Identity",
+  name="Identity",
 )
 _REDUCTIONS = dict(reduce_sum="ReduceSum", reduce_max="ReduceMax", reduce_min="ReduceMin")
 _REDUCTIONS["reduce_prod"] = "ReduceProd"

@@ -67,8 +67,7 @@ def write_laws(laws: dict[str, PooledLaw], path: Path) -> None:
     },
   }
   with atomic_write(path) as file:
-    json.dump(stored, file, indent=0)
-    file.write("\n")
+    file.write(json.dumps(stored, indent=0) + "\n")
 
 
 @functools.cache

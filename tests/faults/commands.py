@@ -5,6 +5,7 @@ that are killed here must not damage the cache that other runs on this machine u
 """
 
 from collections.abc import Callable, Sequence
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -73,6 +74,7 @@ class Command:
       signal.signal(signal.SIGINT, before)
     self.pid = self._process.pid
     self._status: tuple[int, Any] | None = None
+    self._peak = 0  # Bytes.
 
   def runs(self) -> bool:
     """Whether the process has not ended yet."""
@@ -92,6 +94,7 @@ class Command:
   def wait_for(self, happened: Callable[[], Any]) -> None:
     """Waits until something has happened or the process has ended."""
     while self.runs() and not happened():
+      self._measure()
       self._check_time()
       time.sleep(0.005)
 
@@ -108,13 +111,20 @@ class Command:
   def end(self, *codes: int) -> Ended:
     """Waits for the end and checks how it ended; `codes` are the accepted exit codes."""
     self.wait_for(lambda: False)
-    code, usage = self._status
+    code = self._status[0]
     printed = self._output.read_text(errors="replace")
     what = f"{' '.join(self.arguments)}\nexit code {code}\n{printed[-6000:]}"
     assert code in codes, f"expected exit code {' or '.join(map(str, codes))}: {what}"
     assert not trouble(printed), f"{trouble(printed)}: {what}"
-    assert usage.ru_maxrss * 1024 < BYTES, f"{usage.ru_maxrss * 1024:.2e} bytes: {what}"
+    assert self._peak < BYTES, f"{self._peak:.2e} bytes: {what}"
     return Ended(code, printed)
+
+  def _measure(self):
+    """Updates the most memory; the usage that `wait4` returns has that of this process in it."""
+    with contextlib.suppress(OSError):  # It has just ended.
+      for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+          self._peak = max(self._peak, 1024 * int(line.split()[1]))
 
   def _check_time(self):
     if time.monotonic() > self._end:

@@ -51,10 +51,14 @@ B = 16
 SCALES = {Clip: dict(temperature=1 / 14.3), Siglip: dict(scale=10.0, bias=-10.0)}
 
 
+def indexed(seed=0):
+  """A batch with the indices of its records, some of which occur twice."""
+  return {**batch(B, seed), "index": np.random.default_rng(seed).integers(0, 40, B)}
+
+
 def repeated(K=1, seed=0):
   """A batch in which every caption occurs twice; with K captions per image, [B, K, L]."""
-  data = batch(B, seed)
-  data["index"] = np.random.default_rng(seed).integers(0, 40, B)  # Some records occur twice.
+  data = indexed(seed)
   data["tokens"][B // 2 :] = data["tokens"][: B // 2]
   if K > 1:
     more = [batch(B, seed=seed + k)["tokens"] for k in range(1, K)]
@@ -75,7 +79,8 @@ def trained(objective, *, mesh=None, microbatches=1, steps=3, optimizer=None, da
     state = jax.device_put(state, partition.state_shardings(state, mesh, min_size=64))
     step = jax.jit(step, donate_argnums=0)
     for i in range(steps):
-      data = repeated(seed=i) if fixed is None else fixed
+      make = repeated if objective.get("same_caption", "negative") != "negative" else indexed
+      data = make(seed=i) if fixed is None else fixed
       state, metrics = step(state, placement.to_global(data, placement.batch_sharding(mesh)))
       losses.append(float(metrics["loss"]))
   return jax.device_get(state), losses
@@ -95,7 +100,7 @@ def check_same(one, other):
   """Asserts that losses, parameters and running averages of two runs agree up to rounding."""
   (state, losses), (their_state, their_losses) = one, other
   np.testing.assert_allclose(their_losses, losses, rtol=1e-5)
-  assert largest_difference(their_state.params, state.params) < 2e-6
+  assert largest_difference(their_state.params, state.params) < 3e-6
   if state.stats:
     # Logarithms of normalisers, up to 14, multiply the rounding of a cosine by the scale.
     limit = 3e-5 if "per_example" in state.stats.get("objective", {}) else 4e-6

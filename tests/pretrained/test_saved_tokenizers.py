@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+from clip_jax.config import build
 from clip_jax.data.checkpoint_tokenizer import CleanedTokenizer, TokenizerJson
 from clip_jax.data.tokenizer import ClipBpe
 from clip_jax.pretrained import hugging_face
@@ -19,7 +20,7 @@ def tokenizer_of(folder, form, name=None, vocabulary=300):
   if name is not None:
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name}))
   text = {"max_position_embeddings": 64, "vocab_size": vocabulary}
-  return hugging_face._tokenizer(folder, form, text)
+  return build(hugging_face._tokenizer(folder, form, text))
 
 
 @pytest.mark.parametrize("vocabulary", [300, ClipBpe.vocab_size])
