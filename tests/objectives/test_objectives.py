@@ -86,7 +86,7 @@ def trained(objective, *, mesh=None, microbatches=1, steps=3, optimizer=None, da
   return jax.device_get(state), losses
 
 
-SLOW = ("global-own-temperatures-grouped-blockwise",)
+SLOW = ("global-own-temperatures-grouped-blockwise", "slip-masked-blockwise")
 NAMES = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in OBJECTIVES]
 
 
