@@ -79,7 +79,7 @@ def test_every_cell_runs(tmp_path):
     saved = [p.name for p in (tmp_path / "runs" / run / "checkpoints").iterdir()]
     assert sorted(name for name in saved if name.isdigit()) == ["3", "4"]
   assert float(re.search(r"difference from open_clip: (\S+)", output)[1]) < 1e-4
-  assert str(tmp_path / "runs/pictures/flag.png") in output and "To train the first:" in output
+  assert str(tmp_path / "runs/pictures/flag.png") in output and "Recommended: " in output
   assert [pictures([cell]) for cell in cells] == [pictures([cell]) for cell in committed]
 
 
