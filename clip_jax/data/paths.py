@@ -6,10 +6,9 @@ import glob
 import hashlib
 import os
 import re
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from pyarrow import fs
-
+from clip_jax.cli.optional import optional
 from clip_jax.data.folder_walk import describe, entries
 from clip_jax.data.untrusted import open_regular
 from clip_jax.errors import UserError
@@ -21,7 +20,7 @@ FOLLOW_LINKS = 'to follow links out of the folder, pass a pattern such as "DIR/*
 
 def matching(
   path: str, suffixes: tuple[str, ...] = ("",), skipped: Counter | None = None
-) -> tuple[fs.FileSystem, list[str]]:
+) -> tuple[Any, list[str]]:
   """Resolves a path to its files.
 
   Of a local folder, links that leave it and special files are skipped; a pattern follows links.
@@ -34,7 +33,7 @@ def matching(
     skipped: receives the number of files of a folder that were skipped, by reason.
 
   Returns:
-    (file system, sorted paths of the files in it).
+    (file system with `open_input_file` and `open_input_stream`, sorted paths of the files in it).
 
   Raises:
     UserError: there is no such file, not one for each expansion of the braces, or PyArrow cannot
@@ -52,7 +51,7 @@ def matching(
       files = [entry.path for entry in there]
     else:
       files = [f for f in glob.glob(path, recursive=True) if os.path.isfile(f)]
-    folder, where = os.path.isdir(path), fs.LocalFileSystem()
+    folder, where = os.path.isdir(path), _local_file_system()
   else:
     files, folder, where = _remote(path)
   files = sorted(f for f in files if not folder or f.endswith(suffixes))
@@ -123,7 +122,7 @@ def opened(file: str) -> BinaryIO:
   """
   if "://" not in file:
     return open_regular(file)
-  where, inner = fs.FileSystem.from_uri(file)
+  where, inner = _remote_file_systems().FileSystem.from_uri(file)
   return where.open_input_file(inner)
 
 
@@ -131,7 +130,7 @@ def size(file: str) -> int:
   """Size of a file in bytes."""
   if "://" not in file:
     return os.path.getsize(file)
-  where, inner = fs.FileSystem.from_uri(file)
+  where, inner = _remote_file_systems().FileSystem.from_uri(file)
   return where.get_file_info(inner).size
 
 
@@ -141,11 +140,35 @@ def sha256(file: str) -> str:
     return hashlib.file_digest(f, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
+class _PlainFiles:
+  """The local file system where PyArrow is not installed, which only Parquet and URIs need."""
+
+  def open_input_file(self, path: str) -> BinaryIO:
+    return open_regular(path)
+
+  def open_input_stream(self, path: str, compression: None = None) -> BinaryIO:
+    return open_regular(path)
+
+
+def _local_file_system():
+  try:
+    from pyarrow import fs
+  except ImportError:
+    return _PlainFiles()
+  return fs.LocalFileSystem()
+
+
+def _remote_file_systems():
+  """PyArrow's file systems, which read gs://, s3://, hdfs:// and hf://."""
+  return optional("pyarrow.fs", "parquet")
+
+
 def _remote(path):
   """Returns (files, whether `path` is a folder, file system) for a URI."""
   # PyArrow URIs cannot contain wildcards: list the fixed prefix, then match the names.
   fixed = re.match(r"[^*?\[]*", path)[0]
   base = path if fixed == path else fixed[: fixed.rindex("/")]
+  fs = _remote_file_systems()
   try:
     where, start = fs.FileSystem.from_uri(base)
     if fixed == path and where.get_file_info(start).type == fs.FileType.File:

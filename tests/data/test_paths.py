@@ -3,6 +3,8 @@
 import glob
 import hashlib
 from pathlib import Path
+import subprocess
+import sys
 
 import pytest
 
@@ -84,3 +86,24 @@ def test_unknown_uri_schemes_raise():
 @pytest.mark.parametrize("scheme", ["", "file://"])
 def test_checksum_is_that_of_the_files_bytes(tree, scheme):
   assert sha256(f"{scheme}{tree}/a.txt") == hashlib.sha256(b"a.txt").hexdigest()
+
+
+def test_local_files_need_no_pyarrow(tmp_path):
+  (tmp_path / "a.tar").write_bytes(b"content")
+  code = f"""
+import sys
+sys.modules["pyarrow"] = None
+import clip_jax.data
+from clip_jax.data.paths import matching, opened
+files, (name,) = matching({str(tmp_path)!r}, (".tar",))
+with files.open_input_stream(name, compression=None) as f, opened(name) as g:
+  assert f.read() == g.read() == b"content"
+try:
+  matching("gs://bucket/*.tar")
+except Exception as error:
+  assert "scaling-clip-jax[parquet]" in str(error), error
+else:
+  raise AssertionError("no error")
+"""
+  ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+  assert ran.returncode == 0, ran.stderr
