@@ -5,8 +5,6 @@ import dataclasses
 import functools
 import math
 
-import numpy as np
-
 from clip_jax.study.accelerators import PEAKS, UTILISATION
 from clip_jax.study.evidence import METRICS, Observation, observations
 from clip_jax.study.forecasts import OBJECTIVES
@@ -189,24 +187,3 @@ def miniature(pairs: float) -> list[str]:
     )
     found.append(f"{data}, {size} pairs, {most} samples, R@10 in percent: {names}")
   return found
-
-
-def miniature_rows(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-  """Means over seeds of runs.csv rows without cuts and noise, as `miniature.csv` has them."""
-  groups: dict[tuple, list[float]] = {}
-  names = ("data", "arch", "method", "aug", "dataset_size", "samples_seen")
-  for row in rows:
-    if float(row["quality"]) == 100 and "noisy" not in row["data"] and row["i2t_r10"]:
-      key = tuple(row[name] for name in names)
-      groups.setdefault(key, []).append((float(row["i2t_r10"]) + float(row["t2i_r10"])) / 2)
-  return [
-    dict(zip(names, key))
-    | {
-      "metric": "r10",
-      "runs": str(len(values)),
-      "mean": f"{np.mean(values):.2f}",
-      "deviation": f"{np.std(values, ddof=1) if len(values) > 1 else 0:.2f}",
-      "source": "docs/study.md",
-    }
-    for key, values in sorted(groups.items())
-  ]
