@@ -11,7 +11,7 @@ The image tower has no learned filters: histograms of oriented gradients at two 
 hidden layer. So it costs little per icon, and every icon can be seen within minutes of CPU time.
 Icons with the same caption in a batch are positives of each other, because many sets share names.
 
-Source: configs/openclipart.py, for the text tower, the hidden layer and the batch size.
+Source: configs/openclipart.py (text tower, hidden layer and batch size).
 Not specified there, chosen here: two scales of histograms instead of a ResNet next to one,
 embeddings of width 512, a learning rate of 2e-3, b2 = 0.99 and a weight decay of 0.1.
 Expect: in a trial outside this config, on 110,300 icons, histograms at the coarser scale alone

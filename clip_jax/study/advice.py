@@ -241,7 +241,7 @@ def _decisive(law, recipes, corpus, own):
   flops = seeds * share * (first.flops + second.flops)
   if flops > 0.5 * first.flops:
     return (
-      f"No run that costs less than half of the budget tells {first.name} and {second.name} apart; "
+      f"No run that costs less than half of the budget distinguishes {first.name} from {second.name}; "
       "take the one that is easier to train."
     )
   return (

@@ -26,7 +26,7 @@ def format_advice(advice: Advice, accelerator: str, utilisation: float, top: int
 
   Args:
     advice: the advice.
-    accelerator: name in `accelerators.PEAKS`, for the cost in hours.
+    accelerator: name in `accelerators.PEAKS`; gives the cost in hours.
     utilisation: fraction of its peak that training reaches.
     top: number of recipes to print.
   """

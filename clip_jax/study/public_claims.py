@@ -103,7 +103,7 @@ def _saturates(runs):
 
 
 def _filters(runs):
-  """S5: CommonPool's best 30% by CLIP score against all of it, for the same samples."""
+  """S5: CommonPool's best 30% by CLIP score against all of it at the same samples."""
   gains, numbers = [], []
   for samples in (1.28e8, 1.28e9, 1.28e10):
     cut, whole = (

@@ -166,7 +166,7 @@ def _power_of_two(x):
 
 
 def _few_pairs(train, facts, context_length, vocab_size):
-  """The recipe of configs/openclipart.py, for a few thousand pairs on a CPU."""
+  """The recipe of configs/openclipart.py for a few thousand pairs on a CPU."""
   size = 64 if facts.side >= 64 else 48
   batch = min(512, _power_of_two(train / 4))
   samples = max(18 * train, 82_000 if train > 2000 else 40 * train)

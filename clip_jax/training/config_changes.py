@@ -96,7 +96,7 @@ def check_model(changes: Mapping[str, tuple[str, str]], workdir: Path) -> None:
 
 
 def _is_path(old, new):
-  """Whether both values are strings, and one of them is a path: its content tells what changed."""
+  """Whether both values are strings, and one of them is a path: its content shows what changed."""
   return all(x.startswith('"') for x in (old, new)) and any("/" in x for x in (old, new))
 
 

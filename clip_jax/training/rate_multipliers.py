@@ -28,7 +28,7 @@ def rate_multipliers(
     A number, or for stacked blocks one for each block, by name.
 
   Raises:
-    UserError: a pattern matches nothing, or layers of a tower cannot be told from the names.
+    UserError: a pattern matches nothing, or the names do not show the layers of a tower.
   """
   names = leaves_by_name(params)
   found: dict[str, float | tuple[float, ...]] = {}

@@ -258,7 +258,7 @@ def test_row_hashes_are_equal_exactly_for_equal_rows():
   _, by_row = np.unique(rows, axis=0, return_inverse=True)
   _, by_hash = np.unique(hashes, axis=0, return_inverse=True)
   assert len(set(zip(by_row.ravel(), by_hash.ravel()))) == by_row.max() + 1 == by_hash.max() + 1
-  for column in hashes.T:  # Each half alone tells these few rows apart, too.
+  for column in hashes.T:  # Each half alone separates these few rows, too.
     assert len(np.unique(column)) == by_row.max() + 1
 
 

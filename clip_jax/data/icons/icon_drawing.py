@@ -131,7 +131,7 @@ def paint(
 
 
 def random_colours(rng: np.random.Generator) -> tuple[str, np.ndarray, np.ndarray]:
-  """Draws colours that can be told apart.
+  """Draws colours that are easy to distinguish.
 
   Returns:
     Name of the ink in `INKS`, the ink near it, and the paper; RGB, int [3].

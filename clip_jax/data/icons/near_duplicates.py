@@ -18,7 +18,7 @@ _COLOURS = 4  # Colours are compared on a coarser grid.
 LENGTH = SIDE**2 + 3 * _COLOURS**2 + 1
 _VISIBLE = 32
 # Thresholds on absolute differences, of 255: mean and maximum of the darkness, mean of the colours,
-# and shape. The maximum tells apart what differs in a detail, such as arrows in circles.
+# and shape. The maximum separates what differs in a detail, such as arrows in circles.
 _NEAR, _NEAR_ANYWHERE, _NEAR_COLOUR, _NEAR_SHAPE = 8.0, 72.0, 12.0, 20.0
 _TABLES, _BITS, _NEIGHBOURS, _CHUNK = 12, 28, 6, 2**15
 
