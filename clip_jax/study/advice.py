@@ -241,8 +241,8 @@ def _decisive(law, recipes, corpus, own):
   flops = seeds * share * (first.flops + second.flops)
   if flops > 0.5 * first.flops:
     return (
-      f"No run that costs less than half of the budget distinguishes {first.name} from {second.name}; "
-      "take the one that is easier to train."
+      f"No run that costs less than half of the budget distinguishes {first.name} from "
+      f"{second.name}; take the one that is easier to train."
     )
   return (
     f"Train {first.name} and {second.name} for {share * first.samples:.3g} and "
