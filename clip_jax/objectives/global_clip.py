@@ -15,6 +15,7 @@ from clip_jax.interfaces import Batch, Metrics
 from clip_jax.losses import SameGroup
 from clip_jax.model.two_towers import TwoTowers
 from clip_jax.objectives.base import PairObjective
+from clip_jax.objectives.clip import log_scale
 from clip_jax.objectives.per_example import PerExample, log_mean_by_index, mean_by_index
 
 _UNSEEN = -1e30  # Logarithm of the normaliser of a record that has not been in a batch yet.
@@ -105,11 +106,12 @@ class GlobalClip(PairObjective):
     self.version, self.rho, self.log_eps = version, rho, math.log(max(eps, 1e-37))
     self.gamma, self.gamma_decay_epochs = gamma, gamma_decay_epochs
     self.temperature_learning_rate, self.examples = temperature_learning_rate, examples
-    log_scale = jnp.float32(-math.log(temperature))
-    if version in ("v0", "v3"):
-      self.log_scale: Any = nnx.Param(log_scale, at_least=0.0, at_most=math.log(max_scale))
+    self.max_scale = max_scale if version in ("v0", "v3") else None
+    initial = jnp.float32(-math.log(temperature))
+    if self.max_scale:
+      self.log_scale: Any = nnx.Param(initial, at_least=0.0, at_most=math.log(max_scale))
     else:
-      self.log_scale = nnx.Variable(log_scale)
+      self.log_scale = nnx.Variable(initial)
     taus = dict(tau_image=temperature, tau_text=temperature) if version == "v2" else {}
     self.per_example = PerExample(examples, log_u_image=_UNSEEN, log_u_text=_UNSEEN, **taus)
     self.updates = nnx.Variable(jnp.int32(0))
@@ -182,6 +184,17 @@ class GlobalClip(PairObjective):
     The scale of v2 is that of its initial temperature, because a new pair has none of its own.
     """
     return jnp.exp(self.log_scale[...]), jnp.float32(0)
+
+  def set_logit(self, scale: float, bias: float) -> None:
+    """Starts from the scale of a trained model, in v2 for every record; there is no bias.
+
+    Raises:
+      UserError: the scale is above `max_scale`.
+    """
+    self.log_scale[...] = log_scale(scale, self.max_scale)
+    if self.version == "v2":
+      for name in ("tau_image", "tau_text"):
+        self.per_example.fill(name, min(max(1 / scale, _LEAST_TAU), _MOST_TAU))
 
   def _scales(self, index):
     """Inverse temperatures from images to texts and from texts to images, float32 [B] each."""

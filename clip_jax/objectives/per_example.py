@@ -42,6 +42,11 @@ class PerExample(nnx.Module):
     new = lax.stop_gradient(values)
     variable[...] = variable[...].at[index].set(new, mode="promise_in_bounds")
 
+  def fill(self, name: str, value: float) -> None:
+    """Gives all records the same value."""
+    variable = getattr(self, name)
+    variable[...] = jnp.full_like(variable[...], value)
+
 
 def mean_by_index(index: jax.Array, x: jax.Array) -> jax.Array:
   """Replaces each entry by the mean over the rows with the same index: int [B], [B] -> [B]."""

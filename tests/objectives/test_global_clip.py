@@ -9,6 +9,7 @@ import pytest
 from clip_jax import losses
 from clip_jax.errors import UserError
 from clip_jax.model.learner import split_state
+from clip_jax.objectives.base import set_logit
 from clip_jax.objectives.global_clip import GlobalClip
 from clip_jax.objectives.per_example import PerExample, log_mean_by_index, mean_by_index
 from clip_jax.parallel.mesh import make_mesh
@@ -149,6 +150,18 @@ def test_v3_learns_its_temperature_by_its_own_formula():
   np.testing.assert_allclose(value, formula(TAU), rtol=1e-5)
   wanted = (formula(TAU + 1e-6) - formula(TAU - 1e-6)) / 2e-6 * -TAU
   np.testing.assert_allclose(slope, wanted, rtol=1e-3)
+
+
+@pytest.mark.parametrize("version", ["v0", "v1", "v2", "v3"])
+def test_it_starts_from_the_scale_of_a_trained_model(version):
+  made = GlobalClip(version=version, temperature=TAU, max_scale=50.0, examples=N)
+  set_logit(made, 25.0, -3.0)
+  np.testing.assert_allclose(made.logit(), (25, 0), rtol=1e-6)
+  _, metrics = made.loss(embeddings(0, range(B)), train=False)
+  assert metrics["clip/logit_scale"] == pytest.approx(25, rel=1e-5)
+  if version in ("v0", "v3"):
+    with pytest.raises(UserError, match="above max_scale=50"):
+      set_logit(made, 60.0, 0.0)
 
 
 def test_gamma_falls_along_a_cosine():
