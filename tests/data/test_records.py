@@ -89,8 +89,8 @@ def bucket(shards, monkeypatch):
   where = fs.SubTreeFileSystem(str(shards.parent), fs.LocalFileSystem())
   monkeypatch.setattr(
     paths,
-    "fs",
-    types.SimpleNamespace(
+    "_remote_file_systems",
+    lambda: types.SimpleNamespace(
       FileSystem=types.SimpleNamespace(from_uri=lambda uri: (where, uri.removeprefix("gs://"))),
       FileSelector=fs.FileSelector,
       FileType=fs.FileType,

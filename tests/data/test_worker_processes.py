@@ -14,36 +14,13 @@ import pytest
 from clip_jax.data import worker_processes
 from clip_jax.data.worker_processes import WorkerBatches
 from clip_jax.errors import UserError
+from numbered_batches import large, numbered, short
 
 SHARED_MEMORY = Path("/dev/shm")
 
 
 def shared_memory():
   return set(SHARED_MEMORY.iterdir()) if SHARED_MEMORY.exists() else set()
-
-
-def numbered(worker, workers, *, size=10, last=None):
-  """Batches that say which one they are and who made them; an error after the last one."""
-  i = worker
-  while last is None or i <= last:
-    yield {
-      "number": np.full(size, i),
-      "process": np.array([os.getpid()]),
-      "transposed": np.arange(6, dtype=np.float32).reshape(2, 3).T,
-      "scalar": np.array(3, np.int16),
-      "none": np.zeros((0, 2)),
-      "text": np.array(["a", "bc"], object),
-    }
-    i += workers
-  raise UserError("the source is empty")
-
-
-def large(worker, workers):
-  return numbered(worker, workers, size=4_000_000)
-
-
-def short(worker, workers):
-  return numbered(worker, workers, last=2)
 
 
 def test_batches_come_in_order_and_unchanged_until_an_error():
