@@ -67,7 +67,13 @@ setuptools.setup(
   # At the top of the repository, where people edit them, and importable from each other.
   package_dir={"clip_jax": "clip_jax", "clip_jax.configs": "configs"},
   package_data={
-    "clip_jax": ["py.typed", "data/assets/**/*", "inference/assets/*", "study/reference/*"]
+    "clip_jax": [
+      "py.typed",
+      "data/assets/**/*",
+      "inference/assets/*",
+      "pretrained/shipped/**/*",
+      "study/reference/*",
+    ]
   },
   entry_points={"console_scripts": ["clip-jax=clip_jax.__main__:entry_point"]},
   install_requires=[

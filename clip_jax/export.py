@@ -12,16 +12,18 @@ HELP = """Exports a model to a format that other libraries load.
           =huggingface transformers.CLIPModel (or SiglipModel) .from_pretrained("DIR")
           =big_vision  a two-tower .npz; --out=FILE.npz
           =stablehlo   jax.export.deserialize(...).call(images); needs no model code
+          =clip_jax    clip_jax.load("DIR"); any model, in float16 with its tokenizer
           =onnx        onnxruntime.InferenceSession("DIR/encode_image.onnx"); needs no JAX
   --out=DIR            created if it does not exist
   --trust=MODULE,...   modules outside clip_jax that the model's config may call
 
-Weights are written in float32. Embeddings match the original model's to 1e-4, or to bfloat16
-precision if the original computes in bfloat16.
+Weights are written in float32, and embeddings match the original model's to 1e-4, or to bfloat16
+precision if the original computes in bfloat16. --format=clip_jax writes float16; cosine
+similarities change by about 0.001.
 
 Exit codes: 0 done, 2 a mistake in the command, 130 stopped by Ctrl-C, 1 any other error.
 """
-FORMATS = ("open_clip", "huggingface", "big_vision", "stablehlo", "onnx")
+FORMATS = ("clip_jax", "open_clip", "huggingface", "big_vision", "stablehlo", "onnx")
 
 
 def main(arguments: list[str]) -> int:
@@ -44,17 +46,25 @@ def main(arguments: list[str]) -> int:
       f"--out={flags.out}: --format=big_vision writes a FILE.npz, the other formats "
       "write a directory."
     )
-  from clip_jax.inference.loading import load_bundle
-  from clip_jax.pretrained import big_vision, hugging_face, onnx_models, open_clip, stablehlo
+  from clip_jax.inference.loading import describe, load_bundle
+  from clip_jax.pretrained import (
+    big_vision,
+    hugging_face,
+    onnx_models,
+    open_clip,
+    packaged,
+    stablehlo,
+  )
 
+  trust = tuple(filter(None, (flags.trust or "").split(",")))
   write = {
+    "clip_jax": lambda saved, out: packaged.write(describe(where, trust=trust), saved, out),
     "open_clip": open_clip.write,
     "huggingface": hugging_face.write,
     "big_vision": big_vision.write,
     "stablehlo": stablehlo.write,
     "onnx": onnx_models.write,
   }[flags.format]
-  trust = tuple(filter(None, (flags.trust or "").split(",")))
   write(load_bundle(where, trust=trust), Path(flags.out))
   print(f"Wrote {where} to {flags.out} in {flags.format} format.")
   return 0

@@ -27,17 +27,19 @@ from clip_jax.nn.target import resolve_dtype
 from clip_jax.parallel.mesh import make_mesh
 from clip_jax.parallel.placement import replicated_sharding
 from clip_jax.parallel.tree_paths import leaves_by_name, path_name
-from clip_jax.pretrained import big_vision, hugging_face, open_clip, run_checkpoint
+from clip_jax.pretrained import big_vision, hugging_face, open_clip, packaged, run_checkpoint
 from clip_jax.pretrained.model_bundle import Description, ModelBundle, abstract_model
 from clip_jax.pretrained.saved_arrays import DamagedError
 
 HUB = "hf-hub:"
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _KNOWN = """
+  the name of a model that comes with the package
   the --workdir of a training run: config.json and checkpoints/
   an open_clip directory: open_clip_config.json and open_clip_model.safetensors
   a Hugging Face directory: config.json and model.safetensors
   a big_vision file: NAME.npz
+  a folder that export --format=clip_jax wrote
   a repository on the Hugging Face Hub with one of these: hf-hub:ORG/NAME"""
 
 
@@ -56,8 +58,10 @@ def load(
   `jax.default_matmul_precision("highest")` is set.
 
   Args:
-    where: the workdir of a run, an open_clip or Hugging Face directory, a big_vision .npz, or
-      "hf-hub:ORG/NAME" for a repository on the Hugging Face Hub that has one of these.
+    where: the workdir of a run, the output of export --format=clip_jax, an open_clip or Hugging
+      Face directory, a big_vision .npz, or "hf-hub:ORG/NAME" for a repository on the Hugging Face
+      Hub that has one of these; or the name of a model that comes with the package, which goes
+      before a folder of the same name ("./NAME").
     image_size: side length in pixels, or (height, width), if different from the size that the model
       was trained at; position embeddings are resampled.
     dtype: dtype the towers compute in: "float32", "bfloat16", or "auto", the fastest one here
@@ -92,7 +96,7 @@ def load_bundle(
   """
   if str(where).startswith(HUB):
     where = download(str(where).removeprefix(HUB))
-  where = local_path(where, "--model")
+  where = _located(where)
   if text_pool is not None and where.suffix != ".npz":
     raise UserError(
       f"text_pool={text_pool!r} is for a .npz of big_vision; {where} says itself how texts are "
@@ -109,7 +113,7 @@ def describe(where: str | Path, *, trust: tuple[str, ...] = ()) -> Description:
   """
   if str(where).startswith(HUB):
     where = download(str(where).removeprefix(HUB))
-  where = local_path(where, "--model")
+  where = _located(where)
   return _format(where).describe(where, trust)
 
 
@@ -124,6 +128,11 @@ def _foreign(module):
   return _Format(lambda where, _: module.describe(where), lambda where, _: module.read(where))
 
 
+def _located(where: str | Path) -> Path:
+  """Returns the path of a model, which may be the name of one that comes with the package."""
+  return packaged.SHIPPED / where if where in packaged.shipped() else local_path(where, "--model")
+
+
 def _format(where: Path) -> _Format:
   """Returns the format found at `where`."""
   if where.suffix in PICKLED and where.is_file():
@@ -133,6 +142,8 @@ def _format(where: Path) -> _Format:
   has = lambda name: (where / name).is_file()
   if (where / "checkpoints").is_dir() and has("config.json"):
     return _Format(_describe_run, _run)
+  if has(packaged.CONFIG) and has(packaged.WEIGHTS):
+    return _Format(packaged.describe, packaged.read)
   if has(open_clip.CONFIG) and has(open_clip.WEIGHTS):
     return _foreign(open_clip)
   if has(hugging_face.CONFIG) and (has(hugging_face.WEIGHTS) or has(hugging_face.INDEX)):
