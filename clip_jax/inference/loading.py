@@ -18,6 +18,7 @@ from clip_jax.data.crops import Resize
 from clip_jax.data.resize_then_crop import ResizeThenCrop
 from clip_jax.errors import UserError
 from clip_jax.inference.embedder import Embedder
+from clip_jax.inference.shorter_embedding import with_embed_dim
 from clip_jax.interfaces import Model, Views
 from clip_jax.model import learner as learner_lib
 from clip_jax.model.frozen import frozen_params, split_frozen
@@ -47,6 +48,7 @@ def load(
   where: str | Path,
   *,
   image_size: int | tuple[int, int] | None = None,
+  embed_dim: int | None = None,
   dtype: str | None = None,
   text_pool: str | None = None,
   trust: tuple[str, ...] = (),
@@ -64,6 +66,8 @@ def load(
       before a folder of the same name ("./NAME").
     image_size: side length in pixels, or (height, width), if different from the size that the model
       was trained at; position embeddings are resampled.
+    embed_dim: number of entries of the embeddings to keep, the first ones, for models that were
+      trained for it with `Matryoshka`; all by default.
     dtype: dtype the towers compute in: "float32", "bfloat16", or "auto", the fastest one here
       (bfloat16 on TPUs, GPUs and processors with AMX). In bfloat16, cosine similarities change by
       up to about 0.01.
@@ -76,11 +80,13 @@ def load(
 
   Raises:
     UserError: there is no model at `where`, its format or architecture is not supported, or the
-      model cannot be adapted to `image_size`.
+      model cannot be adapted to `image_size` or `embed_dim`.
   """
   mesh, saved = make_mesh(), load_bundle(where, text_pool=text_pool, trust=trust)
   if image_size is not None:
     saved = _resized(saved, image_size, f"{where}, at image_size={image_size},")
+  if embed_dim is not None:
+    saved = with_embed_dim(saved, embed_dim)
   if dtype is not None:
     resolve_dtype(dtype)  # An error, if it is unknown.
     saved = dataclasses.replace(saved, model=_in_dtype(saved.model, dtype))

@@ -5,9 +5,30 @@ from clip_jax.objectives.clip import Clip
 from clip_jax.objectives.distill import Distill
 from clip_jax.objectives.flip import flip
 from clip_jax.objectives.global_clip import GlobalClip
+from clip_jax.objectives.matryoshka import Matryoshka
 from clip_jax.objectives.siglip import Siglip
 from clip_jax.objectives.slip import Slip
+from clip_jax.objectives.words import Words
 
 # What a saved config may name, see `clip_jax.config`.
-PARTS = ("Clip", "Distill", "GlobalClip", "Siglip", "Slip", "flip")
-__all__ = ["Clip", "Distill", "GlobalClip", "PairObjective", "Siglip", "Slip", "flip"]
+PARTS = (
+  "Clip",
+  "Distill",
+  "GlobalClip",
+  "Matryoshka",
+  "Siglip",
+  "Slip",
+  "Words",
+  "flip",
+)
+__all__ = [
+  "Clip",
+  "Distill",
+  "GlobalClip",
+  "Matryoshka",
+  "PairObjective",
+  "Siglip",
+  "Slip",
+  "Words",
+  "flip",
+]

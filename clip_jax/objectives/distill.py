@@ -12,15 +12,14 @@ from clip_jax.errors import UserError
 from clip_jax.interfaces import Batch, Metrics, Objective
 from clip_jax.model.two_towers import TwoTowers, l2_normalize
 from clip_jax.nn.layers import Linear
-from clip_jax.objectives.base import set_logit
-from clip_jax.objectives.clip import Clip
+from clip_jax.objectives.added_term import AddedTerm
 
 Weight = Annotated[float, Range(0, 1e6)]
 _TEACHER = ("teacher_image", "teacher_text")
 
 
 @checked
-class Distill(nnx.Module):
+class Distill(AddedTerm):
   """A pair objective, plus the distance to a teacher's embeddings of the same images and texts.
 
   The teacher's unit vectors are batch entries, "teacher_image" and "teacher_text", float [B, E'].
@@ -65,8 +64,7 @@ class Distill(nnx.Module):
       raise UserError(
         "Distill without a term: set one of feature_weight, logit_weight, affinity_weight."
       )
-    self.pairs = Clip() if pairs is None else pairs
-    self.inputs = (*self.pairs.inputs, *_TEACHER)
+    super().__init__(pairs, *_TEACHER)
     self.pairs_weight, self.feature_weight = pairs_weight, feature_weight
     self.logit_weight, self.affinity_weight = logit_weight, affinity_weight
     self.teacher_dim, self.teacher_scale, self.chunk_size = teacher_dim, teacher_scale, chunk_size
@@ -130,11 +128,3 @@ class Distill(nnx.Module):
       chunk_size=self.chunk_size,
       include_own=own,
     )
-
-  def logit(self) -> tuple[jax.Array, jax.Array]:
-    """(scale, bias) that turn a cosine similarity into a logit, float32 [] each."""
-    return self.pairs.logit()
-
-  def set_logit(self, scale: float, bias: float) -> None:
-    """Starts from the scale and bias of a trained model, see `Clip`."""
-    set_logit(self.pairs, scale, bias)

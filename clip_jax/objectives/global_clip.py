@@ -16,6 +16,7 @@ from clip_jax.losses import SameGroup
 from clip_jax.model.two_towers import TwoTowers
 from clip_jax.objectives.base import PairObjective
 from clip_jax.objectives.clip import log_scale
+from clip_jax.objectives.mean_ratios import log_mean_ratios
 from clip_jax.objectives.per_example import PerExample, log_mean_by_index, mean_by_index
 
 _UNSEEN = -1e30  # Logarithm of the normaliser of a record that has not been in a batch yet.
@@ -143,7 +144,7 @@ class GlobalClip(PairObjective):
     options: dict[str, Any] = dict(
       chunk_size=self.chunk_size, groups=groups, same_group=self.same_caption
     )
-    log_g = losses.log_mean_ratios(*z, *scales, **options)
+    log_g = log_mean_ratios(*z, *scales, **options)
     gamma = self._gamma(len(index))
     terms, values = [], []
     for side, own in zip(("image", "text"), log_g):
@@ -214,7 +215,7 @@ class GlobalClip(PairObjective):
     """Makes a gradient step of the individual temperatures of the records in the batch."""
     fixed = lax.stop_gradient(z)
     # Each log g depends on the scale of its own row only.
-    total = lambda *scales: sum(x.sum() for x in losses.log_mean_ratios(*fixed, *scales, **options))
+    total = lambda *scales: sum(x.sum() for x in log_mean_ratios(*fixed, *scales, **options))
     of_scales = jax.grad(total, argnums=(0, 1))(*lax.stop_gradient(scales))
     for k, side in enumerate(("image", "text")):
       tau = 1 / lax.stop_gradient(scales[k])

@@ -19,12 +19,11 @@ from clip_jax.interfaces import Batch, Metrics, Objective
 from clip_jax.model.two_towers import TwoTowers, l2_normalize
 from clip_jax.nn.layers import BatchNorm, Linear
 from clip_jax.nn.target import Dtype, resolve_dtype
-from clip_jax.objectives.base import set_logit
-from clip_jax.objectives.clip import Clip
+from clip_jax.objectives.added_term import AddedTerm
 
 
 @checked
-class Slip(nnx.Module):
+class Slip(AddedTerm):
   """A pair objective on "image" and "tokens", plus NT-Xent on "view_a" and "view_b".
 
   The image tower runs three times. The head takes the views' features before the projection. It
@@ -61,8 +60,7 @@ class Slip(nnx.Module):
     dtype: Dtype = "auto",
     rngs: nnx.Rngs,
   ):
-    self.pairs = Clip() if pairs is None else pairs
-    self.inputs = (*self.pairs.inputs, "view_a", "view_b")
+    super().__init__(pairs, "view_a", "view_b")
     self.head = Head(
       model.image.width, projection_hidden_dim, outputs, dtype=resolve_dtype(dtype), rngs=rngs
     )
@@ -99,14 +97,6 @@ class Slip(nnx.Module):
       "ssl/loss": ssl,
       "ssl/accuracy": losses.nt_xent_accuracy(z_a, z_b, chunk_size=self.chunk_size),
     }
-
-  def logit(self) -> tuple[jax.Array, jax.Array]:
-    """(scale, bias) that turn a cosine similarity into a logit, float32 [] each."""
-    return self.pairs.logit()
-
-  def set_logit(self, scale: float, bias: float) -> None:
-    """Starts from the scale and bias of a trained model, see `Clip`."""
-    set_logit(self.pairs, scale, bias)
 
 
 class Head(nnx.Module):

@@ -15,8 +15,10 @@ from clip_jax.objectives.caption_groups import row_hashes
 from clip_jax.objectives.clip import Clip
 from clip_jax.objectives.flip import flip
 from clip_jax.objectives.global_clip import GlobalClip
+from clip_jax.objectives.matryoshka import Matryoshka
 from clip_jax.objectives.siglip import Siglip
 from clip_jax.objectives.slip import Slip
+from clip_jax.objectives.words import Words
 from clip_jax.parallel import mesh as mesh_lib, partition, placement
 from clip_jax.towers.bag_of_tokens import BagOfTokens
 from clip_jax.towers.concat import ConcatTowers
@@ -33,7 +35,9 @@ OBJECTIVES = {
   "global-own-temperatures-grouped-blockwise": call(
     GlobalClip, version="v2", chunk_size=4, same_caption="ignore", keep_patches=0.75, examples=40
   ),
+  "matryoshka": call(Matryoshka, dims=(8,), weights=(0.5,)),
   "siglip": call(Siglip),
+  "words": call(Words, chunk_size=4, dtype="float32"),
   "siglip-masked-grouped-blockwise": call(
     Siglip, keep_patches=0.75, chunk_size=8, same_caption="ignore"
   ),
@@ -86,7 +90,7 @@ def trained(objective, *, mesh=None, microbatches=1, steps=3, optimizer=None, da
   return jax.device_get(state), losses
 
 
-SLOW = ("global-own-temperatures-grouped-blockwise", "slip-masked-blockwise")
+SLOW = ("global-own-temperatures-grouped-blockwise", "slip-masked-blockwise", "words", "matryoshka")
 NAMES = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in OBJECTIVES]
 
 
