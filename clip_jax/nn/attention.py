@@ -191,3 +191,9 @@ def relative_error(attend: Callable, N: int, width: int, dtype: str) -> float:
     float(jnp.abs(a.astype(jnp.float32) - b).max() / jnp.abs(b).max())
     for a, b in zip(got, expected)
   )
+
+
+def check_heads(width: int, num_heads: int) -> None:
+  """Raises `UserError` unless the width is divisible by the number of heads."""
+  if width % num_heads:
+    raise UserError(f"width {width} is not divisible by {num_heads} heads.")

@@ -32,6 +32,7 @@ ACTIVATIONS = {
   "gelu": lambda x: jax.nn.gelu(x, approximate=False),
   "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
   "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+  "silu": jax.nn.silu,  # Of SwiGLU.
 }
 Activation = Annotated[str, OneOf(ACTIVATIONS)]
 NormEps = Annotated[float, Range(above=0, high=1)]
@@ -143,6 +144,32 @@ class LayerNorm(nnx.Module):
     return normalise(x, self.scale[...], self.bias[...])
 
 
+class RmsNorm(nnx.Module):
+  """Root mean square normalisation over the last axis, computed in float32.
+
+  Source: Zhang & Sennrich 2019, eq. 4; without a bias.
+  """
+
+  def __init__(self, width: int, *, norm_eps: float = 1e-6, dtype: str = "float32"):
+    self.scale = nnx.Param(jnp.ones(width))
+    self.norm_eps, self.dtype = norm_eps, dtype
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[..., width] -> [..., width]."""
+
+    @remat
+    def normalise(x, scale):
+      x = x.astype(jnp.float32)
+      x = x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.norm_eps)
+      return (x * scale).astype(activation_dtype(self.dtype))
+
+    return normalise(x, self.scale[...])
+
+
+NORMS: dict[str, type[LayerNorm] | type[RmsNorm]] = {"layer": LayerNorm, "rms": RmsNorm}
+Norm = Annotated[str, OneOf(NORMS)]
+
+
 class BatchNorm(nnx.Module):
   """Batch normalisation of each channel over all other axes, computed in float32.
 
@@ -200,7 +227,13 @@ class BatchNorm(nnx.Module):
 
 
 class Mlp(nnx.Module):
-  """Two linear layers with an activation between them."""
+  """Two linear layers with an activation between them.
+
+  Args:
+    gated: whether the hidden units are multiplied by a third linear layer: activation(gate) * up.
+      With activation="silu" this is SwiGLU (Shazeer 2020, eq. 6), without its biases if they are 0.
+    hidden_norm: kind of a norm of the hidden units, a name in `NORMS`; None for no norm.
+  """
 
   def __init__(
     self,
@@ -208,6 +241,9 @@ class Mlp(nnx.Module):
     hidden_dim: int,
     *,
     activation: str = "gelu_tanh",
+    gated: bool = False,
+    hidden_norm: str | None = None,
+    norm_eps: float = 1e-6,
     init: Initializer | None = None,
     dtype: str = "float32",
     rngs: nnx.Rngs,
@@ -215,12 +251,24 @@ class Mlp(nnx.Module):
     lookup(ACTIVATIONS, activation, "activation")
     self.up = Linear(width, hidden_dim, init=init, dtype=dtype, rngs=rngs)
     self.down = Linear(hidden_dim, width, init=init, dtype=dtype, rngs=rngs)
+    self.gate = Linear(width, hidden_dim, init=init, dtype=dtype, rngs=rngs) if gated else None
+    self.norm = (
+      lookup(NORMS, hidden_norm, "norm")(hidden_dim, norm_eps=norm_eps, dtype=dtype)
+      if hidden_norm
+      else None
+    )
     self.activation = activation
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """[..., width] -> [..., width]."""
-    down = remat(lambda hidden: self.down(activate(hidden, self.activation)))
-    return down(shard_batch(self.up(x)))
+    up = shard_batch(self.up(x))
+    if self.gate is None:
+      return remat(lambda hidden: self._down(activate(hidden, self.activation)))(up)
+    gate = shard_batch(self.gate(x))
+    return remat(lambda gate, up: self._down(activate(gate, self.activation) * up))(gate, up)
+
+  def _down(self, hidden):
+    return self.down(hidden if self.norm is None else self.norm(hidden))
 
 
 def activate(x: jax.Array, activation: str) -> jax.Array:

@@ -41,17 +41,26 @@ def check_no_patch_dropout(keep: float, why: str) -> None:
 def patch_dropout(x: jax.Array, keep: float, key: jax.Array) -> jax.Array:
   """Keeps an independent random subset of each example's tokens: [B, N, D] -> [B, K, D].
 
-  K = max(1, int(N * keep)), rounded as in FLIP (Li et al. 2023, sec. 3). The tokens come back in
-  random order, so add position embeddings first.
+  The tokens come back in random order, so add position embeddings first.
+
+  Args:
+    keep: fraction of the tokens kept, see `kept_patches`.
+    key: one key per example, [B].
+  """
+  return jnp.take_along_axis(x, kept_patches(x.shape[1], keep, key)[:, :, None], axis=1)
+
+
+def kept_patches(N: int, keep: float, key: jax.Array) -> jax.Array:
+  """Draws which of N patches are kept, independently for each example: int32 [B, K], unordered.
+
+  K = max(1, int(N * keep)), rounded as in FLIP (Li et al. 2023, sec. 3).
 
   Args:
     key: one key per example, [B].
   """
-  N = x.shape[1]
   noise = jax.vmap(lambda k: jax.random.uniform(k, (N,)))(key)  # [B, N]
   # The partitioner cannot split lax.top_k and would gather the noise of the whole batch.
-  kept = jnp.argsort(noise, axis=1)[:, : max(1, int(N * keep))]  # [B, K]
-  return jnp.take_along_axis(x, kept[:, :, None], axis=1)
+  return jnp.argsort(noise, axis=1)[:, : max(1, int(N * keep))]
 
 
 def sincos2d(rows: int, columns: int, width: int, *, temperature: float = 10_000.0) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""Multi-head attention, the pre-norm block, the scanned stack of blocks, MAP pooling."""
+"""Multi-head self-attention, the transformer block, and the scanned stack of blocks."""
 
 from collections.abc import Callable
 import functools
-from typing import Any
+from typing import Annotated, Any
 
 from flax import nnx
 import jax
@@ -10,11 +10,12 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from clip_jax.cli.values import OneOf
 from clip_jax.errors import UserError
-from clip_jax.nn.attention import KINDS, attention
+from clip_jax.nn.attention import KINDS, attention, check_heads
 from clip_jax.nn.layers import (
+  NORMS,
   Initializer,
-  LayerNorm,
   Linear,
   Mlp,
   add_bias,
@@ -22,10 +23,19 @@ from clip_jax.nn.layers import (
   glorot,
   lookup,
 )
-from clip_jax.nn.matmul import activation_dtype, matmul_f32_grad
-from clip_jax.nn.remat import REMAT_POLICIES, remat
+from clip_jax.nn.matmul import matmul_f32_grad
+from clip_jax.nn.remat import REMAT_POLICIES
+from clip_jax.nn.rotary import Rotation, rotate
 from clip_jax.nn.target import target_platform
 from clip_jax.parallel.placement import shard_batch
+
+# Where a block normalises.
+NORM_ORDERS = {
+  "pre": "the input of each branch, x + f(norm(x))",
+  "post": "each sum, norm(x + f(x)), as in BERT",
+  "branch": "the output of each branch, x + norm(f(x)), as in EVA-02's largest model",
+}
+NormOrder = Annotated[str, OneOf(NORM_ORDERS)]
 
 
 class Attention(nnx.Module):
@@ -33,6 +43,8 @@ class Attention(nnx.Module):
 
   Args:
     attention: the implementation, a name in `attention.KINDS`.
+    qk_norm: kind of the norms of each head's queries and keys, a name in `NORMS`; None for none.
+    out_norm: kind of a norm of all heads' outputs, before the output projection.
   """
 
   def __init__(
@@ -41,6 +53,9 @@ class Attention(nnx.Module):
     num_heads: int,
     *,
     attention: str = "auto",
+    qk_norm: str | None = None,
+    out_norm: str | None = None,
+    norm_eps: float = 1e-6,
     init: Initializer | None = None,
     dtype: str = "float32",
     rngs: nnx.Rngs,
@@ -57,21 +72,39 @@ class Attention(nnx.Module):
     )
     self.out = Linear((num_heads, width // num_heads), width, init=init, dtype=dtype, rngs=rngs)
     self.attention = attention
+    norm = lambda kind, width: (
+      lookup(NORMS, kind, "norm")(width, norm_eps=norm_eps, dtype=dtype) if kind else None
+    )
+    self.query_norm = norm(qk_norm, width // num_heads)
+    self.key_norm = norm(qk_norm, width // num_heads)
+    self.out_norm = norm(out_norm, width)
 
   def __call__(
-    self, x: jax.Array, mask: jax.Array | np.ndarray | None = None, bias: jax.Array | None = None
+    self,
+    x: jax.Array,
+    mask: jax.Array | np.ndarray | None = None,
+    bias: jax.Array | None = None,
+    rotation: Rotation | None = None,
   ) -> jax.Array:
     """[B, N, D] -> [B, N, D]; or [B, S, N, D] -> [B, S, N, D], for S sequences per example.
 
     Args:
       mask: bool [B or 1, 1, N, N], True where a query may attend; [S, 1, 1, N, N] for S sequences.
       bias: float [B or 1, heads, N, N], added to the logits.
+      rotation: rotary position embeddings of the N tokens; only for one sequence per example.
     """
     q, k, v = self._project_qkv(x)  # [B, N, heads, D/h]
+    if self.query_norm is not None:
+      q, k = self.query_norm(q), self.key_norm(k)
+    if rotation is not None:
+      q, k = rotate(q, rotation), rotate(k, rotation)
     attend = functools.partial(attention, kind=self.attention, dtype=self.qkv.dtype)
     if x.ndim == 4:  # vmap keeps the batch axis separate, so its sharding does not change.
       attend = jax.vmap(attend, (1, 1, 1, None if mask is None else 0, None), 1)
-    return self.out(attend(q, k, v, mask, bias))
+    y = attend(q, k, v, mask, bias)  # [B, N, heads, D/h]
+    if self.out_norm is not None:
+      y = self.out_norm(y.reshape(*y.shape[:-2], -1)).reshape(y.shape)
+    return self.out(y)
 
   def _project_qkv(self, x):
     """Computes queries, keys and values."""
@@ -87,14 +120,17 @@ class Attention(nnx.Module):
     )
 
 
-def check_heads(width: int, num_heads: int) -> None:
-  """Raises `UserError` unless the width is divisible by the number of heads."""
-  if width % num_heads:
-    raise UserError(f"width {width} is not divisible by {num_heads} heads.")
-
-
 class Block(nnx.Module):
-  """A pre-norm transformer block."""
+  """A transformer block: attention and an MLP, each with a norm and a residual connection.
+
+  Args:
+    norm: kind of the norms, a name in `NORMS`.
+    norm_order: a name in `NORM_ORDERS`.
+    qk_norm: whether to normalise queries and keys, per head.
+    sub_norm: whether to normalise before the last layer of each branch too, as in EVA-02.
+    layer_scale: initial value of a learned scale per channel of each branch; None for no scale.
+    gated_mlp: as `gated` of `Mlp`.
+  """
 
   def __init__(
     self,
@@ -103,20 +139,60 @@ class Block(nnx.Module):
     mlp_dim: int,
     *,
     activation: str = "gelu_tanh",
+    norm: str = "layer",
     norm_eps: float = 1e-6,
+    norm_order: str = "pre",
+    qk_norm: bool = False,
+    sub_norm: bool = False,
+    layer_scale: float | None = None,
+    gated_mlp: bool = False,
     attention: str = "auto",
     dtype: str = "float32",
     rngs: nnx.Rngs,
   ):
-    self.norm_attention = LayerNorm(width, norm_eps=norm_eps, dtype=dtype)
-    self.attention = Attention(width, num_heads, attention=attention, dtype=dtype, rngs=rngs)
-    self.norm_mlp = LayerNorm(width, norm_eps=norm_eps, dtype=dtype)
-    self.mlp = Mlp(width, mlp_dim, activation=activation, dtype=dtype, rngs=rngs)
+    make_norm = lookup(NORMS, norm, "norm")
+    self.norm_attention = make_norm(width, norm_eps=norm_eps, dtype=dtype)
+    self.attention = Attention(
+      width,
+      num_heads,
+      attention=attention,
+      qk_norm=norm if qk_norm else None,
+      out_norm=norm if sub_norm else None,
+      norm_eps=norm_eps,
+      dtype=dtype,
+      rngs=rngs,
+    )
+    self.norm_mlp = make_norm(width, norm_eps=norm_eps, dtype=dtype)
+    self.mlp = Mlp(
+      width,
+      mlp_dim,
+      activation=activation,
+      gated=gated_mlp,
+      hidden_norm=norm if sub_norm else None,
+      norm_eps=norm_eps,
+      dtype=dtype,
+      rngs=rngs,
+    )
+    scale = lambda: None if layer_scale is None else nnx.Param(jnp.full(width, layer_scale))
+    self.scale_attention, self.scale_mlp = scale(), scale()
+    self.norm_order = lookup({name: name for name in NORM_ORDERS}, norm_order, "norm_order")
 
-  def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+  def __call__(
+    self, x: jax.Array, mask: jax.Array | None = None, rotation: Rotation | None = None
+  ) -> jax.Array:
     """[B, N, D] -> [B, N, D]."""
-    x = x + self.attention(self.norm_attention(x), mask)
-    return shard_batch(x + self.mlp(self.norm_mlp(x)))
+    attend = lambda x: self.attention(x, mask, rotation=rotation)
+    x = self._add(x, attend, self.norm_attention, self.scale_attention)
+    return shard_batch(self._add(x, self.mlp, self.norm_mlp, self.scale_mlp))
+
+  def _add(self, x, branch, norm, scale):
+    """Adds the output of a branch to x."""
+    y = branch(norm(x) if self.norm_order == "pre" else x)
+    if self.norm_order == "branch":
+      y = norm(y)
+    if scale is not None:
+      y = broadcast_param(scale[...], y.shape, y.dtype) * y
+    return norm(x + y) if self.norm_order == "post" else x + y
 
 
 class Stack(nnx.Module):
@@ -187,63 +263,11 @@ def transformer_stack(
   num_heads: int,
   mlp_dim: int,
   *,
-  activation: str,
-  norm_eps: float = 1e-6,
-  attention: str = "auto",
-  dtype: str,
   remat: str,
   unroll: int,
   rngs: nnx.Rngs,
+  **block: Any,
 ) -> Stack:
-  """Makes a stack of identical transformer blocks."""
-  make = lambda rngs: Block(
-    width,
-    num_heads,
-    mlp_dim,
-    activation=activation,
-    norm_eps=norm_eps,
-    attention=attention,
-    dtype=dtype,
-    rngs=rngs,
-  )
+  """Makes a stack of identical transformer blocks; `block` holds other arguments of `Block`."""
+  make = lambda rngs: Block(width, num_heads, mlp_dim, **block, rngs=rngs)
   return Stack(make, depth, remat=remat, unroll=unroll, rngs=rngs)
-
-
-class MapHead(nnx.Module):
-  """Multi-head attention pooling: one learned query attends to all tokens; then a residual MLP.
-
-  Source: Zhai et al. 2022 (Scaling ViT), sec. 3.2, as in big_vision: no residual around attention.
-  """
-
-  def __init__(
-    self,
-    width: int,
-    num_heads: int,
-    mlp_dim: int,
-    *,
-    activation: str = "gelu_tanh",
-    norm_eps: float = 1e-6,
-    dtype: str = "float32",
-    rngs: nnx.Rngs,
-  ):
-    check_heads(width, num_heads)
-    self.probe = nnx.Param(glorot(1, width)(rngs.params(), (width,)))
-    self.query = Linear(width, (num_heads, width // num_heads), dtype=dtype, rngs=rngs)
-    self.key_value = Linear(
-      width, (2, num_heads, width // num_heads), init=glorot(width, width), dtype=dtype, rngs=rngs
-    )
-    self.out = Linear((num_heads, width // num_heads), width, dtype=dtype, rngs=rngs)
-    self.norm = LayerNorm(width, norm_eps=norm_eps, dtype=dtype)
-    self.mlp = Mlp(width, mlp_dim, activation=activation, dtype=dtype, rngs=rngs)
-
-  def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """[B, N, D] -> [B, D]; `mask`, bool [B, N], is True at the tokens to attend to."""
-    B = x.shape[0]
-    query = self.query(self.probe[...]).astype(jnp.float32)  # [heads, D/h]
-    query = broadcast_param(query, (B, 1, *query.shape), activation_dtype(self.query.dtype))
-    key_value = self.key_value(x)  # [B, N, 2, heads, D/h]
-    mask = None if mask is None else mask[:, None, None, :]
-    x = self.out(
-      remat(jax.nn.dot_product_attention)(query, key_value[:, :, 0], key_value[:, :, 1], None, mask)
-    )[:, 0]  # [B, D]
-    return x + self.mlp(self.norm(x))

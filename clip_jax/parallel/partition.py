@@ -20,7 +20,7 @@ STACKED = "blocks"  # Parameters below this key have a leading [depth] axis, sca
 TENSOR_RULES = (
   (r"(attention/qkv|head/query|head/key_value)/(kernel|bias)", -2),  # [D, 3, heads, D/h]
   (r"(attention|head)/out/kernel", -3),  # [heads, D/h, D]
-  (r"mlp/up/(kernel|bias)", -1),  # [D, hidden]
+  (r"mlp/(up|gate)/(kernel|bias)", -1),  # [D, hidden]
   (r"mlp/down/kernel", -2),  # [hidden, D]
   (r"text/embedding", -1),  # [vocab_size, D]
 )

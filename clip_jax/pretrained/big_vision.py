@@ -24,6 +24,7 @@ from clip_jax.pretrained.model_bundle import (
   complete_spec,
   part_name,
   require,
+  require_plain,
 )
 from clip_jax.pretrained.name_table import Name, of, prefixed, square_patch
 from clip_jax.towers.text import TextTransformer
@@ -257,14 +258,15 @@ def write(saved: ModelBundle, path: Path) -> None:
     )
   there = "big_vision"
   for spec, name in ((model.image, "Vit"), (model.text, "TextTransformer")):
-    require(spec, name, there, norm_eps=1e-6, activation="gelu_tanh")
+    require_plain(spec, name, there)
+    require(spec, name, there, norm_eps=1e-6, activation="gelu_tanh", pre_norm=False)
+    require(spec, name, there, positions="learned")
   require(
     model.image,
     "Vit",
     there,
-    positions="learned",
     class_position=False,
-    pre_norm=False,
+    pool=("gap", "tok", "map"),
     patch_bias=True,
   )
   pools = ("last", "gap", "max", "map")

@@ -24,6 +24,7 @@ from clip_jax.pretrained.model_bundle import (
   complete_spec,
   part_name,
   require,
+  require_plain,
 )
 from clip_jax.pretrained.name_table import (
   Name,
@@ -473,6 +474,11 @@ def write(saved: ModelBundle, folder: Path) -> None:
       f"Hugging Face's CLIPModel and SiglipModel have no equivalent of "
       f"{part_name(model.image)} with {part_name(model.text)}. {model_bundle.EXPORTABLE}"
     )
+  for spec in (model.image, model.text):
+    require_plain(spec, part_name(spec), "Hugging Face's library")
+  require(
+    model.text, "TextTransformer", "Hugging Face's library", positions="learned", pre_norm=False
+  )
   form = "siglip" if model.image.pool == "map" else "clip"
   config = _clip_config(model, saved) if form == "clip" else _siglip_config(model)
   arrays = model_bundle.written(saved, TABLES[form])

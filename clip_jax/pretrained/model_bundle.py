@@ -11,7 +11,7 @@ import jax
 from ml_collections.config_dict import ConfigDict
 import numpy as np
 
-from clip_jax.config import build, call, function, short_name
+from clip_jax.config import build, call, function, parameters_of, short_name
 from clip_jax.data.crops import Resize
 from clip_jax.data.resize_then_crop import ResizeThenCrop
 from clip_jax.data.untrusted import read_json
@@ -184,6 +184,33 @@ def require(spec: ConfigDict, what: str, there: str, **wanted: Any) -> None:
         f"{there} has no equivalent of this model: {what}'s {name} is {spec[name]!r}, but must "
         f"be {' or '.join(map(repr, values))}. {EXPORTABLE}"
       )
+
+
+# Arguments of towers that every format describes or checks, or that do not change the function.
+_PLAIN = frozenset(
+  (
+    *("fn", "size", "width", "depth", "mlp_dim", "num_heads", "activation", "attention", "dtype"),
+    *("patch", "image_size", "pool", "positions", "class_position", "pre_norm", "patch_bias"),
+    *("drop_rest", "norm_eps", "remat", "unroll", "vocab_size", "context_length", "causal"),
+    *("mask_padding", "eos_id"),
+  )
+)
+
+
+def require_plain(spec: ConfigDict, what: str, there: str, *known: str) -> None:
+  """Checks that a Vit or TextTransformer has none of the options that other formats cannot store.
+
+  Args:
+    spec, what, there: as in `require`.
+    known: options that this format stores.
+
+  Raises:
+    UserError: an option is on.
+  """
+  given = {n: x for n, x in spec.items() if n not in _PLAIN and n not in known}
+  defaults = {n: p.default for n, p in parameters_of(function(spec.fn)).items() if n in given}
+  require(spec, what, there, **{n: (x,) for n, x in defaults.items()})
+  require(spec, what, there, activation=("gelu", "gelu_tanh", "quick_gelu"))
 
 
 EXPORTABLE = (

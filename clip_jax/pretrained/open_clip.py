@@ -27,6 +27,7 @@ from clip_jax.pretrained.model_bundle import (
   complete_spec,
   part_name,
   require,
+  require_plain,
 )
 from clip_jax.pretrained.name_table import Name
 from clip_jax.pretrained.open_clip_names import BIAS, SCALARS, TRUNK, VIT, resnet_table, text_table
@@ -438,6 +439,9 @@ def write(saved: ModelBundle, folder: Path) -> None:
     UserError: open_clip has no equivalent of the model.
   """
   model = complete_spec(saved.model)
+  for spec in (model.image, model.text):
+    if part_name(spec) in ("Vit", "TextTransformer"):
+      require_plain(spec, part_name(spec), "open_clip")
   vision, text_config = _vision_config(model), _text_config(model, saved.tokenizer)
   quick = [
     spec.activation == "quick_gelu"
@@ -544,6 +548,7 @@ def _timm_config(model):
     image,
     "Vit",
     "timm's SigLIP ViT",
+    pool=("gap", "map"),
     positions="learned",
     patch_bias=True,
     pre_norm=False,
@@ -574,7 +579,9 @@ def _text_config(model, tokenizer):
   spec = model.text
   if part_name(spec) != "TextTransformer":
     raise UserError(f"open_clip has no equivalent of {part_name(spec)}. {model_bundle.EXPORTABLE}")
-  require(spec, "TextTransformer", "open_clip's text transformer", pool=("last", "eot", "argmax"))
+  there = "open_clip's text transformer"
+  require(spec, "TextTransformer", there, positions="learned", pre_norm=False)
+  require(spec, "TextTransformer", there, pool=("last", "eot", "argmax"))
   require(model, "the model", "open_clip", text_projection=("linear", "affine"))
   if not spec.causal:
     require(spec, "TextTransformer", "open_clip's text transformer", mask_padding=False)

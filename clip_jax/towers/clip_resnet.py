@@ -9,11 +9,11 @@ import jax.numpy as jnp
 
 from clip_jax.cli.values import ImageSize, OneOf, Range, Stages, Width, checked
 from clip_jax.errors import UserError
+from clip_jax.nn.attention import check_heads
 from clip_jax.nn.convolution import conv2d
 from clip_jax.nn.layers import BatchNorm, Linear, add_bias
 from clip_jax.nn.remat import REMAT_POLICIES, RematPolicy
 from clip_jax.nn.target import Dtype, resolve_dtype
-from clip_jax.nn.transformer import check_heads
 from clip_jax.parallel.placement import shard_batch
 from clip_jax.towers.sizes import both_sides
 

@@ -66,7 +66,7 @@ def test_a_causal_tower_does_not_see_later_tokens():
   early = np.full((1, LENGTH), 3, np.int32)
   late = early.copy()
   late[0, -1] = 4
-  embed = lambda tokens: tower.stack(tower.embedding[...][tokens], tower._mask(tokens != 0))
+  embed = lambda tokens: tower.stack(tower.embedding[...][tokens], tower._mask(tokens, tokens != 0))
   np.testing.assert_allclose(embed(early)[:, :-1], embed(late)[:, :-1], atol=1e-6)
   assert largest_difference(embed(early)[:, -1], embed(late)[:, -1]) > 1e-3
 
