@@ -12,12 +12,12 @@ import threading
 from typing import Any
 
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
-import msgpack
 
 from clip_jax.cli.formatting import printable
 from clip_jax.cli.values import FilePath, checked
 from clip_jax.data import paths
 from clip_jax.data.folder_walk import entries, warn_skipped
+from clip_jax.data.record_packing import pack, unpack
 from clip_jax.data.selection import record_number
 from clip_jax.data.untrusted import MAX_JSON, parse_json
 from clip_jax.errors import UserError
@@ -33,7 +33,8 @@ _MOST = 2**40  # Records of a shard, so that their sum is a valid length.
 class ArrayRecord:
   """Source of the records in one or more ArrayRecord files; picklable and thread-safe.
 
-  A record is a dict as given to `write`: {"image": encoded bytes, "text": str or list of str, ...}.
+  A record is a dict as given to `write`: {"image": encoded bytes or uint8 [H, W, 3], "text": str or
+  list of str, ...}.
 
   Attributes:
     files: paths of the shards; records are numbered in this order.
@@ -78,7 +79,7 @@ class ArrayRecord:
     i = record_number(i, len(self))
     shard = bisect.bisect_right(self._ends, i)
     start = self._ends[shard - 1] if shard else 0
-    return msgpack.unpackb(self._reader(shard).read([i - start])[0])
+    return unpack(self._reader(shard).read([i - start])[0])
 
   def verify(self) -> int:
     """Compares every shard with its checksum in the manifest, which reads all bytes.
@@ -121,7 +122,7 @@ def write(records: Iterable[Mapping[str, Any]], path: str, *, compression: str =
   """Writes one shard atomically.
 
   Args:
-    records: dicts of str, bytes, numbers, and lists and dicts of these.
+    records: dicts of str, bytes, numbers, pixels (uint8 [H, W, 3]), and lists and dicts of these.
     path: the file, by convention `NAME.array_record`; an existing file is replaced.
     compression: "" for none (encoded images do not compress further), or an ArrayRecord option such
       as "zstd:9".
@@ -136,7 +137,7 @@ def write(records: Iterable[Mapping[str, Any]], path: str, *, compression: str =
     writer = ArrayRecordWriter(str(temporary), f"group_size:1,{compression or 'uncompressed'}")
     try:
       for record in records:
-        writer.write(msgpack.packb(record))
+        writer.write(pack(record))
         count += 1
     finally:
       writer.close()

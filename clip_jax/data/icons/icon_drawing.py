@@ -101,8 +101,17 @@ def draw(document: str, size: int, key: str) -> bytes:
   return out.getvalue()
 
 
-def decode_drawing(image: bytes) -> np.ndarray:
-  """Decodes a PNG from `draw`: uint8 [S, S] if the drawing has no colours, else RGBA [S, S, 4]."""
+def decode_drawing(image: bytes | np.ndarray) -> np.ndarray:
+  """Decodes a drawing.
+
+  Args:
+    image: a PNG from `draw`; or its pixels, uint8 [S, S, 3] without colours or [S, S, 4].
+
+  Returns:
+    uint8 [S, S], black on white, if it has no colours; else RGBA [S, S, 4].
+  """
+  if isinstance(image, np.ndarray):
+    return image if image.shape[2] == 4 else image[..., 0]
   return np.asarray(Image.open(io.BytesIO(image), formats=("PNG",)))
 
 
@@ -125,6 +134,8 @@ def paint(
     cover = drawing[..., 3:].astype(np.uint16)
     mixed = drawing[..., :3] * cover + np.array(paper, np.uint16) * (255 - cover)
     return ((mixed + 127) // 255).astype(np.uint8)
+  if tuple(ink) == (0, 0, 0) and tuple(paper) == (255, 255, 255):
+    return np.repeat(drawing[..., None], 3, axis=2)
   grey = np.arange(256, dtype=np.uint16)[:, None]
   table = (np.array(paper, np.uint16) * grey + np.array(ink, np.uint16) * (255 - grey) + 127) // 255
   return table.astype(np.uint8)[drawing]

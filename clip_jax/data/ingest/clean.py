@@ -11,7 +11,7 @@ from PIL import Image
 import simplejpeg
 
 from clip_jax.data.captions import caption_texts
-from clip_jax.data.decode import MAX_PIXELS, Picture, UnreadableImage, open_image
+from clip_jax.data.decode import MAX_PIXELS, Picture, UnreadableImage, decode, open_image
 from clip_jax.data.outcomes import Dropped
 
 _KEPT = ("JPEG", "MPO", "PNG", "WEBP")  # MPO is a JPEG followed by further JPEGs.
@@ -31,6 +31,7 @@ class Cleaning:
     language: key of the text to use if texts are dicts by language; None to drop dicts.
     unescape_html: whether to replace HTML entities such as &amp; by their characters.
     fix_encoding: whether to repair text that was decoded wrongly, such as "cafÃ©", with ftfy.
+    pixels: whether to store decoded pixels, uint8 [H, W, 3], instead of encoded images.
   """
 
   max_side: int | None = None
@@ -39,6 +40,7 @@ class Cleaning:
   language: str | None = None
   unescape_html: bool = False
   fix_encoding: bool = False
+  pixels: bool = False
 
 
 def clean(raw: dict[str, Any], how: Cleaning = Cleaning()) -> tuple[dict[str, Any], list[str]]:
@@ -48,7 +50,7 @@ def clean(raw: dict[str, Any], how: Cleaning = Cleaning()) -> tuple[dict[str, An
   bytes. Images that are animated, CMYK, 16-bit, rotated by EXIF, in another format or larger than
   `max_side` are converted to a JPEG of the first frame, in RGB and with the rotation applied.
   Pixel arrays are stored as PNG. EXIF is removed from JPEGs, because it may contain personal data
-  and makes decoding slower.
+  and makes decoding slower. With `pixels`, all images are stored decoded instead.
 
   Args:
     raw: "image" (encoded bytes or uint8 [H, W, 3]), "text" (see `captions.caption_texts`), and
@@ -69,8 +71,16 @@ def clean(raw: dict[str, Any], how: Cleaning = Cleaning()) -> tuple[dict[str, An
     record["text"] = _texts(record.get("text"), how, changes)
   else:
     record.pop("text", None)
-  record["image"] = _image(raw["image"], how.max_side, how.quality, changes)
+  if how.pixels and not _is_drawing(raw["image"]):
+    record["image"] = _downscale(_try(decode, raw["image"]), how.max_side, changes)
+  elif not how.pixels:
+    record["image"] = _image(raw["image"], how.max_side, how.quality, changes)
   return record, changes
+
+
+def _is_drawing(image):
+  """Whether an image is pixels with transparency, whose background is not chosen yet."""
+  return isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 4
 
 
 def _texts(given, how, changes):

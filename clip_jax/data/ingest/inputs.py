@@ -52,7 +52,7 @@ class Job:
       becomes one shard.
     image_root, delimiter, quotes, on_error: see `CaptionTable`; `image_root` also for "parquet".
     key_dot: see `webdataset.samples`.
-    max_side, quality, max_text, language, unescape_html, fix_encoding: see `Cleaning`; for
+    max_side, quality, max_text, language, unescape_html, fix_encoding, pixels: see `Cleaning`; for
       "iconify", `max_side` is the side of the drawings.
     licences: for "iconify", see `Iconify`.
   """
@@ -75,12 +75,15 @@ class Job:
   language: str | None = None
   unescape_html: bool = False
   fix_encoding: bool = False
+  pixels: bool = False
   licences: str = "permissive"
 
   @property
   def settings(self) -> dict[str, Any]:
     """All attributes except locations, because the input may move between runs."""
-    left_out = ("where", "image_root", *(() if self.format == "iconify" else ("licences",)))
+    left_out = ["where", "image_root"]
+    # Notes of before lack fields that are newer than they.
+    left_out += ["licences"] * (self.format != "iconify") + ["pixels"] * (not self.pixels)
     return {
       k: list(v) if isinstance(v, tuple) else v
       for k, v in dataclasses.asdict(self).items()
@@ -241,7 +244,9 @@ def _source(job: Job) -> Source:
       check=False,
     )
   if job.format == "iconify":
-    return Iconify(job.where, licences=job.licences, size=job.max_side or ICON_SIDE)
+    return Iconify(
+      job.where, licences=job.licences, size=job.max_side or ICON_SIDE, pixels=job.pixels
+    )
   if job.format == FILES:
     fields = ORIGIN_FIELDS if job.fields is None else job.fields
     return CaptionFiles(job.where, job.image, job.text, fields, job.language, check=False)

@@ -15,7 +15,7 @@ from clip_jax.errors import UserError
 _TABLES = tuple(ending for ending in TABLES if ending != ".txt")
 _ANY = {
   *("from", "format", "out", "processes", "shard", "max_side", "quality", "max_text", "language"),
-  *("unescape_html", "fix_encoding", "licence", "source"),
+  *("unescape_html", "fix_encoding", "pixels", "licence", "source"),
 }
 _COLUMNS = {"image", "text", "fields", "records_per_shard"}
 _TABLE = {"delimiter", "quotes", "on_error"}
@@ -70,7 +70,9 @@ def job_of(flags: SimpleNamespace, numbers: Mapping[str, Any]) -> Job:
     check_used(flags, f"--format={form}")
   given = {name: getattr(flags, name) for name in ("image", "text", "image_root", "delimiter")}
   given |= {name: getattr(flags, name) or choices[0] for name, choices in _CHOICES.items()}
-  given |= {name: getattr(flags, name) for name in ("language", "unescape_html", "fix_encoding")}
+  given |= {
+    name: getattr(flags, name) for name in ("language", "unescape_html", "fix_encoding", "pixels")
+  }
   given["licences"] = flags.licences or "permissive"
   if flags.fields is not None:
     given["fields"] = tuple(filter(None, flags.fields.split(",")))

@@ -7,14 +7,13 @@ from pathlib import Path
 import re
 from typing import Annotated, Any
 
-import msgpack
-
 from clip_jax.cli.values import Range, check_fields, shorten
 from clip_jax.data.ingest.clean import clean
 from clip_jax.data.ingest.inputs import Job, open_inputs
 from clip_jax.data.ingest.webdataset import NOT_ADJACENT
 from clip_jax.data.outcomes import Dropped, Ledger, NotAskedFor, total, unaccounted
 from clip_jax.data.paths import sha256
+from clip_jax.data.record_packing import pack
 from clip_jax.data.records import write
 from clip_jax.data.untrusted import read_json
 from clip_jax.errors import UserError
@@ -122,7 +121,7 @@ def write_shard(job: Job, piece: int, out: str) -> dict[str, Any]:
 
 def _check_writable(record):
   try:
-    msgpack.packb(record)
+    pack(record)
   except (TypeError, ValueError, OverflowError) as error:  # A date, 2**64 ...
     raise Dropped("unwritable field") from error
 

@@ -115,7 +115,7 @@ class IconRecords:
     place = int(self._places[i])
     record = with_text(self.records[place], self.caption, self.coloured, self.seed, place)
     image = record["image"]
-    if isinstance(image, bytes):
+    if isinstance(image, bytes) or image.shape[2] == 4:
       record["image"] = paint(decode_drawing(image))
     drawing = int(self._index["drawing"][i])
     concept = tuple(dict.fromkeys((*record["names"], *self._synonyms.get(drawing, ()))))

@@ -128,3 +128,16 @@ def test_categorised_icons_have_their_first_category(folders):
   ]
   with pytest.raises(UserError, match="no icons"):
     IconRecords(folders[1], "all", categorised=("food",))
+
+
+def test_stored_pixels_give_the_same_icons(folders, tmp_path):
+  out = tmp_path / "pixels"
+  main([f"--from={folders[0]}", "--format=iconify", f"--out={out}", "--max_side=48", "--pixels"])
+  assert (out / "icons.json").read_text() == (folders[1] / "icons.json").read_text()
+  for coloured in (0.0, 1.0):
+    expected = everything(IconRecords(folders[1], "all", coloured=coloured))
+    found = everything(IconRecords(out, "all", coloured=coloured))
+    assert any(record["palette"] for record in found.values())
+    for key, record in expected.items():
+      np.testing.assert_array_equal(found[key].pop("image"), record.pop("image"))
+      assert found[key] == record
