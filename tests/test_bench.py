@@ -78,6 +78,7 @@ def test_ceiling_has_the_dtype_of_the_image_tower():
   assert build_setup(config).dtypes == {"image": "bfloat16", "text": "float32"}
 
 
+@pytest.mark.slow
 def test_bench_loss_compares_chunks_with_dense(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(bench_loss, "ROWS", (64, 1024))
   monkeypatch.setattr(bench_loss, "CHUNK_SIZE", 64)
@@ -90,6 +91,7 @@ def test_bench_loss_compares_chunks_with_dense(tmp_path, monkeypatch, capsys):
   assert "nt_xent, 1,024 rows" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_loss_that_would_not_fit_is_compiled_but_not_run(monkeypatch, capsys):
   monkeypatch.setattr(bench_loss, "ROWS", (64,))
   monkeypatch.setattr(bench_loss, "MAX_MEMORY", 1)
@@ -98,6 +100,7 @@ def test_loss_that_would_not_fit_is_compiled_but_not_run(monkeypatch, capsys):
   assert " -" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_bench_checkpoint_measures_a_save(tmp_path, monkeypatch):
   monkeypatch.setattr(machine, "SECONDS", 0.3)
   arguments = [

@@ -27,7 +27,8 @@ class Hog(nnx.Module):
 
   Args:
     image_size: side, or (height, width), of the images in pixels.
-    cell: side of a cell in pixels.
+    cell: side of a cell in pixels, or several sides, multiples of the first, whose features are
+      concatenated. Edges are computed once for all of them.
     orientations: number of histogram bins, over 180 degrees.
     dtype: dtype of the features, which are computed in float32.
 
@@ -39,14 +40,17 @@ class Hog(nnx.Module):
     self,
     *,
     image_size: ImageSize = 224,
-    cell: Pixels = 8,
+    cell: Pixels | tuple[Pixels, ...] = 8,
     orientations: Width = 9,
     dtype: Dtype = "auto",
   ):
     dtype = resolve_dtype(dtype, convolutional=True)
-    self.image_size, self.cell, self.orientations = both_sides(image_size), cell, orientations
-    self.dtype = dtype
-    self.width = math.prod(patch_grid(self.image_size, cell)) * (orientations + 3)
+    self.image_size, self.orientations, self.dtype = both_sides(image_size), orientations, dtype
+    self.cells = cell if isinstance(cell, tuple) else (cell,)
+    if not self.cells or any(side % self.cells[0] for side in self.cells):
+      raise UserError(f"cell={cell!r}: set one side, or several that are multiples of the first.")
+    grids = [patch_grid(self.image_size, side) for side in self.cells]
+    self.width = sum(math.prod(grid) for grid in grids) * (orientations + 3)
 
   def __call__(
     self, image: jax.Array, *, train: bool = False, keep: float = 1.0, key: jax.Array | None = None
@@ -60,10 +64,15 @@ class Hog(nnx.Module):
         "the same value."
       )
     image = image.astype(jnp.float32)
-    edges = histograms(image, cell=self.cell, orientations=self.orientations)
-    colours = _cell_means(image, self.cell)  # [B, h, w, 3]
-    x = jnp.concatenate([4 * edges, 2 * colours], axis=-1)
-    return shard_batch(x.reshape(x.shape[0], -1).astype(self.dtype))
+    finest, B = self.cells[0], image.shape[0]
+    edges = _unnormalised(image, finest, self.orientations)
+    colours = _cell_means(image, finest)  # [B, h, w, 3]
+    features = []
+    for cell in self.cells:
+      found, mean = (_cell_means(x, cell // finest) for x in (edges, colours))
+      x = jnp.concatenate([4 * _normalised(found), 2 * mean], axis=-1)
+      features.append(x.reshape(B, -1))
+    return shard_batch(jnp.concatenate(features, axis=-1).astype(self.dtype))
 
 
 def histograms(image: jax.Array, *, cell: int, orientations: int) -> jax.Array:
@@ -80,6 +89,11 @@ def histograms(image: jax.Array, *, cell: int, orientations: int) -> jax.Array:
   Returns:
     float32 [B, H / cell, W / cell, O], at least 0.
   """
+  return _normalised(_unnormalised(image, cell, orientations))
+
+
+def _unnormalised(image, cell, orientations):
+  """Sums of gradients by orientation, divided by the cell's area, [B, h, w, O]."""
   edged = jnp.pad(image, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
   along = edged[:, 1:-1, 2:] - edged[:, 1:-1, :-2]  # [B, H, W, 3]
   down = edged[:, 2:, 1:-1] - edged[:, :-2, 1:-1]
@@ -88,7 +102,11 @@ def histograms(image: jax.Array, *, cell: int, orientations: int) -> jax.Array:
   turn = jnp.arctan2(down, along) / math.pi * orientations  # [B, H, W]
   away = jnp.abs(turn[..., None] - jnp.arange(orientations)) % orientations
   share = jax.nn.relu(1 - jnp.minimum(away, orientations - away))  # [B, H, W, O]
-  cells = _cell_means(jnp.hypot(along, down)[..., None] * share, cell)  # [B, h, w, O]
+  return _cell_means(jnp.hypot(along, down)[..., None] * share, cell)
+
+
+def _normalised(cells):
+  """Divides each cell by the energy of the 3 x 3 cells around it."""
   energy = jnp.square(cells).sum(-1, keepdims=True)
   energy = jnp.pad(energy, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
   energy = lax.reduce_window(energy, 0.0, lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "VALID") / 9
@@ -97,5 +115,7 @@ def histograms(image: jax.Array, *, cell: int, orientations: int) -> jax.Array:
 
 def _cell_means(x, cell):
   """Averages over each cell: [B, H, W, C] -> [B, H / cell, W / cell, C]."""
+  if cell == 1:
+    return x
   B, H, W, C = x.shape
   return x.reshape(B, H // cell, cell, W // cell, cell, C).mean(axis=(2, 4))

@@ -121,6 +121,7 @@ def test_eight_devices_match_one(plain):
   check_same(result, trained(objective, mesh=mesh_lib.make_mesh(2, 2, 2)))
 
 
+@pytest.mark.slow
 def test_every_mesh_shape_matches_one_device():
   result = trained(OBJECTIVES["flip-grouped-blockwise"])
   for sizes in MESHES:
@@ -141,12 +142,19 @@ def test_towers_for_small_data_match_on_eight_devices():
   )
 
 
+@pytest.mark.slow
 def test_microbatches_on_eight_devices_match_one():
   objective = OBJECTIVES["slip-masked-blockwise"]
   check_same(trained(objective), trained(objective, mesh=mesh_lib.make_mesh(8, 1), microbatches=2))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(name, marks=[pytest.mark.slow] * (name not in ("clip", "siglip")))
+    for name in OBJECTIVES
+  ],
+)
 def test_overfits_one_batch(name):
   made = learner(OBJECTIVES[name])
   optimizer = with_bounds(optax.adam(3e-3), param_bounds(made))

@@ -54,7 +54,14 @@ def test_plan_lists_missing_runs(tmp_path):
   assert "16 runs, 16 missing" in printed and "one a100 at 50% of its peak" in printed
 
 
-@pytest.mark.parametrize("name", ["openclipart", "shapes", "strategies_openclipart"])
+@pytest.mark.parametrize(
+  "name",
+  [
+    "openclipart",
+    pytest.param("shapes", marks=pytest.mark.slow),
+    pytest.param("strategies_openclipart", marks=pytest.mark.slow),
+  ],
+)
 def test_each_kind_of_small_run_can_be_traced(name):
   grid, kinds = grid_lib.load(str(CONFIGS / f"{name}.py:1")), {}
   for run in grid.runs:

@@ -95,7 +95,14 @@ def trained(spec, state, *, steps, mesh=None):
   return states, jax.device_get(metrics)
 
 
-@pytest.fixture(scope="module", params=IMAGE_TOWERS)
+# Those that differ from a faster one in little that matters to these tests.
+SLOW = ("vit-tok", "vit-gap", "vit-openai", "resnet-flat")
+
+
+@pytest.fixture(
+  scope="module",
+  params=[pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in IMAGE_TOWERS],
+)
 def plain(request):
   """A tower's config, its initial state, and the result of training on one device."""
   spec = IMAGE_TOWERS[request.param]

@@ -69,7 +69,18 @@ def test_features_are_edges_and_colours_of_each_cell():
   np.testing.assert_allclose(cells[1, 1, 2, 9:], 2 * image[1, 8:, 16:].mean((0, 1)), rtol=1e-4)
 
 
+def test_several_sizes_of_cells_give_the_features_of_each():
+  image = np.random.default_rng(0).uniform(-1, 1, (2, 24, 16, 3)).astype(np.float32)
+  make = lambda cell: hog.Hog(image_size=(24, 16), cell=cell, dtype="float32")
+  both = make((4, 8))
+  expected = np.concatenate([make(4)(image), make(8)(image)], axis=1)
+  assert both.width == expected.shape[1] == 12 * (6 * 4 + 3 * 2)
+  np.testing.assert_allclose(both(image), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_invalid_arguments_are_reported():
+  with pytest.raises(UserError, match="set one side, or several that are multiples of the first"):
+    hog.Hog(image_size=24, cell=(4, 6))
   with pytest.raises(UserError, match="expected images of 16 x 16, but got 24 x 24"):
     hog.Hog(image_size=16)(jnp.zeros((1, 24, 24, 3)))
   with pytest.raises(UserError, match="drops patches, but a Hog has none"):
