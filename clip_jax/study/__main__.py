@@ -24,6 +24,7 @@ HELP = """Trains grids of runs, and analyses your runs and the paper's numbers.
                                [--chips=8] [--accelerator=h100] [--mfu=0.3] [--corpus=laion]
                                [--metric=zero_shot] [--runs=CSV,...] [--top=3] [--out=recipe.py]
                                [--json]
+  python -m clip_jax.study advise --map=FILE.png [--corpus=laion] [--metric=zero_shot]
   python -m clip_jax.study verdicts --runs=CSV,... [--public] [--out=FILE.csv]
 
   run        trains the runs of a grid that are not done yet; rerun the command to resume. Writes
@@ -50,7 +51,8 @@ HELP = """Trains grids of runs, and analyses your runs and the paper's numbers.
              corpus' published runs. --quality: percent of the pool that is kept, best first
   advise     recommends a recipe for a number of pairs and a training budget, with the two next,
              their 90% intervals and the run that would decide between them. --out writes the
-             recipe as a config for train and plan; --runs adds runs of yours to the evidence
+             recipe as a config for train and plan; --runs adds runs of yours to the evidence;
+             --map draws the best recipe for 1M to 1B pairs and 1e17 to 1e22 FLOPs
   verdicts   checks which of the paper's claims hold in your runs; --public: in public runs
 
 --accelerator and --utilisation or --mfu (of its peak FLOP/s) convert between hours and FLOPs.
@@ -131,6 +133,7 @@ def main(arguments: list[str]) -> int | None:
         "mfu",
         "corpus",
         "out",
+        "map",
       ),
       ("json",),
     ),
@@ -228,6 +231,9 @@ def _advise(flags):
   from clip_jax.study import accelerators, advice, advice_report, own_runs
   from clip_jax.study.forecasts import count_flag
 
+  if flags.map:
+    _map(flags)
+    return
   given = [name for name in ("compute", "samples", "hours") if getattr(flags, name)]
   if not flags.pairs or len(given) != 1:
     raise UserError(
@@ -259,6 +265,27 @@ def _advise(flags):
     recipe = advice_report.write_recipe(found, Path(flags.out))
     if not flags.json:
       print(f"Wrote {flags.out}, which trains {recipe.name}")
+
+
+def _map(flags):
+  from clip_jax.cli.flags import check_output
+  from clip_jax.study import advice_map
+  from clip_jax.study.plots import import_matplotlib
+
+  others = ("pairs", "compute", "samples", "hours", "chips", "runs", "top", "out", "json")
+  unused = [f"--{name}" for name in others if getattr(flags, name)]
+  if unused:
+    raise UserError(
+      f"--map draws many numbers of pairs and budgets, and does not use {', '.join(unused)}. "
+      "Leave them out, or leave out --map."
+    )
+  if not flags.map.endswith(".png"):
+    raise UserError(f"--map={flags.map} is not a PNG file. Choose a name such as map.png.")
+  check_output(flags.map, "--map")
+  import_matplotlib()
+  metric = flags.metric or "zero_shot"
+  advice_map.draw(advice_map.places(metric, flags.corpus or ""), Path(flags.map), metric)
+  print(f"Drew {flags.map}.")
 
 
 def _verdicts(flags):

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from clip_jax.errors import UserError
-from clip_jax.study import advice, advice_report, candidates, evidence, own_runs, runs_table
+from clip_jax.study import (
+  advice,
+  advice_map,
+  advice_report,
+  candidates,
+  evidence,
+  own_runs,
+  runs_table,
+)
 from clip_jax.study.__main__ import main
 
 
@@ -195,3 +203,18 @@ def test_mistakes_are_reported(arguments, message):
 def test_nothing_is_said_about_no_compute():
   with pytest.raises(evidence.NoEvidence, match="Nothing can be said"):
     advice.advise(1e8, compute=1e9)
+
+
+def test_the_map_shows_the_advice_at_each_place(tmp_path):
+  found = advice_map.places(pairs=(1e7, 1e9), budgets=(1e20,))
+  assert [(p.pairs, p.compute) for p in found] == [(1e7, 1e20), (1e9, 1e20)]
+  assert found[1].recipe.forecast.accuracy == best(1e9, compute=1e20)
+  advice_map.draw(found, tmp_path / "map.png")
+  assert (tmp_path / "map.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_flags_that_the_map_does_not_use_are_refused():
+  with pytest.raises(UserError, match="does not use --pairs, --compute"):
+    main(["advise", "--map=x.png", "--pairs=1M", "--compute=1e20"])
+  with pytest.raises(UserError, match="x.jpg is not a PNG"):
+    main(["advise", "--map=x.jpg"])
