@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "clip_jax"
 # Pages of the root, by their name on the site.
 ROOT_PAGES = {
-  "README.md": "guide.md",
+  "README.md": "index.md",
   "CONTRIBUTING.md": "contributing.md",
   "CHANGELOG.md": "changelog.md",
   "SECURITY.md": "security.md",

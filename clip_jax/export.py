@@ -1,6 +1,15 @@
 """Exports a model: python -m clip_jax.export --model=MODEL --format=F --out=DIR."""
 
+from typing import TYPE_CHECKING
+
 from clip_jax.cli.command import run_command
+
+if TYPE_CHECKING:
+  from pathlib import Path
+
+  from ml_collections.config_dict import ConfigDict
+
+  from clip_jax.pretrained.model_card import Origin
 
 HELP = """Exports a model to a format that other libraries load.
 
@@ -12,10 +21,18 @@ HELP = """Exports a model to a format that other libraries load.
           =huggingface transformers.CLIPModel (or SiglipModel) .from_pretrained("DIR")
           =big_vision  a two-tower .npz; --out=FILE.npz
           =stablehlo   jax.export.deserialize(...).call(images); needs no model code
-          =clip_jax    clip_jax.load("DIR"); any model, in float16 with its tokenizer
           =onnx        onnxruntime.InferenceSession("DIR/encode_image.onnx"); needs no JAX
+          =clip_jax    clip_jax.load("DIR"); any model, in float16 with its tokenizer
   --out=DIR            created if it does not exist
+  --licence=NAME       licence of the weights, for the model card, such as cc-by-4.0
+  --push=ORG/NAME      also upload what was written to this repository of the Hugging Face Hub; a
+                       new one is private (needs the [hub] extra and a login)
+  --public             a new repository is public
   --trust=MODULE,...   modules outside clip_jax that the model's config may call
+
+Next to the model there is a model card, README.md, with its data, training, metrics of the last
+step and licences, and training_config.json with every value of the config, without the names of
+folders. For big_vision, the card is FILE.md.
 
 Weights are written in float32, and embeddings match the original model's to 1e-4, or to bfloat16
 precision if the original computes in bfloat16. --format=clip_jax writes float16; cosine
@@ -33,7 +50,12 @@ def main(arguments: list[str]) -> int:
   from clip_jax.cli.flags import parse
   from clip_jax.errors import UserError
 
-  flags = parse(arguments, HELP, strings=("model", "format", "out", "trust"))
+  flags = parse(
+    arguments,
+    HELP,
+    strings=("model", "format", "out", "licence", "push", "trust"),
+    switches=("public",),
+  )
   where = flags.model
   if not where:
     raise UserError("Which model? Set --model=MODEL, such as the workdir of a training run.")
@@ -46,16 +68,24 @@ def main(arguments: list[str]) -> int:
       f"--out={flags.out}: --format=big_vision writes a FILE.npz, the other formats "
       "write a directory."
     )
+  if flags.push and flags.format == "big_vision":
+    raise UserError("--push uploads a directory. Set another --format, or leave out --push.")
+  if flags.public and not flags.push:
+    raise UserError("--public is about the repository of --push=ORG/NAME, which is not set.")
   from clip_jax.inference.loading import describe, load_bundle
   from clip_jax.pretrained import (
     big_vision,
+    hub,
     hugging_face,
+    model_card,
     onnx_models,
     open_clip,
     packaged,
     stablehlo,
   )
 
+  if flags.push:
+    hub.check_push(flags.push)
   trust = tuple(filter(None, (flags.trust or "").split(",")))
   write = {
     "clip_jax": lambda saved, out: packaged.write(describe(where, trust=trust), saved, out),
@@ -65,9 +95,52 @@ def main(arguments: list[str]) -> int:
     "stablehlo": stablehlo.write,
     "onnx": onnx_models.write,
   }[flags.format]
-  write(load_bundle(where, trust=trust), Path(flags.out))
+  out, saved = Path(flags.out), load_bundle(where, trust=trust)
+  before = _files(out)
+  write(saved, out)
+  origin = _origin(where, describe(where, trust=trust).config, flags.licence or "")
+  if flags.format == "big_vision":
+    from clip_jax.files import write_atomically
+
+    write_atomically(out.with_suffix(".md"), model_card.card(saved, flags.format, out.name, origin))
+  else:
+    model_card.write(saved, flags.format, out, origin)
   print(f"Wrote {where} to {flags.out} in {flags.format} format.")
+  if flags.push:
+    mine = [name for name, state in _files(out).items() if before.get(name) != state]
+    print(f"Uploaded to {hub.push(out, mine, flags.push, public=flags.public)}.")
   return 0
+
+
+def _files(folder: "Path") -> dict[str, tuple[int, int]]:
+  """Inode and time of every file of a folder, by which one that is written anew differs."""
+  return {
+    str(path.relative_to(folder)): (path.stat().st_ino, path.stat().st_mtime_ns)
+    for path in folder.rglob("*")
+    if path.is_file()
+  }
+
+
+def _origin(where: str, config: "ConfigDict | None", licence: str) -> "Origin":
+  """Collects what the model card says about a run, or about another library's checkpoint."""
+  from pathlib import Path
+
+  import clip_jax
+  from clip_jax.pretrained import run_checkpoint
+  from clip_jax.pretrained.model_card import Origin
+  from clip_jax.study.run_result import commit
+  from clip_jax.training.history import Record
+  from clip_jax.training.metrics import evaluation_metrics
+
+  version = f"clip_jax {clip_jax.__version__}" + (f" at commit {c}" if (c := commit()) else "")
+  if config is None:
+    return Origin(where, None, 0, 0, {}, version, licence)
+  workdir = Path(where)
+  step = max(run_checkpoint.steps_in(workdir.absolute() / "checkpoints"))
+  record = Record.read(workdir)
+  samples = record.history.samples(step) if record else step * config.data.batch_size
+  metrics = {n: x for n, x in evaluation_metrics(workdir, step).items() if x is not None}
+  return Origin(where, config, step, samples, metrics, version, licence)
 
 
 if __name__ == "__main__":

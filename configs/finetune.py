@@ -16,16 +16,14 @@ Not specified: a number of epochs that suits every data set.
 Expect: depends on MODEL and the data. The authors have not run this config.
 """
 
-from ml_collections.config_dict import ConfigDict
-
 from clip_jax.config import call
-from clip_jax.data.crops import RandomResizedCrop
 from clip_jax.data.sources.folder import Folder
-from clip_jax.data.views import ImageView, Views
+from clip_jax.data.views import Views
 from clip_jax.errors import UserError
 from clip_jax.inference.loading import describe
 from clip_jax.objectives.clip import Clip
 from clip_jax.objectives.siglip import Siglip
+from clip_jax.pretrained.tuning_view import tuning_view
 from clip_jax.training.experiment import Data, Training, experiment
 from clip_jax.training.optim import adamw
 from clip_jax.training.schedules import warmup_cosine
@@ -54,7 +52,7 @@ def get_config(model="", trust=()):
       source=call(Folder, path="data/pairs", captions="captions.csv"),
       views=call(
         Views,
-        images={"image": image_view(start)},
+        images={"image": tuning_view(start)},
         tokenizer=start.tokenizer,
         preprocess=start.preprocess,
       ),
@@ -70,26 +68,4 @@ def get_config(model="", trust=()):
       grad_clip_norm=1.0,
     ),
     train=call(Training, epochs=5.0, init_from=str(model), init_logit=True),
-  )
-
-
-def image_view(start) -> ConfigDict:
-  """The view to train on: that of a run, or mild crops resized as the checkpoint's images are."""
-  if start.config is not None and "image" in start.config.data.views.images:
-    return start.config.data.views.images.image
-  if start.preprocess is None:
-    raise UserError("The run has no view named image. Write a config that makes its views.")
-  before = start.preprocess
-  if before.resize_mode == "longest":  # Padding stays only if nothing is cropped.
-    return call(ImageView, crop=before)
-  mode = "squash" if before.resize_mode == "squash" else "keep_aspect"
-  return call(
-    ImageView,
-    crop=call(
-      RandomResizedCrop,
-      size=before.size,
-      scale=(0.9, 1.0),
-      resize_mode=mode,
-      interpolation=before.interpolation,
-    ),
   )

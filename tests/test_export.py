@@ -4,27 +4,32 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import jax
 from jax import export as jax_export
+from ml_collections.config_dict import ConfigDict
 import numpy as np
 import pytest
 
 import clip_jax
 from clip_jax import export
 from clip_jax.config import call
+from clip_jax.data.records import ArrayRecord
 from clip_jax.errors import UserError
 from clip_jax.inference.loading import load_bundle
 from clip_jax.model.learner import split_state
 from clip_jax.model.two_towers import TwoTowers
 from clip_jax.nn.target import target_platform
-from clip_jax.pretrained import big_vision, hugging_face, open_clip, stablehlo
+from clip_jax.objectives.clip import Clip
+from clip_jax.pretrained import big_vision, hugging_face, model_card, open_clip, stablehlo
 from clip_jax.pretrained.model_bundle import ModelBundle
 from clip_jax.towers.clip_resnet import ClipResnet
 from clip_jax.towers.resnet import BitResnet
 from clip_jax.towers.text import TextTransformer
 from clip_jax.towers.vit import Vit
 from clip_jax.training import loop as loop_lib
+from clip_jax.training.optim import adamw
 from golden_checkpoints import GOLDENS
 from run_config import get_config
 from tiny import SIZE, batch, image_tower, learner, model_call, text_tower
@@ -87,6 +92,7 @@ def test_an_exported_run_gives_the_same_embeddings(run, form, tmp_path):
 
 def test_a_run_is_exported_to_stablehlo(run, tmp_path):
   folder, there = written(run, "stablehlo", tmp_path), clip_jax.load(run)
+  assert (folder / "spiece.model").is_file()
   shapes = json.loads((folder / "shapes.json").read_text())
   assert shapes["encode_image"] == {
     "input": {"shape": ["B", 32, 32, 3], "dtype": "uint8"},
@@ -94,6 +100,8 @@ def test_a_run_is_exported_to_stablehlo(run, tmp_path):
   }
   assert shapes["encode_text"]["input"] == {"shape": ["B", 8], "dtype": "int32"}
   assert shapes["scale"] == pytest.approx(there.scale) and shapes["bias"] == 0
+  assert shapes["preprocess"]["size"] == [32, 32]
+  assert shapes["preprocess"]["resize_mode"] == there.preprocess.resize_mode
   program = lambda name: jax_export.deserialize(
     bytearray((folder / f"{name}.stablehlo").read_bytes())
   )
@@ -103,6 +111,96 @@ def test_a_run_is_exported_to_stablehlo(run, tmp_path):
   np.testing.assert_allclose(image.call(pixels), there.encode_image(pixels), atol=1e-6)
   np.testing.assert_allclose(image.call(pixels[:1]), there.encode_image(pixels)[:1], atol=1e-6)
   np.testing.assert_allclose(text.call(there.tokenize(TEXTS)), there.encode_text(TEXTS), atol=1e-6)
+
+
+def test_an_export_has_a_model_card_and_the_config(run, tmp_path):
+  folder = tmp_path / "out"
+  flags = ["--licence=cc-by-4.0", f"--out={folder}"]
+  assert export.main([f"--model={run}", "--format=open_clip", *flags]) == 0
+  card = (folder / "README.md").read_text()
+  assert card.startswith("---\nlibrary_name: open_clip\n") and 'license: "cc-by-4.0"' in card
+  assert "local-dir:out" in card and "None: the run has not evaluated its last step" in card
+  config = json.loads((run / "config.json").read_text())
+  steps, batch = config["train"]["steps"], config["data"]["batch_size"]
+  assert f"{steps * batch} samples in {steps} steps; batch {batch}" in card
+  kept = json.loads((folder / "training_config.json").read_text())
+  assert kept["data"]["batch_size"] == batch and str(run) not in json.dumps(kept) + card
+  assert "- weights: cc-by-4.0" in card
+
+
+def test_the_card_states_metrics_and_licences_and_no_folders(tmp_path):
+  data = tmp_path / "secret" / "records"
+  data.mkdir(parents=True)
+  (data / "manifest.json").write_text(json.dumps({"records": 3, "licence": "CC0", "source": "me"}))
+  config = ConfigDict(
+    {
+      "data": {"source": call(ArrayRecord, path=str(data)), "batch_size": 4},
+      "objective": call(Clip),
+      "optimizer": call(adamw, learning_rate=0.1),
+    }
+  )
+  metrics = {"retrieval/text_to_image_r10": 12.345}
+  origin = model_card.Origin("/home/me/runs/owl", config, 5, 20, metrics, "clip_jax 0 at abc")
+  card = model_card.card(load_bundle(GOLDENS["huggingface_clip"][0]), "onnx", "out", origin)
+  assert "# owl" in card and "at abc" in card and "ArrayRecord(path='records')" in card
+  assert "| retrieval/text_to_image_r10 | 12.35 |" in card or "| 12.34 |" in card
+  assert "records: 3, source: me" in card and "- training data: CC0" in card
+  assert "secret" not in card and "/home" not in card and "weights: not stated" in card
+
+
+@pytest.fixture
+def hub(monkeypatch):
+  """A stand-in for huggingface_hub that records what it is asked."""
+  made = types.ModuleType("huggingface_hub")
+  made.asked, made.fails = [], set()
+
+  class HfApi:
+    def whoami(self):
+      if "whoami" in made.fails:
+        raise OSError("401 Unauthorized")
+
+    def create_repo(self, name, **options):
+      made.asked.append((name, options))
+      return f"https://hub/{name}"
+
+    def upload_folder(self, *, repo_id, folder_path, allow_patterns, commit_message):
+      if "upload" in made.fails:
+        raise OSError("connection lost")
+      made.asked.append((repo_id, folder_path, sorted(allow_patterns)))
+
+  made.HfApi = HfApi
+  monkeypatch.setitem(sys.modules, "huggingface_hub", made)
+  return made
+
+
+def test_a_push_uploads_what_was_written_and_nothing_else(run, hub, tmp_path, capsys):
+  (tmp_path / "private.json").write_text("{}")
+  flags = [f"--model={run}", "--format=huggingface", f"--out={tmp_path}"]
+  assert export.main([*flags, "--push=me/owl"]) == 0
+  (name, options), (repository, folder, files) = hub.asked
+  assert name == repository == "me/owl" and options == {"private": True, "exist_ok": True}
+  assert {"README.md", "training_config.json", "config.json", "model.safetensors"} <= {*files}
+  assert {*files, "private.json"} == {p.name for p in tmp_path.iterdir()}
+  assert folder == str(tmp_path) and "Uploaded to https://hub/me/owl" in capsys.readouterr().out
+  hub.fails.add("upload")
+  with pytest.raises(UserError, match="exported to .*connection lost Rerun"):
+    export.main([*flags, "--push=me/owl", "--public"])
+  assert hub.asked[-1] == ("me/owl", {"private": False, "exist_ok": True})
+
+
+def test_a_push_that_cannot_work_is_refused_before_the_export(run, hub, tmp_path):
+  flags = [f"--model={run}", "--format=huggingface", f"--out={tmp_path / 'out'}"]
+  hub.fails.add("whoami")
+  for extra, message in (
+    (["--push=owl"], "--push=owl is not ORG/NAME"),
+    (["--push=me/owl"], "does not accept this login: 401.*hf auth login"),
+    (["--public"], "--public is about the repository of --push"),
+  ):
+    with pytest.raises(UserError, match=message):
+      export.main([*flags, *extra])
+  with pytest.raises(UserError, match="--push uploads a directory"):
+    export.main(["--model=x", "--format=big_vision", "--out=f.npz", "--push=me/owl"])
+  assert not (tmp_path / "out").exists()
 
 
 def test_towers_that_other_libraries_lack_are_exported_to_stablehlo(tmp_path):

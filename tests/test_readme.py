@@ -11,7 +11,6 @@ import subprocess
 from flax import nnx
 import jax
 import numpy as np
-from PIL import Image
 import pytest
 
 from clip_jax.cli import flags as flags_lib
@@ -25,6 +24,8 @@ PAGES = [pytest.param(path, id=str(path.relative_to(ROOT))) for path in pages()]
 GUIDES = [page for page in PAGES if page.values[0].parent in (ROOT, ROOT / "docs")]
 # Values to substitute for the pages' placeholder F.
 PLACEHOLDERS = {"--config": "configs/quickstart.py", "--grid": "configs/study/shapes.py"}
+PAGES_WITH_CALLS = ("README.md", "docs/training.md", "docs/data.md", "docs/weights.md")
+REPOSITORY = "https://github.com/OWNER/clip_jax"
 MODEL = ROOT / "tests/golden/clip_jax/0.1.0/open_clip"  # For the placeholder MODEL of a config.
 
 
@@ -35,8 +36,8 @@ class Parsed(Exception):
 def fill_placeholder(word):
   """Returns a word of a command with its placeholder replaced by a file or a number."""
   flag, _, value = word.partition("=")
-  # A test of `init` runs the commands that use the config that it writes.
-  if value in ("F", "mine/config.py") and flag in PLACEHOLDERS:
+  # Tests of `init` and of `advise` use the configs that these write.
+  if value in ("F", "mine/config.py", "recipe.py") and flag in PLACEHOLDERS:
     return f"{flag}={PLACEHOLDERS[flag]}"
   if flag == "--config" and value.endswith(":MODEL"):
     return f"{word.removesuffix('MODEL')}{MODEL}"
@@ -127,12 +128,17 @@ def test_every_command_is_accepted(page, monkeypatch):
       check_script(words)
     elif words[0] == "pip":
       check_install(words)
+    elif words[0].startswith(".ci/"):
+      assert os.access(ROOT / words[0], os.X_OK)
     else:
-      assert words in (["pytest"], ["pytest", "-m", "slow"]), f"unknown command {words}"
+      clone = ["git", "clone", REPOSITORY, "scaling-clip-jax"]
+      known = (["pytest"], ["pytest", "-m", "slow"], clone, ["cd", clone[-1]])
+      assert words in known, f"unknown command {words}"
 
 
-def test_the_readme_has_commands_and_a_wrong_one_is_detected(monkeypatch):
-  assert len(commands((ROOT / "README.md").read_text())) > 30
+def test_the_pages_have_commands_and_a_wrong_one_is_detected(monkeypatch):
+  assert len(commands((ROOT / "README.md").read_text())) > 10
+  assert sum(len(commands(page.values[0].read_text())) for page in GUIDES) > 80
   with pytest.raises(Exception, match="Did you mean --workdir?"):
     check_python(["python", "-m", "clip_jax.train", "--config=F", "--workdri=D"], monkeypatch)
 
@@ -166,12 +172,43 @@ def test_every_config_flag_exists(page, monkeypatch):
         check_python(["python", "-m", "clip_jax.train", "--config=F", *shlex.split(span)], patched)
 
 
-def test_the_python_example_of_the_readme_runs():
-  block = next(b for b in blocks((ROOT / "README.md").read_text(), "python") if "encode_text" in b)
+def test_the_first_screen_of_the_readme_has_the_two_commands():
+  lines = (ROOT / "README.md").read_text().splitlines()
+  assert len(lines) < 250
+  commands = [words for words in lines[:30] if words.startswith(("git clone", "pip install"))]
+  assert commands[0].startswith(f"git clone {REPOSITORY} ") and commands[1:] == [
+    "pip install -e . && python -m clip_jax.train --config=configs/quickstart.py "
+    "--workdir=/tmp/quickstart",
+    "pip install -e '.[test]' && pytest",
+  ]
+
+
+def test_the_python_example_of_the_readme_runs(capsys):
+  (block,) = blocks((ROOT / "README.md").read_text(), "python")
   model = ROOT / "tests/golden/huggingface_clip"
-  names = {"picture": Image.new("RGB", (40, 30))}
-  exec(block.replace("/tmp/quickstart", str(model)), names)
-  for z, rows in ((names["z_text"], 2), (names["z_image"], 1)):
+  exec(re.sub('"/tmp/quickstart".*', f"{str(model)!r})", block), {})
+  printed = re.findall(r"^([\d.]+)%  (.+)$", capsys.readouterr().out, re.M)
+  assert [label for _, label in printed] == ["a flag", "an animal", "a face"]
+  assert abs(sum(float(p) for p, _ in printed) - 100) < 0.2
+
+
+def test_the_python_example_of_the_evaluation_page_runs():
+  """Checks each result against the shape in its comment."""
+  block = next(b for b in blocks((ROOT / "docs/evaluation.md").read_text(), "python"))
+  names = {}
+  model = ROOT / "tests/golden/huggingface_clip"
+  checked = 0
+  for line in block.replace("/tmp/quickstart", str(model)).splitlines():
+    code, _, comment = line.partition("#")
+    if not comment or "=" in code.partition("(")[0]:
+      exec(code, names)
+    else:
+      found = eval(code, names)
+      if shape := re.search(r"float32 \[(\d), (\d)\]", comment):
+        assert found.dtype == np.float32 and found.shape == tuple(map(int, shape.groups()))
+        checked += 1
+  assert checked == 2
+  for z, rows in ((names["z_text"], 1), (names["z_image"], 2)):
     assert z.shape == (rows, z.shape[1]) and z.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, rtol=1e-5)
 
@@ -190,9 +227,10 @@ def namespace():
   return found
 
 
-def test_the_calls_in_the_readme_can_be_built():
-  """Calls in code blocks, such as image=call(Vit, size="B"), and in the text."""
-  known, text = namespace(), (ROOT / "README.md").read_text()
+def test_the_calls_on_the_pages_can_be_built():
+  """Calls in code blocks, such as image=call(Vit, size="B"), and in the text and tables."""
+  known = namespace()
+  text = "\n".join((ROOT / page).read_text() for page in PAGES_WITH_CALLS)
   lines = [
     line
     for block in blocks(text, "python")
@@ -200,8 +238,12 @@ def test_the_calls_in_the_readme_can_be_built():
     for line in re.split(r"^(?=\w+=)", block, flags=re.M)
     if line
   ]
-  lines += [span for span in spans(text) if re.match(r"(objective=|source=)?call\(", span)]
-  assert len(lines) >= 11
+  lines += [
+    span if "=" in span.partition("(")[0] else f"part={span}"
+    for span in spans(text)
+    if re.match(r"(\w+=)?call\(\w", span)
+  ]
+  assert len(lines) >= 30
   for line in lines:
     arguments = eval(f"dict({line}\n)", dict(known))
     for name in {"image", "text"} & set(arguments):

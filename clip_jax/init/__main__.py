@@ -104,6 +104,7 @@ def _write_config(path: Path, data: str, seed: int, bundle: Any, weights: str | 
   from clip_jax.data.records import ArrayRecord
   from clip_jax.data.split import Split
   from clip_jax.files import write_atomically
+  from clip_jax.inference.loading import describe
   from clip_jax.init import facts as facts_lib
   from clip_jax.init.config_source import config_source
   from clip_jax.study import starting_config as study
@@ -128,14 +129,13 @@ def _write_config(path: Path, data: str, seed: int, bundle: Any, weights: str | 
     tokenizer, vocabulary = _own_tokenizer(path.parent, train, facts, texts)
   else:
     tokenizer, vocabulary = _saved_tokenizer(path.parent, bundle.tokenizer)
-  model = None if bundle is None else bundle.model
   made = study.starting_config(
     facts,
     source=source,
     tokenizer=tokenizer,
     vocab_size=vocabulary,
-    weights=None if weights is None else str(weights),
-    model=model,
+    weights=os.path.abspath(weights) if weights and os.path.exists(weights) else weights,
+    start=None if weights is None else describe(weights),
   )
   made.config.seed = seed
   notes = [

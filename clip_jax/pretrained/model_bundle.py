@@ -165,6 +165,13 @@ def part_name(spec: ConfigDict) -> str:
   return short_name(spec.fn)
 
 
+def preprocessing(saved: ModelBundle) -> dict[str, Any]:
+  """Returns the settings of a model's preprocessing: size, resize mode, interpolation and more."""
+  found = vars(saved.preprocess) if saved.preprocess is not None else {}
+  plain = (int, float, str, bool, tuple, list)
+  return {n: v for n, v in found.items() if isinstance(v, plain) and not n.startswith("_")}
+
+
 def require(spec: ConfigDict, what: str, there: str, **wanted: Any) -> None:
   """Checks that a call's arguments have the values that are fixed in another library's model.
 

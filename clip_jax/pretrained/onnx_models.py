@@ -14,7 +14,7 @@ from clip_jax.errors import UserError
 from clip_jax.files import atomic_write
 from clip_jax.model.learner import split_state
 from clip_jax.nn.target import any_platform
-from clip_jax.pretrained import model_bundle
+from clip_jax.pretrained import model_bundle, saved_tokenizers
 from clip_jax.pretrained.model_bundle import ModelBundle, abstract_model
 from clip_jax.pretrained.onnx_graph import Graph, Tensor
 from clip_jax.pretrained.onnx_primitives import translate
@@ -26,7 +26,7 @@ _LARGEST = 2**31 - 2**20  # Bytes of one file, by the limit of protocol buffers.
 
 
 def write(saved: ModelBundle, folder: Path) -> None:
-  """Writes encode_image.onnx, encode_text.onnx and shapes.json to a directory; see `encoder`.
+  """Writes encode_image.onnx, encode_text.onnx, shapes.json and the tokenizer; see `encoder`.
 
   Raises:
     UserError: the onnx library is not installed, or the model uses something that has no
@@ -41,7 +41,9 @@ def write(saved: ModelBundle, folder: Path) -> None:
     sizes = [d.dim_param or d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim]
     shapes[method] = {"input": ENTRIES[method], "shape": sizes, "output": "embedding"}
   extra = {"scale": saved.scale, "bias": saved.bias, "pixels": "RGB, 0 to 255"}
-  model_bundle.save_json(folder / SHAPES, {**shapes, **extra})
+  resize = {"preprocess": model_bundle.preprocessing(saved)}
+  model_bundle.save_json(folder / SHAPES, {**shapes, **extra, **resize})
+  saved_tokenizers.write(saved.tokenizer, folder)
 
 
 def encoder(saved: ModelBundle, method: str) -> Any:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from clip_jax.files import write_atomically
 from clip_jax.model.learner import split_state
 from clip_jax.nn.target import any_platform
-from clip_jax.pretrained import model_bundle
+from clip_jax.pretrained import model_bundle, saved_tokenizers
 from clip_jax.pretrained.model_bundle import ModelBundle, abstract_model
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -18,7 +18,7 @@ SHAPES = "shapes.json"
 
 
 def write(saved: ModelBundle, folder: Path) -> None:
-  """Writes encode_image.stablehlo, encode_text.stablehlo and shapes.json to a directory.
+  """Writes encode_image.stablehlo, encode_text.stablehlo, shapes.json and the tokenizer.
 
   `jax.export.deserialize(bytearray(bytes)).call(x)` runs a program, where `bytes` is the content of
   its file and x is uint8 [B, H, W, 3] or int32 [B, L], for any B. It returns unit vectors, float32
@@ -53,5 +53,7 @@ def _write(saved, folder):
       "bias": saved.bias,
       "platforms": PLATFORMS,
       "pixels": "RGB, 0 to 255; the program normalises them",
+      "preprocess": model_bundle.preprocessing(saved),
     },
   )
+  saved_tokenizers.write(saved.tokenizer, folder)

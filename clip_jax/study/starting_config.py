@@ -15,6 +15,9 @@ from clip_jax.errors import UserError
 from clip_jax.evaluators.retrieval import Retrieval
 from clip_jax.model.two_towers import TwoTowers
 from clip_jax.objectives.clip import Clip
+from clip_jax.objectives.siglip import Siglip
+from clip_jax.pretrained.model_bundle import Description
+from clip_jax.pretrained.tuning_view import tuning_view
 from clip_jax.study import hyperparameters
 from clip_jax.towers.bag_of_tokens import BagOfTokens
 from clip_jax.towers.concat import ConcatTowers
@@ -83,7 +86,7 @@ def starting_config(
   tokenizer: ConfigDict,
   vocab_size: int,
   weights: str | None = None,
-  model: ConfigDict | None = None,
+  start: Description | None = None,
 ) -> StartingConfig:
   """Returns a config for a number of pairs.
 
@@ -93,7 +96,7 @@ def starting_config(
     tokenizer: call of the tokenizer, with the context length to use.
     vocab_size: its number of tokens.
     weights: path of published weights to start from; None to train from scratch.
-    model: the model of these weights, a call of `TwoTowers`.
+    start: description of these weights; training keeps their preprocessing and their loss.
 
   Raises:
     UserError: there are too few pairs to hold out any.
@@ -104,26 +107,29 @@ def starting_config(
       f"{_LEAST}."
     )
   train = round(facts.pairs * held_out_fractions(facts.pairs)[0])
-  if weights is not None and model is not None:
-    plan = _fine_tuned(train, weights, model)
+  if weights is not None and start is not None:
+    plan = _fine_tuned(train, weights, start)
   elif facts.pairs < FEW:
     plan = _few_pairs(train, facts, tokenizer.context_length, vocab_size)
   else:
     plan = _many_pairs(train, tokenizer.context_length, vocab_size)
-  crop = call(RandomResizedCrop, size=plan.image_size, scale=plan.scale)
-  flip = (call(HorizontalFlip),)
+  if start is None:
+    crop = call(RandomResizedCrop, size=plan.image_size, scale=plan.scale)
+    view = call(ImageView, crop=crop, augment=(call(HorizontalFlip),))
+    objective, preprocess = call(Clip, temperature=plan.temperature), None
+  else:
+    view, preprocess = tuning_view(start), start.preprocess
+    objective = call(Siglip) if start.biased else call(Clip)
   per_evaluation = max(1, plan.steps // 4)
   config = experiment(
     data=call(
       Data,
       source=source("train"),
-      views=call(
-        Views, images={"image": call(ImageView, crop=crop, augment=flip)}, tokenizer=tokenizer
-      ),
+      views=call(Views, images={"image": view}, tokenizer=tokenizer, preprocess=preprocess),
       batch_size=plan.batch_size,
     ),
     model=plan.model,
-    objective=call(Clip, temperature=plan.temperature),
+    objective=objective,
     optimizer=call(
       adamw,
       learning_rate=plan.learning_rate,
@@ -136,6 +142,7 @@ def starting_config(
       Training,
       steps=plan.steps,
       init_from=weights,
+      init_logit=start is not None,
       log_every=max(1, plan.steps // 50),
       eval_every=per_evaluation,
       save_every=per_evaluation,
@@ -241,9 +248,12 @@ def _many_pairs(train, context_length, vocab_size):
   )
 
 
-def _fine_tuned(train, weights, model):
+def _fine_tuned(train, weights, start):
   """Published weights, trained further with a low learning rate."""
-  model = copy.deepcopy(model)
+  model = copy.deepcopy(start.model)
+  for tower in (model.image, model.text):
+    if start.config is None and "dtype" in tower:
+      tower.dtype = "auto"  # Other libraries' models are described in float32.
   batch = min(256, _power_of_two(train / 4))
   return _Plan(
     model=model,
@@ -256,8 +266,8 @@ def _fine_tuned(train, weights, model):
     temperature=0.01,
     scale=(0.8, 1.0),
     reasons=(
-      f"The model and its initial weights are those of {weights}. A low learning rate and 5 passes "
-      "over the data keep what it knows.",
+      f"The model, its initial weights, preprocessing and logit scale are those of {weights}. A "
+      "low learning rate and 5 passes over the data keep what it knows.",
       "The values are common practice, and not measured here: compare two or three learning rates.",
     ),
   )

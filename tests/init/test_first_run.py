@@ -9,11 +9,13 @@ import pytest
 
 from clip_jax import evaluate, search, train
 from clip_jax.cli.config_files import load_function
-from clip_jax.config import build
+from clip_jax.config import build, call
 from clip_jax.data.sources.openclipart import OpenClipart
 from clip_jax.errors import UserError
 from clip_jax.evaluate import captioned
+from clip_jax.inference.loading import describe
 from clip_jax.init import __main__ as init
+from clip_jax.objectives.siglip import Siglip
 from markdown_pages import ROOT, commands
 
 PAIRS = 40
@@ -45,10 +47,15 @@ def photos(tmp_path, monkeypatch):
 
 
 def of_readme():
-  """Returns the arguments of the README's three commands by the name of the command."""
+  """Returns the arguments of the README's three commands by the name of the command.
+
+  The weights, which are not here, and the server are left out.
+  """
   found = [words for words in commands((ROOT / "README.md").read_text()) if "mine" in str(words)]
   by_name = {words[2].removeprefix("clip_jax."): words[3:] for words in found}
   assert list(by_name) == ["init", "train", "search"]
+  weights, serve = by_name["init"].pop(), by_name["search"].pop()
+  assert weights.startswith("--weights=hf-hub:") and serve == "--serve"
   return by_name
 
 
@@ -69,7 +76,7 @@ def test_the_three_commands_of_the_readme_lead_from_a_folder_to_a_search(photos,
   assert any("test/image_to_text_r10" in line for line in written)
 
   capsys.readouterr()
-  assert search.main(lines["search"]) == 0
+  assert search.main([*lines["search"], "a red car"]) == 0
   assert re.search(
     r"^0\.\d{4}  photos/a/\d+\.webp$|/photos/a/\d+\.webp$", capsys.readouterr().out, re.M
   )
@@ -94,7 +101,7 @@ def test_prepared_records_and_weights(photos, capsys):
   init.main(["--from=photos", "--out=one"])
   table = Path("photos/captions.csv").read_text().replace("file_name,title", "image,caption")
   Path("photos/pairs.csv").write_text(table)
-  weights = ROOT / "tests/golden/huggingface_clip"
+  weights = ROOT / "tests/golden/huggingface_siglip"
   init.main(["--from=one/data", "--out=two", f"--weights={weights}"])
   config = load_function("two/config.py", "get_config")()
   assert config.train.init_from == str(weights) and not Path("two/data").exists()
@@ -103,6 +110,9 @@ def test_prepared_records_and_weights(photos, capsys):
   assert tokenizer.context_length == text.context_length
   assert tokenizer.vocab_size <= text.vocab_size
   assert config.data.views.images.image.crop.size == config.model.image.image_size
+  start = describe(weights)
+  assert config.data.views.preprocess == start.preprocess  # For evaluations and `load`, too.
+  assert config.objective == call(Siglip) and config.train.init_logit
 
 
 def test_mistakes_are_found_before_anything_is_written(photos):
