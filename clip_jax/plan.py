@@ -101,10 +101,14 @@ def _planned(config, topology, options):
 
 def _compared(config, topologies, options):
   """Prints a table with one row per topology; returns its JSON."""
+  from clip_jax.cli.progress import Progress, log
   from clip_jax.planning import plan_tables
   from clip_jax.planning.estimate import as_json, estimate
 
-  plans = [(str(t), estimate(config, t, **options)) for t in topologies]
+  progress, plans = Progress(len(topologies), log, "topologies", every=0, last=False), []
+  for topology in topologies:
+    plans.append((str(topology), estimate(config, topology, **options)))
+    progress.add(1)
   print(plan_tables.compare_plans(plans, "topology"))
   for note in dict.fromkeys(note for _, plan in plans for note in plan.notes):
     print(f"note: {note}")

@@ -4,13 +4,12 @@ from collections.abc import Iterator
 import logging
 import os
 from pathlib import Path
-import sys
 import threading
 import time
 from typing import TYPE_CHECKING
 
 from clip_jax.cli.command import run_command
-from clip_jax.cli.formatting import duration
+from clip_jax.cli.progress import Progress, log
 from clip_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -176,7 +175,7 @@ def _write(job, out, part, parts, processes):
     return
   # It is about to become out of date.
   (Path(out) / "manifest.json").unlink(missing_ok=True)
-  progress = _Progress(len(todo))
+  progress = _Shards(len(todo))
   if processes == 1:
     for piece in todo:
       progress.show(shards.write_shard(job, piece, out))
@@ -220,30 +219,18 @@ def _end_with_parent(parent):
   threading.Thread(target=watch, daemon=True).start()
 
 
-class _Progress:
-  """Progress line, updated in place on a terminal and printed every ten seconds elsewhere."""
+class _Shards:
+  """The progress of shards that are written."""
 
   def __init__(self, total: int):
-    self._total, self._done, self._read, self._kept = total, 0, 0, 0
-    self._start = self._shown = time.monotonic()
+    self._progress = Progress(total, log, "shards")
+    self._read = self._kept = 0
 
   def show(self, note):
-    """Adds a finished shard and shows the line if it is due."""
-    self._done += 1
-    self._read += note["read"]
-    self._kept += note["records"]
-    now, last = time.monotonic(), self._done == self._total
-    if not (sys.stderr.isatty() or last or now - self._shown > 10):
-      return
-    self._shown, seconds = now, max(now - self._start, 1e-6)
-    left = duration(seconds / self._done * (self._total - self._done))
-    line = (
-      f"{self._done:,}/{self._total:,} shards  {self._kept:,} records  "
-      f"{self._read - self._kept:,} dropped  {self._read / seconds:,.0f}/s  "
-      + (f"took {duration(seconds)}" if last else f"{left} left")
-    )
-    ends = "\n" if last or not sys.stderr.isatty() else ""
-    print(f"\r\033[K{line}" if sys.stderr.isatty() else line, end=ends, file=sys.stderr, flush=True)
+    """Adds a finished shard."""
+    self._read, self._kept = self._read + note["read"], self._kept + note["records"]
+    dropped = self._read - self._kept
+    self._progress.add(1, note=f"{self._kept:,} records  {dropped:,} dropped")
 
 
 def _tokenizer(where, flags, pieces):

@@ -2,13 +2,12 @@
 
 from contextlib import closing
 import hashlib
-import sys
 from typing import Any
 
 import numpy as np
 
 from clip_jax.cli.cache import caches
-from clip_jax.cli.progress import Progress
+from clip_jax.cli.progress import Progress, log
 from clip_jax.data.decode import UnreadableImage
 from clip_jax.data.image_hash import BYTES, image_hash
 from clip_jax.data.npz_file import read_npz
@@ -68,7 +67,7 @@ def _read(source, function, width, path):
   except (OSError, ValueError, KeyError):  # Not cached yet, or damaged.
     pass
   hashes, known = np.zeros((n, width), np.uint8), np.zeros(n, bool)
-  progress = Progress(n, lambda line: print(line, file=sys.stderr), "records hashed", last=False)
+  progress = Progress(n, log, "records hashed", last=False)
   one = lambda i: _try(source, function, i)
   with closing(map_ahead(one, range(n), threads=_THREADS, ahead=_AHEAD)) as found:
     for i, value in enumerate(found):

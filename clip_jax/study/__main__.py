@@ -204,13 +204,16 @@ def _laws(flags):
 
 
 def _calibrate(flags):
+  from clip_jax.cli.progress import Progress, log
   from clip_jax.study import calibration, law_store
 
   metrics = (flags.metric or ",".join(calibration.METRICS)).split(",")
-  found = []
+  schemes = {m: calibration.METRICS.get(m, calibration.OTHER_SCHEMES) for m in metrics}
+  laws = {metric: law_store.stored_law(metric) for metric in metrics}
+  fits = sum(calibration.number_of_fits(laws[metric], schemes[metric]) for metric in metrics)
+  progress, found = Progress(fits, log, "fits", last=False), []
   for number, metric in enumerate(metrics):
-    schemes = calibration.METRICS.get(metric, calibration.OTHER_SCHEMES)
-    held = calibration.held_out_runs(law_store.stored_law(metric), schemes)
+    held = calibration.held_out_runs(laws[metric], schemes[metric], progress.add)
     found += calibration.summarize(metric, held)
     if flags.figure and number == 0:
       from clip_jax.study import calibration_plot

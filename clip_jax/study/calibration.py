@@ -101,12 +101,22 @@ METRICS = {
 }
 
 
-def held_out_runs(full: PooledLaw, schemes: Iterable[str] = tuple(SCHEMES)) -> list[HeldOutRun]:
+def number_of_fits(full: PooledLaw, schemes: Iterable[str] = tuple(SCHEMES)) -> int:
+  """Returns how many fits `held_out_runs` makes."""
+  return sum(bool(np.any(mask)) for scheme in schemes for mask in SCHEMES[scheme][1](full.runs))
+
+
+def held_out_runs(
+  full: PooledLaw,
+  schemes: Iterable[str] = tuple(SCHEMES),
+  fitted: Callable[[int], None] = lambda number: None,
+) -> list[HeldOutRun]:
   """Predicts each run from fits without it and those left out with it.
 
   Args:
     full: a law fitted to all runs; only its metric and its runs are used.
     schemes: names in `SCHEMES`.
+    fitted: called with 1 after each fit.
   """
   runs, found, prior = full.runs, [], None
   for scheme in schemes:
@@ -117,6 +127,7 @@ def held_out_runs(full: PooledLaw, schemes: Iterable[str] = tuple(SCHEMES)) -> l
           prior = _prior(out)
         law = PooledLaw(full.metric, [r for r, left in zip(runs, mask) if not left], prior=prior)
         found += [HeldOutRun(scheme, run, forecast) for run, forecast in zip(out, law(out))]
+        fitted(1)
   return found
 
 

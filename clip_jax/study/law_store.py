@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax.cli.formatting import table
+from clip_jax.cli.progress import Progress, log
 from clip_jax.errors import UserError
 from clip_jax.files import atomic_write
 from clip_jax.study import hyperparameters, tables
@@ -24,10 +25,13 @@ _FORMAT = 1
 
 def fit_laws() -> dict[str, PooledLaw]:
   """Fits the law of each metric, around that of ImageNet zero-shot."""
-  first = PooledLaw("zero_shot", observations("zero_shot"))
-  others = [m for m in METRICS if m != "zero_shot" and observations(m)]
-  rest = {m: PooledLaw(m, observations(m), prior=first) for m in others}
-  return {"zero_shot": first, **rest}
+  metrics = ["zero_shot", *(m for m in METRICS if m != "zero_shot" and observations(m))]
+  progress = Progress(len(metrics), log, "metrics", last=False)
+  found: dict[str, PooledLaw] = {}
+  for metric in metrics:
+    found[metric] = PooledLaw(metric, observations(metric), prior=found.get("zero_shot"))
+    progress.add(1)
+  return found
 
 
 def format_laws(laws: dict[str, PooledLaw]) -> str:

@@ -13,6 +13,7 @@ import time
 from ml_collections.config_dict import ConfigDict
 
 from clip_jax.cli.formatting import duration, number, table
+from clip_jax.cli.progress import StatusLine
 from clip_jax.config import build, from_json, modules, to_json
 from clip_jax.costs.model_compute import ModelCompute
 from clip_jax.errors import UserError
@@ -65,6 +66,7 @@ class Runner:
     self.failures: dict[str, list[str]] = {}  # Name of the run -> end of its log at each failure.
     self.trained: set[str] = set()  # Names of runs that lack an evaluation only.
     self.stopping: int | None = None  # The signal that asked to stop.
+    self.console = StatusLine(sys.stdout)
 
   def run(self) -> int:
     """Trains all runs that are not done.
@@ -112,6 +114,7 @@ class Runner:
         collect_results(self.out, self.grid)
         self._progress()
         shown = time.monotonic()
+    self.console.end()
     collect_results(self.out, self.grid)
     if self.stopping == signal.SIGINT:
       raise KeyboardInterrupt
@@ -214,17 +217,18 @@ class Runner:
     seconds = (
       (time.monotonic() - self.started) * left / done_since_start if done_since_start > 0 else None
     )
-    self._print(
+    line = (
       f"runs {finished}/{self.total}  compute {100 * share:.0f}%"
       + (f"  time left {duration(seconds)}" if seconds and left else "")
       + (f"  now {running}" if running else "")
     )
+    self.console.show(line, share)
 
   def _stop(self, number, _):
     self.stopping = number
 
   def _print(self, line):
-    print(line, flush=True)
+    self.console.note(line)
 
 
 def divide_machine(jobs: int) -> list[tuple[set[int] | None, dict[str, str]]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 import functools
+import io
 import math
 from pathlib import Path
 import traceback
@@ -14,7 +15,7 @@ from jax.errors import JaxRuntimeError
 from clip_jax.errors import UserError
 from clip_jax.evaluators.embedding_cache import EmbeddingCache
 from clip_jax.evaluators.results import Context, Result, metrics as metrics_of
-from clip_jax.files import atomic_write
+from clip_jax.files import write_atomically
 from clip_jax.inference.embedder import Embedder
 from clip_jax.inference.loading import embedder_of
 from clip_jax.interfaces import Evaluator
@@ -77,8 +78,11 @@ class Evaluations:
       if problem:
         self._fail(f"{name} (its figure)", step, problem)
       elif figure is not None and jax.process_index() == 0:
-        with atomic_write(self.workdir / f"{name}.png", "wb") as file:
-          figure.save(file, "PNG")
+        png = io.BytesIO()
+        figure.save(png, "PNG")
+        # The file comes last: after a kill in between, the figure is drawn again.
+        self.report.log_figure(step, name, png.getvalue(), figure.size)
+        write_atomically(self.workdir / f"{name}.png", png.getvalue())
 
   def _recorded(self, step):
     """Results by evaluator that metrics.jsonl has at `step`, as process 0 reads it."""

@@ -1,4 +1,4 @@
-"""Scalars in TensorBoard's event files, written at once and read back after a kill.
+"""Scalars, images and texts in TensorBoard event files, written at once and read after a kill.
 
 tensorboardX writes from a thread and flushes every few seconds: a killed process loses what it had
 in memory, and on a full disk the thread dies with a traceback and the process waits for it forever.
@@ -15,8 +15,11 @@ import time
 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboardX.proto.tensor_pb2 import TensorProto
 from tensorboardX.record_writer import masked_crc32c
+
+_STRING = 7  # DT_STRING.
 
 
 class EventFile:
@@ -38,6 +41,18 @@ class EventFile:
     summary = Summary(value=[Summary.Value(tag=n, simple_value=x) for n, x in values.items()])
     self._write(Event(wall_time=time.time(), step=step, summary=summary))
 
+  def image(self, step: int, name: str, png: bytes, size: tuple[int, int]) -> None:
+    """Writes a PNG image of `size`, (width, height)."""
+    image = Summary.Image(width=size[0], height=size[1], colorspace=3, encoded_image_string=png)
+    self._write(Event(wall_time=time.time(), step=step, summary=_summary(name, image=image)))
+
+  def text(self, step: int, name: str, text: str) -> None:
+    """Writes a text, which TensorBoard shows as Markdown."""
+    content = TensorProto(dtype=_STRING, string_val=[text.encode()])
+    kind = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
+    summary = _summary(f"{name}/text_summary", tensor=content, metadata=kind)
+    self._write(Event(wall_time=time.time(), step=step, summary=summary))
+
   def close(self) -> None:
     """Closes the file."""
     self._file.close()
@@ -49,6 +64,10 @@ class EventFile:
     left = memoryview(size + crc(size) + data + crc(data))
     while left:  # A disk that is nearly full takes a part of it.
       left = left[self._file.write(left) :]
+
+
+def _summary(name, **content):
+  return Summary(value=[Summary.Value(tag=name, **content)])
 
 
 def visible(folder: Path) -> set[tuple[int, str]]:

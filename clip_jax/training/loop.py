@@ -103,6 +103,7 @@ def run(
       writes=jax.process_index() == 0,
       wandb=setup.training.wandb,
     ) as report:
+      report.log_config(config_lib.to_saved(setup.config))
       start_lines = (*summary(setup, workdir, start), *hints(setup), *changes, *agreed)
       for line in (*start_lines, *checkpoints.damage):
         report.note(line)

@@ -5,7 +5,6 @@ import json
 import math
 from pathlib import Path
 import secrets
-import shutil
 import sys
 import textwrap
 import time
@@ -15,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax.cli.formatting import duration, number
+from clip_jax.cli.progress import StatusLine
 from clip_jax.errors import UserError
 from clip_jax.files import write_atomically
 
@@ -106,10 +106,9 @@ class MetricWriter:
     """
     self._total, self._start, self._writes = total_steps, start_step, writes
     self._every, self._clock = every_seconds, clock
-    self._stream = stream or sys.stdout
+    self._console = StatusLine(stream or sys.stdout)
     self._first: tuple[int, float] | None = None  # Step and time of the first line.
     self._shown: float | None = None  # Time of the last line shown.
-    self._line = ""  # The progress line currently on the terminal.
     self._file = self._tensorboard = self._wandb = None
     if not writes:
       return
@@ -181,6 +180,16 @@ class MetricWriter:
     self._write_line({"step": int(step), ERRORS: {name: problem}})
     self.note(f"Evaluator {name} failed at step {step:,}: {problem}")
 
+  def log_figure(self, step: int, name: str, png: bytes, size: tuple[int, int]) -> None:
+    """Shows a figure of an evaluator, a PNG of `size` (width, height), in TensorBoard."""
+    if self._tensorboard:
+      self._tensorboard.image(step, name, png, size)
+
+  def log_config(self, text: str) -> None:
+    """Shows the config of the run, as JSON, in TensorBoard."""
+    if self._tensorboard:
+      self._tensorboard.text(self._start, "config", f"```json\n{text}\n```")
+
   def _write_line(self, line):
     self._file.write(json.dumps(line, allow_nan=False) + "\n")
     self._file.flush()  # A killed run loses at most the line being written.
@@ -189,17 +198,11 @@ class MetricWriter:
     """Prints whole lines, above the progress line if there is one."""
     if not self._writes:
       return
-    if self._line:
-      self._stream.write("\r\x1b[K")
-    self._stream.write(f"{text}\n{self._line}")
-    self._stream.flush()
+    self._console.note(text)
 
   def close(self) -> None:
     """Ends the progress line and closes the files; `note` can still print lines."""
-    if self._line:
-      self._stream.write("\n")
-      self._stream.flush()
-      self._line = ""
+    self._console.end()
     for part in (self._file, self._tensorboard):
       if part:
         part.close()
@@ -218,15 +221,10 @@ class MetricWriter:
     # Measure from the first line on, to exclude compilation, which happens before it.
     self._first = self._first or (step, now)
     line = progress_line(step, self._total, values, self._time_left(step, now))
-    if self._stream.isatty():
-      # Truncate the line, because a wrapped one could not be overwritten.
-      self._line = line[: shutil.get_terminal_size().columns - 1]
-      self._stream.write(f"\r\x1b[K{self._line}")
+    due = self._shown is None or step >= self._total or now - self._shown >= self._every
+    if due or self._console.on_terminal:
+      self._console.show(line, step / max(self._total, 1))
       self._shown = now
-    elif self._shown is None or step >= self._total or now - self._shown >= self._every:
-      self._stream.write(line + "\n")
-      self._shown = now
-    self._stream.flush()
 
   def _time_left(self, step, now):
     first, then = self._first

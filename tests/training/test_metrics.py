@@ -9,6 +9,7 @@ import types
 
 import jax
 import jax.numpy as jnp
+from PIL import Image
 import pytest
 
 from clip_jax.cli.formatting import duration, evaluations, number, table
@@ -224,6 +225,29 @@ def test_tensorboard_has_a_line_as_soon_as_it_is_logged(tmp_path):
   report.close()
 
 
+def test_tensorboard_has_the_config_and_figures(tmp_path):
+  from tensorboardX.proto.event_pb2 import Event
+
+  png = io.BytesIO()
+  Image.new("RGB", (3, 2), "red").save(png, "PNG")
+  with MetricWriter(tmp_path, 100, stream=io.StringIO()) as report:
+    report.log_config('{"seed": 0}')
+    report.log_figure(7, "retrieval", png.getvalue(), (3, 2))
+  (path,) = (tmp_path / "tensorboard").iterdir()
+  data, found = path.read_bytes(), {}
+  while data:
+    size = int.from_bytes(data[:8], "little")
+    event = Event.FromString(data[12 : 12 + size])
+    found |= {value.tag: (event.step, value) for value in event.summary.value}
+    data = data[size + 16 :]
+  step, config = found["config/text_summary"]
+  assert step == 0 and config.metadata.plugin_data.plugin_name == "text"
+  assert b'{"seed": 0}' in config.tensor.string_val[0]
+  step, image = found["retrieval"]
+  assert step == 7 and (image.image.width, image.image.height) == (3, 2)
+  assert Image.open(io.BytesIO(image.image.encoded_image_string)).getpixel((0, 0)) == (255, 0, 0)
+
+
 def test_missing_tensorboardx_is_reported_and_not_fatal(tmp_path, monkeypatch):
   monkeypatch.delitem(sys.modules, "clip_jax.training.event_file", raising=False)
   monkeypatch.delattr("clip_jax.training.event_file", raising=False)
@@ -330,7 +354,7 @@ def test_time_left_excludes_compilation(tmp_path):
 
 
 def test_terminal_gets_one_line_that_is_overwritten(tmp_path, monkeypatch):
-  monkeypatch.setenv("COLUMNS", "30")
+  monkeypatch.setenv("COLUMNS", "52")
   stream = Terminal()
   report = MetricWriter(tmp_path, 100, stream=stream)
   report.log(1, {"train/loss": 1.0, "train/images_per_second": 100})
@@ -339,9 +363,9 @@ def test_terminal_gets_one_line_that_is_overwritten(tmp_path, monkeypatch):
   report.close()
   report.note("done")
   assert stream.getvalue() == (
-    "\r\x1b[Kstep 1/100  1%  loss 1.000  i"
-    "\r\x1b[Kstep 2/100  2%  loss 2.000  i"
-    "\r\x1b[Ksaved\nstep 2/100  2%  loss 2.000  i"
+    "\r\x1b[K....................  step 1/100  1%  loss 1.000  i"
+    "\r\x1b[K....................  step 2/100  2%  loss 2.000  i"
+    "\r\x1b[Ksaved\n....................  step 2/100  2%  loss 2.000  i"
     "\n"
     "done\n"
   )
