@@ -129,7 +129,8 @@ def evaluators(flags: Any, has_suite: bool) -> dict[str, Any]:
       if "fn" not in call:
         raise UserError(
           f"The suite's {name} is not a call of an evaluator; expected, for example, "
-          "call(ZeroShot, ...)."
+          "call(ZeroShot, ...). The suites that come with the package are evaluations/openclipart, "
+          "evaluations/study and evaluations/icons."
         )
       made[name] = build(call)
       check_part(made[name], Evaluator, f"suite.{name}")

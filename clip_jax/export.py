@@ -48,6 +48,7 @@ def main(arguments: list[str]) -> int:
   from pathlib import Path
 
   from clip_jax.cli.flags import parse
+  from clip_jax.cli.suggest import did_you_mean
   from clip_jax.errors import UserError
 
   flags = parse(
@@ -60,7 +61,9 @@ def main(arguments: list[str]) -> int:
   if not where:
     raise UserError("Which model? Set --model=MODEL, such as the workdir of a training run.")
   if flags.format not in FORMATS:
-    raise UserError(f"--format={flags.format} is not one of {', '.join(FORMATS)}.")
+    head = f"--format={flags.format} is not" if flags.format else "Which format? Set --format to"
+    hint = did_you_mean(flags.format or "", FORMATS)
+    raise UserError(f"{head} one of {', '.join(FORMATS)}.{hint}")
   if not flags.out:
     raise UserError("No output given. Set --out=DIR.")
   if (flags.format == "big_vision") != flags.out.endswith(".npz"):

@@ -303,7 +303,8 @@ def test_other_towers_a_logit_bias_and_a_missing_end_token_are_refused(run, tmp_
 def test_wrong_flags_are_errors(tmp_path):
   for arguments, message in (
     ([], "Which model"),
-    (["--model=x"], "--format=None is not one of open_clip, huggingface"),
+    (["--model=x"], "Which format. Set --format to one of clip_jax, open_clip"),
+    (["--model=x", "--format=onx"], "--format=onx is not one of .* Did you mean 'onnx'"),
     (["--model=x", "--format=pdf"], "--format=pdf is not one of"),
     (["--model=x", "--format=open_clip"], "Set --out=DIR"),
     (["--model=x", "--format=open_clip", "--out=y.npz"], "--format=big_vision writes a FILE.npz"),

@@ -456,7 +456,7 @@ def test_a_set_without_usable_records_is_rejected(tmp_path):
   [
     (("--form=x",), "There is no flag --form; .*Did you mean --from|Did you mean --format"),
     ((), "What should be prepared. Set --from"),
-    (("--from=x", "--out=y"), "--format= is not one of webdataset, parquet, table, folder, source"),
+    (("--from=x", "--out=y"), "Which format. Set --format to one of webdataset, parquet, table"),
     (("--from=x", "--format=tar", "--out=y"), "--format=tar is not one of webdataset"),
     (("--from=x", "--format=parquet"), "Where should the shards be written"),
     (

@@ -224,7 +224,7 @@ EXPORTABLE = (
   "clip_jax can export to open_clip: Vit in OpenAI's form (or SigLIP's, in the sizes that timm "
   "has), ClipResnet, and TextTransformer without mask_padding; to huggingface: Vit and "
   "TextTransformer if both are in OpenAI's or both in SigLIP's form; to big_vision: Vit and "
-  "TextTransformer in big_vision's form; to stablehlo: every model."
+  "TextTransformer in big_vision's form; to clip_jax, onnx and stablehlo: every model."
 )
 
 

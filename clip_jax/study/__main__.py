@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from clip_jax.cli.command import run_command
+from clip_jax.cli.suggest import did_you_mean
 from clip_jax.errors import UserError
 
 HELP = """Trains grids of runs, and analyses your runs and the paper's numbers.
@@ -87,7 +88,7 @@ def main(arguments: list[str]) -> int | None:
     raise UserError(
       f"Unknown command {what!r}; choose one of "
       f"{', '.join(name for name in commands if name != 'one')}, as in "
-      "python -m clip_jax.study advise --pairs=50M --samples=3.4B."
+      f"python -m clip_jax.study advise --pairs=50M --samples=3.4B.{did_you_mean(what, commands)}"
     )
   strings, switches = {
     "run": (

@@ -5,6 +5,7 @@ import os
 from types import SimpleNamespace
 from typing import Any
 
+from clip_jax.cli.suggest import did_you_mean
 from clip_jax.data.column_names import shown
 from clip_jax.data.decode import ENDINGS as IMAGES
 from clip_jax.data.folder_walk import survey
@@ -51,7 +52,9 @@ def job_of(flags: SimpleNamespace, numbers: Mapping[str, Any]) -> Job:
   """
   where = getattr(flags, "from")
   if flags.format not in FORMATS:
-    raise UserError(f"--format={flags.format or ''} is not one of {', '.join(FORMATS)}.")
+    head = f"--format={flags.format} is not" if flags.format else "Which format? Set --format to"
+    hint = did_you_mean(flags.format or "", FORMATS)
+    raise UserError(f"{head} one of {', '.join(FORMATS)}.{hint}")
   if not flags.out:
     raise UserError("Where should the shards be written? Set --out=DIR.")
   for name, choices in _CHOICES.items():
