@@ -48,9 +48,13 @@ def init_from(setup: TrainSetup, state: Any) -> Any:
   on_device = lambda x, like: jax.device_put(x, like.sharding)
   params = jax.tree.map(on_device, {**own, "model": params}, state.params)
   average = split_frozen(params, setup.frozen)[0] if state.ema else {}
+  opt_state = state.opt_state
+  if setup.optimizer.average is not None:  # Its state has a copy of the parameters.
+    opt_state = jax.tree.map(on_device, setup.optimizer.init(params), opt_state)
   return dataclasses.replace(
     state,
     params=params,
+    opt_state=opt_state,
     ema=jax.tree.map(jnp.copy, average),  # The step donates both.
     stats=jax.tree.map(on_device, overlay(state.stats, stats), state.stats),
   )

@@ -59,12 +59,16 @@ class Optimizer(NamedTuple):
     learning_rate: updates made so far -> learning rate of the next update, float32 []; None if
       unknown.
     frozen: params, or their shapes -> the parameters that are frozen; None if it freezes none.
+    average: (state, trained parameters) -> the parameters to evaluate, for an optimizer that
+      averages; None if they are the parameters themselves. `update` then has an argument `bound`,
+      which clips a tree of parameters to their bounds.
   """
 
   init: Callable
   update: Callable
   learning_rate: Callable[[Any], jax.Array] | None
   frozen: Callable[[Any], Frozen] | None = None
+  average: Callable[[Any, Any], Any] | None = None
 
 
 @checked
@@ -114,14 +118,14 @@ def adamw(
 
   Source: Loshchilov & Hutter 2019, algorithm 2; Radford et al. 2021, table 18.
   """
-  return _optimizer(
+  return chained(
     optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=momentum_dtype),
-    _decay(weight_decay, decay_params),
+    decay_matching(weight_decay, decay_params),
     None,
     learning_rate=learning_rate,
     schedule=schedule,
     grad_clip_norm=grad_clip_norm,
-    groups=_Groups(freeze_params, unlock_blocks, lr_multipliers, layer_decay),
+    groups=Groups(freeze_params, unlock_blocks, lr_multipliers, layer_decay),
     decay_params=decay_params if weight_decay else (),
   )
 
@@ -188,15 +192,15 @@ def scaling_vit_adafactor(
 
   Source: Zhai et al. 2022 (Scaling ViT), sec. 3.4, as implemented in big_vision.
   """
-  return _optimizer(
+  return chained(
     _scale_by_factored_rms(decay_rate, b2_cap, eps, min_factored),
     optax.ema(momentum, debias=False, accumulator_dtype=momentum_dtype),
     None,
-    _decay(weight_decay, decay_params),
+    decay_matching(weight_decay, decay_params),
     learning_rate=learning_rate,
     schedule=schedule,
     grad_clip_norm=grad_clip_norm,
-    groups=_Groups(freeze_params, unlock_blocks, lr_multipliers, layer_decay),
+    groups=Groups(freeze_params, unlock_blocks, lr_multipliers, layer_decay),
     decay_params=decay_params if weight_decay else (),
   )
 
@@ -224,6 +228,12 @@ def with_bounds(optimizer: Optimizer | optax.GradientTransformation, bounds: Any
         f"{name} has at_least={low} above at_most={high}. Swap them, or leave one out."
       )
 
+  average = getattr(optimizer, "average", None)
+
+  def clipped(path, x):
+    low, high = by_name[path_name(path)]
+    return x if (low, high) == (-math.inf, math.inf) else jnp.clip(x, low, high)
+
   def one(update, parameter, bound):
     low, high = bound
     if (low, high) == (-math.inf, math.inf):
@@ -233,7 +243,10 @@ def with_bounds(optimizer: Optimizer | optax.GradientTransformation, bounds: Any
     return jnp.where(after < low, low - parameter, update)
 
   def update(gradients, state, params):
-    updates, state = optimizer.update(gradients, state, params)
+    # An optimizer that averages keeps all of its points within the bounds.
+    bound = lambda tree: jax.tree_util.tree_map_with_path(clipped, tree)
+    options = {"bound": bound} if average else {}
+    updates, state = optimizer.update(gradients, state, params, **options)
     bounded = lambda path, update, p: one(update, p, by_name[path_name(path)])
     return jax.tree_util.tree_map_with_path(bounded, updates, params), state
 
@@ -242,10 +255,11 @@ def with_bounds(optimizer: Optimizer | optax.GradientTransformation, bounds: Any
     update,
     getattr(optimizer, "learning_rate", None),
     getattr(optimizer, "frozen", None),
+    average,
   )
 
 
-class _Groups(NamedTuple):
+class Groups(NamedTuple):
   """How an optimizer treats groups of parameters; see the arguments of `adamw`."""
 
   freeze_params: Sequence[str]
@@ -254,10 +268,24 @@ class _Groups(NamedTuple):
   layer_decay: float | None
 
 
-def _optimizer(*steps, learning_rate, schedule, grad_clip_norm, groups, decay_params):
+def chained(
+  *steps: optax.GradientTransformation | None,
+  learning_rate: float,
+  schedule: Schedule,
+  grad_clip_norm: float | None,
+  groups: Groups,
+  decay_params: Sequence[str],
+) -> Optimizer:
   """Chains gradient clipping, `steps`, the learning rate and the schedule.
 
-  The entry None of `steps` stands for the learning rate.
+  Args:
+    *steps: transformations; the entry None stands for the learning rate.
+    learning_rate, schedule, grad_clip_norm: as in `adamw`.
+    groups: how groups of parameters are treated.
+    decay_params: patterns of the parameters to decay, which must match one; () without decay.
+
+  Raises:
+    UserError: from `init`, patterns match no parameter or freeze all of them.
   """
   if groups.unlock_blocks and not groups.freeze_params:
     raise UserError(
@@ -310,7 +338,10 @@ def _matching(patterns, tree):
   )
 
 
-def _decay(weight_decay, decay_params):
+def decay_matching(
+  weight_decay: float, decay_params: Sequence[str]
+) -> optax.GradientTransformation:
+  """Adds decoupled decay to the updates of the parameters whose name matches a pattern."""
   return optax.add_decayed_weights(weight_decay, lambda tree: _matching(decay_params, tree))
 
 

@@ -103,19 +103,16 @@ def build_setup(config: ConfigDict, *, mesh: jax.sharding.Mesh | None = None) ->
   check_preprocess(data.views, learner.model)
   if training.init_logit and not training.init_from:
     raise UserError("train.init_logit needs a trained model. Set --config.train.init_from=MODEL.")
-  if training.evaluate_ema and training.ema_decay is None:
-    raise UserError(
-      "train.evaluate_ema needs a moving average. Set --config.train.ema_decay=0.999."
-    )
   optimizer = make_optimizer(config, learner, total_steps)
+  averages = check_average(training, optimizer)
   params = learner_lib.split_state(learner)[1]
   frozen = optimizer.frozen(params) if optimizer.frozen else {}
   within = {n.removeprefix("model/"): k for n, k in frozen.items() if n.startswith("model/")}
   mark_frozen(learner.model, params["model"], within)
 
   def init_state(seed):
-    learner, ema = make_learner(config, jax.random.key(seed)), training.ema_decay is not None
-    return state_lib.init_train_state(learner, optimizer, ema=ema, frozen=frozen)
+    learner = make_learner(config, jax.random.key(seed))
+    return state_lib.init_train_state(learner, optimizer, ema=averages, frozen=frozen)
 
   evaluators, final_evaluators = _build_evaluators(config)
   batch = abstract_batch(data, learner.objective.inputs, mesh, config.seed)
@@ -177,6 +174,30 @@ def make_optimizer(config: ConfigDict, learner: learner_lib.Learner, total_steps
   # Patterns are checked, and become factors of the learning rate, when a state is made.
   jax.eval_shape(optimizer.init, learner_lib.split_state(learner)[1])
   return with_bounds(optimizer, learner_lib.param_bounds(learner))
+
+
+def check_average(training: Training, optimizer: Any) -> bool:
+  """Returns whether the train state has an average of the parameters.
+
+  Raises:
+    UserError: there is no average to evaluate, two of them, or the optimizer's is not evaluated.
+  """
+  own, decay = optimizer.average is not None, training.ema_decay
+  if training.evaluate_ema and decay is None and not own:
+    raise UserError(
+      "train.evaluate_ema needs a moving average. Set --config.train.ema_decay=0.999."
+    )
+  if own and decay is not None:
+    raise UserError(
+      f"The optimizer averages the parameters itself, so there is no second average with "
+      f"train.ema_decay={decay}. Set --config.train.ema_decay=None."
+    )
+  if own and not training.evaluate_ema:
+    raise UserError(
+      "The optimizer trains at another point than the average that it evaluates. Set "
+      "--config.train.evaluate_ema=True, so that evaluations, load and exports use the average."
+    )
+  return own or decay is not None
 
 
 def with_history(setup: TrainSetup, history: History) -> TrainSetup:

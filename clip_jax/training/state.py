@@ -22,7 +22,8 @@ class TrainState:
       and fixed arrays; empty for a ViT with learned position embeddings and a plain objective.
     opt_state: state of the optimizer.
     skipped: int32 [], steps that were skipped because the loss or a gradient was not finite.
-    ema: moving average of the trained parameters; empty unless `train.ema_decay` is set.
+    ema: moving average of the trained parameters; empty unless `train.ema_decay` is set or the
+      optimizer averages them.
   """
 
   step: jax.Array

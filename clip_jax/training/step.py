@@ -85,7 +85,7 @@ def make_gradients(
 
 def make_train_step(
   graphdef: Any,
-  optimizer: optax.GradientTransformation,
+  optimizer: Any,
   *,
   seed: int,
   augment: dict[str, DeviceAugment] | None = None,
@@ -110,7 +110,8 @@ def make_train_step(
 
   Args:
     graphdef: structure of the learner, from `split`.
-    optimizer: the optimizer, which also keeps learned scalars within their bounds.
+    optimizer: the optimizer, an `optax.GradientTransformation` or a `training.optim.Optimizer`,
+      which also keeps learned scalars within their bounds.
     seed: seed of all randomness on the device.
     augment: on-device augmentations by the name of the batch entry.
     microbatches: number of pieces that the batch is embedded in; the loss is that of the whole
@@ -118,7 +119,8 @@ def make_train_step(
     skip_nonfinite: number of steps that may be skipped in total.
     frozen: the parameters that are not trained; `graphdef` must be of a model that
       `model.frozen.mark_frozen` has marked.
-    ema_decay: decay of the moving average of the parameters, `state.ema`; None for no average.
+    ema_decay: decay of the moving average of the parameters, `state.ema`; None for no average, or
+      for that of the optimizer.
   """
   frozen = frozen or {}
   gradients = make_gradients(
@@ -131,7 +133,10 @@ def make_train_step(
       trained = split_frozen(state.params, frozen)[0]
       updates, opt_state = optimizer.update(of_params, state.opt_state, trained)
       params = optax.apply_updates(trained, updates)
-      average = moving_average(state.ema, params, ema_decay, state.step - state.skipped)
+      if getattr(optimizer, "average", None):
+        average = optimizer.average(opt_state, params)
+      else:
+        average = moving_average(state.ema, params, ema_decay, state.step - state.skipped)
       norm, update_norm = optax.global_norm(of_params), optax.global_norm(updates)
     metrics = {"loss": loss, **metrics, "grad_norm": norm, "update_norm": update_norm}
     if getattr(optimizer, "learning_rate", None):
