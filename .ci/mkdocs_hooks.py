@@ -40,12 +40,21 @@ def on_files(files: Any, *, config: Any) -> Any:
   for name, page in ROOT_PAGES.items():
     text = (ROOT / name).read_text(encoding="utf-8")
     files.append(File.generated(config, page, content=text))
-    for image, _, target in LINK.findall(text):
-      if image and not target.startswith(("docs/", "http")):
-        path = str(ROOT / target)
-        files.append(File.generated(config, _image(target), abs_src_path=path))
+  for name in _images():
+    files.append(File.generated(config, _image(name), abs_src_path=str(ROOT / name)))
   _check_coverage()
   return files
+
+
+def _images() -> list[str]:
+  """Images outside of docs/ that a page shows, by their path in the repository."""
+  found = set()
+  for page in [*(ROOT / name for name in ROOT_PAGES), *sorted((ROOT / "docs").rglob("*.md"))]:
+    for image, _, target in LINK.findall(page.read_text(encoding="utf-8")):
+      path = Path(os.path.normpath(page.parent / target))
+      if image and path.is_file() and ROOT / "docs" not in path.parents:
+        found.add(path.relative_to(ROOT).as_posix())
+  return sorted(found)
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:

@@ -46,6 +46,11 @@ def test_links_out_of_the_pages_lead_to_the_site(link, on_site):
   assert found == on_site
 
 
+def test_images_outside_of_the_folder_of_pages_are_copied_to_the_site():
+  assert "configs/logs/quickstart.png" in HOOKS["_images"]()
+  assert not [name for name in HOOKS["_images"]() if name.startswith("docs/")]
+
+
 def test_the_walk_visits_at_most_a_dozen_files_once():
   text = (ROOT / "docs/walk.md").read_text()
   files = re.findall(r"^### \d+\. .*\(\.\./(clip_jax/\S+\.py)\)$", text, re.M)
