@@ -20,6 +20,7 @@ reached 69.4% zero-shot accuracy on 1,057 icons of sets that were left out, amon
 """
 
 from clip_jax.config import call
+from clip_jax.data.augment.redraw import Redraw
 from clip_jax.data.crops import RandomResizedCrop
 from clip_jax.data.sources.icon_records import IconRecords
 from clip_jax.data.tokenizer import SentencePiece
@@ -28,7 +29,6 @@ from clip_jax.evaluators.zero_shot import ZeroShot
 from clip_jax.model.two_towers import TwoTowers
 from clip_jax.objectives.clip import Clip
 from clip_jax.towers.bag_of_tokens import BagOfTokens
-from clip_jax.towers.concat import ConcatTowers
 from clip_jax.towers.hog import Hog
 from clip_jax.training.experiment import Data, Training, experiment
 from clip_jax.training.optim import adamw
@@ -50,7 +50,8 @@ def get_config(path="icons"):
         images={
           "image": call(
             ImageView,
-            crop=call(RandomResizedCrop, size=size, scale=(0.85, 1.0), ratio=(0.95, 1.05)),
+            crop=call(RandomResizedCrop, size=size, scale=(0.75, 1.0), ratio=(0.9, 1.11)),
+            augment=(call(Redraw),),
           )
         },
         tokenizer=call(SentencePiece, model=f"{path}/4k.model", context_length=length, eos=False),
@@ -60,26 +61,23 @@ def get_config(path="icons"):
     ),
     model=call(
       TwoTowers,
-      image=call(
-        ConcatTowers,
-        towers=tuple(call(Hog, image_size=size, cell=cell, dtype="float32") for cell in (8, 4)),
-      ),
+      image=call(Hog, image_size=size, cell=(4, 8), dtype="float32"),
       text=call(BagOfTokens, vocab_size=4096, context_length=length, width=width),
       embed_dim=width,
       image_projection="mlp",
       text_projection="none",
-      projection_hidden_dim=1024,
+      projection_hidden_dim=1536,
     ),
     objective=call(Clip, temperature=0.1, same_caption="positive"),
     optimizer=call(
       adamw,
       learning_rate=2e-3,
       b2=0.99,
-      schedule=call(warmup_cosine, warmup=0.1),
+      schedule=call(warmup_cosine, warmup=0.05),
       weight_decay=0.1,
       grad_clip_norm=1.0,
     ),
-    train=call(Training, steps=600, log_every=20, eval_every=200, save_every=100),
+    train=call(Training, steps=4_000, log_every=50, eval_every=500, save_every=250),
     evaluators={"val": zero_shot("val")},
     final_evaluators={"held_out": zero_shot("held_out")},
   )

@@ -3,6 +3,7 @@
 from clip_jax.data.augment.color_jitter import ColorJitter
 from clip_jax.data.augment.horizontal_flip import HorizontalFlip
 from clip_jax.data.augment.randaugment import RandAugment
+from clip_jax.data.augment.redraw import Redraw
 from clip_jax.data.augment.simclr import SimclrColors
 from clip_jax.data.checkpoint_tokenizer import CleanedTokenizer, MissingTokenizer, TokenizerJson
 from clip_jax.data.crops import RandomResizedCrop, Resize
@@ -51,6 +52,7 @@ PARTS = (
   "Parquet",
   "RandAugment",
   "RandomResizedCrop",
+  "Redraw",
   "Resize",
   "ResizeThenCrop",
   "ScoreFilter",
@@ -86,6 +88,7 @@ __all__ = [
   "Quality",
   "RandAugment",
   "RandomResizedCrop",
+  "Redraw",
   "Resize",
   "ResizeThenCrop",
   "ScoreFilter",
