@@ -57,7 +57,8 @@ def get_config(path="icons"):
         tokenizer=call(SentencePiece, model=f"{path}/4k.model", context_length=length, eos=False),
       ),
       batch_size=512,
-      threads=2,
+      workers=1,
+      threads=1,
     ),
     model=call(
       TwoTowers,
@@ -77,7 +78,7 @@ def get_config(path="icons"):
       weight_decay=0.1,
       grad_clip_norm=1.0,
     ),
-    train=call(Training, steps=4_000, log_every=50, eval_every=500, save_every=250),
+    train=call(Training, steps=2_000, log_every=50, eval_every=500, save_every=250),
     evaluators={"val": zero_shot("val")},
     final_evaluators={"held_out": zero_shot("held_out")},
   )

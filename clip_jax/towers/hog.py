@@ -94,15 +94,31 @@ def histograms(image: jax.Array, *, cell: int, orientations: int) -> jax.Array:
 
 def _unnormalised(image, cell, orientations):
   """Sums of gradients by orientation, divided by the cell's area, [B, h, w, O]."""
-  edged = jnp.pad(image, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-  along = edged[:, 1:-1, 2:] - edged[:, 1:-1, :-2]  # [B, H, W, 3]
-  down = edged[:, 2:, 1:-1] - edged[:, :-2, 1:-1]
-  steepest = jnp.argmax(along**2 + down**2, axis=-1, keepdims=True)
-  along, down = (jnp.take_along_axis(d, steepest, axis=-1)[..., 0] for d in (along, down))
-  turn = jnp.arctan2(down, along) / math.pi * orientations  # [B, H, W]
-  away = jnp.abs(turn[..., None] - jnp.arange(orientations)) % orientations
-  share = jax.nn.relu(1 - jnp.minimum(away, orientations - away))  # [B, H, W, O]
-  return _cell_means(jnp.hypot(along, down)[..., None] * share, cell)
+  # One array per channel and per bin, [B, H, W], which compilers vectorise along W.
+  along, down = _steepest(image)
+  turn = jnp.arctan2(down, along) / math.pi * orientations  # In [-O, O]; half a turn is O.
+  turn = jnp.where(turn < 0, turn + orientations, turn)
+  strength = jnp.hypot(along, down)
+  near = lambda bin: jax.nn.relu(1 - jnp.abs(turn - bin))
+  shares = [near(0) + near(orientations), *(near(bin) for bin in range(1, orientations))]
+  return jnp.stack(
+    [_cell_means((strength * share)[..., None], cell)[..., 0] for share in shares], axis=-1
+  )
+
+
+def _steepest(image):
+  """Differences along and down, [B, H, W] each, of the channel where they are largest."""
+  best = None
+  for c in range(3):
+    x = jnp.pad(image[..., c], ((0, 0), (1, 1), (1, 1)), mode="edge")
+    along, down = x[:, 1:-1, 2:] - x[:, 1:-1, :-2], x[:, 2:, 1:-1] - x[:, :-2, 1:-1]
+    energy = along**2 + down**2
+    if best is None:
+      best = energy, along, down
+      continue
+    larger = energy > best[0]
+    best = tuple(jnp.where(larger, new, old) for new, old in zip((energy, along, down), best))
+  return best[1], best[2]
 
 
 def _normalised(cells):
