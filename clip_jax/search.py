@@ -11,8 +11,8 @@ HELP = """Searches a folder for the images that best match a text or another ima
   python -m clip_jax.search --model=MODEL --images=DIR --serve [--port=8000]
 
   --model=MODEL          workdir of a training run, exported model, or checkpoint of another library
-  --images=DIR           folder of images, searched recursively; each image is embedded once, and
-                         the embeddings are cached for the next search
+  --images=DIR           folder of images, searched recursively, or one that prepare wrote; each
+                         image is embedded once, and the embeddings are cached for the next search
   --query_image=FILE     search with an image instead of a text
   --top=20               number of results; on the web page, before more are loaded
   --contact_sheet=F.png  save a contact sheet of the results
@@ -81,17 +81,14 @@ def main(arguments: list[str]) -> int:
     return serve(embedder, found, where, top, port, hosts)
   z = embedder.encode_image([query]) if query else embedder.encode_text([" ".join(words)])
   best = found.nearest(z[0], top)
-  paths = found.paths()
   for k, score in best:
-    print(f"{score:.4f}  {printable(paths[k])}")
+    print(f"{score:.4f}  {printable(found.path(k))}")
   if flags.contact_sheet:
-    from clip_jax.data.decode import MAX_BYTES
-    from clip_jax.data.untrusted import read_regular
     from clip_jax.files import atomic_write
     from clip_jax.inference.contact_sheet import contact_sheet
 
     sheet = contact_sheet(
-      [read_regular(paths[k], MAX_BYTES) for k, _ in best],
+      [found.pictures.read(found.names[k]) for k, _ in best],
       [f"{score:.3f}" for _, score in best],
       title=" ".join(words) or f"like {flags.query_image}",
     )
@@ -112,8 +109,8 @@ def report_skipped(found: Any) -> None:
       f"{', '.join(map(printable, found.unreadable[:5]))}"
       f"{', ...' if len(found.unreadable) > 5 else ''}"
     )
-  if found.skipped:
-    print(f"The folder: {describe(found.skipped)}.")
+  if found.pictures.skipped:
+    print(f"The folder: {describe(found.pictures.skipped)}.")
 
 
 def image_format(path: str) -> str:
@@ -162,8 +159,8 @@ def serve(
   from clip_jax.inference.web_ui import SearchServer
 
   page = SearchServer(
-    f"{found.folder.name}, by {where}",
-    str(found.folder),
+    f"{found.pictures.folder.name}, by {where}",
+    found.pictures,
     found.names,
     PictureSearch(embedder, found),
     per_page=top,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax.inference.picture_search import Query, Ranking
+from clip_jax.inference.pictures import PictureFolder
 from clip_jax.inference.web_ui import SearchServer
 
 
@@ -36,7 +37,8 @@ def search_server(
     return Ranking(np.array([k for k, _ in found], int), {kind: scores})
 
   names = [os.path.basename(path) for path in paths]
-  return SearchServer(title, os.path.dirname(paths[0]), names, search, port=0, **options)
+  pictures = PictureFolder(os.path.dirname(paths[0]))
+  return SearchServer(title, pictures, names, search, port=0, **options)
 
 
 @contextlib.contextmanager

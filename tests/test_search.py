@@ -12,6 +12,7 @@ import pytest
 
 from clip_jax import search
 from clip_jax.data.folder_walk import OUTSIDE, SPECIAL
+from clip_jax.data.records import write
 from clip_jax.errors import UserError
 from clip_jax.inference import image_index, web_ui
 from mutations import damaged_bytes
@@ -109,6 +110,25 @@ def test_only_new_and_changed_images_are_embedded(pictures, colours):
   assert colours.seen == 6
 
 
+def test_prepared_records_are_searched(tmp_path, monkeypatch, colours, capsys):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  records = [
+    {"image": np.full((8, 8, 3), colour, np.uint8), "text": [f"a {name}", "other"], "key": name}
+    for name, colour in COLOURS.items()
+  ]
+  records += [{"image": b"damaged", "text": "nothing"}]
+  (tmp_path / "out").mkdir()
+  write(records, str(tmp_path / "out/x.array_record"))
+  found = image_index.build_index(colours, "colours", tmp_path / "out", print)
+  assert found.names == ["0", "1", "2"] and found.unreadable == ["3"]
+  search.main(["--model=m", f"--images={tmp_path / 'out'}", "green", "--top=1"])
+  assert capsys.readouterr().out.splitlines()[-1].endswith("  deep/green.jpg")
+  assert [found.pictures.caption(name) for name in ("1", "3")] == ["a deep/green.jpg", "nothing"]
+  assert [found.pictures.title(name) for name in ("1", "3")] == ["deep/green.jpg", "record 3"]
+  write(records[:2], str(tmp_path / "out/x.array_record"))
+  assert image_index.build_index(colours, "colours", tmp_path / "out", print).names == ["0", "1"]
+
+
 def test_a_damaged_cache_is_recomputed(pictures, colours, tmp_path):
   find = lambda: image_index.build_index(colours, "colours", pictures, lambda line: None)
   find()
@@ -126,7 +146,7 @@ def test_links_out_of_the_folder_and_fifos_are_skipped_and_counted(
   os.mkfifo(pictures / "fifo.jpg")
   found = image_index.build_index(colours, "colours", pictures, lambda line: None)
   assert found.names == ["alias.png", *sorted(COLOURS)]
-  assert found.skipped == {OUTSIDE: 1, SPECIAL: 1}
+  assert found.pictures.skipped == {OUTSIDE: 1, SPECIAL: 1}
   search.main(["--model=m", f"--images={pictures}", "red"])
   assert "skipped 1 FIFOs, devices or sockets, 1 links that leave" in capsys.readouterr().out
 

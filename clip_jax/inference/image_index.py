@@ -1,7 +1,6 @@
 """Embeds the images of a folder and caches the embeddings."""
 
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 import contextlib
 import hashlib
 import os
@@ -12,15 +11,13 @@ import numpy as np
 from clip_jax.cli.cache import caches
 from clip_jax.cli.formatting import printable
 from clip_jax.cli.progress import Progress
-from clip_jax.data.decode import MAX_BYTES, UnreadableImage
-from clip_jax.data.folder_walk import describe, walk
+from clip_jax.data.decode import UnreadableImage
 from clip_jax.data.npz_file import read_npz
 from clip_jax.data.read_ahead import batched, map_ahead
-from clip_jax.data.sources.folder import IMAGES
-from clip_jax.data.untrusted import read_regular
 from clip_jax.errors import UserError
 from clip_jax.files import atomic_write
 from clip_jax.inference.embedder import Embedder
+from clip_jax.inference.pictures import Pictures, open_pictures
 
 _BLOCK = 1024  # Images between two saves, the most that an interrupted run has to recompute.
 
@@ -29,24 +26,14 @@ class ImageIndex:
   """The embedded images of a folder.
 
   Attributes:
-    folder: the folder.
-    names: paths of the images relative to the folder, sorted.
+    pictures: all pictures of the folder.
+    names: names of those that can be read; paths of files are relative to the folder, and sorted.
     z: embeddings, float32 [n, E], of unit length.
-    unreadable: names of image files that cannot be read.
-    skipped: number of images that were skipped because they are links out of the folder or no
-      regular files, by reason; see `folder_walk`.
+    unreadable: names of those that cannot be read.
   """
 
-  def __init__(
-    self,
-    folder: Path,
-    names: list[str],
-    z: np.ndarray,
-    unreadable: list[str],
-    skipped: Mapping[str, int],
-  ):
-    self.folder, self.names, self.z, self.unreadable = folder, names, z, unreadable
-    self.skipped = skipped
+  def __init__(self, pictures: Pictures, names: list[str], z: np.ndarray, unreadable: list[str]):
+    self.pictures, self.names, self.z, self.unreadable = pictures, names, z, unreadable
 
   def nearest(self, z: np.ndarray, top: int) -> list[tuple[int, float]]:
     """Returns (index, cosine) of the `top` images nearest to float32 [E], best first."""
@@ -54,9 +41,11 @@ class ImageIndex:
     best = np.argsort(-scores, kind="stable")[:top]
     return [(int(k), float(scores[k])) for k in best]
 
-  def paths(self) -> list[str]:
-    """Returns the paths of the images in the order of `names`."""
-    return [str(self.folder / name) for name in self.names]
+  def path(self, k: int) -> str:
+    """Returns the path of an image, or what to call one that is not a file."""
+    name = self.names[k]
+    path = self.pictures.folder / name
+    return str(path) if path.is_file() else self.pictures.title(name)
 
 
 def build_index(
@@ -71,21 +60,15 @@ def build_index(
   Args:
     embedder: the model.
     fingerprint: hash of the model, part of the cache key.
-    folder: searched recursively for images, except for hidden files and folders.
+    folder: searched recursively for images, except for hidden files and folders; or a folder that
+      `prepare` wrote.
     say: receives progress messages.
 
   Raises:
     UserError: there is no such folder, or it has no readable images.
   """
-  folder = Path(folder).absolute()
-  if not folder.is_dir():
-    raise UserError(f"There is no folder {folder}. Set --images to a folder of images.")
-  there, skipped = _pictures(folder)
-  if not there:
-    raise UserError(
-      f"{folder} and its subfolders have no images; looked for {', '.join(IMAGES)}."
-      + (f" ({describe(skipped)})" if skipped else "")
-    )
+  pictures = open_pictures(folder)
+  folder, there = pictures.folder, pictures.stamps
   name = hashlib.sha256(f"{folder}\n{fingerprint}".encode()).hexdigest()[:16]
   file = caches() / "indexes" / f"{name}.npz"
   parts = sorted(file.parent.glob(f"{file.stem}-part*.npz"))
@@ -97,7 +80,7 @@ def build_index(
   progress = Progress(len(new), say, "images")
   for start in range(0, len(new), _BLOCK):
     block = new[start : start + _BLOCK]
-    found = {name: (there[name], z) for name, z in zip(block, _embedded(embedder, folder, block))}
+    found = {name: (there[name], z) for name, z in zip(block, _embedded(embedder, pictures, block))}
     known.update(found)
     if len(new) > _BLOCK:
       parts.append(file.with_name(f"{file.stem}-part{os.getpid()}-{start}.npz"))
@@ -114,30 +97,15 @@ def build_index(
       f"None of the {len(there):,} images in {folder} can be read: "
       f"{', '.join(map(printable, unreadable[:5]))}{', ...' if len(unreadable) > 5 else ''}."
     )
-  return ImageIndex(folder, good, np.stack([known[name][1] for name in good]), unreadable, skipped)
+  return ImageIndex(pictures, good, np.stack([known[name][1] for name in good]), unreadable)
 
 
-def _pictures(folder: Path) -> tuple[dict[str, tuple[int, int]], Counter]:
-  """Lists the images of a folder.
-
-  Returns:
-    ((bytes, modification time in ns) of each image by its path relative to the folder; number of
-    skipped images by reason).
-  """
-  found, (names, skipped) = {}, walk(str(folder), IMAGES)
-  for name in names:
-    with contextlib.suppress(OSError):  # Deleted since it was listed.
-      stat = (folder / name).stat()
-      found[name] = (stat.st_size, stat.st_mtime_ns)
-  return found, skipped
-
-
-def _embedded(embedder, folder, names):
+def _embedded(embedder, pictures, names):
   """Returns an embedding for each image, None for those that cannot be read."""
 
   def read(name):
     try:
-      return embedder.preprocess(read_regular(folder / name, MAX_BYTES))
+      return embedder.preprocess(pictures.read(name))
     except (OSError, UnreadableImage):
       return None
 

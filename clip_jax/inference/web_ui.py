@@ -7,16 +7,15 @@ from http import HTTPStatus
 from importlib import resources
 import io
 import json
-import os
 import re
 from urllib.parse import SplitResult, parse_qs
 
 from PIL import Image
 
-from clip_jax.data.decode import MAX_BYTES, Picture, UnreadableImage
-from clip_jax.data.untrusted import read_regular
+from clip_jax.data.decode import Picture, UnreadableImage
 from clip_jax.inference.local_server import Limits, LocalHandler, LocalServer, Refused
 from clip_jax.inference.picture_search import Query, Ranking
+from clip_jax.inference.pictures import Pictures
 
 MOST_BYTES = 32 * 2**20  # Maximum size of an uploaded image.
 SIZES = {
@@ -24,7 +23,6 @@ SIZES = {
   "full": 1600,
 }  # Longer side of thumbnails and of enlarged images, in pixels.
 _LABELS = 100  # Most labels of one query.
-_CAPTION = 2000  # Most bytes that are read of a caption.
 _ASSETS = {"/search.css": "text/css; charset=utf-8", "/search.js": "text/javascript; charset=utf-8"}
 
 
@@ -38,7 +36,7 @@ class SearchServer:
   def __init__(
     self,
     title: str,
-    folder: str,
+    pictures: Pictures,
     names: Sequence[str],
     search: Callable[[Query], Ranking],
     *,
@@ -51,9 +49,8 @@ class SearchServer:
 
     Args:
       title: title of the page.
-      folder: folder of the images.
-      names: paths of the images relative to `folder`, shown below the images. The text of a file of
-        the same name that ends in .txt is shown as the caption.
+      pictures: the images, with their titles and captions.
+      names: names of those that are ranked, in the order of the ranking.
       search: ranks the images; called from several threads.
       per_page: number of results that are sent at a time.
       port: TCP port; 0 for any free port.
@@ -70,7 +67,7 @@ class SearchServer:
       pass
 
     Handler.page, Handler.search, Handler.per_page = page, staticmethod(search), per_page
-    Handler.folder, Handler.names = folder, names
+    Handler.pictures, Handler.names = pictures, names
     self._server = LocalServer(port, Handler, hosts=allowed_hosts, limits=limits)
     self.address = f"http://127.0.0.1:{self._server.server_port}/"
 
@@ -88,7 +85,7 @@ class _Handler(LocalHandler):
   """Serves the page at /, results as JSON at /find, and images at /picture/N and /full/N."""
 
   page: str
-  folder: str
+  pictures: Pictures
   names: Sequence[str]
   search: Callable[[Query], Ranking]
   per_page: int
@@ -117,11 +114,11 @@ class _Handler(LocalHandler):
 
   def _find(self, text, content):
     fields = _fields(text)
-    like, start = _number(fields, "like"), _number(fields, "start") or 0
+    wanted, start = _number(fields, "like"), _number(fields, "start") or 0
     labels = [" ".join(label.split()) for label in fields.get("labels", "").split(",")]
     query = Query(
       text=fields.get("q", "").strip(),
-      like=like if content is None else None,
+      like=wanted if content is None else None,
       image=content,
       labels=tuple(dict.fromkeys(filter(None, labels))),
       seed=_number(fields, "seed") or 0,
@@ -135,35 +132,29 @@ class _Handler(LocalHandler):
     except IndexError:
       raise Refused(HTTPStatus.NOT_FOUND, "There is no such image.") from None
     part = ranking.order[start : start + self.per_page]
+    like = None if query.like is None else {"index": query.like, "name": self._title(query.like)}
     answer = {
       "results": [self._result(ranking, int(k)) for k in part],
       "total": len(ranking.order),
-      "like": None if query.like is None else {"index": query.like, "name": self.names[query.like]},
+      "like": like,
     }
     self.send(json.dumps(answer).encode(), "application/json")
 
   def _result(self, ranking, k):
     scores = {name: round(float(values[k]), 4) for name, values in ranking.scores.items()}
-    result = {"index": k, "name": self.names[k], "caption": self._caption(k), "scores": scores}
+    caption = self.pictures.caption(self.names[k])
+    result = {"index": k, "name": self._title(k), "caption": caption, "scores": scores}
     if ranking.probability is not None:
       result["probability"] = round(float(ranking.probability[k]), 4)
     return result
 
-  def _caption(self, k):
-    """Returns the text next to an image, "" if there is none."""
-    path = os.path.join(self.folder, os.path.splitext(self.names[k])[0] + ".txt")
-    if os.path.islink(path):  # It may lead out of the folder.
-      return ""
-    try:
-      return " ".join(read_regular(path, _CAPTION).decode("utf-8", "replace").split())
-    except (OSError, UnreadableImage):
-      return ""
+  def _title(self, k):
+    return self.pictures.title(self.names[k])
 
   def _image(self, number, longest):
     try:
       # A number, so no other file is reachable.
-      path = os.path.join(self.folder, self.names[number])
-      picture = Picture(read_regular(path, MAX_BYTES))
+      picture = Picture(self.pictures.read(self.names[number]))
       shrink = 2 if picture.can_shrink and min(picture.height, picture.width) > 4 * longest else 1
       image = Image.fromarray(picture.pixels(shrink))
     except (UnreadableImage, IndexError, OSError):

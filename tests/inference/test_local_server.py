@@ -17,6 +17,7 @@ from clip_jax import search
 from clip_jax.data.decode import decode
 from clip_jax.inference import web_ui
 from clip_jax.inference.local_server import Limits
+from clip_jax.inference.pictures import PictureFolder
 from clip_jax.inference.web_ui import MOST_BYTES
 from running_server import running, search_server
 
@@ -286,7 +287,7 @@ def test_search_passes_the_allowed_hosts_on(picture, monkeypatch):
       raise KeyboardInterrupt
 
   class Found:
-    folder, unreadable, skipped = picture.parent, [], {}
+    pictures, unreadable = PictureFolder(picture.parent), []
     names, z = [picture.name], np.ones((1, 1))
 
   monkeypatch.setattr(web_ui, "SearchServer", Page)
