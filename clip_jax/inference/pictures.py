@@ -29,9 +29,14 @@ class Pictures(Protocol):
     skipped: number of pictures that are left out, by reason.
   """
 
-  folder: Path
-  stamps: Mapping[str, tuple[int, int]]
-  skipped: Mapping[str, int]
+  @property
+  def folder(self) -> Path: ...
+
+  @property
+  def stamps(self) -> Mapping[str, tuple[int, int]]: ...
+
+  @property
+  def skipped(self) -> Mapping[str, int]: ...
 
   def read(self, name: str) -> bytes | np.ndarray:
     """Returns an encoded image, or uint8 [H, W, 3].
@@ -109,11 +114,11 @@ class PictureRecords:
   def __init__(self, folder: Path):
     """Opens the records; icons are those of all splits."""
     self.folder = folder
+    records = ArrayRecord(folder)
     icons = (folder / "icons.npz").is_file()
-    self._records: Any = IconRecords(folder, "all", "name") if icons else ArrayRecord(folder)
+    self._records: Any = IconRecords(folder, "all", "name") if icons else records
     self.skipped: Counter = Counter()
-    files = (self._records.records if icons else self._records).files
-    stats = [os.stat(file) for file in files]
+    stats = [os.stat(file) for file in records.files]
     stamp = sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)
     self.stamps = {str(i): stamp for i in range(len(self._records))}
 

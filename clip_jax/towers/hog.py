@@ -108,17 +108,18 @@ def _unnormalised(image, cell, orientations):
 
 def _steepest(image):
   """Differences along and down, [B, H, W] each, of the channel where they are largest."""
-  best = None
+  strongest, found = None, None
   for c in range(3):
     x = jnp.pad(image[..., c], ((0, 0), (1, 1), (1, 1)), mode="edge")
     along, down = x[:, 1:-1, 2:] - x[:, 1:-1, :-2], x[:, 2:, 1:-1] - x[:, :-2, 1:-1]
     energy = along**2 + down**2
-    if best is None:
-      best = energy, along, down
+    if found is None:
+      strongest, found = energy, (along, down)
       continue
-    larger = energy > best[0]
-    best = tuple(jnp.where(larger, new, old) for new, old in zip((energy, along, down), best))
-  return best[1], best[2]
+    larger = energy > strongest
+    strongest = jnp.maximum(energy, strongest)
+    found = jnp.where(larger, along, found[0]), jnp.where(larger, down, found[1])
+  return found
 
 
 def _normalised(cells):
