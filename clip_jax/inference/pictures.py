@@ -30,13 +30,19 @@ class Pictures(Protocol):
   """
 
   @property
-  def folder(self) -> Path: ...
+  def folder(self) -> Path:
+    """Returns where they are."""
+    ...
 
   @property
-  def stamps(self) -> Mapping[str, tuple[int, int]]: ...
+  def stamps(self) -> Mapping[str, tuple[int, int]]:
+    """Returns the stamps."""
+    ...
 
   @property
-  def skipped(self) -> Mapping[str, int]: ...
+  def skipped(self) -> Mapping[str, int]:
+    """Returns the numbers of pictures that are left out."""
+    ...
 
   def read(self, name: str) -> bytes | np.ndarray:
     """Returns an encoded image, or uint8 [H, W, 3].
