@@ -6,6 +6,7 @@ from clip_jax.objectives.distill import Distill
 from clip_jax.objectives.flip import flip
 from clip_jax.objectives.global_clip import GlobalClip
 from clip_jax.objectives.matryoshka import Matryoshka
+from clip_jax.objectives.nuclr import Nuclr
 from clip_jax.objectives.siglip import Siglip
 from clip_jax.objectives.slip import Slip
 from clip_jax.objectives.words import Words
@@ -16,6 +17,7 @@ PARTS = (
   "Distill",
   "GlobalClip",
   "Matryoshka",
+  "Nuclr",
   "Siglip",
   "Slip",
   "Words",
@@ -26,6 +28,7 @@ __all__ = [
   "Distill",
   "GlobalClip",
   "Matryoshka",
+  "Nuclr",
   "PairObjective",
   "Siglip",
   "Slip",

@@ -19,7 +19,7 @@ from clip_jax.objectives.clip import log_scale
 from clip_jax.objectives.mean_ratios import log_mean_ratios
 from clip_jax.objectives.per_example import PerExample, log_mean_by_index, mean_by_index
 
-_UNSEEN = -1e30  # Logarithm of the normaliser of a record that has not been in a batch yet.
+UNSEEN = -1e30  # Logarithm of the normaliser of a record that has not been in a batch yet.
 _LEAST_TAU, _MOST_TAU, _STEEPEST = (
   0.01,
   1.0,
@@ -114,7 +114,7 @@ class GlobalClip(PairObjective):
     else:
       self.log_scale = nnx.Variable(initial)
     taus = dict(tau_image=temperature, tau_text=temperature) if version == "v2" else {}
-    self.per_example = PerExample(examples, log_u_image=_UNSEEN, log_u_text=_UNSEEN, **taus)
+    self.per_example = PerExample(examples, log_u_image=UNSEEN, log_u_text=UNSEEN, **taus)
     self.updates = nnx.Variable(jnp.int32(0))
 
   def embed(
@@ -148,14 +148,7 @@ class GlobalClip(PairObjective):
     gamma = self._gamma(len(index))
     terms, values = [], []
     for side, own in zip(("image", "text"), log_g):
-      name = f"log_u_{side}"
-      old, new = self.per_example.read(name, index), log_mean_by_index(index, own)
-      kept = jnp.where(gamma < 1, jnp.log1p(-jnp.minimum(gamma, 1 - 1e-7)), _UNSEEN) + old
-      log_u = lax.stop_gradient(
-        jnp.where(old <= _UNSEEN / 2, new, jnp.logaddexp(kept, jnp.log(gamma) + new))
-      )
-      if train:
-        self.per_example.write(name, index, log_u)
+      log_u = self._averaged(f"log_u_{side}", index, own, gamma, train)
       value = jnp.logaddexp(log_u, self.log_eps)
       ratio = jnp.exp(own - value)  # Its gradient is that of g, divided by eps + u.
       terms.append(value + ratio - lax.stop_gradient(ratio))
@@ -202,6 +195,17 @@ class GlobalClip(PairObjective):
     if self.version == "v2":
       return tuple(1 / self.per_example.read(f"tau_{side}", index) for side in ("image", "text"))
     return (jnp.broadcast_to(jnp.exp(self.log_scale[...]), index.shape),) * 2
+
+  def _averaged(self, name, index, log_g, gamma, train):
+    """Returns the logarithm of the moving average of g after this batch, float32 [B]."""
+    old, new = self.per_example.read(name, index), log_mean_by_index(index, log_g)
+    kept = jnp.where(gamma < 1, jnp.log1p(-jnp.minimum(gamma, 1 - 1e-7)), UNSEEN) + old
+    log_u = lax.stop_gradient(
+      jnp.where(old <= UNSEEN / 2, new, jnp.logaddexp(kept, jnp.log(gamma) + new))
+    )
+    if train:
+      self.per_example.write(name, index, log_u)
+    return log_u
 
   def _gamma(self, B):
     """The weight of this batch in the moving averages, float32 []."""

@@ -16,6 +16,7 @@ from clip_jax.objectives.clip import Clip
 from clip_jax.objectives.flip import flip
 from clip_jax.objectives.global_clip import GlobalClip
 from clip_jax.objectives.matryoshka import Matryoshka
+from clip_jax.objectives.nuclr import Nuclr
 from clip_jax.objectives.siglip import Siglip
 from clip_jax.objectives.slip import Slip
 from clip_jax.objectives.words import Words
@@ -36,6 +37,7 @@ OBJECTIVES = {
     GlobalClip, version="v2", chunk_size=4, same_caption="ignore", keep_patches=0.75, examples=40
   ),
   "matryoshka": call(Matryoshka, dims=(8,), weights=(0.5,)),
+  "nuclr": call(Nuclr, examples=40, temperature=0.1, popularity_start_epochs=0.0, chunk_size=4),
   "siglip": call(Siglip),
   "words": call(Words, chunk_size=4, dtype="float32"),
   "siglip-masked-grouped-blockwise": call(
@@ -90,7 +92,13 @@ def trained(objective, *, mesh=None, microbatches=1, steps=3, optimizer=None, da
   return jax.device_get(state), losses
 
 
-SLOW = ("global-own-temperatures-grouped-blockwise", "slip-masked-blockwise", "words", "matryoshka")
+SLOW = (
+  "global-own-temperatures-grouped-blockwise",
+  "slip-masked-blockwise",
+  "words",
+  "matryoshka",
+  "nuclr",
+)
 NAMES = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in OBJECTIVES]
 
 
