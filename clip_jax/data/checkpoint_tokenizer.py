@@ -25,7 +25,11 @@ class TokenizerJson:
   """
 
   def __init__(
-    self, path: FilePath, context_length: ContextLength = 64, padding: NonNegativeInt = 0
+    self,
+    path: FilePath,
+    context_length: ContextLength = 64,
+    padding: NonNegativeInt = 0,
+    blank: NonNegativeInt | None = None,
   ):
     """Loads the file.
 
@@ -33,11 +37,12 @@ class TokenizerJson:
       path: a tokenizer.json as written by Hugging Face's libraries.
       context_length: L, the context length. Longer texts are truncated but keep their end token.
       padding: id of the token that pads shorter texts.
+      blank: id of a token that is replaced by 0 after truncation, as CLIPA does with BERT's [SEP].
 
     Raises:
       UserError: there is no such file, or it is not a tokenizer.json.
     """
-    self.context_length, self.padding = context_length, padding
+    self.context_length, self.padding, self.blank = context_length, padding, blank
     if not Path(path).is_file():
       raise UserError(f"No tokenizer at {path}. Expected the path of a tokenizer.json.")
     with _one_kind_of_error(f"{path} is not a tokenizer.json"):
@@ -72,7 +77,7 @@ class TokenizerJson:
       encoded = self._tokenizer.encode_batch(list(texts))
     for row, found in zip(tokens, encoded):
       row[: len(found.ids)] = found.ids
-    return tokens
+    return tokens if self.blank is None else np.where(tokens == self.blank, 0, tokens)
 
 
 @contextlib.contextmanager

@@ -11,10 +11,10 @@ import numpy as np
 from clip_jax.cli.values import PositiveFloat, Width, checked
 from clip_jax.errors import UserError
 from clip_jax.interfaces import ImageTower, TextTower
-from clip_jax.nn.layers import LayerNorm, Linear, normal
+from clip_jax.nn.layers import LayerNorm, Linear, activate, normal
 
 FEATURES = "features"  # Name of the towers' outputs, for rematerialisation policies.
-Projection = Literal["linear", "affine", "mlp", "none"]
+Projection = Literal["linear", "affine", "mlp", "gelu_mlp", "none"]
 
 
 @checked
@@ -25,9 +25,10 @@ class TwoTowers(nnx.Module):
     image, text: the towers.
     embed_dim: size of the shared embedding, E.
     image_projection, text_projection: maps features to the embedding: "linear", a matrix; "affine",
-      a matrix and a bias; "mlp", a norm, a hidden layer and a matrix; "none", the identity, which
-      needs features of width E (SigLIP's image tower).
-    projection_hidden_dim: width of the hidden layer of an "mlp" projection.
+      a matrix and a bias; "mlp", a norm, a hidden layer and a matrix; "gelu_mlp", a hidden layer
+      with GELU and a matrix, as some of open_clip's; "none", the identity, which needs features of
+      width E (SigLIP's image tower).
+    projection_hidden_dim: width of the hidden layer of an "mlp" or "gelu_mlp" projection.
     mean, std: normalisation of the three channels, for pixels in [0, 1]; the defaults map pixels to
       [-1, 1].
 
@@ -123,6 +124,18 @@ class MlpProjection(nnx.Module):
     return self.output(jax.nn.relu(self.hidden(self.norm(x))))
 
 
+class GeluProjection(nnx.Module):
+  """A projection by a hidden layer with GELU, and a matrix."""
+
+  def __init__(self, inputs: int, hidden_dim: int, outputs: int, *, rngs: nnx.Rngs):
+    self.hidden = Linear(inputs, hidden_dim, rngs=rngs)
+    self.output = Linear(hidden_dim, outputs, bias=False, init=normal(hidden_dim**-0.5), rngs=rngs)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[B, inputs] -> float32 [B, outputs]."""
+    return self.output(activate(self.hidden(x), "gelu"))
+
+
 def _projection(name, kind, width, embed_dim, hidden_dim, rngs):
   if kind == "none":
     if width != embed_dim:
@@ -134,6 +147,8 @@ def _projection(name, kind, width, embed_dim, hidden_dim, rngs):
     return None
   if kind == "mlp":
     return MlpProjection(width, hidden_dim, embed_dim, rngs=rngs)
+  if kind == "gelu_mlp":
+    return GeluProjection(width, hidden_dim, embed_dim, rngs=rngs)
   return Linear(width, embed_dim, bias=kind == "affine", init=normal(width**-0.5), rngs=rngs)
 
 

@@ -163,7 +163,7 @@ class Block(nnx.Module):
       rngs=rngs,
     )
     self.norm_mlp = make_norm(width, norm_eps=norm_eps, dtype=dtype)
-    self.mlp = Mlp(
+    self.mlp: Any = Mlp(
       width,
       mlp_dim,
       activation=activation,

@@ -4,7 +4,6 @@ Source: the directory layout and the config defaults of transformers 5.23.
 """
 
 from collections.abc import Mapping
-import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,11 +12,17 @@ import numpy as np
 from clip_jax.cli import values
 from clip_jax.config import call
 from clip_jax.data.checkpoint_tokenizer import CleanedTokenizer, MissingTokenizer, TokenizerJson
-from clip_jax.data.resize_then_crop import ResizeThenCrop
 from clip_jax.data.tokenizer import ClipBpe, SentencePiece
 from clip_jax.errors import UserError
 from clip_jax.model.two_towers import TwoTowers
-from clip_jax.pretrained import model_bundle, name_table, safetensors_file, saved_tokenizers
+from clip_jax.pretrained import (
+  hugging_face_images,
+  model_bundle,
+  name_table,
+  safetensors_file,
+  saved_tokenizers,
+)
+from clip_jax.pretrained.hugging_face_names import TABLES
 from clip_jax.pretrained.model_bundle import (
   Description,
   ModelBundle,
@@ -26,23 +31,10 @@ from clip_jax.pretrained.model_bundle import (
   require,
   require_plain,
 )
-from clip_jax.pretrained.name_table import (
-  Name,
-  layer_norm,
-  linear,
-  matrix,
-  matrix_of_heads,
-  of,
-  patch,
-  prefixed,
-  vector,
-)
-from clip_jax.pretrained.open_clip import OPENAI_MEAN, OPENAI_STD
 from clip_jax.towers.text import TextTransformer
 from clip_jax.towers.vit import Vit
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-PREPROCESSING, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 IGNORED = ("*.position_ids",)  # A constant buffer: 0, 1, 2, ...
 ACTIVATIONS = {
   "quick_gelu": "quick_gelu",
@@ -51,7 +43,6 @@ ACTIVATIONS = {
   "gelu_new": "gelu_tanh",
   "gelu_python": "gelu",
 }
-INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 # Type hints of the fields that are read.
 _TOP: dict[str, Any] = {"model_type": str, "projection_dim": values.Width}
@@ -74,19 +65,6 @@ _TEXT: dict[str, Any] = dict(
 _VISION: dict[str, Any] = dict(
   **_TOWER, image_size=values.ImageSize, patch_size=values.Pixels, vision_use_head=bool
 )
-_PROCESSOR: dict[str, Any] = dict(
-  image_mean=tuple[float, float, float],
-  image_std=tuple[values.PositiveFloat, values.PositiveFloat, values.PositiveFloat],
-  resample=int | None,
-  do_center_crop=bool | None,
-  do_resize=bool | None,
-  do_rescale=bool | None,
-  do_normalize=bool | None,
-  rescale_factor=values.PositiveFloat | None,
-  crop_size=values.Pixels | Mapping[str, values.Pixels | None] | None,
-  size=values.Pixels | Mapping[str, values.Pixels | None],
-)
-
 # Defaults of the fields that a config.json omits.
 DEFAULTS = {
   "clip": {
@@ -139,62 +117,6 @@ DEFAULTS = {
   },
 }
 
-BLOCK = [
-  *layer_norm("layer_norm1", "norm_attention"),
-  *(
-    row
-    for i, name in enumerate("qkv")
-    for row in linear(f"self_attn.{name}_proj", "attention/qkv", of(i, 1, matrix), of(i, 0, vector))
-  ),
-  *linear("self_attn.out_proj", "attention/out", matrix_of_heads),
-  *layer_norm("layer_norm2", "norm_mlp"),
-  *linear("mlp.fc1", "mlp/up"),
-  *linear("mlp.fc2", "mlp/down"),
-]
-TOWERS = [
-  Name("vision_model.embeddings.class_embedding", "image/class_token"),
-  Name("vision_model.embeddings.patch_embedding.weight", "image/embedding/kernel", patch),
-  Name("vision_model.embeddings.patch_embedding.bias", "image/embedding/bias"),
-  Name("vision_model.embeddings.position_embedding.weight", "image/positions"),
-  *layer_norm("vision_model.pre_layrnorm", "image/pre_norm"),
-  *prefixed("vision_model.encoder.layers.{}.", "image/stack/blocks/", BLOCK),
-  *layer_norm("vision_model.post_layernorm", "image/norm"),
-  Name("text_model.embeddings.token_embedding.weight", "text/embedding"),
-  Name("text_model.embeddings.position_embedding.weight", "text/positions"),
-  *prefixed("text_model.encoder.layers.{}.", "text/stack/blocks/", BLOCK),
-  *layer_norm("text_model.final_layer_norm", "text/norm"),
-]
-TABLES = {
-  "clip": [
-    *TOWERS,
-    Name("visual_projection.weight", "image_projection/kernel", matrix),
-    Name("text_projection.weight", "text_projection/kernel", matrix),
-    Name("logit_scale", "log_scale"),
-  ],
-  "siglip": [
-    *TOWERS,
-    *prefixed(
-      "vision_model.head.",
-      "image/head/",
-      [
-        Name("probe", "probe", lambda x: x[None, None]),
-        # One array with the queries first, then the keys and values.
-        Name("attention.in_proj_weight", "query/kernel", matrix),
-        Name("attention.in_proj_weight", "key_value/kernel", matrix),
-        Name("attention.in_proj_bias", "query/bias", vector),
-        Name("attention.in_proj_bias", "key_value/bias", vector),
-        *linear("attention.out_proj", "out", matrix_of_heads),
-        *layer_norm("layernorm", "norm"),
-        *linear("mlp.fc1", "mlp/up"),
-        *linear("mlp.fc2", "mlp/down"),
-      ],
-    ),
-    *linear("text_model.head", "text_projection"),
-    Name("logit_scale", "log_scale", lambda x: x[None]),
-    Name("logit_bias", "bias", lambda x: x[None]),
-  ],
-}
-
 
 def describe(folder: Path) -> Description:
   """Describes the model in a directory; the errors are those of `read`."""
@@ -226,11 +148,11 @@ def _described(folder):
     _section(config, name, hints, DEFAULTS[form][name], str(folder / CONFIG))
     for name, hints in (("text_config", _TEXT), ("vision_config", _VISION))
   )
-  settings = _preprocessing(folder, form, image)
+  settings = hugging_face_images.preprocessing(folder, form, image)
   model = (_clip if form == "clip" else _siglip)(config, image, text, settings)
   description = Description(
     model,
-    _transform(settings, model.image.image_size),
+    hugging_face_images.transform(settings, model.image.image_size),
     _tokenizer(folder, form, text),
     form == "siglip",
     "torch_bicubic",
@@ -352,80 +274,6 @@ def _siglip(config, image, text, settings):
   )
 
 
-def _preprocessing(folder, form, image):
-  """Returns the settings of the image processor, completed with the usual values.
-
-  They are in preprocessor_config.json, or from transformers 5 on in processor_config.json. The mean
-  and the standard deviation include what is not done, or done with another factor.
-  """
-  side = image["image_size"]
-  half = (0.5, 0.5, 0.5)
-  usual = {
-    "image_mean": OPENAI_MEAN if form == "clip" else half,
-    "image_std": OPENAI_STD if form == "clip" else half,
-    "resample": 3,
-    "do_center_crop": form == "clip",
-    "size": {"shortest_edge": side} if form == "clip" else {"height": side, "width": side},
-  }
-  file, given = folder / PREPROCESSING, {}
-  if (folder / PROCESSOR).is_file():
-    given = model_bundle.load_json(folder / PROCESSOR).get("image_processor") or {}
-  if given:
-    file = folder / PROCESSOR
-  elif file.is_file():
-    given = model_bundle.load_json(file)
-  values.check_fields(given, _PROCESSOR, str(file))
-  settings = {**usual, **{name: x for name, x in given.items() if x is not None}}
-  _check_geometry(settings, side, str(file))
-  if settings.get("do_normalize") is False:
-    settings.update(image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
-  # The model divides pixels by 255 before it normalises them.
-  factor = settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1.0
-  if not math.isclose(255 * factor, 1):
-    for name in ("image_mean", "image_std"):
-      settings[name] = tuple(x / (255 * factor) for x in settings[name])
-  return settings
-
-
-def _check_geometry(settings, side, where):
-  """Raises `UserError` if images are resized or cropped to another size than the model's."""
-  height, width = (side, side) if isinstance(side, int) else side
-  form = lambda size: {"height": size, "width": size} if isinstance(size, int) else size
-  size, crops = settings["size"], settings["do_center_crop"]
-  crop = form(settings.get("crop_size") or {"height": height, "width": width})
-  wrong = ""
-  if settings.get("do_resize") is False:
-    wrong = "do_resize=false"
-  elif crops and (crop.get("height", height), crop.get("width", width)) != (height, width):
-    wrong = f"crop_size={crop}"
-  elif not isinstance(size, int) and not crops and size.get("shortest_edge"):
-    wrong = f"size={size} without a crop"
-  elif not isinstance(size, int) and not size.get("shortest_edge"):
-    if (size.get("height"), size.get("width")) != (height, width):
-      wrong = f"size={size}"
-  elif isinstance(size, int) and not crops and (size, size) != (height, width):
-    wrong = f"size={size}"
-  if wrong:
-    raise UserError(
-      f"{where} has {wrong}, which does not make images of the model's size, {height} x {width}. "
-      "Correct the file, or the image_size in config.json."
-    )
-
-
-def _transform(settings, image_size):
-  """Returns the call of the transform in the settings; its output always has the model's size."""
-  interpolation = INTERPOLATIONS.get(settings["resample"], "bicubic")
-  size = settings["size"]
-  shortest = size if isinstance(size, int) else size.get("shortest_edge")
-  if settings["do_center_crop"] and shortest:
-    kind, side = "shortest", shortest
-  else:
-    kind, side = "squash", None
-  return call(
-    ResizeThenCrop, size=image_size, resize_mode=kind, interpolation=interpolation, side=side
-  )
-
-
 def _tokenizer(folder, form, text):
   """Returns the call of the directory's tokenizer, or of OpenAI's for CLIP's vocabulary."""
   length, vocabulary = text["max_position_embeddings"], text["vocab_size"]
@@ -485,7 +333,9 @@ def write(saved: ModelBundle, folder: Path) -> None:
   folder.mkdir(parents=True, exist_ok=True)
   safetensors_file.write(folder / WEIGHTS, arrays)
   model_bundle.save_json(folder / CONFIG, {"model_type": form, "dtype": "float32", **config})
-  model_bundle.save_json(folder / PREPROCESSING, _processor(saved, form, model))
+  model_bundle.save_json(
+    folder / hugging_face_images.PREPROCESSING, hugging_face_images.processor(saved, form, model)
+  )
   saved_tokenizers.write(saved.tokenizer, folder)
 
 
@@ -554,27 +404,3 @@ def _siglip_config(model):
 
 def _vocabulary(text):
   return {"vocab_size": text.vocab_size, "max_position_embeddings": text.context_length}
-
-
-def _processor(saved, form, model):
-  """Returns the content of preprocessor_config.json."""
-  made, size = saved.preprocess, saved.preprocess.size
-  number = {name: i for i, name in INTERPOLATIONS.items()}[
-    getattr(made, "interpolation", "bicubic")
-  ]
-  crops = made.resize_mode in ("shortest", "crop")
-  shorter = getattr(made, "side", None) or min(size)
-  return {
-    "image_processor_type": f"{'CLIP' if form == 'clip' else 'Siglip'}ImageProcessor",
-    "do_resize": True,
-    "do_rescale": True,
-    "do_normalize": True,
-    "do_convert_rgb": True,
-    "rescale_factor": 1 / 255,
-    "resample": number,
-    "image_mean": model.mean,
-    "image_std": model.std,
-    "do_center_crop": crops,
-    "size": {"shortest_edge": shorter} if crops else {"height": size[0], "width": size[1]},
-    **({"crop_size": {"height": size[0], "width": size[1]}} if crops else {}),
-  }

@@ -58,6 +58,16 @@ def patch(x: np.ndarray) -> np.ndarray:
   return convolution(square_patch(x))
 
 
+def pointwise(x: np.ndarray) -> np.ndarray:
+  """Views a kernel [in, out] as a PyTorch weight of a 1 x 1 convolution, [out, in, 1, 1]."""
+  return x.T[:, :, None, None]
+
+
+def convolution_patch(x: np.ndarray) -> np.ndarray:
+  """Views a kernel of 2 x 2 patches, [4 * in, out], as a PyTorch weight [out, in, 2, 2]."""
+  return convolution(x.reshape(2, 2, -1, x.shape[1]))
+
+
 def of(i: int, axis: int, view: View = same) -> View:
   """Returns a view of slice `i` along an axis of a fused kernel or bias.
 

@@ -20,7 +20,13 @@ from clip_jax.data.resize_then_crop import ResizeThenCrop
 from clip_jax.data.tokenizer import ClipBpe
 from clip_jax.errors import UserError
 from clip_jax.model.two_towers import TwoTowers
-from clip_jax.pretrained import model_bundle, name_table, safetensors_file, saved_tokenizers
+from clip_jax.pretrained import (
+  model_bundle,
+  name_table,
+  safetensors_file,
+  saved_tokenizers,
+  timm_trunks,
+)
 from clip_jax.pretrained.model_bundle import (
   Description,
   ModelBundle,
@@ -30,7 +36,16 @@ from clip_jax.pretrained.model_bundle import (
   require_plain,
 )
 from clip_jax.pretrained.name_table import Name
-from clip_jax.pretrained.open_clip_names import BIAS, SCALARS, TRUNK, VIT, resnet_table, text_table
+from clip_jax.pretrained.open_clip_names import (
+  BIAS,
+  COCA,
+  SCALARS,
+  TRUNK,
+  VIT,
+  attention_pool_adapted,
+  resnet_table,
+  text_table,
+)
 from clip_jax.towers import clip_resnet, sizes
 from clip_jax.towers.text import TextTransformer
 from clip_jax.towers.vit import Vit
@@ -62,6 +77,10 @@ _VISION: dict[str, Any] = dict(
   image_size=values.ImageSize,
   head_width=values.Width,
   no_ln_pre=bool,
+  ls_init_value=values.NonNegativeFloat | None,
+  final_ln_after_pool=bool,
+  attentional_pool=bool | str,
+  attn_pooler_heads=values.Width,
   pool_type=str,
   timm_model_name=str | None,
   timm_pool=str | None,
@@ -77,6 +96,8 @@ _TEXT: dict[str, Any] = dict(
   pool_type=str,
   eos_id=values.NonNegativeInt,
   no_causal_mask=bool,
+  ls_init_value=values.NonNegativeFloat | None,
+  embed_cls=bool,
   proj_bias=bool,
   proj_type=str | None,
   hf_tokenizer_name=str | None,
@@ -110,20 +131,28 @@ TIMM_EXACT = {
 }
 
 
-def table(model: ConfigDict, *, biased: bool, custom: bool) -> list[Name]:
+def table(
+  model: ConfigDict, *, biased: bool, custom: bool, image: list[Name] | None = None
+) -> list[Name]:
   """Returns the name table of a model.
 
   Args:
     model: the complete call of `TwoTowers`.
     biased: whether the checkpoint has a logit bias.
     custom: whether it is a CustomTextCLIP, where text tower names start with "text.".
+    image: the rows of the image tower and its projection, for timm's models other than SigLIP's.
   """
   trunk = part_name(model.image) == "Vit" and not model.image.class_position
-  image = (
-    resnet_table(_numbers(model.image)[0])
-    if part_name(model.image) == "ClipResnet"
-    else (TRUNK if trunk else VIT)
-  )
+  if image is None:
+    image = (
+      resnet_table(_numbers(model.image)[0])
+      if part_name(model.image) == "ClipResnet"
+      else TRUNK
+      if trunk
+      else COCA
+      if model.image.pool == "attn"
+      else VIT
+    )
   affine = model.text_projection == "affine"
   return [*image, *text_table("text." if custom else "", affine=affine), *SCALARS, *(BIAS * biased)]
 
@@ -169,7 +198,7 @@ def _opened(folder):
     "resize_mode": "shortest",
     **(config.get("preprocess_cfg") or {}),
   }
-  model = _model(described, arrays, settings, str(folder / CONFIG))
+  model, names, arrays = understood(described, arrays, settings, str(folder / CONFIG))
   interpolation = settings["interpolation"]
   biased = "logit_bias" in arrays
   description = Description(
@@ -184,8 +213,37 @@ def _opened(folder):
     biased,
     "bicubic",
   )
-  names = table(complete_spec(model), biased=biased, custom="text.positional_embedding" in arrays)
   return description, names, arrays
+
+
+def understood(
+  described: Mapping[str, Any], arrays: dict[str, np.ndarray], settings: Mapping, where: str
+) -> tuple[ConfigDict, list[Name], dict[str, np.ndarray]]:
+  """Returns the call of the model that a model_cfg describes, its name table, and its arrays.
+
+  The arrays are those that are read: without a text decoder, for example.
+
+  Args:
+    described: a model_cfg.
+    arrays: the arrays of the checkpoint, by name.
+    settings: preprocess_cfg with "mean" and "std".
+    where: for error messages.
+
+  Raises:
+    UserError: the config has a setting that is not supported.
+  """
+  if "multimodal_cfg" in described:
+    arrays = attention_pool_adapted(arrays, 1e-5)
+  arrays = timm_trunks.adapted(arrays)
+  model = _model(described, arrays, settings, where)
+  name = described["vision_cfg"].get("timm_model_name")
+  names = table(
+    complete_spec(model),
+    biased="logit_bias" in arrays,
+    custom="text.positional_embedding" in arrays,
+    image=timm_trunks.names(name, arrays) if name and not TIMM.fullmatch(name) else None,
+  )
+  return model, names, arrays
 
 
 def _check(config, where):
@@ -202,27 +260,32 @@ def _check(config, where):
     norm = model[name].get("norm_kwargs") or {}
     values.check_fields(norm, {"eps": values.PositiveFloat}, f"{where}, {name}.norm_kwargs")
   options = model["text_cfg"].get("tokenizer_kwargs") or {}
-  values.check_fields(options, {"clean": str | None}, f"{where}, text_cfg.tokenizer_kwargs")
+  values.check_fields(
+    options, {"clean": str | None, "strip_sep_token": bool}, f"{where}, text_cfg.tokenizer_kwargs"
+  )
 
 
 def _model(config, arrays, settings, where):
   """Returns the call of the model that a model_cfg describes."""
   image, text_config = dict(config["vision_cfg"]), dict(config["text_cfg"])
   quick = "quick_gelu" if config.get("quick_gelu") else "gelu"
-  affine = text_config.pop("proj_bias", False)
+  text_projection = "affine" if text_config.pop("proj_bias", False) else "linear"
+  if text_config.get("proj_type") == "none":
+    text_projection = text_config.pop("proj_type")
   vision = (
     _timm
     if image.get("timm_model_name")
     else (_resnet if isinstance(image.get("layers"), (list, tuple)) else _vit)
   )
-  spec, projection = vision(image, arrays, quick, where)
+  spec, projection, *hidden = vision(image, arrays, quick, where)
   return call(
     TwoTowers,
     image=spec,
     text=_text(text_config, quick, where),
     embed_dim=config["embed_dim"],
     image_projection=projection,
-    text_projection="affine" if affine else "linear",
+    text_projection=text_projection,
+    **({"projection_hidden_dim": hidden[0]} if hidden and hidden[0] else {}),
     mean=tuple(settings["mean"]),
     std=tuple(settings["std"]),
   )
@@ -234,7 +297,7 @@ def _rest(config, section, where, harmless=()):
   if asked:
     raise UserError(
       f"{where}: {section} has {values.shorten(asked)}, which clip_jax does not support. It reads "
-      "plain ViTs, ModifiedResNets, timm's SigLIP ViTs and plain text transformers."
+      f"open_clip's own ViTs, ResNets and text transformers; {timm_trunks.KNOWN}."
     )
 
 
@@ -252,14 +315,28 @@ def _epsilon(config):
 
 
 def _vit(config, arrays, quick, where):
-  del arrays
   width, patch_size = config.pop("width", 768), config.pop("patch_size", 16)
+  pool = {"tok": "tok", "avg": "gap"}.get(config.get("pool_type", "tok"))
+  options: dict[str, Any] = {}
+  if pool:
+    config.pop("pool_type", None)
+  if pool == "gap":
+    options["class_token"] = True
+    options["norm_after_pool"] = bool(config.pop("final_ln_after_pool", False))
+  if config.get("attentional_pool") is True:
+    config.pop("attentional_pool")
+    proj = arrays.get("visual.proj")
+    pool, options = "attn", {"class_token": True}
+    options["pool_heads"] = config.pop("attn_pooler_heads", 8)
+    options["pool_width"] = width if proj is None else proj.shape[0]
   spec = call(
     Vit,
     patch=patch_size,
     image_size=_size(config.pop("image_size", 224)),
-    pool="tok",
+    pool=pool or "tok",
     class_position=True,
+    **options,
+    layer_scale=config.pop("ls_init_value", None),
     pre_norm=not config.pop("no_ln_pre", False),
     patch_bias=False,
     norm_eps=_epsilon(config),
@@ -270,8 +347,6 @@ def _vit(config, arrays, quick, where):
     activation=_activation(config, quick),
     dtype="float32",
   )
-  if config.pop("pool_type", "tok") != "tok":
-    config["pool_type"] = "not tok"
   # When a single token is pooled, it makes no difference whether the norm comes before or after.
   _rest(
     config,
@@ -311,10 +386,11 @@ def _timm(config, arrays, quick, where):
   name = config.pop("timm_model_name")
   found = TIMM.fullmatch(name)
   if not found:
-    raise UserError(
-      f"{where}: cannot read the image tower {name:.100}. The only timm models supported "
-      "are SigLIP ViTs, such as vit_base_patch16_siglip_224."
-    )
+    side, pool = config.pop("image_size", None), config.pop("timm_pool", "avg")
+    spec = timm_trunks.image_tower(name, side and _size(side), pool, arrays, where)
+    projection, hidden = timm_trunks.projection(arrays, config)
+    _rest(config, "vision_cfg", where, _TIMM_HARMLESS)
+    return spec, projection, hidden
   size, patch_size, gap, side = found[1], int(found[2]), bool(found[3]), int(found[4])
   pool, projection = config.pop("timm_pool", "avg"), config.pop("timm_proj", "linear")
   if (pool, projection) not in (
@@ -342,13 +418,11 @@ def _timm(config, arrays, quick, where):
     dtype="float32",
     drop_rest=bool(np.any(np.mod(side, patch_size))),
   )
-  _rest(
-    config,
-    "vision_cfg",
-    where,
-    ("timm_model_pretrained", "timm_drop", "timm_drop_path", "patch_dropout"),
-  )
+  _rest(config, "vision_cfg", where, _TIMM_HARMLESS)
   return spec, "none" if projection == "none" else "affine" if affine else "linear"
+
+
+_TIMM_HARMLESS = ("timm_model_pretrained", "timm_drop", "timm_drop_path", "patch_dropout")
 
 
 def _timm_activation(size, patch_size, side):
@@ -360,15 +434,20 @@ def _text(config, quick, where):
   pool, end = config.pop("pool_type", "argmax"), config.pop("eos_id", 2)
   if pool not in ("argmax", "eos", "last"):
     config["pool_type"] = pool
+  if config.pop("embed_cls", False):
+    pool = "cls"
   if config.get("proj_type") == "linear":
     del config["proj_type"]
+  known = ("last", "argmax", "eot", "cls")
+  pool = {"eos": "eot"}.get(pool, pool)
   spec = call(
     TextTransformer,
     vocab_size=vocabulary,
     context_length=config.pop("context_length", 77),
     causal=not config.pop("no_causal_mask", False),
-    pool={"last": "last", "argmax": "argmax"}.get(pool, "eot"),
-    eos_id=end if pool == "eos" else None,
+    layer_scale=config.pop("ls_init_value", None),
+    pool=pool if pool in known else "last",  # Otherwise `_rest` raises an error.
+    eos_id=end if pool == "eot" else None,
     mask_padding=False,
     norm_eps=_epsilon(config),
     width=width,
@@ -405,9 +484,22 @@ def _tokenizer(config, folder):
   if own or (not named and vocabulary == ClipBpe.vocab_size):
     return own or call(ClipBpe, context_length=length)
   file = folder / "tokenizer.json"
-  if file.is_file() and not config.get("tokenizer_mode") and set(options) <= {"clean"}:
+  if (
+    file.is_file()
+    and not config.get("tokenizer_mode")
+    and set(options) <= {"clean", "strip_sep_token"}
+  ):
     padding = saved_tokenizers.padding(folder, default=0)
-    made = call(TokenizerJson, path=str(file.absolute()), context_length=length, padding=padding)
+    blank = None
+    if options.get("strip_sep_token"):  # BERT's separator is 102, if the folder does not name it.
+      blank = saved_tokenizers.special_token(folder, "sep_token", default=102)
+    made = call(
+      TokenizerJson,
+      path=str(file.absolute()),
+      context_length=length,
+      padding=padding,
+      blank=blank,
+    )
     clean = _CLEAN.get(options.get("clean"), _CLEAN["whitespace"])
     return call(CleanedTokenizer, tokenizer=made, clean=clean)
   return call(

@@ -29,6 +29,7 @@ _OPTIONS: dict[str, Any] = dict(
 _SETTINGS: dict[str, Any] = dict(
   tokenizer_class=str | None,
   pad_token=str | Mapping[str, Any] | None,
+  sep_token=str | Mapping[str, Any] | None,
   clip_jax=Mapping[str, Any] | None,
 )
 
@@ -50,12 +51,20 @@ def settings(folder: Path) -> dict:
 def padding(folder: Path, *, default: int) -> int:
   """Returns the id of the padding token that tokenizer_config.json names, or else `default`.
 
+  The arguments and errors are those of `special_token`.
+  """
+  return special_token(folder, "pad_token", default=default)
+
+
+def special_token(folder: Path, name: str, *, default: int) -> int:
+  """Returns the id of a token that tokenizer_config.json names, or else `default`.
+
   The ids come from the tokenizer.json in the same directory.
 
   Raises:
     UserError: one of the files is malformed.
   """
-  token = settings(folder).get("pad_token")
+  token = settings(folder).get(name)
   token = token.get("content") if isinstance(token, dict) else token
   file = folder / "tokenizer.json"
   try:
@@ -146,6 +155,11 @@ def write(tokenizer: Tokenizer, folder: Path, *, clean: str | None = None) -> No
   elif isinstance(tokenizer, CleanedTokenizer):
     write(tokenizer.tokenizer, folder, clean=tokenizer.clean)
   elif isinstance(tokenizer, TokenizerJson):
+    if tokenizer.blank is not None:
+      raise UserError(
+        f"A tokenizer that replaces token {tokenizer.blank} by 0, as CLIPA's, cannot be stored in "
+        "this layout. Export the model to stablehlo or onnx, or keep the run."
+      )
     made = json.loads(tokenizer.json)
     write_atomically(folder / "tokenizer.json", tokenizer.json)
     pad = {number: token for token, number in _numbers(made).items()}.get(tokenizer.padding)

@@ -10,6 +10,7 @@ from clip_jax.towers.resnet import BitResnet
 from clip_jax.towers.swin import Swin
 from clip_jax.towers.text import TextTransformer
 from clip_jax.towers.vit import Vit
+from clip_jax.towers.vitamin import Vitamin
 
 # What a saved config may name, see `clip_jax.config`.
 PARTS = (
@@ -23,6 +24,7 @@ PARTS = (
   "Swin",
   "TextTransformer",
   "Vit",
+  "Vitamin",
 )
 __all__ = [
   "BagOfTokens",
@@ -35,4 +37,5 @@ __all__ = [
   "Swin",
   "TextTransformer",
   "Vit",
+  "Vitamin",
 ]

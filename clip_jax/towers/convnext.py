@@ -36,6 +36,7 @@ class ConvNext(nnx.Module):
     stages: blocks in each stage.
     width: channels of the first stage.
     layer_scale: initial value of the learned per-channel scale of each residual branch.
+    norm_eps: epsilon of the norms.
     image_size: side, or (height, width), of the images in pixels.
     activation, dtype, remat: as in `Vit`.
     unroll: blocks per iteration of the compiled loop over a stage, as in `Stack`.
@@ -50,6 +51,7 @@ class ConvNext(nnx.Module):
     stages: Stages | None = None,
     width: Width | None = None,
     layer_scale: float = 1e-6,
+    norm_eps: layers.NormEps = 1e-6,
     image_size: ImageSize = 224,
     activation: layers.Activation = "gelu",
     dtype: Dtype = "auto",
@@ -62,20 +64,21 @@ class ConvNext(nnx.Module):
     stages, width = tuple(stages or named[0]), width or named[1]
     self.image_size, self.width = both_sides(image_size), width * 2 ** (len(stages) - 1)
     self.stem = layers.Linear(4 * 4 * 3, width, init=INIT, dtype=dtype, rngs=rngs)
-    self.stem_norm = layers.LayerNorm(width, dtype=dtype)
+    make_norm = lambda width: layers.LayerNorm(width, norm_eps=norm_eps, dtype=dtype)
+    self.stem_norm = make_norm(width)
     stacks, norms, reductions = [], [], []
     for i, depth in enumerate(stages):
       channels = width * 2**i
       if i:
-        norms.append(layers.LayerNorm(channels // 2, dtype=dtype))
+        norms.append(make_norm(channels // 2))
         reductions.append(layers.Linear(2 * channels, channels, init=INIT, dtype=dtype, rngs=rngs))
       make = lambda rngs: ConvNextBlock(
-        channels, layer_scale, activation=activation, dtype=dtype, rngs=rngs
+        channels, layer_scale, norm_eps, activation=activation, dtype=dtype, rngs=rngs
       )
       stacks.append(transformer.Stack(make, depth, remat=remat, unroll=unroll, rngs=rngs))
     self.stacks = nnx.List(stacks)
     self.norms, self.reductions = nnx.List(norms), nnx.List(reductions)
-    self.norm = layers.LayerNorm(self.width, dtype=dtype)
+    self.norm = make_norm(self.width)
 
   def __call__(
     self, image: jax.Array, *, train: bool = False, keep: float = 1.0, key: jax.Array | None = None
@@ -96,11 +99,18 @@ class ConvNextBlock(nnx.Module):
   """A residual block: depthwise 7x7 convolution, norm, MLP and a learned scale per channel."""
 
   def __init__(
-    self, width: int, layer_scale: float, *, activation: str, dtype: str, rngs: nnx.Rngs
+    self,
+    width: int,
+    layer_scale: float,
+    norm_eps: float,
+    *,
+    activation: str,
+    dtype: str,
+    rngs: nnx.Rngs,
   ):
     self.kernel = nnx.Param(INIT(rngs.params(), (7, 7, 1, width)))
     self.bias = nnx.Param(jnp.zeros(width))
-    self.norm = layers.LayerNorm(width, dtype=dtype)
+    self.norm = layers.LayerNorm(width, norm_eps=norm_eps, dtype=dtype)
     self.mlp = layers.Mlp(
       width, 4 * width, activation=activation, init=INIT, dtype=dtype, rngs=rngs
     )

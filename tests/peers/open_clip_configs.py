@@ -44,7 +44,7 @@ def problem(name, config, arrays):
   from clip_jax.model.learner import split_state
   from clip_jax.parallel.tree_paths import leaves_by_name
   from clip_jax.pretrained import name_table, open_clip
-  from clip_jax.pretrained.model_bundle import abstract_model, complete_spec
+  from clip_jax.pretrained.model_bundle import abstract_model
 
   if arrays is None:
     return "a text tower from the Hugging Face Hub"
@@ -53,9 +53,7 @@ def problem(name, config, arrays):
   settings = {"mean": open_clip.OPENAI_MEAN, "std": open_clip.OPENAI_STD}
   try:
     open_clip._check({"model_cfg": config}, name)
-    model = open_clip._model(config, arrays, settings, name)
-    custom = "text.positional_embedding" in arrays
-    table = open_clip.table(complete_spec(model), biased="logit_bias" in arrays, custom=custom)
+    model, table, arrays = open_clip.understood(config, arrays, settings, name)
     tree = {
       path: blank(x.shape)
       for part in split_state(abstract_model(model))[1:]
