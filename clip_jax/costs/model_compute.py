@@ -16,6 +16,7 @@ with its text tower, which is 34.7 GFLOP per training example.
 """
 
 import dataclasses
+from typing import Any
 
 from flax import nnx
 import jax
@@ -38,7 +39,8 @@ class ModelCompute:
     loss: multiply-adds of the loss on embeddings: similarities, and heads that couple examples.
     parameters: number of parameters of the learner.
     trained_parameters: number of those that are not frozen.
-    backward: share of the backward pass that is computed, below 1 if parameters are frozen.
+    backward: share of the backward pass that is computed, below 1 if parameters are frozen; with an
+      objective that selects rows, with their second forward pass.
   """
 
   image: float
@@ -74,9 +76,8 @@ def count_compute(
 
   def embed(params, stats, batch):
     merged = nnx.merge(graphdef, params, stats)
-    return merged.objective.embed(
-      merged.model, batch, train=True, key=jax.random.split(jax.random.key(0), B)
-    )
+    keys = jax.random.split(jax.random.key(0), batch_size_of(batch))
+    return merged.objective.embed(merged.model, batch, train=True, key=keys)
 
   def text(params, stats, tokens):
     rows = tokens.reshape(-1, tokens.shape[-1])  # There may be several captions per image.
@@ -90,7 +91,12 @@ def count_compute(
   text_tower = (
     count_multiply_adds(text, params, stats, batch["tokens"]) if "tokens" in batch else 0.0
   )
-  loss_cost = count_multiply_adds(loss, params, stats, jax.eval_shape(embed, params, stats, batch))
+  # Selecting the rows of a step takes a forward pass over all rows; the rest is for those rows.
+  objective: Any = learner.objective
+  rows = objective.selected_rows(B) if hasattr(objective, "select") else B
+  few = {name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype) for name, x in batch.items()}
+  embeddings = jax.eval_shape(embed, params, stats, few)
+  loss_cost = count_multiply_adds(loss, params, stats, embeddings)
   trained, held = split_frozen(params, frozen or {})
 
   def gradient(trained, held, stats, batch):
@@ -104,6 +110,8 @@ def count_compute(
     everything = count_multiply_adds(gradient, params, {}, stats, batch)
     there = count_multiply_adds(gradient, trained, held, stats, batch)
     backward = 1 - (everything - there) / (everything - towers - loss_cost)
+  if rows < B:  # One forward pass for all rows, and one with its backward pass for the selected.
+    backward = rows / B * (0.5 + backward)
   return ModelCompute(
     image=(towers - text_tower) / B,
     text=text_tower / B,

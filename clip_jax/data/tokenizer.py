@@ -138,6 +138,18 @@ class SentencePiece:
       row[: len(found)] = found
     return tokens
 
+  def decode(self, tokens: np.ndarray) -> list[str]:
+    """Tokens, int [B, L] -> texts; each ends before its first padding or end token."""
+    pieces = self._processor
+    begin, ends = pieces.bos_id(), (0, pieces.eos_id())
+    return [pieces.decode(_until(row, begin, ends)) for row in np.asarray(tokens).tolist()]
+
+
+def _until(row: list[int], begin: int, ends: tuple[int, int]) -> list[int]:
+  """Returns the ids of a row without a begin token, up to the first end."""
+  end = next((i for i, token in enumerate(row) if token in ends), len(row))
+  return row[int(row[:1] == [begin]) : end]
+
 
 def _truncate(found, max_tokens, keep):
   """Returns at most `max_tokens` of a text's pieces, chosen by `keep` or else the first."""
@@ -225,6 +237,21 @@ class ClipBpe:
       row[: len(found)] = found
     return tokens
 
+  def decode(self, tokens: np.ndarray) -> list[str]:
+    """Tokens, int [B, L] -> texts; each ends before its first padding or end token.
+
+    Id 0 is also an exclamation mark, so a text ends before its first one.
+    """
+    pieces = {i: piece for piece, i in clip_vocabulary().items()}
+    ends = (0, self.eos_id)
+    words = (
+      "".join(pieces[i] for i in _until(row, self.bos_id, ends))
+      for row in np.asarray(tokens).tolist()
+    )
+    letter = _bytes_of_letters()
+    text = lambda word: bytes(letter[c] for c in word).decode("utf-8", errors="replace")
+    return [" ".join(map(text, filter(None, word.split("</w>")))) for word in words]
+
 
 def clip_merges() -> list[tuple[str, str]]:
   """Returns the 48,894 merges of CLIP's vocabulary, most frequent first."""
@@ -235,10 +262,7 @@ def clip_merges() -> list[tuple[str, str]]:
 
 def clip_vocabulary() -> dict[str, int]:
   """Returns CLIP's pieces with their ids: 256 bytes, the same ending a word, merges, specials."""
-  # As in GPT-2, printable bytes stand for themselves and the others for characters from 256 on.
-  printing = [*range(33, 127), *range(161, 173), *range(174, 256)]
-  others = [byte for byte in range(256) if byte not in printing]
-  letters = [chr(byte) for byte in printing] + [chr(256 + i) for i in range(len(others))]
+  letters = [*_bytes_of_letters()]
   pieces = (
     letters
     + [letter + "</w>" for letter in letters]
@@ -246,6 +270,19 @@ def clip_vocabulary() -> dict[str, int]:
     + ["<|startoftext|>", "<|endoftext|>"]
   )
   return {piece: i for i, piece in enumerate(pieces)}
+
+
+def _bytes_of_letters() -> dict[str, int]:
+  """Returns the byte that each letter of CLIP's pieces stands for.
+
+  As in GPT-2, printable bytes stand for themselves and the others for characters from 256 on.
+  """
+  printing = [*range(33, 127), *range(161, 173), *range(174, 256)]
+  others = [byte for byte in range(256) if byte not in printing]
+  return {
+    **{chr(byte): byte for byte in printing},
+    **{chr(256 + i): byte for i, byte in enumerate(others)},
+  }
 
 
 @functools.cache

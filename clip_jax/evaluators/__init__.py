@@ -1,5 +1,6 @@
 """Evaluators: each measures a model and returns metrics by name."""
 
+from clip_jax.evaluators.caption_quality import CaptionQuality
 from clip_jax.evaluators.concept_retrieval import ConceptRetrieval
 from clip_jax.evaluators.few_shot import FewShot
 from clip_jax.evaluators.labeled_sets import LabeledSet
@@ -13,6 +14,7 @@ from clip_jax.evaluators.zero_shot import ZeroShot
 
 # What a saved config may name, see `clip_jax.config`.
 PARTS = (
+  "CaptionQuality",
   "ConceptRetrieval",
   "FewShot",
   "LabeledSet",
@@ -25,6 +27,7 @@ PARTS = (
   "ZeroShot",
 )
 __all__ = [
+  "CaptionQuality",
   "ConceptRetrieval",
   "Context",
   "Evaluator",

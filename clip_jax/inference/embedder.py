@@ -15,8 +15,10 @@ import numpy as np
 from clip_jax.data.read_ahead import batched, map_ahead
 from clip_jax.errors import UserError
 from clip_jax.inference import templates as prompts
+from clip_jax.inference.caption_search import best_captions, decode_tokens
 from clip_jax.inference.picture_inputs import pictures
 from clip_jax.interfaces import Tokenizer
+from clip_jax.model.text_decoder import TextDecoder
 from clip_jax.model.two_towers import TwoTowers
 from clip_jax.parallel.mesh import make_mesh
 from clip_jax.parallel.placement import batch_sharding, replicated_sharding, to_global
@@ -29,6 +31,7 @@ class Embedder:
     model: the two towers.
     tokenize: list of str -> int32 [B, L].
     preprocess: encoded bytes, a PIL image or uint8 [H, W, 3] -> uint8 of the model's size.
+    decoder: writes captions, for a model that was trained with `Captioner`; otherwise None.
     scale, bias: logit = scale * z_image @ z_text + bias, for unit vectors.
     mesh: the devices to run on.
     batch_size: the largest number of images or texts encoded at once.
@@ -43,6 +46,7 @@ class Embedder:
     *,
     scale: float = 100.0,
     bias: float = 0.0,
+    decoder: TextDecoder | None = None,
     mesh: Mesh | None = None,
     batch_size: int = 256,
     threads: int = 8,
@@ -52,7 +56,7 @@ class Embedder:
     `mesh` defaults to all devices, and `batch_size` is rounded up to a multiple of their number.
     """
     self.model, self.preprocess, self.tokenize = model, preprocess, tokenize
-    self.scale, self.bias = scale, bias
+    self.scale, self.bias, self.decoder = scale, bias, decoder
     self.mesh = mesh or make_mesh()
     self.batch_size = -(-batch_size // self.mesh.size) * self.mesh.size
     self.threads = threads
@@ -133,6 +137,32 @@ class Embedder:
       return special.expit(logits)
     return special.softmax(logits, axis=1)
 
+  def caption(self, images: Any, *, beams: int = 1, length_penalty: float = 0.6) -> list[str]:
+    """Writes a caption for each image, with a model that was trained with `Captioner`.
+
+    Args:
+      images: as for `encode_image`.
+      beams: number of captions that the search keeps at each step; 1 (default) takes the most
+        probable token at each step.
+      length_penalty: with several beams, the log-probability of a caption is divided by its number
+        of tokens to this power.
+
+    Raises:
+      UserError: the model has no decoder, there are no images, or `beams` is below 1.
+    """
+    if self.decoder is None:
+      raise UserError(
+        "This model cannot write captions, because it was not trained to. Train one with "
+        "--config=configs/captioner.py."
+      )
+    images = pictures(images)
+    made = map_ahead(self.preprocess, images, threads=self.threads, ahead=self.batch_size)
+    write = _writer(beams, length_penalty)
+    with closing(made):
+      pixels = map(np.stack, batched(made, self.batch_size))
+      tokens = self._encoded(write, pixels, Captioning(self.model, self.decoder))
+    return decode_tokens(self.tokenize, tokens)
+
   def encode_share(self, share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Encodes images that are spread over the hosts, each of which has preprocessed its share.
 
@@ -165,12 +195,12 @@ class Embedder:
     features, z = (np.asarray(x)[: len(batch)] for x in made)
     return features, z
 
-  def _encoded(self, method, batches):
-    """Encodes all batches and concatenates the results.
+  def _encoded(self, method, batches, model=None):
+    """Encodes all batches, by `self.model` or another one, and concatenates the results.
 
     Batches are padded, so that few programs are compiled for any number of rows.
     """
-    graphdef, arrays = nnx.split(self.model)
+    graphdef, arrays = nnx.split(self.model if model is None else model)
     out = []
     with jax.set_mesh(self.mesh):
       for batch in batches:
@@ -203,6 +233,24 @@ def _program(method: Callable, graphdef: Any, mesh: Mesh) -> Callable:
   return jax.jit(
     encode, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated_sharding(mesh)
   )
+
+
+class Captioning(nnx.Module):
+  """A model with its text decoder."""
+
+  def __init__(self, model: TwoTowers, decoder: TextDecoder):
+    self.model, self.decoder = model, decoder
+
+
+@functools.cache
+def _writer(beams, length_penalty):
+  """Returns the function (model, images) -> tokens, always the same one, to compile it once."""
+
+  def write(captioning, image):
+    tokens, _ = captioning.model.image_tokens(image)
+    return best_captions(captioning.decoder, tokens, beams=beams, length_penalty=length_penalty)
+
+  return write
 
 
 def _images(model, image):

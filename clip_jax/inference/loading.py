@@ -25,6 +25,7 @@ from clip_jax.model.frozen import frozen_params, split_frozen
 from clip_jax.model.learner import abstract_learner
 from clip_jax.model.transfer import adapt_params
 from clip_jax.nn.target import resolve_dtype
+from clip_jax.objectives.captioner import decoder_of
 from clip_jax.parallel.mesh import make_mesh
 from clip_jax.parallel.placement import replicated_sharding
 from clip_jax.parallel.tree_paths import leaves_by_name, path_name
@@ -277,6 +278,7 @@ def _checkpoint(checkpoint: run_checkpoint.RunCheckpoint, trust: tuple[str, ...]
   learner = nnx.merge(graphdef, *arrays)
   scale, bias = (float(x) for x in learner.objective.logit())
   _, params, stats = learner_lib.split_state(learner.model)
+  decoder = decoder_of(learner.objective)
   views = config.data.views
   preprocess = views.get("preprocess")
   return ModelBundle(
@@ -287,6 +289,7 @@ def _checkpoint(checkpoint: run_checkpoint.RunCheckpoint, trust: tuple[str, ...]
     bias,
     build(preprocess) if preprocess else squash(learner.model),
     build(views.tokenizer),
+    decoder=decoder,
   )
 
 
@@ -338,6 +341,7 @@ def embedder_of_bundle(saved: ModelBundle, *, mesh: jax.sharding.Mesh | None = N
     saved.tokenizer,
     scale=saved.scale,
     bias=saved.bias,
+    decoder=saved.decoder,
     mesh=mesh,
   )
 
@@ -350,4 +354,12 @@ def embedder_of(learner: learner_lib.Learner, views: Views, *, mesh: jax.shardin
   """
   scale, bias = (float(x) for x in learner.objective.logit())
   preprocess = getattr(views, "preprocess", None) or squash(learner.model)
-  return Embedder(learner.model, preprocess, views.tokenizer, scale=scale, bias=bias, mesh=mesh)
+  return Embedder(
+    learner.model,
+    preprocess,
+    views.tokenizer,
+    scale=scale,
+    bias=bias,
+    decoder=decoder_of(learner.objective),
+    mesh=mesh,
+  )

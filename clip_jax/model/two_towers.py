@@ -1,6 +1,6 @@
 """The two-tower model: image and text towers with projections into a shared embedding space."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from flax import nnx
 import jax
@@ -71,6 +71,16 @@ class TwoTowers(nnx.Module):
       train = train and "image" not in self.frozen_towers
       x = self.image(self.normalise_pixels(image), train=train, keep=keep, key=key)
       return checkpoint_name(x, FEATURES)
+
+  def image_tokens(
+    self, image: jax.Array, *, train: bool = False, keep: float = 1.0, key: jax.Array | None = None
+  ) -> tuple[jax.Array, jax.Array]:
+    """Pixels [B, H, W, 3] -> tokens [B, N, D'] and features [B, D] of a tower that has tokens."""
+    with jax.named_scope("image_tower"):
+      train = train and "image" not in self.frozen_towers
+      tower: Any = self.image
+      tokens = tower.tokens(self.normalise_pixels(image), train=train, keep=keep, key=key)
+      return tokens, checkpoint_name(tower.pooled(tokens), FEATURES)
 
   def normalise_pixels(self, image: jax.Array) -> jax.Array:
     """Normalises pixels, uint8 or float in [0, 1], to float32 with the model's mean and std."""

@@ -5,6 +5,7 @@ from typing import Any
 from flax import nnx
 import jax
 
+from clip_jax.errors import UserError
 from clip_jax.interfaces import Objective
 from clip_jax.model.two_towers import TwoTowers
 from clip_jax.objectives.base import set_logit
@@ -18,11 +19,19 @@ class AddedTerm(nnx.Module):
 
   Args:
     pairs: the pair objective; `Clip()` if None.
-    inputs: batch entries that the term reads, in addition to those of `pairs`.
+    *inputs: batch entries that the term reads, in addition to those of `pairs`.
+
+  Raises:
+    UserError: `pairs` selects rows of the batch, which only the outermost objective can.
   """
 
   def __init__(self, pairs: Objective | None, *inputs: str):
     self.pairs = Clip() if pairs is None else pairs
+    if hasattr(self.pairs, "select"):
+      raise UserError(
+        f"{type(self.pairs).__name__} selects rows for the whole step, so it must be the outermost "
+        f"objective. Let its pairs be the {type(self).__name__}."
+      )
     self.inputs = tuple(dict.fromkeys((*self.pairs.inputs, *inputs)))
 
   def logit(self) -> tuple[jax.Array, jax.Array]:
@@ -43,7 +52,7 @@ class SharedTowers:
 
   def __init__(self, model: TwoTowers):
     self._model = model
-    self._features: list[tuple[jax.Array, jax.Array]] = []
+    self._seen: list[tuple[jax.Array, jax.Array | None, jax.Array]] = []
 
   @classmethod
   def of(cls, model: Any) -> "SharedTowers":
@@ -55,9 +64,7 @@ class SharedTowers:
 
   def image_features(self, image: jax.Array, **options: Any) -> jax.Array:
     """As `TwoTowers.image_features`; the result is remembered."""
-    features = self._model.image_features(image, **options)
-    self._features.append((image, features))
-    return features
+    return self._run(image, options)[1]
 
   def encode_image(self, image: jax.Array, **options: Any) -> jax.Array:
     """As `TwoTowers.encode_image`; the features are remembered."""
@@ -65,7 +72,24 @@ class SharedTowers:
 
   def seen_features(self, image: jax.Array, *, train: bool) -> jax.Array:
     """Returns the features of an image, [B, D], that were computed first, or computes them."""
-    for other, features in self._features:
+    return self._first(image, train)[1]
+
+  def seen_tokens(self, image: jax.Array, *, train: bool) -> jax.Array:
+    """Returns the tokens of an image that belong to `seen_features`, [B, N, D]."""
+    tokens = self._first(image, train)[0]
+    assert tokens is not None  # Objectives check that the tower has tokens.
+    return tokens
+
+  def _first(self, image, train):
+    for other, tokens, features in self._seen:
       if other is image:
-        return features
-    return self.image_features(image, train=train)
+        return tokens, features
+    return self._run(image, {"train": train})
+
+  def _run(self, image, options):
+    if image.ndim > 2 and hasattr(self._model.image, "tokens"):
+      tokens, features = self._model.image_tokens(image, **options)
+    else:
+      tokens, features = None, self._model.image_features(image, **options)
+    self._seen.append((image, tokens, features))
+    return tokens, features

@@ -19,6 +19,7 @@ from clip_jax.errors import UserError
 from clip_jax.files import write_atomically
 from clip_jax.interfaces import Tokenizer
 from clip_jax.model.learner import split_state
+from clip_jax.model.text_decoder import TextDecoder
 from clip_jax.model.two_towers import TwoTowers
 from clip_jax.parallel.tree_paths import leaves_by_name
 from clip_jax.pretrained import name_table
@@ -58,6 +59,7 @@ class ModelBundle:
     scale, bias: logit = scale * z_image @ z_text + bias, for unit vectors.
     preprocess, tokenizer: arguments of `Embedder`.
     position_method: as in `Description`.
+    decoder: the text decoder of a run that was trained with `Captioner`, or None.
   """
 
   model: ConfigDict
@@ -68,6 +70,7 @@ class ModelBundle:
   preprocess: Resize | ResizeThenCrop
   tokenizer: Tokenizer
   position_method: str = "bilinear"
+  decoder: TextDecoder | None = None
 
 
 def read(

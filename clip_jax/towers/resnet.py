@@ -97,12 +97,24 @@ class BitResnet(nnx.Module):
       -(-side // ((4 if stem == "large" else 2) * 2 ** (len(stages) - 1)))
       for side in self.image_size
     )
+    self.token_width = channels
     self.width = channels * (math.prod(self.feature_grid) if pool == "flat" else 1)
 
   def __call__(
     self, image: jax.Array, *, train: bool = False, keep: float = 1.0, key: jax.Array | None = None
   ) -> jax.Array:
     """float [B, H, W, 3] -> [B, D]."""
+    return self.pooled(self._feature_map(image, keep))
+
+  def tokens(
+    self, image: jax.Array, *, train: bool = False, keep: float = 1.0, key: jax.Array | None = None
+  ) -> jax.Array:
+    """The positions of the last feature map, float [B, H, W, 3] -> [B, h * w, C]."""
+    x = self._feature_map(image, keep)
+    return x.reshape(x.shape[0], -1, x.shape[-1])
+
+  def _feature_map(self, image, keep):
+    """The last feature map, float [B, H, W, 3] -> [B, h, w, C]."""
     check_no_patch_dropout(keep, "a ResNet has none")
     x = self.stem(image)
     if self.stem_kind == "large":
@@ -113,14 +125,18 @@ class BitResnet(nnx.Module):
     for first, stack in zip(self.firsts, self.stacks):
       x = stack(shard_batch(apply(first, x)))
     x = jax.nn.relu(self.norm(x))
-    if self.pool == "gap":
-      return shard_batch(x.mean(axis=(1, 2)))
-    if x.shape[1:3] != self.feature_grid:
+    if self.pool == "flat" and x.shape[1:3] != self.feature_grid:
       raise UserError(
         f'BitResnet with pool="flat" expected images of {self.image_size[0]} x '
         f"{self.image_size[1]}, but got {image.shape[1]} x {image.shape[2]}. Set the "
         "tower's image_size and the crop's size to the same value, or pool=\"gap\"."
       )
+    return x
+
+  def pooled(self, x: jax.Array) -> jax.Array:
+    """The last feature map, [B, h, w, C] or [B, h * w, C] -> features [B, D]."""
+    if self.pool == "gap":
+      return shard_batch(x.mean(axis=tuple(range(1, x.ndim - 1))))
     return shard_batch(x.reshape(x.shape[0], -1))
 
 

@@ -186,6 +186,7 @@ class Vit(nnx.Module):
       nnx.Param(0.02 * jax.random.normal(rngs.params(), (registers, width))) if registers else None
     )
     self.prefix = class_token + registers  # Tokens before the patches.
+    self.token_width = width
     self.rotary, self.head_dim = rotary, width // num_heads
     self.rotary_grid = both_sides(rotary_grid) if rotary_grid else self.grid
     if rotary != "none":
@@ -200,6 +201,12 @@ class Vit(nnx.Module):
       keep: fraction of the patches kept, an independent random subset of each image (FLIP).
       key: one key per image, [B]; required if keep < 1.
     """
+    return self.pooled(self.tokens(image, train=train, keep=keep, key=key))
+
+  def tokens(
+    self, image: jax.Array, *, train: bool = False, keep: float = 1.0, key: jax.Array | None = None
+  ) -> jax.Array:
+    """Tokens after the last block, float [B, H, W, 3] -> [B, N, D]; arguments of `__call__`."""
     if image.shape[1:3] != self.image_size:
       raise UserError(
         f"Vit expected images of {self.image_size[0]} x {self.image_size[1]}, but "
@@ -222,8 +229,7 @@ class Vit(nnx.Module):
       x = jnp.concatenate([*self._prefix_tokens(positions, x), x], axis=1)
     if self.pre_norm is not None:
       x = self.pre_norm(x)
-    x = self.stack(x) if rotation is None else self.stack(x, None, rotation)
-    return shard_batch(self._pooled(x))
+    return self.stack(x) if rotation is None else self.stack(x, None, rotation)
 
   def _prefix_tokens(self, positions, x):
     """Yields the class token and the registers, [B, n, D] each."""
@@ -240,8 +246,11 @@ class Vit(nnx.Module):
       self.rotary, self.grid, self.head_dim, reference=self.rotary_grid, prefix=self.prefix
     )
 
-  def _pooled(self, x):
+  def pooled(self, x: jax.Array) -> jax.Array:
     """Tokens, [B, prefix + K, D] -> features [B, D]."""
+    return shard_batch(self._pooled(x))
+
+  def _pooled(self, x):
     if self.pool == "gap" and (self.norm is None or self.norm_after_pool):
       x = x[:, self.prefix :].mean(axis=1)
       return x if self.norm is None else self.norm(x)

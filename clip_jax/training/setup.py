@@ -98,6 +98,7 @@ def build_setup(config: ConfigDict, *, mesh: jax.sharding.Mesh | None = None) ->
       or resolve_dtype(getattr(config.model[name], "dtype", "float32"))
       for name in ("image", "text")
     }
+  check_selection(learner.objective, data.batch_size, mesh, training.microbatches)
   check_inputs(learner.objective, data.views.outputs, config.augment)
   learner_lib.check_tokens(learner.model.text, data.views.tokenizer)
   check_preprocess(data.views, learner.model)
@@ -174,6 +175,21 @@ def make_optimizer(config: ConfigDict, learner: learner_lib.Learner, total_steps
   # Patterns are checked, and become factors of the learning rate, when a state is made.
   jax.eval_shape(optimizer.init, learner_lib.split_state(learner)[1])
   return with_bounds(optimizer, learner_lib.param_bounds(learner))
+
+
+def check_selection(
+  objective: Any, batch_size: int, mesh: jax.sharding.Mesh, microbatches: int
+) -> None:
+  """Raises `UserError` unless the rows that an objective selects can be divided as a batch is."""
+  if not hasattr(objective, "select"):
+    return
+  rows, devices = objective.selected_rows(batch_size), mesh_lib.batch_shards(mesh)
+  if rows % (devices * microbatches):
+    raise UserError(
+      f"The objective selects {rows} of the {batch_size} rows of a batch, which {devices} devices "
+      f"x {microbatches} microbatches do not divide. Set --config.objective.fraction or "
+      "--config.data.batch_size so that they do."
+    )
 
 
 def check_average(training: Training, optimizer: Any) -> bool:

@@ -65,12 +65,22 @@ def make_gradients(
     constant = lambda new, old: old if new is old else lax.stop_gradient(new)
     return jax.tree.map(constant, split_state(learner)[2], stats), jax.tree.map(shard_batch, z)
 
+  def selected(state, batch, keys):
+    """Returns the rows that the objective selects from a batch, and their keys."""
+    with jax.named_scope("selection"):
+      _, z = grad_cache(embed, microbatches)(state.params, state.stats, batch, keys)
+      objective = nnx.merge(graphdef, state.params, state.stats).objective
+      rows = objective.select(z, jax.random.fold_in(keys[0], zlib.crc32(b"selection")))
+      return {name: shard_batch(x[rows]) for name, x in batch.items()}, keys[rows]
+
   def gradients(state, batch):
     trained, held = split_frozen(state.params, frozen)
+    keys = example_keys(seed, state.step, batch_size_of(batch))
+    if hasattr(nnx.merge(graphdef, state.params, state.stats).objective, "select"):
+      batch, keys = selected(state, batch, keys)
 
     def loss_fn(trained):
       params = join_frozen(trained, held)
-      keys = example_keys(seed, state.step, batch_size_of(batch))
       stats, z = grad_cache(embed, microbatches, policy)(params, state.stats, batch, keys)
       learner = nnx.merge(graphdef, params, stats)
       with jax.named_scope("loss"):

@@ -12,11 +12,13 @@ from clip_jax.costs.model_compute import count_compute
 from clip_jax.model.learner import param_bounds, split_state
 from clip_jax.model.two_towers import l2_normalize
 from clip_jax.objectives.caption_groups import row_hashes
+from clip_jax.objectives.captioner import Captioner
 from clip_jax.objectives.clip import Clip
 from clip_jax.objectives.flip import flip
 from clip_jax.objectives.global_clip import GlobalClip
 from clip_jax.objectives.matryoshka import Matryoshka
 from clip_jax.objectives.nuclr import Nuclr
+from clip_jax.objectives.selected import Selected
 from clip_jax.objectives.siglip import Siglip
 from clip_jax.objectives.slip import Slip
 from clip_jax.objectives.words import Words
@@ -30,14 +32,18 @@ from tiny import LENGTH, SIZE, VOCABULARY, batch, image_tower, largest_differenc
 
 SMALL = dict(projection_hidden_dim=32, outputs=16, dtype="float32")
 OBJECTIVES = {
+  "captioner-of-words": call(
+    Captioner, pairs=call(Words, dtype="float32"), depth=1, parallel=0.5, dtype="float32"
+  ),
   "clip": call(Clip),
   "flip-grouped-blockwise": call(flip, chunk_size=4, same_caption="ignore"),
   "global": call(GlobalClip, version="v3", gamma=0.5, gamma_decay_epochs=1.0, examples=40),
   "global-own-temperatures-grouped-blockwise": call(
     GlobalClip, version="v2", chunk_size=4, same_caption="ignore", keep_patches=0.75, examples=40
   ),
-  "matryoshka": call(Matryoshka, dims=(8,), weights=(0.5,)),
   "nuclr": call(Nuclr, examples=40, temperature=0.1, popularity_start_epochs=0.0, chunk_size=4),
+  "matryoshka": call(Matryoshka, dims=(8,), weights=(0.5,)),
+  "selected": call(Selected, fraction=0.5, chunks=2, score="hard"),
   "siglip": call(Siglip),
   "words": call(Words, chunk_size=4, dtype="float32"),
   "siglip-masked-grouped-blockwise": call(
@@ -97,7 +103,9 @@ SLOW = (
   "slip-masked-blockwise",
   "words",
   "matryoshka",
+  "captioner-of-words",
   "nuclr",
+  "selected",
 )
 NAMES = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in OBJECTIVES]
 
