@@ -189,16 +189,16 @@ def test_the_model_fingerprint_depends_on_the_parameters():
   assert model_fingerprint(embedder(seed=1).model) != model_fingerprint(EMBEDDER.model)
 
 
-def test_progress_estimates_the_time_left(monkeypatch):
-  now = [0.0]
-  monkeypatch.setattr("time.monotonic", lambda: now[0])
-  said = []
-  progress = Progress(1000, said.append, "records")
+def test_progress_estimates_the_time_left():
+  now, said = [0.0], []
+  progress = Progress(1000, said.append, "records", clock=lambda: now[0])
   for _ in range(10):
     now[0] += 4
     progress.add(100, 1)
-  assert said[0] == "300/1,000 records  30%  25 records/s  time left 28 s  damaged 3"
-  assert said[-1] == "1,000/1,000 records  100%  25 records/s  damaged 10" and len(said) == 4
+  assert said[0] == "300/1,000 records  30%  25 records/s  damaged 3  time left 28 s"
+  assert (
+    said[-1] == "1,000/1,000 records  100%  25 records/s  damaged 10  took 40 s" and len(said) == 4
+  )
 
 
 def test_scores_of_another_task_are_not_overwritten(tmp_path):

@@ -101,8 +101,8 @@ def _unnormalised(image, cell, orientations):
   strength = jnp.hypot(along, down)
   near = lambda bin: jax.nn.relu(1 - jnp.abs(turn - bin))
   shares = [near(0) + near(orientations), *(near(bin) for bin in range(1, orientations))]
-  return jnp.stack(
-    [_cell_means((strength * share)[..., None], cell)[..., 0] for share in shares], axis=-1
+  return jnp.concatenate(
+    [_cell_means((strength * share)[..., None], cell) for share in shares], axis=-1
   )
 
 

@@ -41,7 +41,7 @@ def check_that_differences_are_found(straight, copy, monkeypatch):
     check_alike(copy, straight)
   (copy / ".trainer.lock.tmp").unlink()
   events = next((copy / "tensorboard").iterdir())
-  events.write_bytes(events.read_bytes()[:-9])
+  events.write_bytes(events.read_bytes()[:200])
   with pytest.raises(AssertionError, match="tensorboard lacks"):
     check_alike(copy, straight)
   real, name = commands.arrays, "params/model/image/embedding/kernel"

@@ -125,7 +125,7 @@ def test_a_config_may_only_call_trusted_modules(tmp_path):
 def test_goldens_are_small():
   size = lambda folder: sum(p.stat().st_size for p in folder.rglob("*"))
   runs = FOLDER / "clip_jax"
-  assert size(FOLDER) - size(runs) < 3_000_000
+  assert size(FOLDER) - size(runs) < 5_000_000
   assert all(size(run) < 2_000_000 for run in runs.iterdir())
   assert all(
     np.isfinite(dict(np.load(outputs))["z_image"]).all() for _, outputs in GOLDENS.values()

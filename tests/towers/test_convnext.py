@@ -65,7 +65,9 @@ def test_layer_scale_starts_small():
 
 def test_feature_maps_are_not_gathered():
   block, mesh = (
-    randomised(lambda rngs: ConvNextBlock(32, 1.0, activation="gelu", dtype="float32", rngs=rngs)),
+    randomised(
+      lambda rngs: ConvNextBlock(32, 1.0, 1e-6, activation="gelu", dtype="float32", rngs=rngs)
+    ),
     mesh_lib.make_mesh(2, 4),
   )
   loss = lambda block, x: jnp.sin(block(x)).sum()

@@ -15,6 +15,7 @@ from clip_jax.data.resize_then_crop import ResizeThenCrop
 from clip_jax.data.sources.openclipart import OpenClipart
 from clip_jax.errors import UserError
 from clip_jax.inference.loading import describe
+from clip_jax.pretrained.tuning_view import tuning_view
 from clip_jax.training.setup import build_setup
 from golden_checkpoints import FOLDER, GOLDENS, TEXTS, load_golden
 
@@ -88,8 +89,7 @@ assert not xla_bridge._backends
 def test_padded_images_are_trained_on_as_they_are_evaluated():
   start = describe(GOLDENS["open_clip_siglip"][0])
   start.preprocess.resize_mode = "longest"
-  image_view = load_function(str(CONFIG), "image_view")
-  assert image_view(start).crop == start.preprocess
+  assert tuning_view(start).crop == start.preprocess
 
 
 def test_preprocessing_of_another_size_is_refused():
