@@ -167,7 +167,7 @@ def test_sigterm_saves_and_exits_with_the_preemption_code(unbroken, tmp_path):
       ("--config=configs/quikstart.py",),
       "no config file configs/quikstart.py. Did you mean configs/quickstart.py?",
     ),
-    (("--config=nowhere/x.py",), "Configs that come with the package: benchmark, clip,"),
+    (("--config=nowhere/x.py",), "Configs that come with the package: benchmark, captioner, clip,"),
     ((f"--config={CONFIG}",), "Set --workdir=DIR"),
     (
       ("--config=configs/study/shapes.py", "--workdir=x"),
