@@ -32,7 +32,7 @@ HELP = """Exports a model to a format that other libraries load.
 
 Next to the model there is a model card, README.md, with its data, training, metrics of the last
 step and licences, and training_config.json with every value of the config, without the names of
-folders. For big_vision, the card is FILE.md.
+folders. For big_vision, the card is FILE.md. A README.md that export did not write is kept.
 
 Weights are written in float32, and embeddings match the original model's to 1e-4, or to bfloat16
 precision if the original computes in bfloat16. --format=clip_jax writes float16; cosine
@@ -90,8 +90,9 @@ def main(arguments: list[str]) -> int:
   if flags.push:
     hub.check_push(flags.push)
   trust = tuple(filter(None, (flags.trust or "").split(",")))
+  described = describe(where, trust=trust)
   write = {
-    "clip_jax": lambda saved, out: packaged.write(describe(where, trust=trust), saved, out),
+    "clip_jax": lambda saved, out: packaged.write(described, saved, out),
     "open_clip": open_clip.write,
     "huggingface": hugging_face.write,
     "big_vision": big_vision.write,
@@ -101,14 +102,13 @@ def main(arguments: list[str]) -> int:
   out, saved = Path(flags.out), load_bundle(where, trust=trust)
   before = _files(out)
   write(saved, out)
-  origin = _origin(where, describe(where, trust=trust).config, flags.licence or "")
-  if flags.format == "big_vision":
-    from clip_jax.files import write_atomically
-
-    write_atomically(out.with_suffix(".md"), model_card.card(saved, flags.format, out.name, origin))
-  else:
-    model_card.write(saved, flags.format, out, origin)
+  origin = _origin(where, described.config, flags.licence or "")
+  kept = model_card.write(saved, flags.format, out, origin)
   print(f"Wrote {where} to {flags.out} in {flags.format} format.")
+  if kept:
+    print(f"{kept} is not a card that export wrote, so it is kept. Remove it to get a card.")
+  if saved.decoder is not None:
+    print("The text decoder is not part of an export: captions need the workdir of the run.")
   if flags.push:
     mine = [name for name, state in _files(out).items() if before.get(name) != state]
     print(f"Uploaded to {hub.push(out, mine, flags.push, public=flags.public)}.")
@@ -129,13 +129,13 @@ def _origin(where: str, config: "ConfigDict | None", licence: str) -> "Origin":
   from pathlib import Path
 
   import clip_jax
+  from clip_jax.cli.version import commit
   from clip_jax.pretrained import run_checkpoint
   from clip_jax.pretrained.model_card import Origin
-  from clip_jax.study.run_result import commit
   from clip_jax.training.history import Record
   from clip_jax.training.metrics import evaluation_metrics
 
-  version = f"clip_jax {clip_jax.__version__}" + (f" at commit {c}" if (c := commit()) else "")
+  version = clip_jax.__version__ + (f" at commit {c}" if (c := commit()) else "")
   if config is None:
     return Origin(where, None, 0, 0, {}, version, licence)
   workdir = Path(where)

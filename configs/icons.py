@@ -16,9 +16,8 @@ histograms of gradients gets 62.4%.
 
 The image tower has no learned filters: histograms of oriented gradients at two scales, then a
 hidden layer. So it costs little per icon, and the icons are seen three times. Icons with the same
-caption in a batch are positives of each other, because many sets share names. Redrawing icons in
-other styles helps most with sets never seen: in a trial, 66.0% after 500 of 600 steps with an early
-form of it, and 63.5% after 1,250 of 2,500 steps without.
+caption in a batch are positives of each other, because many sets share names. `Redraw`
+changes the style of icons, because sets never seen have other styles.
 
 Source: configs/openclipart.py (text tower, hidden layer and batch size).
 Not specified there, chosen here: two scales of histograms instead of a ResNet next to one,

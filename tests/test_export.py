@@ -128,6 +128,23 @@ def test_an_export_has_a_model_card_and_the_config(run, tmp_path):
   assert "- weights: cc-by-4.0" in card
 
 
+def test_a_readme_of_somebody_else_is_kept_and_a_card_is_replaced(tmp_path):
+  saved = load_bundle(GOLDENS["huggingface_clip"][0])
+  card, notes = tmp_path / "README.md", "# My notes\n"
+  card.write_text(notes)
+  origin = model_card.Origin("owl", None, 0, 0, {}, "0")
+  assert model_card.write(saved, "onnx", tmp_path, origin) == card
+  assert card.read_text() == notes
+  card.unlink()
+  for name in ("owl", "eagle"):
+    origin = model_card.Origin(name, None, 0, 0, {}, "0")
+    assert model_card.write(saved, "onnx", tmp_path, origin) is None
+    assert f"# {name}" in card.read_text()
+  (tmp_path / "m.npz").touch()
+  (tmp_path / "m.md").write_text(notes)
+  assert model_card.write(saved, "big_vision", tmp_path / "m.npz", origin) == tmp_path / "m.md"
+
+
 def test_the_card_states_metrics_and_licences_and_no_folders(tmp_path):
   data = tmp_path / "secret" / "records"
   data.mkdir(parents=True)
@@ -140,9 +157,13 @@ def test_the_card_states_metrics_and_licences_and_no_folders(tmp_path):
     }
   )
   metrics = {"retrieval/text_to_image_r10": 12.345}
-  origin = model_card.Origin("/home/me/runs/owl", config, 5, 20, metrics, "clip_jax 0 at abc")
+  origin = model_card.Origin("/home/me/runs/owl", config, 5, 20, metrics, "0 at abc")
   card = model_card.card(load_bundle(GOLDENS["huggingface_clip"][0]), "onnx", "out", origin)
-  assert "# owl" in card and "at abc" in card and "ArrayRecord(path='records')" in card
+  assert (
+    "# owl" in card
+    and "exported by clip_jax 0 at abc" in card
+    and "ArrayRecord(path='records')" in card
+  )
   assert "| retrieval/text_to_image_r10 | 12.35 |" in card or "| 12.34 |" in card
   assert "records: 3, source: me" in card and "- training data: CC0" in card
   assert "secret" not in card and "/home" not in card and "weights: not stated" in card

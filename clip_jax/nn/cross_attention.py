@@ -3,9 +3,10 @@
 from flax import nnx
 import jax
 
+from clip_jax.nn.attention import check_heads
 from clip_jax.nn.layers import LayerNorm, Linear, Mlp, glorot
 from clip_jax.nn.remat import remat
-from clip_jax.nn.transformer import Attention, check_heads
+from clip_jax.nn.transformer import Attention
 from clip_jax.parallel.placement import shard_batch
 
 

@@ -18,6 +18,7 @@ from clip_jax.files import write_atomically
 from clip_jax.pretrained.model_bundle import ModelBundle, complete_spec, part_name, preprocessing
 
 CARD, CONFIG = "README.md", "training_config.json"
+_MARK = "exported by clip_jax "  # In every card, which a later export may replace.
 # What an exported model is loaded with, and a program that does so; {} is the folder.
 _LIBRARIES = {
   "open_clip": (
@@ -58,7 +59,7 @@ class Origin:
     step: number of training steps; 0 if unknown.
     samples: number of examples seen in training; 0 if unknown.
     metrics: evaluations of the last step, as "evaluator/metric".
-    version: version and commit of clip_jax that exported the model.
+    version: version and commit, as "0.1.0 at commit abc", of the clip_jax that exported the model.
     licence: licence of the weights, as the user states it; "" if not stated.
   """
 
@@ -71,11 +72,23 @@ class Origin:
   licence: str = ""
 
 
-def write(saved: ModelBundle, form: str, folder: Path, origin: Origin) -> None:
-  """Writes README.md, and training_config.json if there is a config, to the folder of an export."""
-  write_atomically(folder / CARD, card(saved, form, folder.name, origin))
-  if origin.config is not None:
-    write_atomically(folder / CONFIG, to_json(without_folders(origin.config)) + "\n")
+def write(saved: ModelBundle, form: str, out: Path, origin: Origin) -> Path | None:
+  """Writes the card of an export, and training_config.json if there is a config and a folder.
+
+  Args:
+    saved, form, origin: as for `card`.
+    out: the folder of the export, which gets README.md; or a file, which gets a card next to it.
+
+  Returns:
+    The path of a file that somebody else wrote in the place of the card, and that was kept.
+  """
+  path = out / CARD if out.is_dir() else out.with_suffix(".md")
+  foreign = path.exists() and _MARK not in path.read_text("utf-8", "replace")
+  if not foreign:
+    write_atomically(path, card(saved, form, out.name, origin))
+  if origin.config is not None and out.is_dir():
+    write_atomically(out / CONFIG, to_json(without_folders(origin.config)) + "\n")
+  return path if foreign else None
 
 
 def card(saved: ModelBundle, form: str, folder: str, origin: Origin) -> str:
@@ -92,7 +105,7 @@ def card(saved: ModelBundle, form: str, folder: str, origin: Origin) -> str:
   parts = [
     _front_matter(library, origin.licence),
     f"# {PurePosixPath(origin.name).name}\n\nA model that compares images and texts (CLIP), "
-    f"exported by {origin.version}.",
+    f"{_MARK}{origin.version}.",
     f"## Use\n\n```python\n{program.replace('{}', location)}\n```\n\n{_inputs(saved, form)}",
     f"## Model\n\n{_model(saved)}",
     f"## Training data\n\n{_data(origin)}",

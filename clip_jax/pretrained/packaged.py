@@ -22,7 +22,7 @@ from clip_jax.data.untrusted import MAX_JSON, read_json, read_regular
 from clip_jax.errors import UserError
 from clip_jax.files import write_atomically
 from clip_jax.model.learner import split_state
-from clip_jax.model.transfer import check_same_arrays
+from clip_jax.model.transfer import METHODS, check_same_arrays
 from clip_jax.parallel.tree_paths import leaves_by_name, path_name
 from clip_jax.pretrained import model_bundle, safetensors_file
 from clip_jax.pretrained.model_bundle import Description, ModelBundle, abstract_model
@@ -33,7 +33,15 @@ _FORMAT = 1
 _ADVICE = "Export the model again."
 # Type hints of the fields of the config.
 _FIELDS: dict[str, Any] = dict(
-  format=int, model=dict, preprocess=dict, tokenizer=dict, files=list, scale=float, bias=float
+  format=int,
+  model=dict,
+  preprocess=dict,
+  tokenizer=dict,
+  files=list,
+  scale=float,
+  bias=float,
+  biased=bool,
+  position_method=str,
 )
 
 
@@ -77,6 +85,8 @@ def write(described: Description, saved: ModelBundle, folder: Path) -> None:
     "files": files,
     "scale": saved.scale,
     "bias": saved.bias,
+    "biased": described.biased,
+    "position_method": described.position_method,
   }
   safetensors_file.write(folder / WEIGHTS, arrays)
   model_bundle.save_json(folder / CONFIG, content)
@@ -90,7 +100,11 @@ def describe(folder: Path, trust: tuple[str, ...] = ()) -> Description:
   """
   content, spec = _content(folder, trust)
   return Description(
-    spec.model, spec.preprocess, spec.tokenizer, content["bias"] != 0, "bilinear", None
+    spec.model,
+    spec.preprocess,
+    spec.tokenizer,
+    content["biased"],
+    content["position_method"],
   )
 
 
@@ -121,6 +135,7 @@ def read(folder: Path, trust: tuple[str, ...] = ()) -> ModelBundle:
     content["bias"],
     build(spec.preprocess),
     build(spec.tokenizer),
+    content["position_method"],
   )
 
 
@@ -145,6 +160,10 @@ def _content(folder, trust):
   content |= {name: float(content[name]) for name in ("scale", "bias")}
   if not (0 < content["scale"] < math.inf and math.isfinite(content["bias"])):
     raise UserError(f"{folder / CONFIG}: scale or bias is out of range. {_ADVICE}")
+  if content["position_method"] not in METHODS:
+    raise UserError(
+      f"{folder / CONFIG}: position_method is not one of {', '.join(METHODS)}. {_ADVICE}"
+    )
   files = content["files"]
   if not all(isinstance(name, str) and Path(name).name == name for name in files):
     raise UserError(f"{folder / CONFIG}: files must be names in the same folder. {_ADVICE}")

@@ -196,7 +196,7 @@ def adapted(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def names(name: str, arrays: dict) -> list[Name]:
   """Returns the name table of a timm model and the projection after it."""
   if _CONVNEXT.fullmatch(name):
-    rows = _convnext_names(arrays)
+    rows = _convnext_names()
   elif _VITAMIN.fullmatch(name):
     rows = _vitamin_names(arrays)
   else:
@@ -270,8 +270,7 @@ MAP_HEAD = [
 ]
 
 
-def _convnext_names(arrays):
-  del arrays
+def _convnext_names():
   rows = [
     *linear("stem.0", "stem", patch),
     *layer_norm("stem.1", "stem_norm"),

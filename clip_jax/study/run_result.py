@@ -6,13 +6,13 @@ import json
 import os
 from pathlib import Path
 import signal
-import subprocess
 import sys
 import threading
 import time
 from typing import Any
 
 import clip_jax
+from clip_jax.cli.version import commit
 from clip_jax.costs.model_compute import FLOPS
 from clip_jax.errors import UserError
 from clip_jax.files import write_atomically
@@ -149,21 +149,6 @@ def _clock(path):
       f"{path} is damaged: {type(error).__name__}: {error}. Remove it to count the time of the run "
       "from now on."
     ) from error
-
-
-def commit() -> str:
-  """Short hash of the checked-out commit; empty if the package is not in a git checkout."""
-  try:
-    return subprocess.run(
-      ["git", "rev-parse", "--short", "HEAD"],
-      text=True,
-      timeout=10,
-      cwd=Path(__file__).parent,
-      capture_output=True,
-      check=True,
-    ).stdout.strip()
-  except (OSError, subprocess.SubprocessError):
-    return ""
 
 
 def _rounded(value):

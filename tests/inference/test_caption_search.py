@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import clip_jax
+from clip_jax import export
 from clip_jax.config import call
 from clip_jax.data.tokenizer import ClipBpe, SentencePiece
 from clip_jax.errors import UserError
@@ -114,7 +115,7 @@ def test_few_beams_match_a_search_over_lists_and_one_is_greedy(search, chances, 
 
 
 @pytest.mark.slow
-def test_a_loaded_run_writes_the_captions_that_the_trained_decoder_prefers(tmp_path):
+def test_a_loaded_run_writes_the_captions_that_the_trained_decoder_prefers(tmp_path, capsys):
   config = get_config("4")
   config.evaluators = config.final_evaluators = {}
   config.objective = call(Captioner, pairs=config.objective, depth=1, dtype="float32")
@@ -131,6 +132,8 @@ def test_a_loaded_run_writes_the_captions_that_the_trained_decoder_prefers(tmp_p
     state = checkpoints.restore(setup.state)
   trained = evaluations.embedder(setup, state)
   assert trained.caption(images) == written[1]
+  export.main([f"--model={tmp_path}", "--format=clip_jax", f"--out={tmp_path / 'out'}"])
+  assert "The text decoder is not part of an export" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

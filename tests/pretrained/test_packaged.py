@@ -17,6 +17,7 @@ from clip_jax.inference.loading import describe, load_bundle
 from clip_jax.parallel.tree_paths import leaves_by_name
 from clip_jax.pretrained import packaged
 
+GOLDEN_SIGLIP = Path(__file__).parents[1] / "golden/open_clip_siglip"
 TEXTS = ["a dog", "flag of France", "two cats on a mat"]
 
 GOLDENS = sorted((Path(__file__).parents[1] / "golden/clip_jax").iterdir())
@@ -70,6 +71,18 @@ def test_the_tokenizer_goes_along_and_the_folder_can_move(folder, tmp_path):
   np.testing.assert_array_equal(load_bundle(moved).tokenizer(TEXTS), expected)
 
 
+def test_what_the_arrays_do_not_show_is_kept(tmp_path):
+  """SigLIP's objective, also if its bias is 0, and how the other library resamples positions."""
+  start = GOLDEN_SIGLIP
+  described, saved = describe(start), load_bundle(start)
+  saved.bias = 0.0
+  packaged.write(described, saved, tmp_path / "model")
+  found = describe(tmp_path / "model")
+  assert described.biased and found.biased
+  assert found.position_method == described.position_method == "bicubic"
+  assert load_bundle(tmp_path / "model").position_method == "bicubic"
+
+
 def changed(folder, **changes):
   content = json.loads((folder / packaged.CONFIG).read_text())
   (folder / packaged.CONFIG).write_text(json.dumps(content | changes))
@@ -81,6 +94,8 @@ def changed(folder, **changes):
     ({"format": 2}, "has format 2, but this version reads format 1"),
     ({"scale": -1.0}, "scale or bias is out of range"),
     ({"scale": "1"}, "scale is '1'; expected a number"),
+    ({"position_method": "nearest"}, "position_method is not one of bilinear"),
+    ({"biased": 1}, "biased is 1; expected"),
     ({"files": ["../secret"]}, "files must be names in the same folder"),
     ({"model": {"fn": "os:system"}}, "os"),
     ({"tokenizer": {"fn": "builtins:open"}}, "builtins"),
