@@ -6,6 +6,7 @@ import re
 import setuptools
 
 here = Path(__file__).parent
+REPOSITORY = "https://github.com/OWNER/clip_jax"  # With an owner, the notebook needs a badge.
 EXTRAS = {
   "tpu": ["jax[tpu]"],
   "cuda": ["jax[cuda13]"],

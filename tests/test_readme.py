@@ -25,7 +25,7 @@ GUIDES = [page for page in PAGES if page.values[0].parent in (ROOT, ROOT / "docs
 # Values to substitute for the pages' placeholder F.
 PLACEHOLDERS = {"--config": "configs/quickstart.py", "--grid": "configs/study/shapes.py"}
 PAGES_WITH_CALLS = ("README.md", "docs/training.md", "docs/data.md", "docs/weights.md")
-REPOSITORY = "https://github.com/OWNER/clip_jax"
+REPOSITORY = re.search(r'^REPOSITORY = "(.+?)"', (ROOT / "setup.py").read_text(), re.M)[1]
 MODEL = ROOT / "tests/golden/clip_jax/0.1.0/open_clip"  # For the placeholder MODEL of a config.
 
 
