@@ -22,12 +22,12 @@ OF_OTHER = re.compile(r"(?:clip-jax |clip_jax\.|`|run |use )(\w+)(?: \w+)? [^.;]
 # Strings that are no messages: arguments of other programs and of this package's own processes.
 ARGUMENTS = {
   "cli/flags.py": {"name"},
+  "cli/version.py": {"short"},
   "data/sources/tfds.py": {
     *("data_dir", "dataset_version_dir", "file_format", "out_dir", "out_file_format")
   },
   "init/__main__.py": {"format"},
   "init/survey.py": {"caption_files"},
-  "study/run_result.py": {"short"},
   "study/runner.py": {"fingerprint", "format", "name", "query-gpu"},
   "__main__.py": {"help", "version"},
 }
